@@ -1,0 +1,356 @@
+//! The weight seam: what an adapter is, and the set of named adapters that rides on a parameter.
+//!
+//! Burn's `Param` has one slot for a [`Reparameterization`]. An [`AdapterSet`] takes it. A layer that knows nothing of
+//! adapters reads `weight.val()` and gets the composed dense weight; a layer of ours calls [`crate::seam`] and gets
+//! the factored form, without a dense update and without a dense gradient.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Reparameterization,
+};
+use burn::tensor::{Device, Int, Tensor};
+
+use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
+use crate::seam::{EmbeddingBelow, LinearBelow};
+use crate::site::Site;
+use crate::slots;
+
+/// One adapter on one parameter: the trait that a method implements.
+///
+/// Field names are the keys of `adapter_model.safetensors` and tensors have the file's shapes, so a method gets its
+/// files without writing any code for them: a field `lora_A: Factor` with a field `weight` is stored as
+/// `<module>.lora_A.weight`. Fields that are bare tensors are constants: moved, but neither trained nor saved.
+pub trait Adapter: Module + Sync + 'static {
+    /// What the parameter becomes.
+    ///
+    /// `weight` is what earlier active adapters have made of it, `base` the frozen parameter itself; both lie as
+    /// [`Site::kind`] says. With one active adapter they are the same tensor.
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D>;
+
+    /// What the bias of the layer becomes. Unchanged for most methods.
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        bias
+    }
+
+    /// Whether [`bias`](Adapter::bias) changes anything, so that merging must fold it.
+    fn touches_bias(&self) -> bool {
+        false
+    }
+
+    /// What the layer `y = x W + b` computes, `[rows, in]` to `[rows, out]`.
+    ///
+    /// The default goes through the dense [`weight`](Adapter::weight). A method with a cheaper form calls
+    /// `below.forward(input)` and adds to it.
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        let weight = self.weight(below.weight(), below.base(), below.site());
+        below.apply(input, weight, below.bias().map(|it| self.bias(it)))
+    }
+
+    /// What looking up rows gives, `[batch, seq]` to `[batch, seq, d_model]`.
+    fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
+        let weight = self.weight(below.weight(), below.base(), below.site());
+        below.look_up(ids, weight)
+    }
+
+    /// Key of a parameter in the adapter file, without the `base_model.model.` prefix.
+    fn file_key(&self, site: &Site, field: &str) -> String {
+        if site.module.is_empty() { field.to_owned() } else { format!("{}.{field}", site.module) }
+    }
+}
+
+/// An adapter of any method.
+#[derive(Debug)]
+pub struct AnyAdapter(Box<dyn DynAdapter>);
+
+impl AnyAdapter {
+    /// Forgets the type.
+    pub fn new<A: Adapter>(adapter: A) -> Self {
+        Self(Box::new(Typed(adapter)))
+    }
+
+    /// Remembers the type.
+    pub fn downcast_ref<A: Adapter>(&self) -> Option<&A> {
+        self.0.as_any().downcast_ref::<Typed<A>>().map(|it| &it.0)
+    }
+
+    pub(crate) fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+        self.0.weight(Ranked::new(D, weight), base, site).get()
+    }
+
+    pub(crate) fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        self.0.bias(bias)
+    }
+
+    pub(crate) fn touches_bias(&self) -> bool {
+        self.0.touches_bias()
+    }
+
+    pub(crate) fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        self.0.linear(input, below)
+    }
+
+    pub(crate) fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
+        self.0.embedding(ids, below)
+    }
+
+    pub(crate) fn file_key(&self, site: &Site, field: &str) -> String {
+        self.0.file_key(site, field)
+    }
+}
+
+impl Clone for AnyAdapter {
+    fn clone(&self) -> Self {
+        Self(self.0.clone_dyn())
+    }
+}
+
+impl ModuleDisplayDefault for AnyAdapter {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.optional()
+    }
+}
+
+impl ModuleDisplay for AnyAdapter {}
+
+impl Module for AnyAdapter {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.0.collect_devices(devices)
+    }
+    fn fork(self, device: &Device) -> Self {
+        Self(self.0.fork(device))
+    }
+    fn to_device(self, device: &Device) -> Self {
+        Self(self.0.to_device(device))
+    }
+    fn train(self) -> Self {
+        Self(self.0.train())
+    }
+    fn valid(&self) -> Self {
+        Self(self.0.valid())
+    }
+    fn materialize(self) -> Self {
+        self
+    }
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.0.visit(&mut Restore(visitor));
+    }
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        Self(self.0.map(&mut Restore(mapper)))
+    }
+}
+
+/// The object-safe side of [`Adapter`].
+trait DynAdapter: Debug + Send + Sync {
+    fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked;
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1>;
+    fn touches_bias(&self) -> bool;
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2>;
+    fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3>;
+    fn file_key(&self, site: &Site, field: &str) -> String;
+    fn visit(&self, visitor: &mut dyn ErasedVisitor);
+    fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
+    fn collect_devices(&self, devices: Devices) -> Devices;
+    fn fork(self: Box<Self>, device: &Device) -> Box<dyn DynAdapter>;
+    fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynAdapter>;
+    fn train(self: Box<Self>) -> Box<dyn DynAdapter>;
+    fn valid(&self) -> Box<dyn DynAdapter>;
+    fn clone_dyn(&self) -> Box<dyn DynAdapter>;
+    fn as_any(&self) -> &dyn Any;
+}
+
+#[derive(Debug)]
+struct Typed<A>(A);
+
+impl<A: Adapter> DynAdapter for Typed<A> {
+    fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked {
+        with_rank!(weight.rank, D => {
+            let base = base.downcast_ref::<Tensor<D>>().expect("base and weight have one rank");
+            Ranked::new(D, self.0.weight::<D>(weight.get(), base, site))
+        })
+    }
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        self.0.bias(bias)
+    }
+    fn touches_bias(&self) -> bool {
+        self.0.touches_bias()
+    }
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        self.0.linear(input, below)
+    }
+    fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
+        self.0.embedding(ids, below)
+    }
+    fn file_key(&self, site: &Site, field: &str) -> String {
+        self.0.file_key(site, field)
+    }
+    fn visit(&self, visitor: &mut dyn ErasedVisitor) {
+        self.0.visit(&mut Erase(visitor));
+    }
+    fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.map(&mut Erase(mapper))))
+    }
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.0.collect_devices(devices)
+    }
+    fn fork(self: Box<Self>, device: &Device) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.fork(device)))
+    }
+    fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.to_device(device)))
+    }
+    fn train(self: Box<Self>) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.train()))
+    }
+    fn valid(&self) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.valid()))
+    }
+    fn clone_dyn(&self) -> Box<dyn DynAdapter> {
+        Box::new(Self(self.0.clone()))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// An adapter and its name.
+#[derive(Debug, Clone)]
+pub struct NamedAdapter {
+    /// The name that the user gave: `default`, `poems`.
+    pub name: String,
+    /// The adapter.
+    pub adapter: AnyAdapter,
+}
+
+/// The adapters of one parameter, whole, and which of them are active.
+#[derive(Debug, Clone)]
+pub struct AdapterSet {
+    site: Arc<Site>,
+    adapters: Vec<NamedAdapter>,
+    active: Vec<String>,
+}
+
+impl AdapterSet {
+    /// A set without adapters: it changes nothing.
+    pub fn new(site: Arc<Site>) -> Self {
+        Self { site, adapters: Vec::new(), active: Vec::new() }
+    }
+
+    /// The parameter that the set rides on.
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    /// All adapters, in the order in which they were added.
+    pub fn adapters(&self) -> &[NamedAdapter] {
+        &self.adapters
+    }
+
+    /// The adapter of a name, if this parameter has it.
+    pub fn get(&self, name: &str) -> Option<&AnyAdapter> {
+        self.adapters.iter().find(|it| it.name == name).map(|it| &it.adapter)
+    }
+
+    /// The set with one adapter more; one of the same name is replaced.
+    pub fn with(mut self, name: &str, adapter: AnyAdapter) -> Self {
+        let named = NamedAdapter { name: name.to_owned(), adapter };
+        match self.adapters.iter_mut().find(|it| it.name == name) {
+            Some(slot) => *slot = named,
+            None => self.adapters.push(named),
+        }
+        self
+    }
+
+    /// The set without an adapter.
+    pub fn without(mut self, name: &str) -> Self {
+        self.adapters.retain(|it| it.name != name);
+        self.active.retain(|it| it != name);
+        self
+    }
+
+    /// The set with another choice of active adapters, applied in this order.
+    pub fn activated(mut self, names: &[String]) -> Self {
+        self.active = names.to_vec();
+        self
+    }
+
+    /// Every adapter changed by a function of its name.
+    pub fn map_adapters(mut self, mut change: impl FnMut(&str, AnyAdapter) -> AnyAdapter) -> Self {
+        self.adapters = self
+            .adapters
+            .into_iter()
+            .map(|it| NamedAdapter { adapter: change(&it.name, it.adapter), name: it.name })
+            .collect();
+        self
+    }
+
+    /// The active adapters that this parameter has, in order of application.
+    pub fn active(&self) -> impl DoubleEndedIterator<Item = &AnyAdapter> {
+        self.active.iter().filter_map(|name| self.get(name))
+    }
+
+    fn map_all(mut self, change: impl Fn(AnyAdapter) -> AnyAdapter) -> Self {
+        self = self.map_adapters(|_, it| change(it));
+        self
+    }
+}
+
+impl Reparameterization for AdapterSet {
+    const NAME: &'static str = "adapters";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        self.active().fold(base.clone(), |weight, adapter| adapter.weight(weight, &base, &self.site))
+    }
+}
+
+impl ModuleDisplayDefault for AdapterSet {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.optional()
+    }
+}
+
+impl ModuleDisplay for AdapterSet {}
+
+impl Module for AdapterSet {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.adapters.iter().fold(devices, |devices, it| it.adapter.collect_devices(devices))
+    }
+    fn fork(self, device: &Device) -> Self {
+        self.map_all(|it| it.fork(device))
+    }
+    fn to_device(self, device: &Device) -> Self {
+        self.map_all(|it| it.to_device(device))
+    }
+    fn train(self) -> Self {
+        self.map_all(Module::train)
+    }
+    fn valid(&self) -> Self {
+        self.clone().map_all(|it| it.valid())
+    }
+    fn materialize(self) -> Self {
+        self
+    }
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if slots::offer(self) {
+            return;
+        }
+        for it in &self.adapters {
+            visitor.enter_module(&it.name, "AdapterSet");
+            it.adapter.visit(visitor);
+            visitor.exit_module(&it.name, "AdapterSet");
+        }
+    }
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        match slots::exchange(self) {
+            Ok(replacement) => replacement,
+            Err(set) => set.map_adapters(|name, adapter| {
+                mapper.enter_module(name, "AdapterSet");
+                let adapter = adapter.map(mapper);
+                mapper.exit_module(name, "AdapterSet");
+                adapter
+            }),
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Safetensors files: whole checkpoints, sharded or not, and single files, read through a memory map and written so
+//! that an interrupted save leaves the old file whole.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, TensorInfo};
+pub use safetensors::Dtype;
+use safetensors::{SafeTensors, View};
+
+use crate::error::{LoadReport, PeftError, Result};
+use crate::site::{PathStack, Site, Sites};
+
+/// One safetensors file, mapped into memory.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header: every tensor must lie inside the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(PeftError::io("read", path))?;
+        // SAFETY: the map is read only. A process that shortens the file while it is mapped could make reads fail with
+        // a signal; writers of this workspace never change a file in place, they rename a new one over it.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(PeftError::io("read", path))?;
+        let reason = |error: safetensors::SafeTensorError| {
+            PeftError::bad_file(path, format!("{error}; the file is truncated or no safetensors file: fetch it again"))
+        };
+        SafeTensors::deserialize(&map).map_err(reason)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(reason)?;
+        Ok(Self { path: path.to_path_buf(), map, data_start: header + size_of::<u64>(), metadata })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All keys, sorted.
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.metadata.tensors().into_keys().collect();
+        keys.sort();
+        keys
+    }
+
+    /// Free text that the writer left in the header.
+    pub fn header(&self) -> &Option<HashMap<String, String>> {
+        self.metadata.metadata()
+    }
+
+    /// Shape of a tensor, if the file has it.
+    pub fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.metadata.info(key).map(|it| it.shape.as_slice())
+    }
+
+    /// Element type of a tensor, if the file has it.
+    pub fn dtype(&self, key: &str) -> Option<Dtype> {
+        self.metadata.info(key).map(|it| it.dtype)
+    }
+
+    /// Bytes that a tensor takes in the file.
+    pub fn bytes(&self, key: &str) -> Option<usize> {
+        self.metadata.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
+    }
+
+    /// A tensor as floats, cast once.
+    pub fn floats(&self, key: &str) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        Ok(TensorData::new(self.cast(key, info, bytes)?, info.shape.clone()))
+    }
+
+    /// A tensor as integers.
+    pub fn integers(&self, key: &str) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        let values: Vec<i64> = match info.dtype {
+            Dtype::I64 => each(bytes, i64::from_le_bytes),
+            Dtype::I32 => each(bytes, |it| i32::from_le_bytes(it).into()),
+            Dtype::U8 | Dtype::BOOL => bytes.iter().map(|it| i64::from(*it)).collect(),
+            other => return Err(self.wrong_dtype(key, other, "I64, I32, U8 or BOOL")),
+        };
+        Ok(TensorData::new(values, info.shape.clone()))
+    }
+
+    fn tensor(&self, key: &str) -> Result<(&TensorInfo, &[u8])> {
+        let info = self.metadata.info(key).ok_or_else(|| {
+            PeftError::bad_file(&self.path, format!("it has no tensor `{key}`; it has {}", self.keys().join(", ")))
+        })?;
+        let (start, end) = info.data_offsets;
+        Ok((info, &self.map[self.data_start + start..self.data_start + end]))
+    }
+
+    fn cast(&self, key: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
+        Ok(match info.dtype {
+            Dtype::F32 => each(bytes, f32::from_le_bytes),
+            Dtype::F16 => each(bytes, |it| f16::from_le_bytes(it).to_f32()),
+            Dtype::BF16 => each(bytes, |it| bf16::from_le_bytes(it).to_f32()),
+            Dtype::F64 => each(bytes, |it| f64::from_le_bytes(it) as f32),
+            Dtype::I64 => each(bytes, |it| i64::from_le_bytes(it) as f32),
+            Dtype::I32 => each(bytes, |it| i32::from_le_bytes(it) as f32),
+            other => return Err(self.wrong_dtype(key, other, "F32, F16, BF16 or F64")),
+        })
+    }
+
+    fn wrong_dtype(&self, key: &str, found: Dtype, wanted: &str) -> PeftError {
+        PeftError::bad_file(&self.path, format!("`{key}` is stored as {found:?}; {wanted} can be read"))
+    }
+}
+
+fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    chunks.iter().map(|chunk| read(*chunk)).collect()
+}
+
+/// File names under which a folder may keep its weights, in order of preference.
+const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+
+/// The weights of a Hugging Face folder: one file, or shards with an index.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<TensorFile>,
+    keys: BTreeMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        if !folder.is_dir() {
+            return Err(PeftError::bad_file(folder, "it is not a folder; give the folder that holds `config.json`"));
+        }
+        for name in WEIGHT_FILES {
+            if folder.join(name).is_file() {
+                return Self::from_files(folder, vec![TensorFile::open(folder.join(name))?], None);
+            }
+            let index = folder.join(format!("{name}.index.json"));
+            if index.is_file() {
+                return Self::open_shards(folder, &index);
+            }
+        }
+        let torch = folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists();
+        let reason = if torch {
+            "it has only `pytorch_model.bin`; save it once from Python with `safe_serialization=True`".to_owned()
+        } else {
+            format!("it has neither `{}` nor an index of shards", WEIGHT_FILES[0])
+        };
+        Err(PeftError::bad_file(folder, reason))
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = fs::read_to_string(index).map_err(PeftError::io("read", index))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(index, error))?;
+        let mut names: Vec<&String> = parsed.weight_map.values().collect();
+        names.sort();
+        names.dedup();
+        let absent: Vec<&str> = names.iter().filter(|it| !folder.join(it).is_file()).map(|it| it.as_str()).collect();
+        if !absent.is_empty() {
+            let reason = format!("it lists shards that are not there: {}; fetch them", absent.join(", "));
+            return Err(PeftError::bad_file(index, reason));
+        }
+        let files = names.iter().map(|it| TensorFile::open(folder.join(it))).collect::<Result<Vec<_>>>()?;
+        Self::from_files(folder, files, Some((index, &parsed.weight_map)))
+    }
+
+    fn from_files(
+        folder: &Path,
+        files: Vec<TensorFile>,
+        index: Option<(&Path, &BTreeMap<String, String>)>,
+    ) -> Result<Self> {
+        let mut keys = BTreeMap::new();
+        for (at, file) in files.iter().enumerate() {
+            keys.extend(file.keys().into_iter().map(|key| (key, at)));
+        }
+        if let Some((path, listed)) = index
+            && let Some((key, shard)) = listed.iter().find(|(key, _)| !keys.contains_key(*key))
+        {
+            return Err(PeftError::bad_file(path, format!("it lists `{key}` in {shard}, which does not hold it")));
+        }
+        Ok(Self { folder: folder.to_path_buf(), files, keys })
+    }
+
+    /// All keys of all files, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
+    /// Whether some file holds the key.
+    pub fn contains(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// The file that holds a key.
+    pub fn file(&self, key: &str) -> Option<&TensorFile> {
+        self.keys.get(key).map(|at| &self.files[*at])
+    }
+
+    /// Fills the parameters of a model.
+    ///
+    /// A model and its checkpoint may differ by the prefix of the base model (`transformer.`, `bert.`, `model.`) in
+    /// either direction. Parameters of `optional` modules, such as a new classifier, keep their starting values if the
+    /// checkpoint lacks them; everything else must be there. Returns what was optional and absent, and what the
+    /// checkpoint holds beyond the model, as heads for another task.
+    pub fn load<M: Module>(&self, model: M, base_prefix: &str, optional: &[&str]) -> Result<(M, LoadReport)> {
+        let sites = Sites::of(&model);
+        let mut report = LoadReport::default();
+        let mut found: HashMap<String, String> = HashMap::new();
+        let mut absent = Vec::new();
+        for site in sites.iter() {
+            let path = site.path();
+            match self.spellings(&path, base_prefix).into_iter().find(|it| self.contains(it)) {
+                Some(key) => {
+                    let shape = self.file(&key).and_then(|it| it.shape(&key)).unwrap_or(&[]);
+                    if shape != site.shape_on_disk() {
+                        report.misshapen.push((key.clone(), shape.to_vec(), site.shape_on_disk()));
+                    }
+                    found.insert(path, key);
+                }
+                None if optional.iter().any(|it| crate::contains_module(&site.module, it)) => absent.push(path),
+                None => report.missing.push(path),
+            }
+        }
+        let used: std::collections::HashSet<&String> = found.values().collect();
+        let spare: Vec<String> = self.keys.keys().filter(|key| !used.contains(key)).cloned().collect();
+        if !report.is_clean() {
+            report.unexpected = spare;
+            return Err(PeftError::DoesNotFit { what: format!("checkpoint {}", self.folder.display()), report });
+        }
+        let mut fill = Fill { at: PathStack::default(), checkpoint: self, found: &found, error: None };
+        let model = model.map(&mut fill);
+        match fill.error {
+            Some(error) => Err(error),
+            None => Ok((model, LoadReport { missing: absent, unexpected: spare, misshapen: Vec::new() })),
+        }
+    }
+
+    /// Keys under which a checkpoint may hold a parameter.
+    fn spellings(&self, path: &str, base_prefix: &str) -> Vec<String> {
+        let mut keys = vec![path.to_owned(), format!("{base_prefix}{path}")];
+        keys.extend(path.strip_prefix(base_prefix).map(str::to_owned));
+        // Norms of checkpoints that were converted from TensorFlow.
+        for at in 0..keys.len() {
+            let key = &keys[at];
+            let old = key.strip_suffix(".weight").map(|it| format!("{it}.gamma"));
+            let old = old.or_else(|| key.strip_suffix(".bias").map(|it| format!("{it}.beta")));
+            keys.extend(old.filter(|_| path.contains("LayerNorm")));
+        }
+        keys
+    }
+}
+
+struct Fill<'a> {
+    at: PathStack,
+    checkpoint: &'a Checkpoint,
+    found: &'a HashMap<String, String>,
+    error: Option<PeftError>,
+}
+
+impl ModuleMapper for Fill<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.at.path();
+        let Some(key) = self.found.get(&path).filter(|_| self.error.is_none() && !self.at.in_adapters()) else {
+            return param;
+        };
+        let Some(file) = self.checkpoint.file(key) else { return param };
+        match file.floats(key) {
+            Ok(data) => {
+                let mut tensor = Tensor::<D>::from_data(data, &param.lazy_device());
+                if self.at.owner() == "Linear" && D == 2 {
+                    tensor = tensor.transpose();
+                }
+                let id = param.id;
+                param.transform_for_load(tensor, id)
+            }
+            Err(error) => {
+                self.error = Some(error);
+                param
+            }
+        }
+    }
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Key in the file.
+    pub key: String,
+    /// Value; floats are written as f32, integers as i64.
+    pub data: TensorData,
+}
+
+impl Stored {
+    /// The site's value as a checkpoint holds it.
+    pub fn of_site(site: &Site, data: TensorData) -> Self {
+        Self { key: site.path(), data }
+    }
+}
+
+/// Element type of written floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FloatType {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, half precision.
+    F16,
+    /// 16 bits, brain float.
+    BF16,
+}
+
+struct Bytes {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The bytes of a safetensors file with the metadata `format = pt`, without which transformers refuses to read it.
+pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
+    let views: Vec<(String, Bytes)> = tensors
+        .into_iter()
+        .map(|Stored { key, data }| {
+            let shape = data.shape().as_slice().to_vec();
+            let (dtype, bytes) = if data.dtype().is_float() {
+                let data = data.convert::<f32>();
+                let values = data.as_slice::<f32>().expect("converted to f32");
+                match float {
+                    FloatType::F32 => (Dtype::F32, values.iter().flat_map(|it| it.to_le_bytes()).collect()),
+                    FloatType::F16 => {
+                        (Dtype::F16, values.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes()).collect())
+                    }
+                    FloatType::BF16 => {
+                        (Dtype::BF16, values.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes()).collect())
+                    }
+                }
+            } else {
+                let data = data.convert::<i64>();
+                let values = data.as_slice::<i64>().expect("converted to i64");
+                (Dtype::I64, values.iter().flat_map(|it| it.to_le_bytes()).collect())
+            };
+            (key, Bytes { dtype, shape, bytes })
+        })
+        .collect();
+    let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(header)).map_err(|error| PeftError::Invalid(format!("cannot serialise: {error}")))
+}
+
+/// Writes a safetensors file. See [`write_atomically`].
+pub fn write_tensors(path: impl AsRef<Path>, tensors: Vec<Stored>, float: FloatType) -> Result<()> {
+    write_atomically(path, &serialize(tensors, float)?)
+}
+
+/// Writes a file so that whatever happens the path holds either the old contents or the new, never a part.
+pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(PeftError::io("write", path))?;
+    file.write_all(bytes).map_err(PeftError::io("write", path))?;
+    file.as_file().sync_all().map_err(PeftError::io("write", path))?;
+    #[cfg(unix)]
+    {
+        // Temporary files are private; what replaces a user's file should be as readable as any other.
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(path).map_or(0o644, |it| it.permissions().mode() & 0o777);
+        let _ = file.as_file().set_permissions(fs::Permissions::from_mode(mode));
+    }
+    file.persist(path).map_err(|error| PeftError::io("write", path)(error.error))?;
+    Ok(())
+}

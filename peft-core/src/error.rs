@@ -1,0 +1,241 @@
+//! One error type for everything that a user, a file or a network can cause.
+//!
+//! Every variant names the thing that is wrong and what to do next. Messages start in lower case and end without a
+//! full stop, so that a caller can put them behind a colon.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this workspace.
+pub type Result<T, E = PeftError> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeftError {
+    /// The file system said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: `read`, `write`, `create`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+
+    /// A file is there, but its contents are not what they should be.
+    #[error("{} is not usable: {reason}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the next step where there is one.
+        reason: String,
+    },
+
+    /// A line of a data file is not usable.
+    #[error("{}, line {line}: {reason}", path.display())]
+    BadRow {
+        /// The data file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A configuration asks for something impossible, or for something that this version does not compute.
+    #[error("`{field}` {reason}")]
+    Config {
+        /// The field, as it is spelled in the JSON file or on the command line.
+        field: String,
+        /// What is wrong with its value, and the next step where there is one.
+        reason: String,
+    },
+
+    /// Targets that match no layer.
+    #[error("{field} {targets} matches no layer of this model; {}", suggest(.nearest, .available))]
+    NothingMatched {
+        /// The configuration field: `target_modules`, `modules_to_save`, ….
+        field: &'static str,
+        /// The value of the field as written.
+        targets: String,
+        /// Existing names that are spelled almost like it.
+        nearest: Vec<String>,
+        /// Names that would match.
+        available: Vec<String>,
+    },
+
+    /// Tensors of a file and parameters of a model do not go together.
+    #[error("{what} does not fit the model\n{report}")]
+    DoesNotFit {
+        /// The thing that was read: `checkpoint DIR`, `adapter DIR`.
+        what: String,
+        /// Every key that is missing, unexpected or misshapen.
+        report: LoadReport,
+    },
+
+    /// An adapter name that is not there, or is there already.
+    #[error("{0}")]
+    AdapterName(String),
+
+    /// Training produced a number that is not one.
+    #[error("{0}")]
+    NotFinite(String),
+
+    /// The request is understood, but its inputs do not go together.
+    #[error("{0}")]
+    Invalid(String),
+
+    /// Not there in this version.
+    #[error("{what} is not supported yet: {reason}")]
+    Unsupported {
+        /// The thing asked for.
+        what: String,
+        /// Why, and what works instead.
+        reason: String,
+    },
+}
+
+impl PeftError {
+    /// An [`PeftError::Io`] for `map_err`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// A [`PeftError::BadFile`].
+    pub fn bad_file(path: impl AsRef<Path>, reason: impl fmt::Display) -> Self {
+        Self::BadFile { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
+    }
+
+    /// A [`PeftError::BadRow`].
+    pub fn bad_row(path: impl AsRef<Path>, line: usize, reason: impl fmt::Display) -> Self {
+        Self::BadRow { path: path.as_ref().to_path_buf(), line, reason: reason.to_string() }
+    }
+
+    /// A [`PeftError::Config`].
+    pub fn config(field: impl Into<String>, reason: impl fmt::Display) -> Self {
+        Self::Config { field: field.into(), reason: reason.to_string() }
+    }
+
+    /// A [`PeftError::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, reason: impl fmt::Display) -> Self {
+        Self::Unsupported { what: what.into(), reason: reason.to_string() }
+    }
+}
+
+/// Everything that keeps a file from fitting a model, collected before anything is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Keys that the model needs and the file lacks.
+    pub missing: Vec<String>,
+    /// Keys of the file that the model has no place for.
+    pub unexpected: Vec<String>,
+    /// Keys on both sides with unlike shapes: key, shape in the file, shape in the model.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl LoadReport {
+    /// Whether file and model go together.
+    pub fn is_clean(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+/// Lists of a report are cut here: the first rows say what is wrong, and a model has thousands.
+const REPORT_ROWS: usize = 12;
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows: Vec<String> = Vec::new();
+        let cut = |label: &str, list: Vec<String>, rows: &mut Vec<String>| {
+            let more = list.len().saturating_sub(REPORT_ROWS);
+            rows.extend(list.into_iter().take(REPORT_ROWS).map(|it| format!("  {label:<12}{it}")));
+            if more > 0 {
+                rows.push(format!("  {:<12}… and {more} more", ""));
+            }
+        };
+        let misshapen = self
+            .misshapen
+            .iter()
+            .map(|(key, file, model)| format!("{key}: file {file:?}, model {model:?}"))
+            .collect();
+        cut("wrong shape", misshapen, &mut rows);
+        cut("missing", self.missing.clone(), &mut rows);
+        let unexpected = self
+            .unexpected
+            .iter()
+            .map(|key| match nearest(key, self.missing.iter().map(String::as_str)).first() {
+                Some(near) => format!("{key}: did you mean {near}?"),
+                None => key.clone(),
+            })
+            .collect();
+        cut("unexpected", unexpected, &mut rows);
+        f.write_str(&rows.join("\n"))
+    }
+}
+
+/// The names of `candidates` that are spelled almost like `name`, best first.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut scored: Vec<(usize, &str)> = candidates
+        .into_iter()
+        .map(|it| (edit_distance(name, it), it))
+        .filter(|(distance, it)| *distance <= name.len().max(it.len()) / 3)
+        .collect();
+    scored.sort();
+    scored.dedup();
+    scored.into_iter().take(3).map(|(_, it)| it.to_owned()).collect()
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, right) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(left != *right);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn suggest(nearest: &[String], available: &[String]) -> String {
+    if !nearest.is_empty() {
+        return format!("did you mean {}?", nearest.join(", "));
+    }
+    let shown: Vec<&str> = available.iter().take(REPORT_ROWS).map(String::as_str).collect();
+    match available.len() {
+        0 => "it has no layer that can be adapted".to_owned(),
+        n if n > shown.len() => format!("it has {} and {} more", shown.join(", "), n - shown.len()),
+        _ => format!("it has {}", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_the_misspelt_name_and_nothing_far() {
+        let names = ["q_proj", "k_proj", "o_proj", "gate_proj"];
+        assert_eq!(nearest("qproj", names)[0], "q_proj");
+        assert!(nearest("attention", names).is_empty());
+    }
+
+    #[test]
+    fn a_report_names_every_kind_of_misfit() {
+        let report = LoadReport {
+            missing: vec!["layers.0.q_proj.lora_A.weight".into()],
+            unexpected: vec!["layers.0.qproj.lora_A.weight".into()],
+            misshapen: vec![("head.weight".into(), vec![2, 3], vec![3, 2])],
+        };
+        let text = report.to_string();
+        assert!(text.contains("did you mean layers.0.q_proj.lora_A.weight?"), "{text}");
+        assert!(text.contains("file [2, 3], model [3, 2]"), "{text}");
+        assert!(!report.is_clean());
+    }
+}

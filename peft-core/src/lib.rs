@@ -1,0 +1,29 @@
+//! x
+mod adapter;
+mod erased;
+mod error;
+pub mod nn;
+pub mod ops;
+pub mod seam;
+mod site;
+pub mod slots;
+
+pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter};
+pub use error::{LoadReport, PeftError, Result, nearest};
+pub use site::{Layout, PathStack, Site, SiteKind, Sites};
+mod init;
+mod plan;
+mod targets;
+pub use init::{Init, stable_hash};
+pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
+pub use targets::{ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_suffix};
+pub mod checkpoint;
+mod folder;
+mod model;
+mod replacement;
+pub mod state;
+mod tuner;
+pub use folder::{AdapterFolder, CONFIG_FILE, WEIGHTS_FILE, read_config, write_folder};
+pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
+pub use replacement::{Replacement, replacement_row};
+pub use tuner::{Methods, Tuner, is_off, refuse_unknown};

@@ -1,0 +1,324 @@
+//! A base model and its named adapters.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Gradients};
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Stored;
+use crate::error::{LoadReport, PeftError, Result};
+use crate::folder::{AdapterFolder, write_folder};
+use crate::plan::Plan;
+use crate::site::Sites;
+use crate::slots;
+use crate::state::{self, KEY_PREFIX};
+use crate::tuner::{Methods, Tuner};
+
+/// The name that an adapter gets when nobody gives one; the reference's.
+pub const DEFAULT_ADAPTER: &str = "default";
+
+/// Release of the reference whose files and numbers this workspace follows.
+pub const REFERENCE_VERSION: &str = "0.21.2";
+
+/// What a model says of itself to a planner.
+pub trait Describe {
+    /// Parameters, architecture and heads.
+    fn describe(&self) -> Sites;
+}
+
+/// An adapter's configuration and what came of it.
+#[derive(Debug)]
+pub struct AdapterInfo {
+    /// The configuration.
+    pub config: Box<dyn Tuner>,
+    /// What it did.
+    pub plan: Plan,
+    /// Whether its parameters are trained.
+    pub trainable: bool,
+}
+
+/// A base model with named adapters.
+///
+/// The base is never written: merging gives a new model, and going back is keeping the old one. The model inside is an
+/// ordinary Burn module whose parameters carry the adapters, so it can be trained, cloned and recorded as such.
+#[derive(Debug)]
+pub struct PeftModel<M> {
+    model: M,
+    sites: Sites,
+    adapters: IndexMap<String, AdapterInfo>,
+    active: Vec<String>,
+    enabled: bool,
+    device: Device,
+    /// Written into `adapter_config.json` as `base_model_name_or_path`.
+    pub base_name: Option<String>,
+    /// Written into `adapter_config.json` as `task_type`.
+    pub task_type: Option<String>,
+}
+
+impl<M> Deref for PeftModel<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.model
+    }
+}
+
+impl<M: Module> PeftModel<M> {
+    /// Wraps a model whose architecture has no name: targets must be given.
+    pub fn new(model: M, device: &Device) -> Self {
+        let sites = Sites::of(&model);
+        Self::with_sites(model, sites, device)
+    }
+
+    /// Wraps a model with what a planner should know about it.
+    pub fn with_sites(model: M, sites: Sites, device: &Device) -> Self {
+        Self {
+            model,
+            sites,
+            adapters: IndexMap::new(),
+            active: Vec::new(),
+            enabled: true,
+            device: device.clone().autodiff(),
+            base_name: None,
+            task_type: None,
+        }
+    }
+
+    /// The model with its adapters.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// Gives the model back with its adapters.
+    pub fn into_model(self) -> M {
+        self.model
+    }
+
+    /// Puts a model back that was trained in the meantime: the same model with other values.
+    pub fn set_model(&mut self, model: M) {
+        self.model = model;
+    }
+
+    /// What the base model consists of.
+    pub fn sites(&self) -> &Sites {
+        &self.sites
+    }
+
+    /// The adapters by name, in the order in which they were added.
+    pub fn adapters(&self) -> &IndexMap<String, AdapterInfo> {
+        &self.adapters
+    }
+
+    /// Names of the active adapters, in order of application.
+    pub fn active(&self) -> &[String] {
+        &self.active
+    }
+
+    /// Adds an adapter with fresh values and makes it the active, trainable one.
+    ///
+    /// # Errors
+    /// If the name is taken, or the configuration does not go with the model; then nothing has changed.
+    pub fn add_adapter(&mut self, name: &str, config: impl Tuner + 'static, seed: u64) -> Result<&Plan> {
+        let plan = config.plan(&self.sites)?;
+        if !plan.unmatched.is_empty() {
+            let leaves: Vec<&str> =
+                self.sites.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
+            let near = plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect();
+            let mut available: Vec<String> = leaves.iter().map(|it| (*it).to_owned()).collect();
+            available.sort();
+            available.dedup();
+            let targets = format!("{:?}", plan.unmatched);
+            return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
+        }
+        self.insert(name, Box::new(config), plan, seed)?;
+        self.set_active(&[name])?;
+        self.set_trainable(&[name])?;
+        Ok(&self.adapters[name].plan)
+    }
+
+    fn insert(&mut self, name: &str, config: Box<dyn Tuner>, plan: Plan, seed: u64) -> Result<()> {
+        self.check_free(name)?;
+        if plan.trainable() == 0 {
+            return Err(PeftError::config("target_modules", "leaves the adapter without a single parameter"));
+        }
+        self.model = plan.apply(self.model.clone(), name, seed, &self.device);
+        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
+        Ok(())
+    }
+
+    fn check_free(&self, name: &str) -> Result<()> {
+        if name.is_empty() || name.contains('.') {
+            return Err(PeftError::AdapterName(format!("`{name}` cannot name an adapter: use letters, no dots")));
+        }
+        if self.adapters.contains_key(name) {
+            return Err(PeftError::AdapterName(format!("there is an adapter `{name}` already; delete it or take another name")));
+        }
+        Ok(())
+    }
+
+    fn check_known(&self, name: &str) -> Result<()> {
+        if self.adapters.contains_key(name) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
+        let hint = if known.is_empty() { "none is loaded".to_owned() } else { format!("there are {}", known.join(", ")) };
+        Err(PeftError::AdapterName(format!("there is no adapter `{name}`; {hint}")))
+    }
+
+    /// Loads an adapter folder and adds the adapter, active beside those that are active already.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected or misshapen, or anything else does not fit; then nothing has changed.
+    pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &Methods) -> Result<()> {
+        let folder = AdapterFolder::open(folder)?;
+        self.check_free(name)?;
+        let config = methods.parse(folder.config.clone())?;
+        let plan = config.plan(&self.sites)?;
+        let model = plan.apply(self.model.clone(), name, 0, &self.device);
+
+        let keys = folder.tensors.keys();
+        let shapes = keys.iter().map(|key| (key.as_str(), folder.tensors.shape(key).unwrap_or(&[])));
+        let mut report = state::compare(&model, name, shapes);
+        // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
+        report.unexpected.retain(|key| !self.is_frozen_copy(key, &folder));
+        if !report.is_clean() {
+            return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
+        }
+        let values = keys.iter().map(|key| Ok((key.clone(), folder.tensors.floats(key)?)));
+        let values: HashMap<_, _> = values.collect::<Result<_>>()?;
+        self.model = state::assign(model, name, values);
+        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
+        let mut active = self.active.clone();
+        active.push(name.to_owned());
+        self.set_active(&active)
+    }
+
+    fn is_frozen_copy(&self, key: &str, folder: &AdapterFolder) -> bool {
+        let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
+        let path = path.replace(".base_layer.", ".");
+        let shape = folder.tensors.shape(key).unwrap_or(&[]);
+        self.sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)
+    }
+
+    /// Chooses the adapters that act, in order of application.
+    pub fn set_active<S: AsRef<str>>(&mut self, names: &[S]) -> Result<()> {
+        for name in names {
+            self.check_known(name.as_ref())?;
+        }
+        self.active = names.iter().map(|it| it.as_ref().to_owned()).collect();
+        self.apply_activation();
+        Ok(())
+    }
+
+    /// Lets the adapters act, or not: without them the base computes, bit for bit.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        self.apply_activation();
+    }
+
+    fn apply_activation(&mut self) {
+        let active: &[String] = if self.enabled { &self.active } else { &[] };
+        self.model = slots::edit(self.model.clone(), |set| set.activated(active));
+    }
+
+    /// Chooses the adapters whose parameters are trained; the others are frozen.
+    pub fn set_trainable<S: AsRef<str>>(&mut self, names: &[S]) -> Result<()> {
+        for name in names {
+            self.check_known(name.as_ref())?;
+        }
+        let wanted = |it: &str| names.iter().any(|name| name.as_ref() == it);
+        for (name, info) in &mut self.adapters {
+            info.trainable = wanted(name);
+        }
+        self.model = slots::edit(self.model.clone(), |set| {
+            set.map_adapters(|name, adapter| adapter.set_require_grad(wanted(name)))
+        });
+        Ok(())
+    }
+
+    /// Removes an adapter.
+    pub fn delete_adapter(&mut self, name: &str) -> Result<()> {
+        self.check_known(name)?;
+        self.adapters.shift_remove(name);
+        self.active.retain(|it| it != name);
+        self.model = slots::edit(self.model.clone(), |set| set.without(name));
+        Ok(())
+    }
+
+    /// A plain model in which the active adapters are folded into the weights. `self` stays as it is.
+    ///
+    /// # Errors
+    /// If an adapter adds a bias to a layer that has none.
+    pub fn merge(&self) -> Result<M> {
+        slots::merge(self.model.valid())
+    }
+
+    /// The base model, bit for bit, without any adapter.
+    pub fn unload(self) -> M {
+        slots::strip(self.model)
+    }
+
+    /// Trainable elements and all elements, as `print_trainable_parameters` counts them.
+    pub fn trainable(&self) -> (usize, usize) {
+        let count = |wanted: fn(&AdapterInfo) -> bool| {
+            self.adapters.values().filter(|it| wanted(it)).map(|it| it.plan.trainable()).sum::<usize>()
+        };
+        (count(|it| it.trainable), self.sites.parameters() + count(|_| true))
+    }
+
+    /// The tensors of an adapter, keyed as in its file.
+    pub fn adapter_tensors(&self, name: &str) -> Result<Vec<Stored>> {
+        self.check_known(name)?;
+        Ok(state::tensors(&self.model, name))
+    }
+
+    /// Overwrites tensors of an adapter; every key of the adapter must be there.
+    pub fn assign_adapter(&mut self, name: &str, tensors: Vec<Stored>) -> Result<()> {
+        self.check_known(name)?;
+        let shapes = tensors.iter().map(|it| (it.key.as_str(), it.data.shape().as_slice()));
+        let report: LoadReport = state::compare(&self.model, name, shapes);
+        if !report.is_clean() {
+            return Err(PeftError::DoesNotFit { what: format!("state of adapter `{name}`"), report });
+        }
+        let values = tensors.into_iter().map(|it| (it.key, it.data)).collect();
+        self.model = state::assign(self.model.clone(), name, values);
+        Ok(())
+    }
+
+    /// The gradients of an adapter, keyed as its tensors.
+    pub fn adapter_gradients(&self, name: &str, gradients: &Gradients) -> Result<Vec<Stored>> {
+        self.check_known(name)?;
+        Ok(state::gradients(&self.model, name, gradients))
+    }
+
+    /// The adapter's configuration as `adapter_config.json` holds it.
+    pub fn adapter_config(&self, name: &str) -> Result<Map<String, Value>> {
+        self.check_known(name)?;
+        let config = &self.adapters[name].config;
+        let mut json = config.to_json()?;
+        json.insert("peft_type".into(), config.peft_type().into());
+        json.insert("inference_mode".into(), true.into());
+        json.insert("peft_version".into(), REFERENCE_VERSION.into());
+        for (field, value) in [("base_model_name_or_path", &self.base_name), ("task_type", &self.task_type)] {
+            if json.get(field).is_none_or(Value::is_null) {
+                json.insert(field.into(), value.clone().into());
+            }
+        }
+        for field in ["auto_mapping", "revision"] {
+            json.entry(field).or_insert(Value::Null);
+        }
+        Ok(json)
+    }
+
+    /// Writes an adapter folder that the reference reads.
+    ///
+    /// # Errors
+    /// If a value is not finite or the disk says no; a folder that was there stays whole.
+    pub fn save_adapter(&self, folder: impl AsRef<Path>, name: &str) -> Result<()> {
+        write_folder(folder, &self.adapter_config(name)?, self.adapter_tensors(name)?)
+    }
+}

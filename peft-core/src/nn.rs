@@ -1,0 +1,219 @@
+//! Layers whose fields are checkpoint names and whose forward takes adapters in.
+//!
+//! Weights lie in memory as the checkpoint stores them, so loading is a cast and no transposition. Every parameter is
+//! lazy: a model of any size can be built, planned and counted without allocating it.
+
+use burn::module::{Flag, Module, Param, ParamId};
+use burn::tensor::{Device, Distribution, Int, Tensor};
+
+use crate::ops;
+use crate::seam;
+use crate::site::Layout;
+
+/// A frozen, lazy parameter.
+///
+/// Frozen is the default of this workspace: a base model is never trained as a whole unless it is asked to.
+pub fn lazy<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    init: impl FnOnce(&Device) -> Tensor<D> + Send + Sync + 'static,
+) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad: bool| init(device).set_require_grad(require_grad);
+    Param::uninitialized(ParamId::new(), init, device.clone(), false, shape.into())
+}
+
+fn normal<const D: usize>(shape: [usize; D], std: f64, device: &Device) -> Param<Tensor<D>> {
+    lazy(shape, device, move |device| Tensor::random(shape, Distribution::Normal(0.0, std), device))
+}
+
+fn constant<const D: usize>(shape: [usize; D], value: f32, device: &Device) -> Param<Tensor<D>> {
+    lazy(shape, device, move |device| Tensor::full(shape, value, device))
+}
+
+/// Standard deviation that transformers gives to weights that no checkpoint provides (`initializer_range`).
+const INITIALIZER_RANGE: f64 = 0.02;
+
+/// A linear layer in the checkpoint's layout: torch's `nn.Linear`.
+#[derive(Module, Debug)]
+pub struct Projection {
+    /// `[out, in]`
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Projection {
+    /// A lazy layer; weights of no checkpoint come from N(0, 0.02).
+    pub fn new(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Self {
+        Self {
+            weight: normal([d_output, d_input], INITIALIZER_RANGE, device),
+            bias: bias.then(|| constant([d_output], 0.0, device)),
+        }
+    }
+
+    /// # Shapes
+    /// - input: `[.., in]`
+    /// - output: `[.., out]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        seam::linear(input, &self.weight, self.bias.as_ref(), Layout::OutIn)
+    }
+}
+
+/// The linear layer of GPT-2, stored input first: transformers' `Conv1D`.
+#[derive(Module, Debug)]
+pub struct Conv1D {
+    /// `[in, out]`
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Conv1D {
+    /// A lazy layer.
+    pub fn new(d_input: usize, d_output: usize, device: &Device) -> Self {
+        Self {
+            weight: normal([d_input, d_output], INITIALIZER_RANGE, device),
+            bias: constant([d_output], 0.0, device),
+        }
+    }
+
+    /// # Shapes
+    /// - input: `[.., in]`
+    /// - output: `[.., out]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        seam::linear(input, &self.weight, Some(&self.bias), Layout::InOut)
+    }
+}
+
+/// A table of vectors.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[rows, d_model]`
+    pub weight: Param<Tensor<2>>,
+    padding: Option<usize>,
+}
+
+impl Embedding {
+    /// A lazy table.
+    pub fn new(rows: usize, d_model: usize, device: &Device) -> Self {
+        Self { weight: normal([rows, d_model], INITIALIZER_RANGE, device), padding: None }
+    }
+
+    /// A row that gets no gradient: torch's `padding_idx`.
+    pub fn with_padding(mut self, padding: Option<usize>) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// # Shapes
+    /// - ids: `[batch, seq]`
+    /// - output: `[batch, seq, d_model]`
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        seam::embedding(ids, &self.weight, self.padding)
+    }
+
+    /// The table read as the output layer of a tied head.
+    ///
+    /// An adapter on the table takes part, as it does in the reference once it is merged; the reference's live forward
+    /// reads the bare table here.
+    ///
+    /// # Shapes
+    /// - hidden: `[.., d_model]`
+    /// - output: `[.., rows]`
+    pub fn attend<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        ops::linear(hidden, self.weight.base(), None, Layout::OutIn)
+    }
+}
+
+/// Normalisation by mean and variance.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[d_model]`
+    pub weight: Param<Tensor<1>>,
+    /// `[d_model]`
+    pub bias: Param<Tensor<1>>,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// A lazy layer that starts as plain normalisation.
+    pub fn new(d_model: usize, epsilon: f64, device: &Device) -> Self {
+        Self { weight: constant([d_model], 1.0, device), bias: constant([d_model], 0.0, device), epsilon }
+    }
+
+    /// # Shapes
+    /// - input, output: `[.., d_model]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        ops::layer_norm(input, self.weight.val(), self.bias.val(), self.epsilon)
+    }
+}
+
+/// Normalisation by the root of the mean square.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[d_model]`
+    pub weight: Param<Tensor<1>>,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    /// A lazy layer that starts as plain normalisation.
+    pub fn new(d_model: usize, epsilon: f64, device: &Device) -> Self {
+        Self { weight: constant([d_model], 1.0, device), epsilon }
+    }
+
+    /// # Shapes
+    /// - input, output: `[.., d_model]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        ops::rms_norm(input, self.weight.val(), self.epsilon)
+    }
+}
+
+/// Sets elements to zero at random while training, and scales the others up.
+///
+/// Unlike Burn's, it does not ask whether its input is on an autodiff device: below the lowest adapter nothing is
+/// tracked, and the reference drops there all the same.
+#[derive(Module, Debug)]
+pub struct Dropout {
+    probability: f64,
+    training: Param<Flag>,
+}
+
+impl Dropout {
+    /// `probability` is the share of elements that are dropped, 0 ≤ p < 1.
+    pub fn new(probability: f64) -> Self {
+        Self { probability, training: Param::from_bool(true) }
+    }
+
+    /// Whether a forward drops anything now.
+    pub fn is_active(&self) -> bool {
+        self.probability > 0.0 && self.training.is_enabled()
+    }
+
+    /// The share of elements that are dropped.
+    pub fn probability(&self) -> f64 {
+        self.probability
+    }
+
+    /// The input, with elements dropped if the layer trains.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        if !self.is_active() {
+            return input;
+        }
+        let keep = 1.0 - self.probability;
+        let device = input.device().without_autodiff();
+        let mask = Tensor::<D>::random(input.dims(), Distribution::Bernoulli(keep), &device);
+        input * mask.mul_scalar(1.0 / keep)
+    }
+}
+
+/// Switches dropout on or off everywhere, without touching gradients: the reference's `train()` and `eval()`.
+pub fn set_training<M: Module>(model: M, training: bool) -> M {
+    struct Switch(bool);
+    impl burn::module::ModuleMapper for Switch {
+        fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+            flag.with_value(self.0)
+        }
+    }
+    model.map(&mut Switch(training))
+}

@@ -1,0 +1,226 @@
+//! A plan: what a configuration will do to a model, as data.
+//!
+//! Planning touches no tensor and says everything that is wrong. Applying a plan cannot fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Device, Tensor};
+
+use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::erased::{Ranked, with_rank};
+use crate::init::{Init, stable_hash};
+use crate::site::{Layout, PathStack, Site, SiteKind, Sites};
+use crate::slots;
+
+/// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
+pub trait Build: Debug + Send + Sync {
+    /// The adapter with its starting values.
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter;
+}
+
+/// The frozen parameter that an adapter is built for.
+pub struct BaseTensor {
+    site: Arc<Site>,
+    tensor: Ranked,
+}
+
+impl BaseTensor {
+    /// The parameter's place.
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    /// The value as it lies in memory.
+    ///
+    /// # Panics
+    /// If the parameter has another rank; [`Site::shape`] tells it.
+    pub fn tensor<const D: usize>(self) -> Tensor<D> {
+        self.tensor.get()
+    }
+
+    /// The value as a matrix: `[out, in]` for a linear layer however it is stored, `[rows, d_model]` for a table,
+    /// `[out, in / groups · kernel]` for a convolution, `[1, n]` for a vector.
+    pub fn matrix(self) -> Tensor<2> {
+        let (d_in, d_out) = self.site.features();
+        match self.site.kind {
+            SiteKind::Linear(Layout::OutIn) | SiteKind::Embedding => self.tensor.get(),
+            SiteKind::Linear(Layout::InOut) => self.tensor.get::<Tensor<2>>().transpose(),
+            SiteKind::Conv => {
+                with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([d_out, d_in]))
+            }
+            SiteKind::Other => {
+                with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([1, d_out]))
+            }
+        }
+    }
+}
+
+/// What a plan does to one parameter.
+#[derive(Debug, Clone)]
+pub struct PlanRow {
+    /// The parameter.
+    pub site: Arc<Site>,
+    /// The settings in a few characters: `r=8 α=16`.
+    pub label: String,
+    /// Trainable elements that the adapter adds.
+    pub parameters: usize,
+    /// Makes the adapter.
+    pub build: Arc<dyn Build>,
+}
+
+/// What a configuration will do to a model.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The method's name, for people.
+    pub method: String,
+    /// One row for every adapted parameter.
+    pub rows: Vec<PlanRow>,
+    /// Elements of the model without the adapter.
+    pub base_parameters: usize,
+    /// Target names that matched nothing.
+    pub unmatched: Vec<String>,
+    /// What a user should know although nothing is wrong.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// An empty plan for a model.
+    pub fn new(method: impl Into<String>, sites: &Sites) -> Self {
+        Self { method: method.into(), base_parameters: sites.parameters(), ..Self::default() }
+    }
+
+    /// Trainable elements.
+    pub fn trainable(&self) -> usize {
+        self.rows.iter().map(|it| it.parameters).sum()
+    }
+
+    /// Trainable elements over all elements, base and adapter, as `print_trainable_parameters` counts.
+    pub fn share(&self) -> f64 {
+        self.trainable() as f64 / (self.base_parameters + self.trainable()).max(1) as f64
+    }
+
+    /// The model with one adapter more, trainable, on `device`. It is not active yet.
+    pub fn apply<M: Module>(&self, model: M, name: &str, seed: u64, device: &Device) -> M {
+        let mut builder = BuildAdapters {
+            at: PathStack::default(),
+            rows: self.rows.iter().map(|row| (row.site.path(), row)).collect(),
+            name,
+            seed,
+            device,
+            built: HashMap::new(),
+        };
+        model.visit(&mut builder);
+        let mut built = builder.built;
+        let mut sets: Vec<AdapterSet> = slots::collect(&model);
+        for set in &mut sets {
+            if let Some(adapter) = built.remove(&set.site().path()) {
+                *set = set.clone().with(name, adapter);
+            }
+        }
+        for row in &self.rows {
+            if let Some(adapter) = built.remove(&row.site.path()) {
+                sets.push(AdapterSet::new(row.site.clone()).with(name, adapter));
+            }
+        }
+        slots::replace(model, sets)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: BTreeMap<(String, &str), usize> = BTreeMap::new();
+        for row in &self.rows {
+            let path = row.site.path();
+            let path = path.strip_suffix(".weight").unwrap_or(&path);
+            let leaf = path.rsplit('.').next().unwrap_or(path).to_owned();
+            *groups.entry((leaf, row.label.as_str())).or_default() += 1;
+        }
+        writeln!(f, "{} on {} parameters", self.method, self.rows.len())?;
+        for ((leaf, label), count) in &groups {
+            writeln!(f, "  {leaf} ×{count}  {label}")?;
+        }
+        write!(
+            f,
+            "  {} trainable of {} ({:.4} %)",
+            thousands(self.trainable()),
+            thousands(self.base_parameters + self.trainable()),
+            100.0 * self.share()
+        )?;
+        for note in &self.notes {
+            write!(f, "\n  note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+struct BuildAdapters<'a> {
+    at: PathStack,
+    rows: HashMap<String, &'a PlanRow>,
+    name: &'a str,
+    seed: u64,
+    device: &'a Device,
+    built: HashMap<String, AnyAdapter>,
+}
+
+impl ModuleVisitor for BuildAdapters<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.at.in_adapters() {
+            return;
+        }
+        let path = self.at.path();
+        let Some(row) = self.rows.get(&path) else { return };
+        let mut init = Init::new(self.seed, self.name, &row.site, self.device);
+        let base = param.base().without_autodiff();
+        let base = BaseTensor { site: row.site.clone(), tensor: Ranked::new(D, base) };
+        let adapter = row.build.build(base, &mut init);
+        let adapter = adapter.map(&mut StableIds { at: PathStack::default(), root: format!("{}\0{path}", self.name) });
+        self.built.insert(path, adapter);
+    }
+}
+
+/// Gives every parameter an identity that is the same in every run, so that optimizer state finds it after a restart.
+struct StableIds {
+    at: PathStack,
+    root: String,
+}
+
+impl ModuleMapper for StableIds {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let id = ParamId::from(stable_hash(&format!("{}\0{}", self.root, self.at.path())));
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(id, value, mapper)
+    }
+}

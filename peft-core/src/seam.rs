@@ -1,0 +1,185 @@
+//! The calls by which a layer lets adapters take part: the factored side of the weight seam.
+//!
+//! `linear(x, &self.weight, …)` computes what `x · weight.val() + bias` would, but through the adapters' own forward:
+//! no dense update is formed, the frozen weight gets no gradient, and dropout on the adapter's input has its place.
+
+use burn::module::Param;
+use burn::tensor::{Int, Tensor};
+
+use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::site::{Layout, Site, SiteKind};
+
+/// `y = x W + b` through the active adapters of `weight`.
+///
+/// Leading axes are folded into one, so that the product is a single matrix product.
+///
+/// # Shapes
+/// - input: `[.., in]`
+/// - weight: `[out, in]` or `[in, out]`, as `layout` says
+/// - output: `[.., out]`
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: &Param<Tensor<2>>,
+    bias: Option<&Param<Tensor<1>>>,
+    layout: Layout,
+) -> Tensor<D> {
+    let mut dims = input.dims();
+    let d_in = dims[D - 1];
+    let rows = dims[..D - 1].iter().product::<usize>();
+    let input = input.reshape([rows, d_in]);
+    let base = weight.base();
+    let bias = bias.map(|it| it.val());
+
+    let set = weight.reparameterization::<AdapterSet>();
+    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
+    let output = match set {
+        Some(set) if !active.is_empty() => {
+            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &active }.forward(input)
+        }
+        _ => matmul(input, base, bias, layout),
+    };
+    dims[D - 1] = output.dims()[1];
+    output.reshape(dims)
+}
+
+/// Rows of a table, through the active adapters of `weight`.
+///
+/// # Shapes
+/// - ids: `[batch, seq]`
+/// - weight: `[rows, d_model]`
+/// - output: `[batch, seq, d_model]`
+///
+/// `padding` is torch's `padding_idx`: its row gets no gradient.
+pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option<usize>) -> Tensor<3> {
+    let base = weight.base();
+    let set = weight.reparameterization::<AdapterSet>();
+    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
+    match set {
+        Some(set) if !active.is_empty() => {
+            EmbeddingBelow { base: &base, padding, site: set.site(), adapters: &active }.forward(ids)
+        }
+        _ => burn::tensor::module::embedding(base, ids),
+    }
+}
+
+fn matmul(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, layout: Layout) -> Tensor<2> {
+    let weight = match layout {
+        Layout::OutIn => weight.transpose(),
+        Layout::InOut => weight,
+    };
+    burn::tensor::module::linear(input, weight, bias)
+}
+
+/// The linear layer below an adapter: the frozen one, with the adapters that apply before.
+pub struct LinearBelow<'a> {
+    base: &'a Tensor<2>,
+    bias: Option<&'a Tensor<1>>,
+    layout: Layout,
+    site: &'a Site,
+    adapters: &'a [&'a AnyAdapter],
+}
+
+impl LinearBelow<'_> {
+    /// The layer's output, `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+        match self.adapters.split_last() {
+            None => matmul(input, self.base.clone(), self.bias.cloned(), self.layout),
+            Some((top, rest)) => top.linear(input, &LinearBelow { adapters: rest, ..*self }),
+        }
+    }
+
+    /// The layer's weight, composed; it lies as [`LinearBelow::layout`] says.
+    pub fn weight(&self) -> Tensor<2> {
+        self.adapters.iter().fold(self.base.clone(), |weight, it| it.weight(weight, self.base, self.site))
+    }
+
+    /// The layer's bias.
+    pub fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.map(|bias| self.adapters.iter().fold(bias.clone(), |bias, it| it.bias(bias)))
+    }
+
+    /// The frozen weight.
+    pub fn base(&self) -> &Tensor<2> {
+        self.base
+    }
+
+    /// How weights lie.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The parameter that is adapted.
+    pub fn site(&self) -> &Site {
+        self.site
+    }
+
+    /// `x W + b` for any weight that lies as [`LinearBelow::layout`] says.
+    pub fn apply(&self, input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        matmul(input, weight, bias, self.layout)
+    }
+}
+
+/// The embedding below an adapter: the frozen one, with the adapters that apply before.
+pub struct EmbeddingBelow<'a> {
+    base: &'a Tensor<2>,
+    padding: Option<usize>,
+    site: &'a Site,
+    adapters: &'a [&'a AnyAdapter],
+}
+
+impl EmbeddingBelow<'_> {
+    /// The rows, `[batch, seq]` to `[batch, seq, d_model]`.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        match self.adapters.split_last() {
+            None => burn::tensor::module::embedding(self.base.clone(), ids),
+            Some((top, rest)) => top.embedding(ids, &EmbeddingBelow { adapters: rest, ..*self }),
+        }
+    }
+
+    /// Rows of any table, `[rows, d]`, where the padding row gets no gradient.
+    pub fn look_up(&self, ids: Tensor<2, Int>, table: Tensor<2>) -> Tensor<3> {
+        let rows = burn::tensor::module::embedding(table, ids.clone());
+        match self.padding {
+            Some(padding) => {
+                let mask = ids.equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
+                rows.clone().mask_where(mask, rows.detach())
+            }
+            None => rows,
+        }
+    }
+
+    /// The table, composed, `[rows, d_model]`.
+    pub fn weight(&self) -> Tensor<2> {
+        self.adapters.iter().fold(self.base.clone(), |weight, it| it.weight(weight, self.base, self.site))
+    }
+
+    /// The frozen table.
+    pub fn base(&self) -> &Tensor<2> {
+        self.base
+    }
+
+    /// The parameter that is adapted.
+    pub fn site(&self) -> &Site {
+        self.site
+    }
+}
+
+/// Lets the layers of `burn::nn` take part, in models that are not ours: `self.fc.adapted(x)` for `self.fc.forward(x)`.
+pub trait Adapted {
+    /// The forward of the layer, through the active adapters of its weight.
+    fn adapted<const D: usize>(&self, input: Tensor<D>) -> Tensor<D>;
+}
+
+impl Adapted for burn::nn::Linear {
+    fn adapted<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        linear(input, &self.weight, self.bias.as_ref(), Layout::InOut)
+    }
+}
+
+/// Whether a linear weight is stored input first.
+pub fn layout_of(site: &Site) -> Layout {
+    match site.kind {
+        SiteKind::Linear(layout) => layout,
+        _ => Layout::OutIn,
+    }
+}

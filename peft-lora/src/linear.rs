@@ -1,0 +1,177 @@
+//! LoRA on a linear layer: `y = x W + b + s · (drop(x) A) B`. Source: arXiv 2106.09685, `peft/tuners/lora/layer.py`.
+
+#![allow(non_snake_case)] // field names are the keys of the file
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::nn::Dropout;
+use peft_core::seam::LinearBelow;
+use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, Site, SiteKind};
+
+use crate::config::Start;
+use crate::dora;
+use crate::start::{self, Factors};
+
+/// One factor, as the file holds it.
+#[derive(Module, Debug)]
+pub struct Factor<const D: usize> {
+    /// `lora_A`: `[rank, in]`; `lora_B`: `[out, rank]`.
+    pub weight: Param<Tensor<D>>,
+    /// `lora_bias` gives `lora_B` a bias, `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl<const D: usize> Factor<D> {
+    pub(crate) fn new(weight: Param<Tensor<D>>) -> Self {
+        Self { weight, bias: None }
+    }
+}
+
+/// The low-rank update of one linear layer.
+#[derive(Module, Debug)]
+pub struct LoraLinear {
+    /// `[rank, in]`
+    pub lora_A: Factor<2>,
+    /// `[out, rank]`
+    pub lora_B: Factor<2>,
+    /// DoRA's magnitude of each output, `[out]`.
+    pub lora_magnitude_vector: Option<Param<Tensor<1>>>,
+    /// Where PiSSA and OLoRA start: the update is what the factors have moved since.
+    start: Option<Factors>,
+    dropout: Dropout,
+    scale: f64,
+}
+
+impl LoraLinear {
+    /// `s · B A − s · B₀ A₀`, `[out, in]`.
+    fn delta(&self) -> Tensor<2> {
+        let delta = self.lora_B.weight.val().matmul(self.lora_A.weight.val());
+        let delta = match &self.start {
+            Some(start) => delta - start.product(),
+            None => delta,
+        };
+        delta.mul_scalar(self.scale)
+    }
+
+    /// `s · (drop(x) A) B`, less what the start contributes.
+    fn update(&self, input: Tensor<2>) -> Tensor<2> {
+        let low = self.dropout.forward(input.clone()).matmul(self.lora_A.weight.val().transpose());
+        let mut update = low.matmul(self.lora_B.weight.val().transpose());
+        if let Some(bias) = &self.lora_B.bias {
+            update = update + bias.val().unsqueeze();
+        }
+        if let Some(start) = &self.start {
+            update = update - input.matmul(start.a.clone().transpose()).matmul(start.b.clone().transpose());
+        }
+        update.mul_scalar(self.scale)
+    }
+
+    /// `magnitude / ‖W + ΔW‖` per output, `[out]`. `base` is `[out, in]`.
+    fn direction_scale(&self, magnitude: &Param<Tensor<1>>, base: Tensor<2>) -> Tensor<1> {
+        magnitude.val() / dora::row_norms(base, &self.low_rank_terms())
+    }
+
+    /// The update as a sum of `coefficient · B A`, detached.
+    fn low_rank_terms(&self) -> Vec<dora::Term> {
+        let (a, b) = (self.lora_A.weight.val().detach(), self.lora_B.weight.val().detach());
+        let mut terms = vec![dora::Term { a, b, coefficient: self.scale }];
+        if let Some(start) = &self.start {
+            terms.push(dora::Term { a: start.a.clone(), b: start.b.clone(), coefficient: -self.scale });
+        }
+        terms
+    }
+}
+
+/// `[out, in]`, however the weight lies. Its own inverse.
+fn out_in(weight: Tensor<2>, site: &Site) -> Tensor<2> {
+    match site.kind {
+        SiteKind::Linear(Layout::InOut) => weight.transpose(),
+        _ => weight,
+    }
+}
+
+impl Adapter for LoraLinear {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+        let dims = weight.dims();
+        let plain: [usize; 2] = [dims[0], dims[1]];
+        let updated = out_in(weight.reshape(plain), site) + self.delta();
+        let updated = match &self.lora_magnitude_vector {
+            Some(magnitude) => {
+                let scale = self.direction_scale(magnitude, out_in(base.clone().reshape(plain), site));
+                updated * scale.unsqueeze_dim(1)
+            }
+            None => updated,
+        };
+        out_in(updated, site).reshape(dims)
+    }
+
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        match &self.lora_B.bias {
+            Some(own) => bias + own.val().mul_scalar(self.scale),
+            None => bias,
+        }
+    }
+
+    fn touches_bias(&self) -> bool {
+        self.lora_B.bias.is_some()
+    }
+
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        let output = below.forward(input.clone());
+        let Some(magnitude) = &self.lora_magnitude_vector else {
+            return output + self.update(input);
+        };
+        let base = out_in(below.base().clone(), below.site());
+        let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
+        let product = if self.dropout.is_active() {
+            // The reference drops the input of the rescaled base product too, but not that of the base itself. One
+            // mask serves both products there, so it does here.
+            let dropped = self.dropout.forward(input);
+            let product = below.apply(dropped.clone(), below.base().clone(), None);
+            let low = dropped.matmul(self.lora_A.weight.val().transpose());
+            let update = low.matmul(self.lora_B.weight.val().transpose()).mul_scalar(self.scale);
+            return output + product * scale.clone().sub_scalar(1.0) + update * scale;
+        } else {
+            match below.bias() {
+                Some(bias) => output.clone() - bias.unsqueeze(),
+                None => output.clone(),
+            }
+        };
+        output + product * scale.clone().sub_scalar(1.0) + self.update(input) * scale
+    }
+}
+
+/// Builds [`LoraLinear`].
+#[derive(Debug, Clone)]
+pub(crate) struct BuildLinear {
+    pub(crate) rank: usize,
+    pub(crate) scale: f64,
+    pub(crate) dropout: f64,
+    pub(crate) start: Start,
+    pub(crate) dora: bool,
+    pub(crate) bias: bool,
+}
+
+impl Build for BuildLinear {
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        let (d_in, d_out) = base.site().features();
+        let needs_base = self.dora || self.start.reads_base();
+        let base = if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
+        let started = start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), init);
+        let mut adapter = LoraLinear {
+            lora_A: Factor::new(started.a),
+            lora_B: Factor::new(started.b),
+            lora_magnitude_vector: None,
+            start: started.origin,
+            dropout: Dropout::new(self.dropout),
+            scale: self.scale,
+        };
+        if self.bias {
+            adapter.lora_B.bias = Some(init.constant([d_out], 0.0));
+        }
+        if let Some(base) = base.filter(|_| self.dora) {
+            adapter.lora_magnitude_vector = Some(init.given(dora::row_norms(base, &adapter.low_rank_terms())));
+        }
+        AnyAdapter::new(adapter)
+    }
+}

@@ -1,0 +1,323 @@
+//! The architecture that a folder's `config.json` names, for every task.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor};
+use peft_core::checkpoint::Checkpoint;
+use peft_core::{Describe, Init, LoadReport, PathStack, PeftError, Result, Sites};
+use serde_json::{Value, json};
+
+use crate::bert::{self, BertConfig, BertForSequenceClassification, BertModel};
+use crate::config::{LabelConfig, RawConfig};
+use crate::gpt2::{self, Gpt2Config, Gpt2ForSequenceClassification, Gpt2LmHeadModel, Gpt2Model};
+use crate::input::{KvCache, ModelInput};
+use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
+use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier};
+
+/// A model that predicts the next token, of any known architecture.
+#[derive(Module, Debug)]
+#[allow(missing_docs, clippy::large_enum_variant)]
+pub enum AutoCausalLm {
+    Gpt2(Gpt2LmHeadModel),
+    Llama(LlamaForCausalLm),
+}
+
+/// A model that scores a whole sequence, of any known architecture.
+#[derive(Module, Debug)]
+#[allow(missing_docs, clippy::large_enum_variant)]
+pub enum AutoSequenceClassifier {
+    Bert(BertForSequenceClassification),
+    Gpt2(Gpt2ForSequenceClassification),
+    Llama(LlamaForSequenceClassification),
+}
+
+/// A model that turns tokens into vectors, of any known architecture.
+#[derive(Module, Debug)]
+#[allow(missing_docs, clippy::large_enum_variant)]
+pub enum AutoFeatureExtractor {
+    Bert(BertModel),
+    Gpt2(Gpt2Model),
+    Llama(LlamaModel),
+}
+
+/// What a classifier is to be, where its folder does not say or says something else.
+#[derive(Debug, Clone, Default)]
+pub struct ClassifierOptions {
+    /// Number of outputs.
+    pub num_labels: Option<usize>,
+    /// `regression`, `single_label_classification` or `multi_label_classification`.
+    pub problem_type: Option<String>,
+    /// The padding token, which decoders must know to find a row's last word.
+    pub pad_token_id: Option<i64>,
+    /// Seed of a head that the checkpoint lacks.
+    pub seed: u64,
+}
+
+/// Reads a model that predicts the next token. The report names what the folder holds beyond it.
+pub fn load_causal_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoCausalLm, LoadReport)> {
+    let mut raw = RawConfig::read(&folder)?;
+    let mut model = AutoCausalLm::from_config(&raw, device)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    if model.is_tied() && has_another_head(&checkpoint)? {
+        tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
+        raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
+        model = AutoCausalLm::from_config(&raw, device)?;
+    }
+    let prefix = model.base_prefix();
+    checkpoint.load(model, prefix, &[])
+}
+
+/// Reads a classifier. A head that the folder lacks starts from N(0, `initializer_range`); the report lists it as
+/// missing.
+pub fn load_sequence_classifier(
+    folder: impl AsRef<Path>,
+    device: &Device,
+    options: &ClassifierOptions,
+) -> Result<(AutoSequenceClassifier, LoadReport)> {
+    let mut raw = RawConfig::read(&folder)?;
+    options.write_into(&mut raw);
+    let model = AutoSequenceClassifier::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler"])?;
+    Ok((start(model, &report.missing, &raw, options.seed, device), report))
+}
+
+/// Reads a model that turns tokens into vectors.
+///
+/// A pooler takes no part in the last hidden state: where the folder lacks it, it starts at random.
+pub fn load_feature_extractor(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoFeatureExtractor, LoadReport)> {
+    let raw = RawConfig::read(&folder)?;
+    let model = AutoFeatureExtractor::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["pooler"])?;
+    Ok((start(model, &report.missing, &raw, 0, device), report))
+}
+
+impl AutoCausalLm {
+    /// A model whose parameters are not allocated: enough to plan and to count.
+    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
+        Ok(match raw.model_type()? {
+            "gpt2" => Self::Gpt2(Gpt2LmHeadModel::new(&Gpt2Config::from_raw(raw)?, device)),
+            "llama" | "mistral" | "qwen2" => Self::Llama(LlamaForCausalLm::new(&LlamaConfig::from_raw(raw)?, device)),
+            other => return Err(unknown(other, "causal language models", &["gpt2", "llama", "mistral", "qwen2"])),
+        })
+    }
+
+    /// Whether the head is the embedding table.
+    pub fn is_tied(&self) -> bool {
+        match self {
+            Self::Gpt2(it) => it.lm_head.is_none(),
+            Self::Llama(it) => it.lm_head.is_none(),
+        }
+    }
+
+    fn base_prefix(&self) -> &'static str {
+        match self {
+            Self::Gpt2(_) => gpt2::BASE_PREFIX,
+            Self::Llama(_) => llama::BASE_PREFIX,
+        }
+    }
+}
+
+impl Describe for AutoCausalLm {
+    fn describe(&self) -> Sites {
+        match self {
+            Self::Gpt2(it) => it.describe(),
+            Self::Llama(it) => it.describe(),
+        }
+    }
+}
+
+impl CausalLm for AutoCausalLm {
+    fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        match self {
+            Self::Gpt2(it) => it.hidden(input, cache),
+            Self::Llama(it) => it.hidden(input, cache),
+        }
+    }
+
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Gpt2(it) => it.head(hidden),
+            Self::Llama(it) => it.head(hidden),
+        }
+    }
+}
+
+impl AutoSequenceClassifier {
+    /// A model whose parameters are not allocated: enough to plan and to count.
+    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
+        Ok(match raw.model_type()? {
+            "bert" => Self::Bert(BertForSequenceClassification::new(&BertConfig::from_raw(raw)?, device)),
+            "gpt2" => Self::Gpt2(Gpt2ForSequenceClassification::new(&Gpt2Config::from_raw(raw)?, device)),
+            "llama" | "mistral" | "qwen2" => {
+                Self::Llama(LlamaForSequenceClassification::new(&LlamaConfig::from_raw(raw)?, device))
+            }
+            other => return Err(unknown(other, "classifiers", &["bert", "gpt2", "llama", "mistral", "qwen2"])),
+        })
+    }
+
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        match self {
+            Self::Bert(it) => it.labels(),
+            Self::Gpt2(it) => it.labels(),
+            Self::Llama(it) => it.labels(),
+        }
+    }
+
+    fn base_prefix(&self) -> &'static str {
+        match self {
+            Self::Bert(_) => bert::BASE_PREFIX,
+            Self::Gpt2(_) => gpt2::BASE_PREFIX,
+            Self::Llama(_) => llama::BASE_PREFIX,
+        }
+    }
+}
+
+impl Describe for AutoSequenceClassifier {
+    fn describe(&self) -> Sites {
+        match self {
+            Self::Bert(it) => it.describe(),
+            Self::Gpt2(it) => it.describe(),
+            Self::Llama(it) => it.describe(),
+        }
+    }
+}
+
+impl SequenceClassifier for AutoSequenceClassifier {
+    fn logits(&self, input: &ModelInput) -> Tensor<2> {
+        match self {
+            Self::Bert(it) => it.logits(input),
+            Self::Gpt2(it) => it.logits(input),
+            Self::Llama(it) => it.logits(input),
+        }
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
+
+    fn problem_type(&self) -> Option<&str> {
+        self.labels().problem_type.as_deref()
+    }
+}
+
+impl AutoFeatureExtractor {
+    /// A model whose parameters are not allocated: enough to plan and to count.
+    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
+        Ok(match raw.model_type()? {
+            "bert" => Self::Bert(BertModel::new(&BertConfig::from_raw(raw)?, device)),
+            "gpt2" => Self::Gpt2(Gpt2Model::new(&Gpt2Config::from_raw(raw)?, device)),
+            "llama" | "mistral" | "qwen2" => Self::Llama(LlamaModel::new(&LlamaConfig::from_raw(raw)?, device)),
+            other => return Err(unknown(other, "feature extraction", &["bert", "gpt2", "llama", "mistral", "qwen2"])),
+        })
+    }
+
+    fn base_prefix(&self) -> &'static str {
+        match self {
+            Self::Bert(_) => bert::BASE_PREFIX,
+            Self::Gpt2(_) => gpt2::BASE_PREFIX,
+            Self::Llama(_) => llama::BASE_PREFIX,
+        }
+    }
+}
+
+impl Describe for AutoFeatureExtractor {
+    fn describe(&self) -> Sites {
+        match self {
+            Self::Bert(it) => it.describe(),
+            Self::Gpt2(it) => it.describe(),
+            Self::Llama(it) => it.describe(),
+        }
+    }
+}
+
+impl FeatureExtractor for AutoFeatureExtractor {
+    fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3> {
+        match self {
+            Self::Bert(it) => it.last_hidden_state(input),
+            Self::Gpt2(it) => it.last_hidden_state(input),
+            Self::Llama(it) => it.last_hidden_state(input),
+        }
+    }
+}
+
+impl ClassifierOptions {
+    /// Has `config.json` say what was asked for.
+    fn write_into(&self, raw: &mut RawConfig) {
+        let mut set = |field: &str, value: Value| raw.json.insert(field.to_owned(), value);
+        if let Some(labels) = self.num_labels {
+            set("num_labels", json!(labels));
+        }
+        if let Some(kind) = &self.problem_type {
+            set("problem_type", json!(kind));
+        }
+        if let Some(pad) = self.pad_token_id {
+            set("pad_token_id", json!(pad));
+        }
+    }
+}
+
+fn unknown(model_type: &str, task: &str, known: &[&str]) -> PeftError {
+    let reason = format!("for {task} this version knows {}", known.join(", "));
+    PeftError::unsupported(format!("model_type `{model_type}`"), reason)
+}
+
+/// Whether a checkpoint holds a head that is not its embedding table.
+///
+/// The reference then unties the two whatever `config.json` says.
+fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
+    let find = |ending: &str| {
+        let key = checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))?;
+        Some((checkpoint.file(key)?, key))
+    };
+    let table = find("wte.weight").or_else(|| find("embed_tokens.weight"));
+    let (Some((head_file, head)), Some((table_file, table))) = (find("lm_head.weight"), table) else {
+        return Ok(false);
+    };
+    if head_file.shape(head) != table_file.shape(table) {
+        return Ok(true);
+    }
+    Ok(head_file.floats(head)? != table_file.floats(table)?)
+}
+
+/// Gives parameters that no checkpoint holds their starting values: weights are normal, biases zero.
+fn start<M: Module>(model: M, absent: &[String], raw: &RawConfig, seed: u64, device: &Device) -> M {
+    if absent.is_empty() {
+        return model;
+    }
+    let std = raw.json.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
+    let sites = Sites::of(&model);
+    model.map(&mut Start { at: PathStack::default(), sites: &sites, absent, std, seed, device })
+}
+
+struct Start<'a> {
+    at: PathStack,
+    sites: &'a Sites,
+    absent: &'a [String],
+    std: f64,
+    seed: u64,
+    device: &'a Device,
+}
+
+impl ModuleMapper for Start<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.at.path();
+        let Some(site) = self.sites.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
+        let shape: [usize; D] = std::array::from_fn(|axis| site.shape[axis]);
+        let mut init = Init::new(self.seed, "base", site, self.device);
+        let start = if site.param == "bias" { init.constant(shape, 0.0) } else { init.normal(shape, self.std) };
+        let id = param.id;
+        param.transform_for_load(start.val().detach(), id)
+    }
+}

@@ -1,0 +1,343 @@
+//! BERT. Source: `transformers/models/bert/modeling_bert.py` (5.23).
+
+// Fields are named after checkpoint keys, and those say `LayerNorm`.
+#![allow(non_snake_case)]
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
+use peft_core::ops::{AttentionMask, attention};
+use peft_core::{Describe, PeftError, Result, Sites};
+use serde::Deserialize;
+
+use crate::config::{Activation, LabelConfig, RawConfig};
+use crate::input::ModelInput;
+use crate::mask;
+use crate::task::{FeatureExtractor, SequenceClassifier};
+
+/// Prefix that the checkpoint of a headless model lacks.
+pub const BASE_PREFIX: &str = "bert.";
+
+/// `config.json` of a BERT. Defaults are transformers' own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct BertConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub intermediate_size: usize,
+    pub hidden_act: Activation,
+    pub hidden_dropout_prob: f64,
+    pub attention_probs_dropout_prob: f64,
+    pub classifier_dropout: Option<f64>,
+    pub max_position_embeddings: usize,
+    pub type_vocab_size: usize,
+    pub layer_norm_eps: f64,
+    pub position_embedding_type: Option<String>,
+    #[serde(flatten)]
+    pub labels: LabelConfig,
+}
+
+impl Default for BertConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 30522,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
+            classifier_dropout: None,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+            position_embedding_type: None,
+            labels: LabelConfig::default(),
+        }
+    }
+}
+
+impl BertConfig {
+    /// Understands a `config.json`.
+    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+        let config: Self = raw.parse(&["is_decoder"])?;
+        if let Some(kind) = config.position_embedding_type.as_deref().filter(|it| *it != "absolute") {
+            let what = format!("position_embedding_type `{kind}`");
+            return Err(PeftError::unsupported(what, "only `absolute` positions are"));
+        }
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+            let heads = config.num_attention_heads;
+            let reason = format!("is {}, which `num_attention_heads` = {heads} does not divide", config.hidden_size);
+            return Err(PeftError::config("hidden_size", reason));
+        }
+        Ok(config)
+    }
+}
+
+/// Words, positions and sentences, added up and normalised.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertEmbeddings {
+    pub word_embeddings: Embedding,
+    pub position_embeddings: Embedding,
+    pub token_type_embeddings: Embedding,
+    pub LayerNorm: LayerNorm,
+    dropout: Dropout,
+}
+
+impl BertEmbeddings {
+    fn new(config: &BertConfig, device: &Device) -> Self {
+        let table = |rows| Embedding::new(rows, config.hidden_size, device);
+        Self {
+            word_embeddings: table(config.vocab_size),
+            position_embeddings: table(config.max_position_embeddings),
+            token_type_embeddings: table(config.type_vocab_size),
+            LayerNorm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, device),
+            dropout: Dropout::new(config.hidden_dropout_prob),
+        }
+    }
+
+    fn forward(&self, input: &ModelInput) -> Tensor<3> {
+        let [_, seq] = input.dims();
+        let first_sentence = || Tensor::<2, Int>::zeros([1, seq], &input.device());
+        let types = input.token_type_ids.clone().unwrap_or_else(first_sentence);
+        let words = input.tokens.embed(|ids| self.word_embeddings.forward(ids));
+        let sum = words + self.token_type_embeddings.forward(types);
+        let sum = sum + self.position_embeddings.forward(input.positions(0));
+        self.dropout.forward(self.LayerNorm.forward(sum))
+    }
+}
+
+/// Attention of every token to every token.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertSelfAttention {
+    pub query: Projection,
+    pub key: Projection,
+    pub value: Projection,
+    dropout: Dropout,
+    heads: usize,
+}
+
+impl BertSelfAttention {
+    fn new(config: &BertConfig, device: &Device) -> Self {
+        let projection = || Projection::new(config.hidden_size, config.hidden_size, true, device);
+        Self {
+            query: projection(),
+            key: projection(),
+            value: projection(),
+            dropout: Dropout::new(config.attention_probs_dropout_prob),
+            heads: config.num_attention_heads,
+        }
+    }
+
+    fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
+        let [batch, seq, d_model] = hidden.dims();
+        let d_head = d_model / self.heads;
+        let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
+        let query = split(self.query.forward(hidden.clone()));
+        let key = split(self.key.forward(hidden.clone()));
+        let value = split(self.value.forward(hidden));
+        let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
+        mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
+    }
+}
+
+/// The end of a block: a projection, the residual, and the norm after both.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertOutput {
+    pub dense: Projection,
+    pub LayerNorm: LayerNorm,
+    dropout: Dropout,
+}
+
+impl BertOutput {
+    fn new(config: &BertConfig, d_input: usize, device: &Device) -> Self {
+        Self {
+            dense: Projection::new(d_input, config.hidden_size, true, device),
+            LayerNorm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, device),
+            dropout: Dropout::new(config.hidden_dropout_prob),
+        }
+    }
+
+    fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+        self.LayerNorm.forward(self.dropout.forward(self.dense.forward(inner)) + residual)
+    }
+}
+
+/// Attention and what follows it.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertAttention {
+    /// `self` in the checkpoint.
+    pub self_: BertSelfAttention,
+    pub output: BertOutput,
+}
+
+/// The wide layer of a block.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertIntermediate {
+    pub dense: Projection,
+    #[module(skip)]
+    act: Activation,
+}
+
+/// One layer of the stack.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertLayer {
+    pub attention: BertAttention,
+    pub intermediate: BertIntermediate,
+    pub output: BertOutput,
+}
+
+impl BertLayer {
+    fn new(config: &BertConfig, device: &Device) -> Self {
+        let (d_model, d_inner) = (config.hidden_size, config.intermediate_size);
+        Self {
+            attention: BertAttention {
+                self_: BertSelfAttention::new(config, device),
+                output: BertOutput::new(config, d_model, device),
+            },
+            intermediate: BertIntermediate {
+                dense: Projection::new(d_model, d_inner, true, device),
+                act: config.hidden_act,
+            },
+            output: BertOutput::new(config, d_inner, device),
+        }
+    }
+
+    fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
+        let mixed = self.attention.self_.forward(hidden.clone(), mask);
+        let hidden = self.attention.output.forward(mixed, hidden);
+        let inner = self.intermediate.act.apply(self.intermediate.dense.forward(hidden.clone()));
+        self.output.forward(inner, hidden)
+    }
+}
+
+/// The stack.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertEncoder {
+    pub layer: Vec<BertLayer>,
+}
+
+/// The summary of a sequence: its first token, once more projected.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertPooler {
+    pub dense: Projection,
+}
+
+/// BERT without a head.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BertModel {
+    pub embeddings: BertEmbeddings,
+    pub encoder: BertEncoder,
+    pub pooler: Option<BertPooler>,
+}
+
+impl BertModel {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &BertConfig, device: &Device) -> Self {
+        let dense = Projection::new(config.hidden_size, config.hidden_size, true, device);
+        Self { pooler: Some(BertPooler { dense }), ..Self::without_pooler(config, device) }
+    }
+
+    /// The same, for tasks that look at single tokens only.
+    pub fn without_pooler(config: &BertConfig, device: &Device) -> Self {
+        Self {
+            embeddings: BertEmbeddings::new(config, device),
+            encoder: BertEncoder {
+                layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect(),
+            },
+            pooler: None,
+        }
+    }
+
+    /// The last hidden state.
+    ///
+    /// # Shapes
+    /// - output: `[batch, seq, d_model]`
+    pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
+        let mask = mask::bidirectional(input);
+        let embedded = self.embeddings.forward(input);
+        self.encoder.layer.iter().fold(embedded, |hidden, layer| layer.forward(hidden, mask.as_ref()))
+    }
+
+    /// The summary of every sequence, `[batch, d_model]`; nothing without a pooler.
+    pub fn pool(&self, hidden: Tensor<3>) -> Option<Tensor<2>> {
+        let [batch, _, d_model] = hidden.dims();
+        let first = hidden.narrow(1, 0, 1).reshape([batch, d_model]);
+        self.pooler.as_ref().map(|it| it.dense.forward(first).tanh())
+    }
+}
+
+impl Describe for BertModel {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("bert")
+    }
+}
+
+impl FeatureExtractor for BertModel {
+    fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3> {
+        self.forward(input)
+    }
+}
+
+/// BERT that classifies a sequence by its first token.
+#[derive(Module, Debug)]
+pub struct BertForSequenceClassification {
+    /// The encoder, always with its pooler.
+    pub bert: BertModel,
+    dropout: Dropout,
+    /// `[num_labels, d_model]`
+    pub classifier: Projection,
+    #[module(skip)]
+    labels: LabelConfig,
+}
+
+impl BertForSequenceClassification {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &BertConfig, device: &Device) -> Self {
+        Self {
+            bert: BertModel::new(config, device),
+            dropout: Dropout::new(config.classifier_dropout.unwrap_or(config.hidden_dropout_prob)),
+            classifier: Projection::new(config.hidden_size, config.labels.num_labels(), true, device),
+            labels: config.labels.clone(),
+        }
+    }
+
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        &self.labels
+    }
+}
+
+impl Describe for BertForSequenceClassification {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("bert").with_heads(["classifier"])
+    }
+}
+
+impl SequenceClassifier for BertForSequenceClassification {
+    fn logits(&self, input: &ModelInput) -> Tensor<2> {
+        let pooled = self.bert.pool(self.bert.forward(input)).expect("a classifier is built with a pooler");
+        self.classifier.forward(self.dropout.forward(pooled))
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels.num_labels()
+    }
+
+    fn problem_type(&self) -> Option<&str> {
+        self.labels.problem_type.as_deref()
+    }
+}

@@ -1,0 +1,143 @@
+//! What `config.json` says, whatever the architecture.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use peft_core::{PeftError, Result, is_off, ops};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// `config.json`, read but not yet understood.
+#[derive(Debug, Clone)]
+pub struct RawConfig {
+    path: std::path::PathBuf,
+    /// The JSON object.
+    pub json: Map<String, Value>,
+}
+
+impl RawConfig {
+    /// Reads `config.json` of a folder.
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            let reason = "it has no `config.json`; give the folder of a Hugging Face checkpoint";
+            return Err(PeftError::bad_file(folder, reason));
+        }
+        let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
+        let json = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
+        Ok(Self { path, json })
+    }
+
+    /// The same from text, for configurations that lie in no folder.
+    pub fn parse_text(text: &str) -> Result<Self> {
+        let path = std::path::PathBuf::from("config.json");
+        let json = serde_json::from_str(text).map_err(|error| PeftError::bad_file(&path, error))?;
+        Ok(Self { path, json })
+    }
+
+    /// `model_type`, by which an implementation is chosen.
+    pub fn model_type(&self) -> Result<&str> {
+        self.json
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| PeftError::bad_file(&self.path, "it names no `model_type`"))
+    }
+
+    /// The fields that an architecture reads.
+    ///
+    /// `must_be_off` are switches of the reference's implementation that change numbers and that ours does not have.
+    pub fn parse<T: DeserializeOwned>(&self, must_be_off: &[&str]) -> Result<T> {
+        for field in UNKNOWN_TO_ALL.iter().chain(must_be_off) {
+            if let Some(value) = self.json.get(*field).filter(|it| !is_off(it)) {
+                let reason = format!("is {value} in {}, which this version cannot compute", self.path.display());
+                return Err(PeftError::config(*field, reason));
+            }
+        }
+        serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
+    }
+}
+
+/// Switches that change the numbers of several architectures.
+const UNKNOWN_TO_ALL: [&str; 8] = [
+    "quantization_config",
+    "add_cross_attention",
+    "is_encoder_decoder",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "pruned_heads",
+    "num_local_experts",
+    "rope_interleaved",
+];
+
+/// Fields of sequence classification, in every architecture's `config.json`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct LabelConfig {
+    num_labels: Option<usize>,
+    id2label: Option<Map<String, Value>>,
+    /// `regression`, `single_label_classification` or `multi_label_classification`.
+    pub problem_type: Option<String>,
+    /// Padding token, which decoders must know to find a row's last word.
+    pub pad_token_id: Option<i64>,
+}
+
+impl LabelConfig {
+    /// Number of outputs; the reference's default is 2.
+    pub fn num_labels(&self) -> usize {
+        self.num_labels.or_else(|| self.id2label.as_ref().map(Map::len)).unwrap_or(2)
+    }
+
+    /// The names of the labels, if the checkpoint has as many names as labels.
+    pub fn label_names(&self) -> Option<Vec<String>> {
+        let map = self.id2label.as_ref().filter(|it| it.len() == self.num_labels())?;
+        let mut names: Vec<(usize, String)> =
+            map.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_owned()))).collect();
+        names.sort();
+        Some(names.into_iter().map(|(_, name)| name).collect())
+    }
+}
+
+/// The activation functions that checkpoints name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Exact GELU.
+    Gelu,
+    /// GELU by a hyperbolic tangent.
+    #[serde(alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
+    GeluNew,
+    /// `x · σ(1.702 x)`
+    QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `x · σ(x)`
+    #[serde(alias = "swish")]
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Element by element.
+    pub fn apply<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Gelu => ops::gelu(input),
+            Self::GeluNew => ops::gelu_tanh(input),
+            Self::QuickGelu => ops::quick_gelu(input),
+            Self::Relu => burn::tensor::activation::relu(input),
+            Self::Silu => ops::silu(input),
+            Self::Tanh => input.tanh(),
+        }
+    }
+
+    /// `act(gate) · up`, the middle of a gated MLP.
+    pub fn gate<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Silu => ops::silu_mul(gate, up),
+            other => other.apply(gate) * up,
+        }
+    }
+}

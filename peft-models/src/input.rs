@@ -1,0 +1,156 @@
+//! What goes into a model: one struct for every architecture and task.
+
+use burn::tensor::{Int, Tensor};
+
+/// Tokens as ids, or as vectors that stand where the embeddings would.
+#[derive(Debug, Clone)]
+pub enum Tokens {
+    /// `[batch, seq]`
+    Ids(Tensor<2, Int>),
+    /// `[batch, seq, d_model]`
+    Embeddings(Tensor<3>),
+}
+
+impl Tokens {
+    /// `[batch, seq]`
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Ids(ids) => ids.dims(),
+            Self::Embeddings(vectors) => {
+                let [batch, seq, _] = vectors.dims();
+                [batch, seq]
+            }
+        }
+    }
+
+    /// The vectors: looked up, or as given.
+    pub fn embed(&self, table: impl FnOnce(Tensor<2, Int>) -> Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Ids(ids) => table(ids.clone()),
+            Self::Embeddings(vectors) => vectors.clone(),
+        }
+    }
+}
+
+/// The input of a forward pass.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// The tokens.
+    pub tokens: Tokens,
+    /// 1 = keep, 0 = padding; `[batch, past + seq]`.
+    pub attention_mask: Option<Tensor<2, Int>>,
+    /// Positions; `[batch, seq]`. By default they count from the cache's length, padding included, as the reference's
+    /// forward does.
+    pub position_ids: Option<Tensor<2, Int>>,
+    /// Sentence A or B; `[batch, seq]`.
+    pub token_type_ids: Option<Tensor<2, Int>>,
+    /// Documents packed into one row see only themselves: 1, 2, … per document, 0 = padding; `[batch, seq]`.
+    pub segment_ids: Option<Tensor<2, Int>>,
+}
+
+impl ModelInput {
+    /// Ids and nothing else.
+    pub fn ids(ids: Tensor<2, Int>) -> Self {
+        Self::new(Tokens::Ids(ids))
+    }
+
+    /// Tokens and nothing else.
+    pub fn new(tokens: Tokens) -> Self {
+        Self { tokens, attention_mask: None, position_ids: None, token_type_ids: None, segment_ids: None }
+    }
+
+    /// With an attention mask.
+    pub fn with_mask(mut self, attention_mask: Tensor<2, Int>) -> Self {
+        self.attention_mask = Some(attention_mask);
+        self
+    }
+
+    /// `[batch, seq]`
+    pub fn dims(&self) -> [usize; 2] {
+        self.tokens.dims()
+    }
+
+    /// The device of the tokens, without autodiff.
+    pub fn device(&self) -> burn::tensor::Device {
+        match &self.tokens {
+            Tokens::Ids(ids) => ids.device().without_autodiff(),
+            Tokens::Embeddings(vectors) => vectors.device().without_autodiff(),
+        }
+    }
+
+    /// The positions, given or counted from `past`; `[batch or 1, seq]`.
+    pub fn positions(&self, past: usize) -> Tensor<2, Int> {
+        match &self.position_ids {
+            Some(positions) => positions.clone(),
+            None => {
+                let [_, seq] = self.dims();
+                Tensor::<1, Int>::arange(past as i64..(past + seq) as i64, &self.device()).unsqueeze()
+            }
+        }
+    }
+}
+
+/// Keys and values of the tokens that a decoder has seen.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    layers: Vec<(Tensor<4>, Tensor<4>)>,
+}
+
+impl KvCache {
+    /// A cache that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of tokens seen.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, |(key, _)| key.dims()[2])
+    }
+
+    /// Whether no token was seen.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds the keys and values of new tokens and returns those of all tokens.
+    ///
+    /// Layers are to be extended in order.
+    ///
+    /// # Shapes
+    /// - key, value: `[batch, kv_heads, seq, d_head]`
+    /// - output: `[batch, kv_heads, past + seq, d_head]` each
+    pub fn extend(&mut self, layer: usize, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let (key, value) = match self.layers.get(layer) {
+            Some((old_key, old_value)) => {
+                (Tensor::cat(vec![old_key.clone(), key], 2), Tensor::cat(vec![old_value.clone(), value], 2))
+            }
+            None => (key, value),
+        };
+        match self.layers.get_mut(layer) {
+            Some(slot) => *slot = (key.clone(), value.clone()),
+            None => self.layers.push((key.clone(), value.clone())),
+        }
+        (key, value)
+    }
+
+    /// Keeps the rows at these indices, for batches that shrink.
+    pub fn select(&mut self, rows: Tensor<1, Int>) {
+        for (key, value) in &mut self.layers {
+            *key = key.clone().select(0, rows.clone());
+            *value = value.clone().select(0, rows.clone());
+        }
+    }
+}
+
+/// Extends the cache if there is one, else returns the pair as it is.
+pub(crate) fn extend_cache(
+    cache: Option<&mut KvCache>,
+    layer: usize,
+    key: Tensor<4>,
+    value: Tensor<4>,
+) -> (Tensor<4>, Tensor<4>) {
+    match cache {
+        Some(cache) => cache.extend(layer, key, value),
+        None => (key, value),
+    }
+}

@@ -1,0 +1,18 @@
+//! Base models for Burn that load Hugging Face checkpoints and take adapters in.
+//!
+//! [`auto`] reads a folder and picks the architecture; [`gpt2`], [`llama`] and [`bert`] are the architectures, one file
+//! each, with fields named after checkpoint keys. [`CausalLm`], [`SequenceClassifier`] and [`FeatureExtractor`] are what
+//! a task may ask of a model.
+
+pub mod auto;
+pub mod bert;
+pub mod config;
+pub mod gpt2;
+mod input;
+pub mod llama;
+pub mod mask;
+pub mod rope;
+mod task;
+
+pub use input::{KvCache, ModelInput, Tokens};
+pub use task::{CausalLm, FeatureExtractor, SequenceClassifier};

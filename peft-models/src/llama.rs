@@ -1,0 +1,488 @@
+//! LLaMA, and its relatives Mistral and Qwen2, which are the same network with other switches.
+//!
+//! Source: `transformers/models/{llama,mistral,qwen2}/modeling_*.py` (5.23).
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
+use peft_core::ops::{AttentionMask, RotaryTable, attention};
+use peft_core::{Describe, PeftError, Result, Sites};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::config::{Activation, LabelConfig, RawConfig};
+use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::mask;
+use crate::rope::Rope;
+use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
+
+/// Prefix that the checkpoint of a headless model lacks.
+pub const BASE_PREFIX: &str = "model.";
+
+/// Whose `config.json` it is: the families differ in their defaults and in what they read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+}
+
+impl Family {
+    /// `model_type` of `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    /// What holds where a file is silent: transformers' own defaults, as far as they differ between the families.
+    fn defaults(self) -> [(&'static str, Value); 5] {
+        let [inner, kv_heads, positions, window] = match self {
+            Self::Llama => [json!(11008), Value::Null, json!(2048), Value::Null],
+            Self::Mistral => [json!(14336), json!(8), json!(4096 * 32), json!(4096)],
+            Self::Qwen2 => [json!(22016), json!(32), json!(32768), json!(4096)],
+        };
+        let vocab = if self == Self::Qwen2 { 151_936 } else { 32_000 };
+        [
+            ("vocab_size", json!(vocab)),
+            ("intermediate_size", inner),
+            ("num_key_value_heads", kv_heads),
+            ("max_position_embeddings", positions),
+            ("sliding_window", window),
+        ]
+    }
+}
+
+/// The file as it is written; [`LlamaConfig`] is what it means.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct LlamaFile {
+    model_type: Family,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    hidden_act: Activation,
+    max_position_embeddings: usize,
+    rms_norm_eps: f64,
+    tie_word_embeddings: bool,
+    attention_bias: bool,
+    attention_dropout: f64,
+    mlp_bias: bool,
+    sliding_window: Option<usize>,
+    use_sliding_window: bool,
+    max_window_layers: usize,
+    layer_types: Option<Vec<String>>,
+    #[serde(flatten)]
+    labels: LabelConfig,
+}
+
+impl Default for LlamaFile {
+    fn default() -> Self {
+        Self {
+            model_type: Family::Llama,
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: None,
+            head_dim: None,
+            hidden_act: Activation::Silu,
+            max_position_embeddings: 2048,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: false,
+            attention_bias: false,
+            attention_dropout: 0.0,
+            mlp_bias: false,
+            sliding_window: None,
+            use_sliding_window: false,
+            max_window_layers: 28,
+            layer_types: None,
+            labels: LabelConfig::default(),
+        }
+    }
+}
+
+impl LlamaFile {
+    /// The window of every layer.
+    fn windows(&self) -> Result<Vec<Option<usize>>> {
+        match self.model_type {
+            Family::Llama => Ok(vec![None; self.num_hidden_layers]),
+            Family::Mistral => Ok(vec![self.sliding_window; self.num_hidden_layers]),
+            Family::Qwen2 => self.windows_of_qwen2(),
+        }
+    }
+
+    fn windows_of_qwen2(&self) -> Result<Vec<Option<usize>>> {
+        let window = self.sliding_window.filter(|_| self.use_sliding_window);
+        let Some(types) = &self.layer_types else {
+            return Ok((0..self.num_hidden_layers).map(|at| window.filter(|_| at >= self.max_window_layers)).collect());
+        };
+        if types.len() != self.num_hidden_layers {
+            let reason = format!("names {} layers, `num_hidden_layers` is {}", types.len(), self.num_hidden_layers);
+            return Err(PeftError::config("layer_types", reason));
+        }
+        let window_of = |kind: &String| match kind.as_str() {
+            "full_attention" => Ok(None),
+            "sliding_attention" if window.is_some() => Ok(window),
+            "sliding_attention" => {
+                let reason = "names `sliding_attention`, but no window is given and switched on";
+                Err(PeftError::config("layer_types", reason))
+            }
+            other => {
+                Err(PeftError::unsupported(format!("layer type `{other}`"), "only full and sliding attention are"))
+            }
+        };
+        types.iter().map(window_of).collect()
+    }
+}
+
+/// What a `config.json` of the family means.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct LlamaConfig {
+    pub family: Family,
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub d_inner: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub d_head: usize,
+    /// One entry for every layer: how many tokens a query sees, itself among them; `None` is no limit.
+    pub windows: Vec<Option<usize>>,
+    pub qkv_bias: bool,
+    pub o_bias: bool,
+    pub mlp_bias: bool,
+    pub act: Activation,
+    pub rms_norm_eps: f64,
+    pub attention_dropout: f64,
+    pub rope: Rope,
+    pub tie_word_embeddings: bool,
+    pub labels: LabelConfig,
+}
+
+impl LlamaConfig {
+    /// Understands a `config.json`.
+    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+        let mut raw = raw.clone();
+        let family = Family::deserialize(raw.json.get("model_type").unwrap_or(&Value::Null))
+            .map_err(|error| PeftError::config("model_type", error))?;
+        for (field, value) in family.defaults() {
+            raw.json.entry(field).or_insert(value);
+        }
+        let file: LlamaFile = raw.parse(&[])?;
+
+        let heads = file.num_attention_heads;
+        let divides = |field: &str, of: usize, value: usize| match value > 0 && of.is_multiple_of(value) {
+            true => Ok(()),
+            false => Err(PeftError::config(field, format!("is {value}, which does not divide {of}"))),
+        };
+        if file.head_dim.is_none() {
+            divides("num_attention_heads", file.hidden_size, heads)?;
+        }
+        let kv_heads = file.num_key_value_heads.unwrap_or(heads);
+        divides("num_key_value_heads", heads, kv_heads)?;
+        let d_head = file.head_dim.unwrap_or_else(|| file.hidden_size / heads);
+        let rope = Rope::from_raw(&raw, d_head, file.max_position_embeddings)?;
+        if rope.rotary() != d_head {
+            // The reference's own LLaMA ignores the factor or fails on it, as the type of rotation goes.
+            let reason = "models of this family rotate whole heads; set it to 1";
+            return Err(PeftError::unsupported("partial_rotary_factor", reason));
+        }
+        Ok(Self {
+            family,
+            vocab_size: file.vocab_size,
+            d_model: file.hidden_size,
+            d_inner: file.intermediate_size,
+            heads,
+            kv_heads,
+            d_head,
+            windows: file.windows()?,
+            qkv_bias: match family {
+                Family::Llama => file.attention_bias,
+                Family::Mistral => false,
+                Family::Qwen2 => true,
+            },
+            o_bias: family == Family::Llama && file.attention_bias,
+            mlp_bias: family == Family::Llama && file.mlp_bias,
+            act: file.hidden_act,
+            rms_norm_eps: file.rms_norm_eps,
+            attention_dropout: file.attention_dropout,
+            rope,
+            tie_word_embeddings: file.tie_word_embeddings,
+            labels: file.labels,
+        })
+    }
+}
+
+/// Self-attention with rotary positions; several query heads may share a key head.
+#[derive(Module, Debug)]
+pub struct LlamaAttention {
+    /// `[heads · d_head, d_model]`
+    pub q_proj: Projection,
+    /// `[kv_heads · d_head, d_model]`
+    pub k_proj: Projection,
+    /// `[kv_heads · d_head, d_model]`
+    pub v_proj: Projection,
+    /// `[d_model, heads · d_head]`
+    pub o_proj: Projection,
+    dropout: Dropout,
+    d_head: usize,
+}
+
+impl LlamaAttention {
+    fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let (d_query, d_key) = (config.heads * config.d_head, config.kv_heads * config.d_head);
+        Self {
+            q_proj: Projection::new(config.d_model, d_query, config.qkv_bias, device),
+            k_proj: Projection::new(config.d_model, d_key, config.qkv_bias, device),
+            v_proj: Projection::new(config.d_model, d_key, config.qkv_bias, device),
+            o_proj: Projection::new(d_query, config.d_model, config.o_bias, device),
+            dropout: Dropout::new(config.attention_dropout),
+            d_head: config.d_head,
+        }
+    }
+
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        rotary: &RotaryTable,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [batch, seq, _] = hidden.dims();
+        let split = |projected: Tensor<3>| {
+            let heads = projected.dims()[2] / self.d_head;
+            projected.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
+        };
+        let query = rotary.rotate(split(self.q_proj.forward(hidden.clone())));
+        let key = rotary.rotate(split(self.k_proj.forward(hidden.clone())));
+        let value = split(self.v_proj.forward(hidden));
+        let (key, value) = extend_cache(cache, layer, key, value);
+        let scale = (self.d_head as f64).powf(-0.5);
+        let mixed = attention(query, key, value, mask, scale, &self.dropout).swap_dims(1, 2);
+        let d_mixed = mixed.dims()[2] * self.d_head;
+        self.o_proj.forward(mixed.reshape([batch, seq, d_mixed]))
+    }
+}
+
+/// `down(act(gate(x)) · up(x))`
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaMlp {
+    pub gate_proj: Projection,
+    pub up_proj: Projection,
+    pub down_proj: Projection,
+    #[module(skip)]
+    act: Activation,
+}
+
+impl LlamaMlp {
+    fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let projection = |d_input, d_output| Projection::new(d_input, d_output, config.mlp_bias, device);
+        Self {
+            gate_proj: projection(config.d_model, config.d_inner),
+            up_proj: projection(config.d_model, config.d_inner),
+            down_proj: projection(config.d_inner, config.d_model),
+            act: config.act,
+        }
+    }
+
+    fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let (gate, up) = (self.gate_proj.forward(hidden.clone()), self.up_proj.forward(hidden));
+        self.down_proj.forward(self.act.gate(gate, up))
+    }
+}
+
+/// One layer of the stack.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaLayer {
+    pub input_layernorm: RmsNorm,
+    pub self_attn: LlamaAttention,
+    pub post_attention_layernorm: RmsNorm,
+    pub mlp: LlamaMlp,
+}
+
+impl LlamaLayer {
+    fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let norm = || RmsNorm::new(config.d_model, config.rms_norm_eps, device);
+        Self {
+            input_layernorm: norm(),
+            self_attn: LlamaAttention::new(config, device),
+            post_attention_layernorm: norm(),
+            mlp: LlamaMlp::new(config, device),
+        }
+    }
+
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        rotary: &RotaryTable,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let normal = self.input_layernorm.forward(hidden.clone());
+        let hidden = hidden + self.self_attn.forward(normal, layer, rotary, mask, cache);
+        hidden.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden))
+    }
+}
+
+/// The stack without a head.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaModel {
+    pub embed_tokens: Embedding,
+    pub layers: Vec<LlamaLayer>,
+    pub norm: RmsNorm,
+    #[module(skip)]
+    rope: Rope,
+    #[module(skip)]
+    windows: Vec<Option<usize>>,
+    #[module(skip)]
+    family: Family,
+}
+
+impl LlamaModel {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
+        Self {
+            embed_tokens: Embedding::new(config.vocab_size, config.d_model, device),
+            layers: config.windows.iter().map(|_| LlamaLayer::new(config, device)).collect(),
+            norm: RmsNorm::new(config.d_model, config.rms_norm_eps, device),
+            rope: config.rope.clone(),
+            windows: config.windows.clone(),
+            family: config.family,
+        }
+    }
+
+    /// The last hidden state.
+    ///
+    /// # Shapes
+    /// - output: `[batch, seq, d_model]`
+    pub fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+        let past = cache.as_ref().map_or(0, |it| it.len());
+        let rotary = self.rope.table(input, past);
+        let masks = self.masks(input, past);
+        let mut hidden = input.tokens.embed(|ids| self.embed_tokens.forward(ids));
+        for (at, (layer, window)) in self.layers.iter().zip(&self.windows).enumerate() {
+            let mask = masks.iter().find(|(it, _)| it == window).and_then(|(_, mask)| mask.as_ref());
+            hidden = layer.forward(hidden, at, &rotary, mask, cache.as_deref_mut());
+        }
+        self.norm.forward(hidden)
+    }
+
+    /// One mask for every width that some layer has.
+    fn masks(&self, input: &ModelInput, past: usize) -> Vec<(Option<usize>, Option<AttentionMask>)> {
+        let mut widths = self.windows.clone();
+        widths.sort_unstable();
+        widths.dedup();
+        widths.into_iter().map(|width| (width, mask::causal(input, past, width))).collect()
+    }
+}
+
+impl Describe for LlamaModel {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type(self.family.model_type())
+    }
+}
+
+impl FeatureExtractor for LlamaModel {
+    fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3> {
+        self.forward(input, None)
+    }
+}
+
+/// The stack with the language-model head.
+#[derive(Module, Debug)]
+pub struct LlamaForCausalLm {
+    /// The stack.
+    pub model: LlamaModel,
+    /// The head, unless it is the embedding table read the other way.
+    pub lm_head: Option<Projection>,
+}
+
+impl LlamaForCausalLm {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let head = || Projection::new(config.d_model, config.vocab_size, false, device);
+        Self { model: LlamaModel::new(config, device), lm_head: (!config.tie_word_embeddings).then(head) }
+    }
+}
+
+impl Describe for LlamaForCausalLm {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["lm_head"])
+    }
+}
+
+impl CausalLm for LlamaForCausalLm {
+    fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        self.model.forward(input, cache)
+    }
+
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => self.model.embed_tokens.attend(hidden),
+        }
+    }
+}
+
+/// The stack that classifies a sequence by its last token.
+#[derive(Module, Debug)]
+pub struct LlamaForSequenceClassification {
+    /// The stack.
+    pub model: LlamaModel,
+    /// `[num_labels, d_model]`
+    pub score: Projection,
+    #[module(skip)]
+    labels: LabelConfig,
+}
+
+impl LlamaForSequenceClassification {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
+        Self {
+            model: LlamaModel::new(config, device),
+            score: Projection::new(config.d_model, config.labels.num_labels(), false, device),
+            labels: config.labels.clone(),
+        }
+    }
+
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        &self.labels
+    }
+}
+
+impl Describe for LlamaForSequenceClassification {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["score"])
+    }
+}
+
+impl SequenceClassifier for LlamaForSequenceClassification {
+    fn logits(&self, input: &ModelInput) -> Tensor<2> {
+        let hidden = self.model.forward(input, None);
+        self.score.forward(pool_last_token(hidden, input, self.labels.pad_token_id))
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels.num_labels()
+    }
+
+    fn problem_type(&self) -> Option<&str> {
+        self.labels.problem_type.as_deref()
+    }
+}

@@ -1,0 +1,60 @@
+//! Decoding piece by piece gives what one pass over the whole text gives.
+
+use burn::tensor::Tensor;
+use peft_models::{KvCache, ModelInput};
+
+use crate::support::{assert_close, causal_lm, ids, logits};
+
+macro_rules! decoders {
+    ($($test:ident: $model:literal),+ $(,)?) => {
+        $(#[test] fn $test() { check($model) })+
+    };
+}
+
+decoders! {
+    gpt2: "gpt2-tiny",
+    gpt2_scaled_by_layer: "gpt2-inverse",
+    llama: "llama-tiny",
+    llama_tied: "llama-tied",
+    llama_linear: "llama-rope-linear",
+    llama_llama3: "llama-rope-llama3",
+    llama_yarn: "llama-rope-yarn",
+    mistral_with_a_window: "mistral-tiny",
+    qwen2: "qwen2-tiny",
+    qwen2_with_a_window_in_one_layer: "qwen2-sliding",
+}
+
+fn check(name: &str) {
+    let model = causal_lm(name);
+    let text = ids([[0, 0, 0, 9, 71, 5, 33, 18, 92, 40, 64, 7], [51, 3, 28, 80, 16, 97, 44, 62, 5, 11, 39, 73]]);
+    let mask = ids([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1], [1; 12]]);
+    for (what, mask) in [("without a mask", None), ("padded on the left", Some(mask))] {
+        let whole = ModelInput { attention_mask: mask.clone(), ..ModelInput::ids(text.clone()) };
+        let want = logits(&model, &whole, None);
+        // A long piece, a short one, then single tokens: beyond the windows of 4 and 5 tokens either way.
+        let mut cache = KvCache::new();
+        let mut pieces = Vec::new();
+        for width in [6, 2, 1, 1, 1, 1] {
+            let past = cache.len();
+            let mask = mask.clone().map(|it| it.narrow(1, 0, past + width));
+            let piece = ModelInput { attention_mask: mask, ..ModelInput::ids(text.clone().narrow(1, past, width)) };
+            pieces.push(logits(&model, &piece, Some(&mut cache)));
+        }
+        assert_close(what, Tensor::cat(pieces, 1).into_data(), want.into_data());
+    }
+}
+
+#[test]
+fn rows_can_leave_a_batch() {
+    let model = causal_lm("mistral-tiny");
+    let text = ids([[9, 71, 5, 33], [51, 3, 28, 80], [7, 12, 90, 31]]);
+    let mut cache = KvCache::new();
+    logits(&model, &ModelInput::ids(text.clone().narrow(1, 0, 3)), Some(&mut cache));
+    let kept = Tensor::from_ints([2, 0], &crate::support::device());
+    cache.select(kept);
+    let last = ModelInput::ids(ids([[31], [33]]));
+    let got = logits(&model, &last, Some(&mut cache));
+    let whole = logits(&model, &ModelInput::ids(text), None).narrow(1, 3, 1);
+    let want = Tensor::cat(vec![whole.clone().narrow(0, 2, 1), whole.narrow(0, 0, 1)], 0);
+    assert_close("kept rows", got.into_data(), want.into_data());
+}

@@ -1,0 +1,295 @@
+//! What a folder may look like, and what is said when it is damaged.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::TensorData;
+use peft_core::checkpoint::{Checkpoint, FloatType, Stored, write_tensors};
+use peft_core::{Describe, PeftError};
+use peft_models::auto::{
+    AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor,
+    load_sequence_classifier,
+};
+use peft_models::config::RawConfig;
+use peft_models::{ModelInput, SequenceClassifier};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
+
+fn copy_of(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model_folder(name)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+/// Rewrites the weights of a folder with one file.
+fn rewrite(folder: &Path, float: FloatType, mut change: impl FnMut(&str, TensorData) -> Option<(String, TensorData)>) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let keys: Vec<String> = checkpoint.keys().map(str::to_owned).collect();
+    let changed = keys.iter().filter_map(|key| change(key, checkpoint.file(key)?.floats(key).unwrap()));
+    let tensors = changed.map(|(key, data)| Stored { key, data }).collect();
+    write_tensors(folder.join("model.safetensors"), tensors, float).unwrap();
+}
+
+fn set(folder: &Path, field: &str, value: Value) {
+    let path = folder.join("config.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    json[field] = value;
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[track_caller]
+fn causal_error(folder: &Path) -> PeftError {
+    load_causal_lm(folder, &device()).expect_err("the folder is damaged")
+}
+
+#[track_caller]
+fn assert_says(error: &PeftError, parts: &[&str]) {
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_sharded_checkpoint_equals_the_same_in_one_file() {
+    let folder = copy_of("llama-sharded");
+    rewrite(folder.path(), FloatType::F32, |key, data| Some((key.to_owned(), data)));
+    fs::remove_file(folder.path().join("model.safetensors.index.json")).unwrap();
+    let input = ModelInput::ids(ids([[9, 71, 5, 33]]));
+    let whole = still(load_causal_lm(folder.path(), &device()).unwrap().0);
+    let sharded = causal_lm("llama-sharded");
+    assert_close("logits", logits(&whole, &input, None).into_data(), logits(&sharded, &input, None).into_data());
+}
+
+#[test]
+fn half_precision_is_read_as_f32() {
+    for (name, float) in [("llama-f16", FloatType::F16), ("llama-bf16", FloatType::BF16)] {
+        let folder = copy_of(name);
+        // Written again and read again nothing is lost, since every value fits the type.
+        rewrite(folder.path(), float, |key, data| Some((key.to_owned(), data)));
+        let (again, report) = load_causal_lm(folder.path(), &device()).unwrap();
+        assert!(report.is_clean(), "{report}");
+        let input = ModelInput::ids(ids([[9, 71, 5, 33]]));
+        let got = logits(&still(again), &input, None).into_data();
+        assert_eq!(got, logits(&causal_lm(name), &input, None).into_data());
+    }
+}
+
+#[test]
+fn a_shard_that_is_not_there_is_named() {
+    let folder = copy_of("llama-sharded");
+    fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert_says(&causal_error(folder.path()), &["model.safetensors.index.json", "model-00002-of-00003.safetensors"]);
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let folder = copy_of("llama-tiny");
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    for length in [0, 5, 100, bytes.len() - 1] {
+        fs::write(&path, &bytes[..length]).unwrap();
+        assert_says(&causal_error(folder.path()), &["model.safetensors", "truncated"]);
+    }
+}
+
+#[test]
+fn a_folder_without_weights_or_configuration_is_named() {
+    let folder = copy_of("llama-tiny");
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    assert_says(&causal_error(folder.path()), &["model.safetensors"]);
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    assert_says(&causal_error(folder.path()), &["config.json"]);
+    fs::write(folder.path().join("config.json"), "{").unwrap();
+    assert_says(&causal_error(folder.path()), &["config.json", "not usable"]);
+}
+
+#[test]
+fn a_wrong_shape_is_reported_with_both_shapes() {
+    let folder = copy_of("llama-tiny");
+    set(folder.path(), "intermediate_size", json!(40));
+    let error = causal_error(folder.path());
+    assert_says(&error, &["model.layers.0.mlp.up_proj.weight: file [48, 32], model [40, 32]", "down_proj"]);
+    let PeftError::DoesNotFit { report, .. } = error else { panic!("{error}") };
+    assert_eq!(report.misshapen.len(), 6);
+}
+
+#[test]
+fn everything_that_is_missing_is_reported_at_once() {
+    let folder = copy_of("llama-tiny");
+    rewrite(folder.path(), FloatType::F32, |key, data| {
+        Some((key.replace("q_proj", "query_proj"), data)).filter(|_| key != "model.norm.weight")
+    });
+    assert_says(
+        &causal_error(folder.path()),
+        &[
+            "model.norm.weight",
+            "layers.1.self_attn.q_proj.weight",
+            "layers.0.self_attn.query_proj.weight: did you mean",
+        ],
+    );
+}
+
+#[test]
+fn an_unknown_model_type_is_answered_with_the_known_ones() {
+    let folder = copy_of("llama-tiny");
+    set(folder.path(), "model_type", json!("mamba"));
+    assert_says(&causal_error(folder.path()), &["`mamba`", "gpt2, llama, mistral, qwen2"]);
+    let error = load_feature_extractor(folder.path(), &device()).unwrap_err();
+    assert_says(&error, &["`mamba`", "bert, gpt2"]);
+    assert_says(&causal_error(&model_folder("bert-tiny")), &["`bert`", "causal language models"]);
+    set(folder.path(), "model_type", Value::Null);
+    assert_says(&causal_error(folder.path()), &["config.json", "model_type"]);
+}
+
+#[test]
+fn switches_that_cannot_be_computed_are_refused() {
+    let refused = |field: &str, value: Value, model: &str, parts: &[&str]| {
+        let folder = copy_of(model);
+        set(folder.path(), field, value);
+        assert_says(&load_feature_extractor(folder.path(), &device()).unwrap_err(), parts);
+    };
+    refused("position_embedding_type", json!("relative_key"), "bert-tiny", &["relative_key", "absolute"]);
+    refused("is_decoder", json!(true), "bert-tiny", &["is_decoder"]);
+    refused("hidden_act", json!("mish"), "bert-tiny", &["mish", "gelu_new"]);
+    refused("quantization_config", json!({"bits": 4}), "llama-tiny", &["quantization_config"]);
+    refused("rope_parameters", json!({"rope_type": "longrope"}), "llama-tiny", &["longrope"]);
+    refused("partial_rotary_factor", json!(0.5), "llama-tiny", &["partial_rotary_factor"]);
+    refused("num_key_value_heads", json!(3), "llama-tiny", &["num_key_value_heads"]);
+    refused("layer_types", json!(["full_attention", "chunked_attention"]), "qwen2-sliding", &["chunked_attention"]);
+    refused("layer_types", json!(["full_attention"]), "qwen2-sliding", &["layer_types", "num_hidden_layers"]);
+    refused("use_sliding_window", json!(false), "qwen2-sliding", &["layer_types", "sliding_attention"]);
+}
+
+#[test]
+fn windows_of_an_old_qwen2_follow_from_its_numbers() {
+    let folder = copy_of("qwen2-sliding");
+    set(folder.path(), "layer_types", Value::Null);
+    let old = still(load_causal_lm(folder.path(), &device()).unwrap().0);
+    let input = ModelInput::ids(ids([[9, 71, 5, 33, 18, 92, 40, 64]]));
+    let want = logits(&causal_lm("qwen2-sliding"), &input, None);
+    assert_eq!(logits(&old, &input, None).into_data(), want.into_data());
+}
+
+#[test]
+fn a_tied_head_follows_the_configuration_and_the_weights() {
+    let input = ModelInput::ids(ids([[9, 71, 5, 33]]));
+    let with_head = |factor: f32| {
+        let folder = copy_of("llama-tied");
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let key = "model.embed_tokens.weight";
+        let table = checkpoint.file(key).unwrap().floats(key).unwrap();
+        let head = table.iter::<f32>().map(|it| it * factor).collect::<Vec<_>>();
+        add(folder.path(), "lm_head.weight", TensorData::new(head, table.shape()));
+        folder
+    };
+
+    let tied = causal_lm("llama-tied");
+    let want = logits(&tied, &input, None);
+    let (same, report) = load_causal_lm(with_head(1.0).path(), &device()).unwrap();
+    assert_eq!(report.unexpected, ["lm_head.weight"]);
+    assert_eq!(logits(&still(same), &input, None).into_data(), want.to_data());
+
+    // The reference unties a head that differs, whatever the configuration says.
+    let (other, report) = load_causal_lm(with_head(2.0).path(), &device()).unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_close("untied", logits(&still(other), &input, None).into_data(), want.mul_scalar(2.0).into_data());
+
+    let folder = copy_of("llama-tied");
+    set(folder.path(), "tie_word_embeddings", json!(false));
+    assert_says(&causal_error(folder.path()), &["missing", "lm_head.weight"]);
+}
+
+fn add(folder: &Path, key: &str, data: TensorData) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let mut tensors: Vec<Stored> = checkpoint
+        .keys()
+        .map(|key| Stored { key: key.to_owned(), data: checkpoint.file(key).unwrap().floats(key).unwrap() })
+        .collect();
+    tensors.push(Stored { key: key.to_owned(), data });
+    write_tensors(folder.join("model.safetensors"), tensors, FloatType::F32).unwrap();
+}
+
+#[test]
+fn a_new_head_is_seeded_and_reported() {
+    let load = |model: &str, seed: u64| {
+        let options = ClassifierOptions { num_labels: Some(5), seed, ..Default::default() };
+        load_sequence_classifier(model_folder(model), &device(), &options).unwrap()
+    };
+    for (name, head) in [("bert-tiny", "classifier"), ("gpt2-tiny", "score"), ("qwen2-tiny", "score")] {
+        let (model, report) = load(name, 3);
+        assert_eq!(model.num_labels(), 5);
+        assert!(report.missing.iter().all(|it| it.starts_with(head)) && !report.missing.is_empty(), "{report}");
+        let weight = |model: &AutoSequenceClassifier| {
+            let weight = match model {
+                AutoSequenceClassifier::Bert(it) => &it.classifier.weight,
+                AutoSequenceClassifier::Gpt2(it) => &it.score.weight,
+                AutoSequenceClassifier::Llama(it) => &it.score.weight,
+            };
+            assert!(!weight.val().is_require_grad(), "a base model is frozen");
+            weight.val().into_data()
+        };
+        assert_eq!(weight(&model), weight(&load(name, 3).0), "{name}: same seed");
+        assert_ne!(weight(&model), weight(&load(name, 4).0), "{name}: another seed");
+        let values: Vec<f32> = weight(&model).iter::<f32>().collect();
+        let spread = (values.iter().map(|it| it * it).sum::<f32>() / values.len() as f32).sqrt();
+        assert!((spread - 0.02).abs() < 0.006, "{name}: standard deviation {spread}");
+    }
+    if let AutoSequenceClassifier::Bert(it) = load("bert-tiny", 0).0 {
+        assert_eq!(it.classifier.bias.unwrap().val().into_data(), TensorData::new(vec![0f32; 5], [5]));
+    }
+}
+
+#[test]
+fn a_head_of_another_size_is_refused() {
+    let options = ClassifierOptions { num_labels: Some(2), ..Default::default() };
+    let error = load_sequence_classifier(model_folder("bert-prefixed"), &device(), &options).unwrap_err();
+    assert_says(&error, &["classifier.weight: file [3, 32], model [2, 32]"]);
+}
+
+#[test]
+fn a_pooler_is_optional_where_it_takes_no_part() {
+    let folder = copy_of("bert-tiny");
+    rewrite(folder.path(), FloatType::F32, |key, data| {
+        Some((key.to_owned(), data)).filter(|_| !key.starts_with("pooler"))
+    });
+    let (_, report) = load_feature_extractor(folder.path(), &device()).unwrap();
+    assert_eq!(report.missing, ["pooler.dense.weight", "pooler.dense.bias"]);
+}
+
+#[test]
+fn keys_of_a_bert_from_tensorflow_are_understood() {
+    let folder = copy_of("bert-tiny");
+    rewrite(folder.path(), FloatType::F32, |key, data| {
+        Some((key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"), data))
+    });
+    let (_, report) = load_feature_extractor(folder.path(), &device()).unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn paths_are_checkpoint_keys() {
+    for name in ["gpt2-tiny", "gpt2-inverse", "llama-tiny", "llama-tied", "mistral-tiny", "qwen2-tiny"] {
+        let raw = RawConfig::read(model_folder(name)).unwrap();
+        let sites = AutoCausalLm::from_config(&raw, &device()).unwrap().describe();
+        assert_eq!(sites.model_type.as_deref(), raw.model_type().ok());
+        assert_same_keys(name, &sites);
+    }
+    for name in ["bert-prefixed", "bert-regression", "gpt2-cls", "llama-cls"] {
+        let raw = RawConfig::read(model_folder(name)).unwrap();
+        assert_same_keys(name, &AutoSequenceClassifier::from_config(&raw, &device()).unwrap().describe());
+    }
+}
+
+#[track_caller]
+fn assert_same_keys(name: &str, sites: &peft_core::Sites) {
+    let mut paths: Vec<String> = sites.iter().map(|it| it.path()).collect();
+    paths.sort();
+    let checkpoint = Checkpoint::open(model_folder(name)).unwrap();
+    assert_eq!(paths, checkpoint.keys().collect::<Vec<_>>(), "{name}");
+}

@@ -1,0 +1,8 @@
+//! Base models against the reference's numbers, and against themselves.
+
+mod cache;
+mod input;
+mod loading;
+mod reference;
+mod sizes;
+mod support;

@@ -1,0 +1,194 @@
+//! Every case of the fixtures that has no adapter.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use peft_core::checkpoint::TensorFile;
+use peft_core::ops::cross_entropy;
+use peft_models::auto::{
+    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_sequence_classifier,
+};
+use peft_models::{CausalLm, FeatureExtractor, KvCache, ModelInput, SequenceClassifier};
+use serde_json::Value;
+
+use crate::support::{assert_close, device, fixtures, integers, model_folder, still};
+
+macro_rules! cases {
+    ($($case:ident),+ $(,)?) => {
+        $(#[test] fn $case() { check(stringify!($case)) })+
+
+        const CASES: &[&str] = &[$(stringify!($case)),+];
+    };
+}
+
+cases! {
+    bert_base,
+    bert_base_bare,
+    bert_gelu_new_base,
+    bert_multilabel_base,
+    bert_prefixed_base,
+    bert_prefixed_features,
+    bert_regression_base,
+    bert_relu_base,
+    gpt2_base,
+    gpt2_base_bare,
+    gpt2_base_right,
+    gpt2_cls_base,
+    gpt2_cls_base_left,
+    gpt2_inverse_base,
+    gpt2_prefixless_base,
+    llama_base,
+    llama_base_bare,
+    llama_base_right,
+    llama_bf16_base,
+    llama_cls_base,
+    llama_cls_base_left,
+    llama_f16_base,
+    llama_generate_eos,
+    llama_generate_eos_list,
+    llama_generate_penalty,
+    llama_rope_dynamic_base,
+    llama_rope_dynamic_generate,
+    llama_rope_linear_base,
+    llama_rope_llama3_base,
+    llama_rope_llama3_old_base,
+    llama_rope_yarn_base,
+    llama_rope_yarn_old_base,
+    llama_sharded_base,
+    llama_tied_base,
+    mistral_base,
+    mistral_base_right,
+    qwen2_base,
+    qwen2_sliding_base,
+    qwen2_sliding_base_right,
+}
+
+#[test]
+fn no_case_without_adapters_is_left_out() {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(fixtures().join("cases")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if about(&name)["adapters"].as_array().unwrap().is_empty() {
+            found.insert(name);
+        }
+    }
+    let listed: BTreeSet<String> = CASES.iter().map(|it| (*it).to_owned()).collect();
+    assert_eq!(found, listed);
+}
+
+fn about(case: &str) -> Value {
+    let path = fixtures().join("cases").join(case).join("case.json");
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn check(case: &str) {
+    let about = about(case);
+    let folder = fixtures().join("cases").join(case);
+    let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
+    let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
+    let model = model_folder(about["model"].as_str().unwrap());
+    let input = ModelInput {
+        attention_mask: integers(&inputs, "attention_mask"),
+        token_type_ids: integers(&inputs, "token_type_ids"),
+        ..ModelInput::ids(integers(&inputs, "input_ids").unwrap())
+    };
+
+    match about["task"].as_str().unwrap() {
+        "causal-lm" => {
+            let model = still(load_causal_lm(&model, &device()).unwrap().0);
+            let logits = model.logits(&input, None);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            if let Some(labels) = integers::<2>(&inputs, "labels") {
+                assert_loss(next_token_loss(logits, labels), &expected);
+            }
+            if about["generate"].is_object() && about["generate"]["repetition_penalty"].is_null() {
+                let got = greedy(&model, &input, &about["generate"]).into_data().convert::<i64>();
+                assert_eq!(got, expected.integers("generated").unwrap(), "generated");
+            }
+        }
+        "seq-cls" => {
+            let model = load_sequence_classifier(&model, &device(), &ClassifierOptions::default()).unwrap().0;
+            let model = still(model);
+            let logits = model.logits(&input);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            assert_loss(classifier_loss(&model, logits, &inputs), &expected);
+        }
+        "feature-extraction" => {
+            let model = still(load_feature_extractor(&model, &device()).unwrap().0);
+            let hidden = model.last_hidden_state(&input);
+            assert_close("last_hidden_state", hidden.into_data(), expected.floats("last_hidden_state").unwrap());
+        }
+        other => panic!("unknown task {other}"),
+    }
+}
+
+/// The file's loss has no axis, ours has one.
+#[track_caller]
+fn assert_loss(loss: Tensor<1>, expected: &TensorFile) {
+    let want = expected.floats("loss").unwrap().try_to_vec::<f32>().unwrap();
+    assert_close("loss", loss.into_data(), TensorData::new(want, [1]));
+}
+
+fn next_token_loss(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
+    let [batch, seq, vocab] = logits.dims();
+    let rows = batch * (seq - 1);
+    let logits = logits.narrow(1, 0, seq - 1).reshape([rows, vocab]);
+    cross_entropy(logits, labels.narrow(1, 1, seq - 1).reshape([rows]))
+}
+
+fn classifier_loss(model: &impl SequenceClassifier, logits: Tensor<2>, inputs: &TensorFile) -> Tensor<1> {
+    let floats = || {
+        let labels = inputs.floats("labels").unwrap();
+        let flat = TensorData::new(labels.try_to_vec::<f32>().unwrap(), [labels.num_elements()]);
+        Tensor::<1>::from_data(flat, &device()).reshape(logits.dims())
+    };
+    match (model.problem_type(), model.num_labels()) {
+        (Some("multi_label_classification"), _) => {
+            // −log σ(x) where the label is 1, −log(1 − σ(x)) where it is 0.
+            let signed = logits.clone() * floats().mul_scalar(2.0).sub_scalar(1.0);
+            activation::log_sigmoid(signed).mean().neg()
+        }
+        (Some("regression"), _) | (None, 1) => (logits.clone() - floats()).square().mean(),
+        _ => cross_entropy(logits, integers(inputs, "labels").unwrap()),
+    }
+}
+
+/// Greedy generation with a cache, as the reference does it: positions do not count padding.
+fn greedy(model: &AutoCausalLm, prompt: &ModelInput, settings: &Value) -> Tensor<2, Int> {
+    let stops: Vec<i64> = match &settings["eos_token_id"] {
+        Value::Array(stops) => stops.iter().map(|it| it.as_i64().unwrap()).collect(),
+        stop => vec![stop.as_i64().unwrap()],
+    };
+    let pad = settings["pad_token_id"].as_i64().unwrap();
+    let peft_models::Tokens::Ids(mut text) = prompt.tokens.clone() else { unreachable!() };
+    let [batch, seq] = text.dims();
+    let ones = |width: usize| Tensor::<2, Int>::ones([batch, width], &device());
+    let mut mask = prompt.attention_mask.clone().unwrap_or_else(|| ones(seq));
+    let mut fresh = text.clone();
+    let mut cache = KvCache::new();
+    let mut done = vec![false; batch];
+    for _ in 0..settings["max_new_tokens"].as_u64().unwrap() {
+        let width = fresh.dims()[1];
+        let positions = mask.clone().cumsum(1).sub_scalar(1).clamp_min(0);
+        let past = positions.dims()[1] - width;
+        let input = ModelInput {
+            position_ids: Some(positions.narrow(1, past, width)),
+            ..ModelInput::ids(fresh).with_mask(mask.clone())
+        };
+        let hidden = model.hidden(&input, Some(&mut cache)).narrow(1, width - 1, 1).squeeze_dim::<2>(1);
+        let next = model.head(hidden).argmax(1).into_data().convert::<i64>();
+        let mut next: Vec<i64> = next.iter::<i64>().collect();
+        for (token, done) in next.iter_mut().zip(&mut done) {
+            *token = if *done { pad } else { *token };
+            *done |= stops.contains(token);
+        }
+        fresh = Tensor::<1, Int>::from_ints(next.as_slice(), &device()).reshape([batch, 1]);
+        text = Tensor::cat(vec![text, fresh.clone()], 1);
+        mask = Tensor::cat(vec![mask, ones(1)], 1);
+        if done.iter().all(|it| *it) {
+            break;
+        }
+    }
+    text
+}

@@ -1,0 +1,117 @@
+//! Learning to continue text.
+
+use burn::tensor::{Device, Tensor};
+use peft_core::{PeftError, Result, ops};
+use peft_models::CausalLm;
+use serde_json::{Map, Value};
+
+use crate::collate::{Padded, Padding, Sample, pad};
+use crate::loss::predicting_rows;
+use crate::metrics;
+use crate::pack::{PackOrder, PackedRow, pack, pad_packed};
+use crate::task::{Evaluation, Task, scalar};
+use crate::tensors::line;
+
+/// Texts, one in a row or several.
+#[derive(Debug, Clone)]
+enum Rows {
+    Samples(Vec<Sample>),
+    Packed(Vec<PackedRow>),
+}
+
+/// The task of a causal language model.
+#[derive(Debug, Clone)]
+pub struct LanguageModelling {
+    rows: Rows,
+    padding: Padding,
+}
+
+impl LanguageModelling {
+    /// One text in a row, filled up to the longest of its batch. Texts that predict nothing are left out.
+    ///
+    /// # Errors
+    /// If no text is left.
+    pub fn padded(samples: Vec<Sample>, pad_id: u32) -> Result<Self> {
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
+        if samples.is_empty() {
+            return Err(PeftError::Invalid("no row has a token to learn: texts are empty or were cut before the answer".into()));
+        }
+        Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
+    }
+
+    /// Several short texts in rows of `max_length` tokens; no text sees another.
+    ///
+    /// # Errors
+    /// If no text predicts anything, or `max_length` is below 2.
+    pub fn packed(samples: Vec<Sample>, max_length: usize, pad_id: u32) -> Result<Self> {
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
+        let rows = pack(&samples, max_length, PackOrder::BestFit)?;
+        if rows.is_empty() {
+            return Err(PeftError::Invalid("no row has a token to learn: texts are empty or were cut before the answer".into()));
+        }
+        Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match &self.rows {
+            Rows::Samples(rows) => rows.len(),
+            Rows::Packed(rows) => rows.len(),
+        }
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn batch(&self, items: &[usize]) -> Result<Padded> {
+        match &self.rows {
+            Rows::Samples(rows) => pad(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+            Rows::Packed(rows) => pad_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+        }
+    }
+
+    fn labels(&self, item: usize) -> &[i64] {
+        match &self.rows {
+            Rows::Samples(rows) => &rows[item].labels,
+            Rows::Packed(rows) => &rows[item].labels,
+        }
+    }
+}
+
+impl<M: CausalLm> Task<M> for LanguageModelling {
+    fn lengths(&self) -> Vec<usize> {
+        (0..self.len()).map(|it| self.labels(it).len()).collect()
+    }
+
+    fn tokens(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| self.labels(*it).len()).sum()
+    }
+
+    fn targets(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| predicting_rows(self.labels(*it), self.labels(*it).len()).0.len()).sum()
+    }
+
+    fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let batch = self.batch(items)?;
+        let (rows, next) = predicting_rows(&batch.labels, batch.width);
+        let hidden = model.hidden(&batch.input(device), None);
+        let [size, seq, d_model] = hidden.dims();
+        let hidden = hidden.reshape([size * seq, d_model]).select(0, line(&rows, device));
+        let mean = ops::cross_entropy(model.head(hidden), line(&next, device));
+        Ok(mean.mul_scalar(rows.len() as f64))
+    }
+
+    fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let items: Vec<usize> = (0..self.len()).collect();
+        let (mut sum, mut count) = (0.0, 0);
+        for chunk in items.chunks(batch_size.max(1)) {
+            sum += scalar(&self.loss_sum(model, chunk, device)?);
+            count += Task::<M>::targets(self, chunk);
+        }
+        let mut metrics = Map::new();
+        metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
+        Ok(Evaluation { loss: sum / count as f64, metrics })
+    }
+}

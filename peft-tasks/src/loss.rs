@@ -1,0 +1,105 @@
+//! Losses, as the heads of transformers compute them.
+
+use burn::tensor::{Int, Tensor, activation};
+use peft_core::ops::{self, IGNORE_INDEX};
+use peft_core::{PeftError, Result};
+
+/// The loss of a language model: every position predicts the label of the next one.
+///
+/// # Shapes
+/// - logits: `[batch, seq, vocab]`
+/// - labels: `[batch, seq]`, −100 where nothing is to be learned
+pub fn causal_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
+    let [batch, seq, vocab] = logits.dims();
+    let logits = logits.narrow(1, 0, seq - 1).reshape([batch * (seq - 1), vocab]);
+    let labels = labels.narrow(1, 1, seq - 1).reshape([batch * (seq - 1)]);
+    ops::cross_entropy(logits, labels)
+}
+
+/// The rows of `[batch · seq]` that predict something, and what they should predict.
+///
+/// Computing the head for these rows only gives the same loss; where the loss is on completions it saves most of the
+/// head's work.
+pub fn predicting_rows(labels: &[i64], seq: usize) -> (Vec<i64>, Vec<i64>) {
+    let mut rows = Vec::new();
+    let mut next = Vec::new();
+    for (row, line) in labels.chunks(seq).enumerate() {
+        for at in 1..line.len() {
+            if line[at] != IGNORE_INDEX {
+                rows.push((row * seq + at - 1) as i64);
+                next.push(line[at]);
+            }
+        }
+    }
+    (rows, next)
+}
+
+/// Labels of a classifier: class numbers, or numbers to regress on or to switch on.
+#[derive(Debug, Clone)]
+pub enum Labels {
+    /// `[batch]`
+    Classes(Tensor<1, Int>),
+    /// `[batch, num_labels]`
+    Values(Tensor<2>),
+}
+
+/// What a classifier's outputs mean: `problem_type` of `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemType {
+    /// Mean squared error.
+    Regression,
+    /// Softmax cross-entropy.
+    SingleLabel,
+    /// A binary cross-entropy for each label.
+    MultiLabel,
+}
+
+impl ProblemType {
+    /// The type that a checkpoint names, or else that labels and their number imply.
+    pub fn resolve(named: Option<&str>, num_labels: usize, labels: &Labels) -> Result<Self> {
+        match named {
+            Some("regression") => Ok(Self::Regression),
+            Some("single_label_classification") => Ok(Self::SingleLabel),
+            Some("multi_label_classification") => Ok(Self::MultiLabel),
+            Some(other) => Err(PeftError::config("problem_type", format!("is `{other}`, which is unknown"))),
+            None if num_labels == 1 => Ok(Self::Regression),
+            None if matches!(labels, Labels::Classes(_)) => Ok(Self::SingleLabel),
+            None => Ok(Self::MultiLabel),
+        }
+    }
+}
+
+/// The loss of a sequence classifier.
+///
+/// # Shapes
+/// - logits: `[batch, num_labels]`
+pub fn classification(logits: Tensor<2>, labels: Labels, problem: ProblemType) -> Result<Tensor<1>> {
+    let [batch, num_labels] = logits.dims();
+    match (problem, labels) {
+        (ProblemType::SingleLabel, Labels::Classes(classes)) => Ok(ops::cross_entropy(logits, classes)),
+        (ProblemType::SingleLabel, Labels::Values(_)) => {
+            Err(PeftError::Invalid("single-label classification needs whole numbers as labels".into()))
+        }
+        (problem, labels) => {
+            let targets = match labels {
+                Labels::Values(values) => values,
+                Labels::Classes(classes) => classes.float().unsqueeze_dim(1),
+            };
+            if targets.dims() != [batch, num_labels] {
+                let reason = format!("labels have the shape {:?}, logits {:?}", targets.dims(), [batch, num_labels]);
+                return Err(PeftError::Invalid(reason));
+            }
+            Ok(match problem {
+                ProblemType::Regression => {
+                    let error = logits - targets;
+                    (error.clone() * error).mean()
+                }
+                // log(1 + e^−|x|) + max(x, 0) − x·t is finite for every x.
+                _ => {
+                    let softplus = activation::softplus(logits.clone().abs().neg(), 1.0);
+                    (softplus + logits.clone().clamp_min(0.0) - logits * targets).mean()
+                }
+            })
+        }
+    }
+}

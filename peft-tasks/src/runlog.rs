@@ -1,0 +1,228 @@
+//! The log of a run: one JSON object a line, appended as the run goes.
+//!
+//! A process may be killed at any time. A line that was cut off is left out when reading, and a resumed run forgets
+//! what it is about to do again.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use peft_core::{PeftError, Result};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// What training did since the last such line.
+    Train(TrainRecord),
+    /// What an evaluation found.
+    Eval(EvalRecord),
+}
+
+/// What training did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainRecord {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean loss a token (or a row) since the last line. Written as `null` when it is not finite.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Norm of all gradients before clipping, where it was computed.
+    pub grad_norm: Option<f64>,
+    /// Tokens seen since the start, filling excluded.
+    pub tokens: u64,
+    /// Tokens a second since the last line.
+    pub tokens_per_second: f64,
+    /// Seconds since the start of the run, earlier parts of a resumed one included.
+    pub seconds: f64,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalRecord {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean loss over the evaluation rows. Written as `null` when it is not finite.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// Seconds that the evaluation took.
+    pub seconds: f64,
+    /// Accuracy, perplexity and what else a task measures.
+    #[serde(flatten)]
+    pub metrics: Map<String, Value>,
+}
+
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|it| it.unwrap_or(f64::NAN))
+}
+
+impl Record {
+    /// Optimiser steps done at this line.
+    pub fn step(&self) -> usize {
+        match self {
+            Self::Train(it) => it.step,
+            Self::Eval(it) => it.step,
+        }
+    }
+}
+
+/// A log that is being written.
+#[derive(Debug)]
+pub struct RunLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl RunLog {
+    /// Starts a log; its folder is made where it is missing.
+    ///
+    /// # Errors
+    /// The file has lines already: they are another run's, and are not written over.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if std::fs::metadata(path).is_ok_and(|it| it.len() > 0) {
+            return Err(PeftError::bad_file(
+                path,
+                "it is the log of another run; resume that run, or use a new folder",
+            ));
+        }
+        Self::open(path)
+    }
+
+    /// Goes on with a log after `step` optimiser steps: lines of later steps are dropped, and so is a line that was cut
+    /// off. A log that is missing is started.
+    ///
+    /// # Errors
+    /// The file is no log.
+    pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
+        let path = path.as_ref();
+        if path.exists() {
+            let kept: Vec<Record> = read(path)?.into_iter().filter(|it| it.step() <= step).collect();
+            let text: String = kept.iter().map(|it| line(path, it)).collect::<Result<_>>()?;
+            // Written beside and moved, so that a crash leaves either the old log or the new one.
+            let beside = path.with_extension("jsonl.part");
+            std::fs::write(&beside, text).map_err(PeftError::io("write", &beside))?;
+            std::fs::rename(&beside, path).map_err(PeftError::io("replace", path))?;
+        }
+        Self::open(path)
+    }
+
+    /// Appends a line. It is handed to the system at once: a killed process loses no whole line.
+    pub fn append(&mut self, record: &Record) -> Result<()> {
+        let text = line(&self.path, record)?;
+        self.file.write_all(text.as_bytes()).map_err(PeftError::io("write", &self.path))
+    }
+
+    /// Where the log is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(PeftError::io("open", path))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+}
+
+/// Reads a log. A last line that was cut off is left out.
+///
+/// # Errors
+/// There is no file, or another line is no record.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
+    let path = path.as_ref();
+    // A cut may fall inside a character.
+    let bytes = std::fs::read(path).map_err(PeftError::io("read", path))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut records = Vec::new();
+    for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, it)| !it.trim().is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(record) => records.push(record),
+            Err(_) if !line.ends_with('\n') => break,
+            Err(error) => return Err(PeftError::bad_row(path, index + 1, format!("not a line of a run log: {error}"))),
+        }
+    }
+    Ok(records)
+}
+
+fn line(path: &Path, record: &Record) -> Result<String> {
+    let json = serde_json::to_string(record).map_err(|error| PeftError::bad_file(path, error))?;
+    Ok(json + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn train(step: usize, loss: f64) -> Record {
+        Record::Train(TrainRecord { step, loss, grad_norm: Some(1.5), ..TrainRecord::default() })
+    }
+
+    fn eval(step: usize) -> Record {
+        let metrics = Map::from_iter([("accuracy".to_owned(), Value::from(0.5))]);
+        Record::Eval(EvalRecord { step, loss: 2.0, metrics, ..EvalRecord::default() })
+    }
+
+    fn steps(path: &Path) -> Vec<usize> {
+        read(path).unwrap().iter().map(Record::step).collect()
+    }
+
+    #[test]
+    fn records_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/log.jsonl");
+        let mut log = RunLog::create(&path).unwrap();
+        let records = [train(1, 2.5), train(2, 0.1 + 0.2), eval(2)];
+        records.iter().for_each(|it| log.append(it).unwrap());
+        assert_eq!(read(&path).unwrap(), records);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(r#"{"kind":"train","step":1,"epoch":0.0,"loss":2.5,"#), "{text}");
+        assert!(text.contains(r#""accuracy":0.5}"#), "{text}");
+        assert!(RunLog::create(&path).unwrap_err().to_string().contains("the log of another run"));
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_comes_back_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        RunLog::create(&path).unwrap().append(&train(1, f64::NAN)).unwrap();
+        assert!(matches!(&read(&path).unwrap()[..], [Record::Train(it)] if it.loss.is_nan()));
+    }
+
+    #[test]
+    fn resuming_drops_what_will_be_done_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let mut log = RunLog::resume(&path, 0).unwrap();
+        [train(1, 1.0), train(2, 1.0), eval(2), train(3, 1.0)].iter().for_each(|it| log.append(it).unwrap());
+        log.file.write_all(b"{\"kind\":\"train\",\"st").unwrap();
+        assert_eq!(steps(&path), [1, 2, 2, 3]);
+
+        let mut log = RunLog::resume(&path, 2).unwrap();
+        assert_eq!(steps(&path), [1, 2, 2]);
+        log.append(&train(3, 0.5)).unwrap();
+        assert_eq!(steps(&path), [1, 2, 2, 3]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn damage_elsewhere_is_an_error_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        std::fs::write(&path, "{\"kind\":\"eval\",\"step\":1}\nhello\n{\"kind\":\"eval\"}\n").unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2: not a line of a run log"), "{error}");
+    }
+}

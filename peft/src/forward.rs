@@ -1,0 +1,233 @@
+//! One forward pass through a base model and adapters, from files to files: how anybody checks the numbers.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use peft_core::checkpoint::{Dtype, Stored, TensorFile};
+use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
+use peft_models::auto::{self, ClassifierOptions};
+use peft_models::{CausalLm, FeatureExtractor, ModelInput, SequenceClassifier, Tokens};
+use peft_tasks::loss::{self, Labels, ProblemType};
+
+use crate::methods;
+
+/// What to compute.
+#[derive(Debug, Clone)]
+pub struct ForwardRequest {
+    /// Folder of the base model.
+    pub model: PathBuf,
+    /// `causal-lm`, `seq-cls` or `feature-extraction`.
+    pub task: String,
+    /// Adapter folders; all are active, in this order.
+    pub adapters: Vec<PathBuf>,
+    /// Tensors of the reference's forward, by keyword.
+    pub inputs: PathBuf,
+    /// Whether to give the gradients of the loss too.
+    pub grads: bool,
+    /// Whether to fold the adapters into the weights first.
+    pub merge: bool,
+}
+
+/// Tasks of the contract whose models do not exist yet.
+const LATER: [&str; 8] = [
+    "seq2seq-lm",
+    "token-cls",
+    "question-answering",
+    "image-cls",
+    "semantic-seg",
+    "image-to-text",
+    "speech-to-text",
+    "unet",
+];
+
+/// Computes `logits` (or `last_hidden_state`), `loss` if there are labels, and `grad.<key>` if asked for.
+///
+/// Everything runs in evaluation mode.
+pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>> {
+    let inputs = Inputs { file: TensorFile::open(&request.inputs)?, device };
+    inputs.refuse_unknown()?;
+    match request.task.as_str() {
+        "causal-lm" => {
+            let (model, _) = auto::load_causal_lm(&request.model, device)?;
+            run(request, model, device, &inputs, |model, input| {
+                let logits = model.logits(input, None);
+                let loss = match inputs.integers("labels")? {
+                    Some(labels) => Some(loss::causal_lm(logits.clone(), labels)),
+                    None => None,
+                };
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
+        "seq-cls" => {
+            let num_labels = saved_labels(&request.adapters);
+            let options = ClassifierOptions { num_labels, ..ClassifierOptions::default() };
+            let (model, _) = auto::load_sequence_classifier(&request.model, device, &options)?;
+            run(request, model, device, &inputs, |model, input| {
+                let logits = model.logits(input);
+                let loss = match inputs.class_labels(model.num_labels())? {
+                    Some(labels) => {
+                        let problem = ProblemType::resolve(model.problem_type(), model.num_labels(), &labels)?;
+                        Some(loss::classification(logits.clone(), labels, problem)?)
+                    }
+                    None => None,
+                };
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
+        "feature-extraction" => {
+            let (model, _) = auto::load_feature_extractor(&request.model, device)?;
+            run(request, model, device, &inputs, |model, input| {
+                Ok(("last_hidden_state", model.last_hidden_state(input).into_data_and_loss(None)))
+            })
+        }
+        later if LATER.contains(&later) => {
+            Err(PeftError::unsupported(format!("task {later}"), "its models are not written yet"))
+        }
+        unknown => {
+            let reason = format!("`{unknown}` is unknown; take causal-lm, seq-cls or feature-extraction");
+            Err(PeftError::config("task", reason))
+        }
+    }
+}
+
+type Output = (TensorData, Option<Tensor<1>>);
+
+trait IntoOutput {
+    fn into_data_and_loss(self, loss: Option<Tensor<1>>) -> Output;
+}
+
+impl<const D: usize> IntoOutput for Tensor<D> {
+    fn into_data_and_loss(self, loss: Option<Tensor<1>>) -> Output {
+        (self.into_data(), loss)
+    }
+}
+
+fn run<M: Module + Describe>(
+    request: &ForwardRequest,
+    model: M,
+    device: &Device,
+    inputs: &Inputs<'_>,
+    compute: impl Fn(&M, &ModelInput) -> Result<(&'static str, Output)>,
+) -> Result<Vec<Stored>> {
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, device);
+    let names: Vec<String> = (0..request.adapters.len())
+        .map(|at| if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") })
+        .collect();
+    for (folder, name) in request.adapters.iter().zip(&names) {
+        peft.load_adapter(folder, name, &methods())?;
+    }
+    let input = inputs.model_input()?;
+    let (model, trained) = if request.merge {
+        if request.grads {
+            return Err(PeftError::Invalid("--grads and --merge exclude each other: nothing is left to train".into()));
+        }
+        (peft.merge()?, None)
+    } else if request.grads {
+        (nn::set_training(peft.model().clone(), false), Some(&peft))
+    } else {
+        (peft.model().valid(), None)
+    };
+    let (name, (data, loss)) = compute(&nn::set_training(model, false), &input)?;
+    let mut stored = vec![Stored { key: name.to_owned(), data }];
+    if request.grads && loss.is_none() {
+        return Err(PeftError::Invalid("--grads needs `labels` among the inputs".into()));
+    }
+    if let Some(loss) = loss {
+        stored.push(Stored { key: "loss".to_owned(), data: loss.to_data() });
+        if let Some(peft) = trained {
+            let gradients = loss.backward();
+            stored.extend(gradient_rows(peft, &names, &gradients)?);
+        }
+    }
+    Ok(stored)
+}
+
+/// `grad.<key>`; with several adapters whose keys collide `grad.<adapter>/<key>`.
+fn gradient_rows<M: Module>(peft: &PeftModel<M>, names: &[String], gradients: &Gradients) -> Result<Vec<Stored>> {
+    let mut rows = Vec::new();
+    for name in names {
+        for Stored { key, data } in peft.adapter_gradients(name, gradients)? {
+            let key = if names.len() == 1 { format!("grad.{key}") } else { format!("grad.{name}/{key}") };
+            rows.push(Stored { key, data });
+        }
+    }
+    Ok(rows)
+}
+
+/// Number of labels that an adapter's saved classifier has: the base may be without a head.
+fn saved_labels(adapters: &[PathBuf]) -> Option<usize> {
+    let head = |folder: &Path| {
+        let folder = peft_core::AdapterFolder::open(folder).ok()?;
+        ["score.weight", "classifier.weight", "classifier.out_proj.weight"].iter().find_map(|it| {
+            folder.tensors.shape(&format!("{}{it}", peft_core::state::KEY_PREFIX)).map(|shape| shape[0])
+        })
+    };
+    adapters.iter().find_map(|it| head(it))
+}
+
+struct Inputs<'a> {
+    file: TensorFile,
+    device: &'a Device,
+}
+
+/// Keywords of the reference's forward that are understood.
+const KEYWORDS: [&str; 6] =
+    ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "labels"];
+
+impl Inputs<'_> {
+    fn refuse_unknown(&self) -> Result<()> {
+        match self.file.keys().into_iter().find(|key| !KEYWORDS.contains(&key.as_str())) {
+            Some(key) => Err(PeftError::bad_file(
+                self.file.path(),
+                format!("it holds `{key}`, which this task does not take; known are {}", KEYWORDS.join(", ")),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn integers(&self, key: &str) -> Result<Option<Tensor<2, Int>>> {
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        if shape.len() != 2 {
+            let reason = format!("`{key}` has the shape {shape:?}, wanted is [batch, seq]");
+            return Err(PeftError::bad_file(self.file.path(), reason));
+        }
+        Ok(Some(Tensor::from_data(self.file.integers(key)?, self.device)))
+    }
+
+    fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
+        let Some(shape) = self.file.shape("labels") else { return Ok(None) };
+        let batch = shape[0];
+        let is_integer = self.file.dtype("labels").is_some_and(|it| {
+            matches!(it, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL)
+        });
+        Ok(Some(if is_integer && num_labels > 1 && shape.len() == 1 {
+            Labels::Classes(Tensor::from_data(self.file.integers("labels")?, self.device))
+        } else {
+            let values = Tensor::<1>::from_data(flat(self.file.floats("labels")?), self.device);
+            let width = values.dims()[0] / batch.max(1);
+            Labels::Values(values.reshape([batch, width]))
+        }))
+    }
+
+    fn model_input(&self) -> Result<ModelInput> {
+        let tokens = match self.integers("input_ids")? {
+            Some(ids) => Tokens::Ids(ids),
+            None => match self.file.shape("inputs_embeds") {
+                Some([_, _, _]) => Tokens::Embeddings(Tensor::from_data(self.file.floats("inputs_embeds")?, self.device)),
+                _ => return Err(PeftError::bad_file(self.file.path(), "it holds no `input_ids`")),
+            },
+        };
+        let mut input = ModelInput::new(tokens);
+        input.attention_mask = self.integers("attention_mask")?;
+        input.position_ids = self.integers("position_ids")?;
+        input.token_type_ids = self.integers("token_type_ids")?;
+        Ok(input)
+    }
+}
+
+fn flat(data: TensorData) -> TensorData {
+    let (bytes, shape, dtype) = data.into_parts();
+    TensorData::from_bytes(bytes, [shape.num_elements()], dtype)
+}

@@ -1,0 +1,110 @@
+//! Every recorded case with adapters: logits, loss, gradients, merged logits, and the folder both ways.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use peft::core::checkpoint::Stored;
+use peft::forward::{ForwardRequest, forward};
+
+use crate::support::{assert_close, case, device, expected, find, fixtures};
+
+fn request(name: &str) -> ForwardRequest {
+    let case = case(name);
+    let folder = fixtures().join("cases").join(name);
+    ForwardRequest {
+        model: fixtures().join("models").join(&case.model),
+        task: case.task,
+        adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
+        inputs: folder.join("inputs.safetensors"),
+        grads: false,
+        merge: false,
+    }
+}
+
+fn check(name: &str) {
+    let request = request(name);
+    let adapters: Vec<String> = case(name).adapters;
+    let wanted = expected(&fixtures().join("cases").join(name).join("expected.safetensors"));
+    let output = if wanted.contains_key("logits") { "logits" } else { "last_hidden_state" };
+
+    let live = forward(&request, &device()).unwrap();
+    assert_close(output, find(&live, output), &wanted[output]);
+    if let Some(loss) = wanted.get("loss") {
+        assert_close("loss", find(&live, "loss"), loss);
+    }
+
+    let gradients: Vec<&String> = wanted.keys().filter(|it| it.starts_with("grad.")).collect();
+    if !gradients.is_empty() {
+        let trained = forward(&ForwardRequest { grads: true, ..request.clone() }, &device()).unwrap();
+        let ours: BTreeSet<String> = trained.iter().map(|it| it.key.clone()).filter(|it| it.starts_with("grad.")).collect();
+        // The first adapter is called `default` here; the fixture names its folder.
+        let rename = |key: &str| match adapters.first() {
+            Some(first) if adapters.len() > 1 => {
+                let key = key.replacen(&format!("grad.{first}/"), "grad.default/", 1);
+                adapters.iter().enumerate().skip(1).fold(key, |key, (at, name)| {
+                    key.replacen(&format!("grad.{name}/"), &format!("grad.adapter{at}/"), 1)
+                })
+            }
+            _ => key.to_owned(),
+        };
+        let theirs: BTreeSet<String> = gradients.iter().map(|it| rename(it)).collect();
+        assert_eq!(ours, theirs, "trainable tensors");
+        for key in gradients {
+            assert_close(key, find(&trained, &rename(key)), &wanted[key]);
+        }
+    }
+
+    let merged_key = format!("merged.{output}");
+    if let Some(merged) = wanted.get(&merged_key) {
+        let folded = forward(&ForwardRequest { merge: true, ..request }, &device()).unwrap();
+        assert_close(&merged_key, find(&folded, output), merged);
+    }
+}
+
+macro_rules! parity {
+    ($($case:ident),+ $(,)?) => {
+        $(#[test] fn $case() { check(stringify!($case)) })+
+
+        const CASES: &[&str] = &[$(stringify!($case)),+];
+    };
+}
+
+parity! {
+    bert_bare_cls_lora, bert_bias_all, bert_bias_lora_only, bert_dora, bert_gelu_new_lora, bert_lora_all_linear,
+    bert_lora_bias, bert_lora_default, bert_lora_embeddings, bert_lora_features, bert_multilabel_lora,
+    bert_regression_lora, bert_save_pooler,
+    gpt2_bias_all, gpt2_bias_lora_only, gpt2_cls_lora, gpt2_dora, gpt2_dora_wte, gpt2_inverse_lora,
+    gpt2_inverse_lora_all_linear, gpt2_lora_all_linear, gpt2_lora_bias, gpt2_lora_default, gpt2_lora_fan_in_fan_out,
+    gpt2_lora_generate, gpt2_lora_layers, gpt2_lora_wte, gpt2_lora_wte_saved, gpt2_pissa, gpt2_prefixless_lora,
+    gpt2_save_norm, gpt2_save_tied_head, gpt2_two_adapters,
+    llama_bf16_lora, llama_bias_all, llama_bias_lora_only, llama_cls_lora, llama_dora_all_linear, llama_dora_biased,
+    llama_dora_rslora, llama_dora_then_lora, llama_lora_all_linear, llama_lora_bf16_file,
+    llama_lora_bias_unmergeable, llama_lora_default, llama_lora_embed_and_head, llama_lora_embed_tokens,
+    llama_lora_exclude, llama_lora_exclude_regex, llama_lora_generate, llama_lora_layers, llama_lora_lm_head,
+    llama_lora_old_config, llama_lora_patterns, llama_lora_regex, llama_lora_suffix, llama_lora_then_dora,
+    llama_olora, llama_olora_init, llama_pissa, llama_pissa_converted, llama_pissa_init, llama_rope_yarn_lora,
+    llama_rslora, llama_rslora_patterns, llama_save_embedding, llama_save_lm_head, llama_save_norms,
+    llama_sharded_lora, llama_two_adapters, llama_two_adapters_head, llama_two_doras,
+    mistral_lora_default, mistral_lora_generate, qwen2_lora_default, qwen2_lora_generate,
+}
+
+#[test]
+fn every_case_with_an_adapter_is_in_the_table() {
+    let folder: PathBuf = fixtures().join("cases");
+    let missing: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !case(name).adapters.is_empty() && !CASES.contains(&name.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "recorded but not tested: {missing:?}");
+}
+
+#[test]
+fn an_adapter_that_adds_a_bias_where_there_is_none_cannot_be_merged() {
+    let request = ForwardRequest { merge: true, ..request("llama_lora_bias_unmergeable") };
+    let error = forward(&request, &device()).unwrap_err().to_string();
+    assert!(error.contains("has none"), "{error}");
+}
+
+#[allow(dead_code)]
+fn unused(_: &[Stored]) {}

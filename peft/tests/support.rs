@@ -1,0 +1,77 @@
+//! Fixtures and comparisons.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, TensorData};
+use peft::core::checkpoint::{Stored, TensorFile};
+
+/// Relative tolerance of every comparison with the reference, in f32.
+pub(crate) const TOLERANCE: f64 = 1e-4;
+
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")
+}
+
+/// The device that tests run on: flex, or what `PEFT_TEST_DEVICE` names.
+pub(crate) fn device() -> Device {
+    let name = std::env::var("PEFT_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
+    peft::device::device(&name).expect("the test device is compiled in")
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Case {
+    pub(crate) model: String,
+    pub(crate) task: String,
+    pub(crate) adapters: Vec<String>,
+    pub(crate) steps: Option<Steps>,
+    pub(crate) generate: Option<serde_json::Value>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Steps {
+    pub(crate) lr: f64,
+    pub(crate) betas: [f64; 2],
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+}
+
+pub(crate) fn case(name: &str) -> Case {
+    let path = fixtures().join("cases").join(name).join("case.json");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+pub(crate) fn numbers(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f32>().as_slice::<f32>().unwrap().iter().map(|it| f64::from(*it)).collect()
+}
+
+/// All float tensors of a file.
+pub(crate) fn expected(path: &Path) -> BTreeMap<String, TensorData> {
+    let file = TensorFile::open(path).unwrap();
+    file.keys().into_iter().map(|key| (key.clone(), file.floats(&key).unwrap())).collect()
+}
+
+/// Largest difference, relative to the largest number that is expected.
+pub(crate) fn distance(actual: &TensorData, wanted: &TensorData) -> f64 {
+    assert_eq!(actual.num_elements(), wanted.num_elements(), "{:?} against {:?}", actual.shape(), wanted.shape());
+    let (actual, wanted) = (numbers(actual), numbers(wanted));
+    let scale = wanted.iter().fold(0.0f64, |max, it| max.max(it.abs()));
+    let error = actual.iter().zip(&wanted).fold(0.0f64, |max, (a, b)| {
+        let difference = (a - b).abs();
+        if difference.is_nan() { f64::INFINITY } else { max.max(difference) }
+    });
+    // Gradients that are pure rounding noise in the reference have no scale of their own.
+    error / scale.max(1e-4)
+}
+
+#[track_caller]
+pub(crate) fn assert_close(what: &str, actual: &TensorData, wanted: &TensorData) {
+    let error = distance(actual, wanted);
+    assert!(error <= TOLERANCE, "{what}: relative error {error:.2e}");
+}
+
+pub(crate) fn find<'a>(stored: &'a [Stored], key: &str) -> &'a TensorData {
+    let keys = || stored.iter().map(|it| it.key.as_str()).collect::<Vec<_>>().join("\n  ");
+    &stored.iter().find(|it| it.key == key).unwrap_or_else(|| panic!("no `{key}` among\n  {}", keys())).data
+}
