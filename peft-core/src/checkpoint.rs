@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -16,7 +16,7 @@ pub use safetensors::Dtype;
 use safetensors::{SafeTensors, View};
 
 use crate::error::{LoadReport, PeftError, Result};
-use crate::site::{PathStack, Site, Sites};
+use crate::site::{PathStack, Sites};
 
 /// One safetensors file, mapped into memory.
 #[derive(Debug)]
@@ -211,6 +211,16 @@ impl Checkpoint {
         self.keys.get(key).map(|at| &self.files[*at])
     }
 
+    /// Element type of the largest tensor: what the checkpoint as a whole is stored in.
+    pub fn float_type(&self) -> FloatType {
+        let largest = self.keys().max_by_key(|key| self.file(key).and_then(|it| it.bytes(key)));
+        match largest.and_then(|key| self.file(key)?.dtype(key)) {
+            Some(Dtype::F16) => FloatType::F16,
+            Some(Dtype::BF16) => FloatType::BF16,
+            _ => FloatType::F32,
+        }
+    }
+
     /// Fills the parameters of a model.
     ///
     /// A model and its checkpoint may differ by the prefix of the base model (`transformer.`, `bert.`, `model.`) in
@@ -313,11 +323,31 @@ pub struct Stored {
     pub data: TensorData,
 }
 
-impl Stored {
-    /// The site's value as a checkpoint holds it.
-    pub fn of_site(site: &Site, data: TensorData) -> Self {
-        Self { key: site.path(), data }
+/// Every parameter of a plain model as its checkpoint holds it. Adapters are left out: merge them first.
+pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
+    struct Collect {
+        at: PathStack,
+        stored: Vec<Stored>,
     }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.at.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.at.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.at.in_adapters() {
+                return;
+            }
+            let value = param.base();
+            let value = if self.at.owner() == "Linear" && D == 2 { value.transpose() } else { value };
+            self.stored.push(Stored { key: self.at.path(), data: value.into_data() });
+        }
+    }
+    let mut collect = Collect { at: PathStack::default(), stored: Vec::new() };
+    model.visit(&mut collect);
+    collect.stored
 }
 
 /// Element type of written floats.

@@ -16,7 +16,7 @@ mod plan;
 mod targets;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
-pub use targets::{ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_suffix};
+pub use targets::{ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_saved_whole, is_suffix};
 pub mod checkpoint;
 mod folder;
 mod model;

@@ -199,6 +199,15 @@ impl<M: Module> PeftModel<M> {
 
     fn is_frozen_copy(&self, key: &str, folder: &AdapterFolder) -> bool {
         let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
+        // With `bias = "all"` it writes the biases of a saved module three times, under the names of its wrapper too.
+        if path.contains(".modules_to_save.") || path.contains(".original_module.") {
+            return true;
+        }
+        // A tied head is the table by another name.
+        let head = self.sites.heads.iter().find(|head| path == format!("{head}.weight"));
+        if head.is_some() && self.sites.get(path).is_none() {
+            return true;
+        }
         let path = path.replace(".base_layer.", ".");
         let shape = folder.tensors.shape(key).unwrap_or(&[]);
         self.sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)

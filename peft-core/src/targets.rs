@@ -237,6 +237,21 @@ pub fn contains_module(path: &str, name: &str) -> bool {
     false
 }
 
+/// Whether `modules_to_save = [name]` saves the parameter's module or one around it.
+///
+/// The reference compares ends of paths and ignores dots: `norm` saves every `input_layernorm` too. Its files hold
+/// those tensors, so they are read the same way here.
+pub fn is_saved_whole(path: &str, name: &str) -> bool {
+    let mut end = Some(path.len());
+    while let Some(at) = end {
+        if path[..at].ends_with(name) {
+            return true;
+        }
+        end = path[..at].rfind('.');
+    }
+    false
+}
+
 enum Matcher {
     Pattern(Box<Regex>),
     List(Vec<String>),

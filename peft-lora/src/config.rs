@@ -5,7 +5,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use peft_core::{
     Build, Indices, Names, Patterns, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner,
-    contains_module, refuse_unknown, replacement_row,
+    is_saved_whole, refuse_unknown, replacement_row,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -382,7 +382,7 @@ impl LoraConfig {
         let saved = self.saved_modules();
         for site in sites.iter().filter(|it| it.param.contains("bias")) {
             let is_adapted = adapted.contains(&site.module.as_str());
-            let is_saved = saved.iter().any(|name| contains_module(&site.module, name));
+            let is_saved = saved.iter().any(|name| is_saved_whole(&site.module, name));
             if is_saved || (self.bias == Bias::LoraOnly && !is_adapted) {
                 continue;
             }
@@ -394,12 +394,12 @@ impl LoraConfig {
 
     fn add_saved_modules(&self, sites: &Sites, plan: &mut Plan) -> Result<()> {
         let names = self.saved_modules();
-        for site in sites.iter().filter(|it| names.iter().any(|name| contains_module(&it.module, name))) {
+        for site in sites.iter().filter(|it| names.iter().any(|name| is_saved_whole(&it.module, name))) {
             plan.rows.push(replacement_row(site, site.path()));
         }
         for name in self.modules_to_save.iter().flatten() {
             let is_head_of_task = ["classifier", "score", "qa_outputs"].contains(&name.as_str());
-            if !is_head_of_task && !sites.iter().any(|it| contains_module(&it.module, name)) {
+            if !is_head_of_task && !sites.iter().any(|it| is_saved_whole(&it.module, name)) {
                 let available: Vec<String> = sites.modules().map(str::to_owned).collect();
                 let leaves: Vec<&str> = available.iter().map(|it| it.rsplit('.').next().unwrap_or(it)).collect();
                 return Err(PeftError::NothingMatched {

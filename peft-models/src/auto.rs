@@ -95,6 +95,27 @@ pub fn load_feature_extractor(folder: impl AsRef<Path>, device: &Device) -> Resu
 }
 
 impl AutoCausalLm {
+    /// The model with a head of its own where it was tied to the embedding table.
+    ///
+    /// Adapters that name the head need this: a tied head has no parameter that they could ride on. The table's memory
+    /// is shared.
+    pub fn untied(self) -> Self {
+        let head = |table: &peft_core::nn::Embedding| {
+            let weight = burn::module::Param::initialized(burn::module::ParamId::new(), table.weight.base());
+            peft_core::nn::Projection { weight, bias: None }
+        };
+        match self {
+            Self::Gpt2(mut it) => {
+                it.lm_head.get_or_insert_with(|| head(&it.transformer.wte));
+                Self::Gpt2(it)
+            }
+            Self::Llama(mut it) => {
+                it.lm_head.get_or_insert_with(|| head(&it.model.embed_tokens));
+                Self::Llama(it)
+            }
+        }
+    }
+
     /// A model whose parameters are not allocated: enough to plan and to count.
     pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
         Ok(match raw.model_type()? {

@@ -101,7 +101,7 @@ impl Classification {
                 let mut confusion = Confusion::new(classes);
                 for (output, label) in outputs.iter().zip(&self.labels) {
                     if let (Label::Class(class), Some(best)) = (label, crate::logits::argmax(output)) {
-                        confusion.add(*class, best as usize);
+                        confusion.add(*class, best as usize)?;
                     }
                 }
                 measures.insert("accuracy".into(), confusion.accuracy().into());
@@ -113,7 +113,7 @@ impl Classification {
                     if let Label::Classes(on) = label {
                         let truth: Vec<bool> = (0..classes).map(|it| on.contains(&it)).collect();
                         let guess: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
-                        confusion.add(&truth, &guess);
+                        confusion.add(&truth, &guess)?;
                     }
                 }
                 measures.insert("accuracy".into(), confusion.accuracy().into());
@@ -128,8 +128,8 @@ impl Classification {
                         _ => None,
                     })
                     .unzip();
-                measures.insert("mse".into(), metrics::mean_squared_error(&guess, &truth)?.into());
-                measures.insert("pearson".into(), metrics::pearson(&guess, &truth)?.into());
+                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &guess)?.into());
+                measures.insert("pearson".into(), metrics::pearson(&truth, &guess)?.into());
             }
         }
         Ok(measures)

@@ -1,6 +1,5 @@
 //! Text from a causal language model, token by token, with a cache of keys and values.
 
-use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use peft_core::{PeftError, Result};
 use peft_models::{CausalLm, KvCache, ModelInput, Tokens};

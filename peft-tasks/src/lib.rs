@@ -23,3 +23,4 @@ mod strftime;
 pub mod task;
 pub mod tensors;
 pub mod tokenizer;
+pub mod trainer;

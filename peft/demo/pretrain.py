@@ -16,7 +16,7 @@ import re
 import time
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -139,7 +139,7 @@ def save(model, tokenizer, out):
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied to transformer.wte.weight
     }
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": CONFIG["n_positions"],

@@ -49,7 +49,12 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
     inputs.refuse_unknown()?;
     match request.task.as_str() {
         "causal-lm" => {
-            let (model, _) = auto::load_causal_lm(&request.model, device)?;
+            let (mut model, _) = auto::load_causal_lm(&request.model, device)?;
+            for folder in &request.adapters {
+                if names_head(&peft_core::read_config(folder)?) {
+                    model = model.untied();
+                }
+            }
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input, None);
                 let loss = match inputs.integers("labels")? {
@@ -60,8 +65,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             })
         }
         "seq-cls" => {
-            let num_labels = saved_labels(&request.adapters);
-            let options = ClassifierOptions { num_labels, ..ClassifierOptions::default() };
+            let options = classifier_options(&request.adapters);
             let (model, _) = auto::load_sequence_classifier(&request.model, device, &options)?;
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input);
@@ -89,6 +93,14 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             Err(PeftError::config("task", reason))
         }
     }
+}
+
+/// Whether a configuration adapts or saves the language-model head by name.
+pub fn names_head(config: &serde_json::Map<String, serde_json::Value>) -> bool {
+    ["target_modules", "modules_to_save"].iter().any(|field| {
+        let names = config.get(*field).and_then(serde_json::Value::as_array);
+        names.into_iter().flatten().any(|name| name.as_str().is_some_and(|it| peft_core::is_suffix(it, "lm_head")))
+    })
 }
 
 type Output = (TensorData, Option<Tensor<1>>);
@@ -156,15 +168,15 @@ fn gradient_rows<M: Module>(peft: &PeftModel<M>, names: &[String], gradients: &G
     Ok(rows)
 }
 
-/// Number of labels that an adapter's saved classifier has: the base may be without a head.
-fn saved_labels(adapters: &[PathBuf]) -> Option<usize> {
+/// The head that adapters bring with them: the base may be without one.
+pub fn classifier_options(adapters: &[PathBuf]) -> ClassifierOptions {
     let head = |folder: &Path| {
         let folder = peft_core::AdapterFolder::open(folder).ok()?;
         ["score.weight", "classifier.weight", "classifier.out_proj.weight"].iter().find_map(|it| {
             folder.tensors.shape(&format!("{}{it}", peft_core::state::KEY_PREFIX)).map(|shape| shape[0])
         })
     };
-    adapters.iter().find_map(|it| head(it))
+    ClassifierOptions { num_labels: adapters.iter().find_map(|it| head(it)), ..ClassifierOptions::default() }
 }
 
 struct Inputs<'a> {

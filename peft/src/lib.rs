@@ -1,6 +1,9 @@
 //! x
 pub mod device;
 pub mod forward;
+pub mod prepare;
+pub mod hub;
+pub mod inspect;
 
 pub use peft_core as core;
 #[cfg(feature = "lora")]

@@ -1,0 +1,125 @@
+//! Arguments and displays that several commands share.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use burn::tensor::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
+use peft::tasks::columns::Columns;
+use peft::tasks::runlog::{EvalRecord, TrainRecord};
+use peft::tasks::trainer::Observer;
+use peft::models::auto::{self, AutoCausalLm};
+
+/// Which columns of the data file are what.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ColumnArgs {
+    /// Column of the text.
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// Column of a second text.
+    #[arg(long, value_name = "NAME")]
+    text_pair_column: Option<String>,
+    /// Column of the prompt.
+    #[arg(long, value_name = "NAME")]
+    prompt_column: Option<String>,
+    /// Column of the answer; only answers are learned.
+    #[arg(long, value_name = "NAME")]
+    completion_column: Option<String>,
+    /// Column of the conversation.
+    #[arg(long, value_name = "NAME")]
+    messages_column: Option<String>,
+    /// Column of the label.
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+}
+
+impl ColumnArgs {
+    pub(crate) fn columns(&self) -> Columns {
+        Columns {
+            text: self.text_column.clone(),
+            text_pair: self.text_pair_column.clone(),
+            prompt: self.prompt_column.clone(),
+            completion: self.completion_column.clone(),
+            messages: self.messages_column.clone(),
+            label: self.label_column.clone(),
+            ..Columns::default()
+        }
+    }
+}
+
+/// The best device of this build, or the one that is named.
+pub(crate) fn device(name: Option<&str>) -> Result<Device> {
+    let best = peft::device::devices().first().copied().unwrap_or("flex");
+    peft::device::device(name.unwrap_or(best))
+}
+
+/// Loads a language model with adapters; names them `default`, `adapter1`, ….
+pub(crate) fn causal_lm(model: &Path, adapters: &[PathBuf], device: &Device) -> Result<PeftModel<AutoCausalLm>> {
+    let (mut base, _) = auto::load_causal_lm(model, device)?;
+    for folder in adapters {
+        if peft::forward::names_head(&peft::core::read_config(folder)?) {
+            base = base.untied();
+        }
+    }
+    let sites = peft::core::Describe::describe(&base);
+    let mut peft = PeftModel::with_sites(base, sites, device);
+    load_adapters(&mut peft, adapters)?;
+    Ok(peft)
+}
+
+pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, adapters: &[PathBuf]) -> Result<()> {
+    for (at, folder) in adapters.iter().enumerate() {
+        let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
+        peft.load_adapter(folder, &name, &peft::methods())?;
+    }
+    Ok(())
+}
+
+/// A progress bar with loss, tokens per second and time left.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    /// `(step, loss)` of every step.
+    pub(crate) losses: Vec<(usize, f64)>,
+}
+
+impl Bar {
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar, losses: Vec::new() }
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Bar {
+    fn step(&mut self, record: &TrainRecord, total: usize) {
+        self.losses.push((record.step, record.loss));
+        self.bar.set_length(total as u64);
+        self.bar.set_position(record.step as u64);
+        self.bar.set_message(format!("loss {:.4}  {:.0} tokens/s", record.loss, record.tokens_per_second));
+    }
+
+    fn evaluated(&mut self, record: &EvalRecord) {
+        let metrics: Vec<String> = record.metrics.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
+        let line = format!("step {}: evaluation loss {:.4}  {}", record.step, record.loss, metrics.join("  "));
+        if self.bar.is_hidden() { println!("{line}") } else { self.bar.println(line) }
+    }
+}
+
+/// A number with four digits behind the point.
+pub(crate) fn short(value: &serde_json::Value) -> String {
+    value.as_f64().map_or_else(|| value.to_string(), |it| format!("{it:.4}"))
+}
+
+/// Bytes that the process has held at most, where the system tells.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|it| it.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,76 @@
+//! `peft eval`
+
+use std::path::PathBuf;
+
+use burn::module::Module;
+use peft::core::{Describe, PeftError, PeftModel, Result};
+use peft::prepare::DataOptions;
+use peft::tasks::task::{Evaluation, Task};
+use peft::tasks::tokenizer::Tokenizer;
+
+use super::common::{ColumnArgs, causal_lm, device, load_adapters, short};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the base model.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Adapter folder; several are all active, in this order.
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// causal-lm or seq-cls.
+    #[arg(long, default_value = "causal-lm")]
+    task: String,
+    /// JSONL, JSON, CSV, TSV or plain text.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Longest row in tokens.
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Rows in a forward pass.
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let device = device(args.device.as_deref())?;
+    let tokenizer = Tokenizer::load(&args.model)?;
+    let options = DataOptions {
+        file: args.data.clone(),
+        columns: args.columns.columns(),
+        max_length: args.max_length,
+        ..DataOptions::default()
+    };
+    let evaluation = match args.task.as_str() {
+        "causal-lm" => {
+            let task = options.language_modelling(&args.model, &tokenizer)?;
+            let peft = causal_lm(&args.model, &args.adapter, &device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        "seq-cls" => {
+            let options_of_head = peft::forward::classifier_options(&args.adapter);
+            let (model, _) = peft::models::auto::load_sequence_classifier(&args.model, &device, &options_of_head)?;
+            let set = options.label_set()?;
+            let task = options.classification(&args.model, &tokenizer, &set)?;
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &args.adapter)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
+    };
+    print(&evaluation);
+    Ok(())
+}
+
+fn print(evaluation: &Evaluation) {
+    println!("loss {:.4}", evaluation.loss);
+    for (name, value) in &evaluation.metrics {
+        println!("{name} {}", short(value));
+    }
+}

@@ -1,0 +1,50 @@
+//! `peft forward`
+
+use std::path::PathBuf;
+
+use peft::core::Result;
+use peft::core::checkpoint::{FloatType, write_tensors};
+use peft::forward::{ForwardRequest, forward};
+
+use super::common::device;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the base model.
+    #[arg(long, value_name = "DIR")]
+    model: String,
+    /// causal-lm, seq-cls, feature-extraction.
+    #[arg(long)]
+    task: String,
+    /// Adapter folder; several are all active, in this order.
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// Safetensors file with the tensors of the reference's forward, by keyword.
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Safetensors file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Write `grad.<key>` for every trainable tensor of the adapters.
+    #[arg(long)]
+    grads: bool,
+    /// Fold the adapters into the weights first.
+    #[arg(long)]
+    merge: bool,
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let request = ForwardRequest {
+        model: PathBuf::from(&args.model),
+        task: args.task.clone(),
+        adapters: args.adapter.clone(),
+        inputs: args.inputs.clone(),
+        grads: args.grads,
+        merge: args.merge,
+    };
+    let stored = forward(&request, &device(args.device.as_deref())?)?;
+    write_tensors(&args.output, stored, FloatType::F32)
+}

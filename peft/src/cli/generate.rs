@@ -1,0 +1,93 @@
+//! `peft generate`
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use peft::core::{PeftError, Result};
+use peft::tasks::chat::{ChatTemplate, Message};
+use peft::tasks::generate::generate;
+use peft::tasks::sampling::GenerationConfig;
+use peft::tasks::tokenizer::Tokenizer;
+
+use super::common::{causal_lm, device};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the base model.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Adapter folder; several are all active, in this order.
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// Text to continue.
+    #[arg(long)]
+    prompt: String,
+    /// Put the prompt into the model's chat template.
+    #[arg(long)]
+    chat: bool,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = 128)]
+    max_new_tokens: usize,
+    /// Sample instead of taking the likeliest token.
+    #[arg(long)]
+    sample: bool,
+    /// Above 1 bolder, below 1 tamer; implies --sample.
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Sample among the likeliest so many; implies --sample.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Sample among the likeliest that have this probability together; implies --sample.
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Above 1 makes tokens that occurred less likely.
+    #[arg(long)]
+    repetition_penalty: Option<f64>,
+    /// What the drawn tokens depend on.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let device = device(args.device.as_deref())?;
+    let tokenizer = Tokenizer::load(&args.model)?;
+    let mut config = GenerationConfig::load(&args.model)?;
+    config.max_new_tokens = Some(args.max_new_tokens);
+    let drawn = args.sample || args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some();
+    config.do_sample = Some(drawn);
+    config.temperature = args.temperature.or(config.temperature);
+    config.top_k = args.top_k.or(config.top_k);
+    config.top_p = args.top_p.or(config.top_p);
+    config.repetition_penalty = args.repetition_penalty.or(config.repetition_penalty);
+    config.seed = Some(args.seed);
+    let mut plan = config.plan()?;
+    if plan.eos.is_empty() {
+        plan.eos.extend(tokenizer.eos_id());
+    }
+
+    let ids = if args.chat {
+        let template = ChatTemplate::load(&args.model, tokenizer.special())?;
+        let template = template.ok_or_else(|| PeftError::bad_file(&args.model, "it has no chat template"))?;
+        tokenizer.ids(&template.render(&[Message::new("user", &args.prompt)], true)?, false)?
+    } else {
+        tokenizer.ids(&args.prompt, true)?
+    };
+    let peft = causal_lm(&args.model, &args.adapter, &device)?;
+    if !args.chat {
+        print!("{}", args.prompt);
+    }
+    let mut stream = tokenizer.stream(true);
+    generate(peft.model(), &[ids], &plan, &device, |_, token| {
+        if let Some(text) = stream.push(token)? {
+            print!("{text}");
+            // A terminal that has gone away is no reason to stop.
+            let _ = std::io::stdout().flush();
+        }
+        Ok(())
+    })?;
+    println!();
+    Ok(())
+}

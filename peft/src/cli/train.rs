@@ -1,0 +1,291 @@
+//! `peft train`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::module::Module;
+use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, nn};
+use peft::lora::{Bias, LoraConfig};
+use peft::models::auto::{self, ClassifierOptions};
+use peft::prepare::DataOptions;
+use peft::tasks::curve::Curve;
+use peft::tasks::labels::LabelKind;
+use peft::tasks::runlog;
+use peft::tasks::task::Task;
+use peft::tasks::tokenizer::Tokenizer;
+use peft::tasks::trainer::{TrainConfig, train};
+
+use super::common::{Bar, ColumnArgs, device, peak_memory, short};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the base model.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// causal-lm or seq-cls.
+    #[arg(long, default_value = "causal-lm")]
+    task: String,
+    /// JSONL, JSON, CSV, TSV or plain text.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Data to evaluate on.
+    #[arg(long, value_name = "FILE")]
+    eval_data: Option<PathBuf>,
+    /// Folder for the adapter, the log, the loss curve and checkpoints.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Longest row in tokens.
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Put several short texts into a row; none sees another.
+    #[arg(long)]
+    packing: bool,
+    /// Learn prompts too, not only answers.
+    #[arg(long)]
+    train_on_prompt: bool,
+
+    /// An `adapter_config.json` to start from; the options below go before it.
+    #[arg(long, value_name = "FILE", help_heading = "LoRA")]
+    config: Option<PathBuf>,
+    /// Rank [default: 8]
+    #[arg(long, help_heading = "LoRA")]
+    r: Option<usize>,
+    /// Numerator of the scale alpha / r [default: 8]
+    #[arg(long, help_heading = "LoRA")]
+    alpha: Option<f64>,
+    /// Share of the adapter's input that is dropped [default: 0]
+    #[arg(long, help_heading = "LoRA")]
+    dropout: Option<f64>,
+    /// Layers: names with commas, `all-linear`, or a regular expression [default: the model type's]
+    #[arg(long, help_heading = "LoRA")]
+    targets: Option<String>,
+    /// Modules that are trained whole: names with commas.
+    #[arg(long, help_heading = "LoRA", value_delimiter = ',')]
+    modules_to_save: Vec<String>,
+    /// Scale by alpha / √r.
+    #[arg(long, help_heading = "LoRA")]
+    rslora: bool,
+    /// Train magnitude and direction apart.
+    #[arg(long, help_heading = "LoRA")]
+    dora: bool,
+    /// true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora [default: true]
+    #[arg(long, help_heading = "LoRA")]
+    init: Option<String>,
+    /// none, all, lora_only [default: none]
+    #[arg(long, help_heading = "LoRA")]
+    bias: Option<String>,
+
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 2e-4, help_heading = "Training")]
+    lr: f64,
+    /// linear, cosine, constant, constant_with_warmup, polynomial, inverse_sqrt, …
+    #[arg(long, default_value = "linear", help_heading = "Training")]
+    schedule: String,
+    /// Steps, or below 1 a share of all steps, over which the rate rises.
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    warmup: f64,
+    /// Rows in a forward pass.
+    #[arg(long, default_value_t = 8, help_heading = "Training")]
+    batch_size: usize,
+    /// Forward passes in a step.
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    accumulate: usize,
+    /// Passes over the data.
+    #[arg(long, default_value_t = 3.0, help_heading = "Training")]
+    epochs: f64,
+    /// Steps; goes before --epochs.
+    #[arg(long, help_heading = "Training")]
+    steps: Option<usize>,
+    /// Largest norm of all gradients together; 0 does not clip.
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    max_grad_norm: f64,
+    /// AdamW's decoupled weight decay.
+    #[arg(long, default_value_t = 0.01, help_heading = "Training")]
+    weight_decay: f64,
+    /// Rows of like length together.
+    #[arg(long, help_heading = "Training")]
+    group_by_length: bool,
+    /// Steps between lines of the log.
+    #[arg(long, default_value_t = 10, help_heading = "Training")]
+    log_every: usize,
+    /// Steps between evaluations; 0 evaluates at the end only.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    eval_every: usize,
+    /// Steps between checkpoints; 0 writes none.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    save_every: usize,
+    /// Checkpoints to keep; 0 keeps all.
+    #[arg(long, default_value_t = 2, help_heading = "Training")]
+    keep: usize,
+    /// Evaluations without gain after which to stop; 0 never.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    patience: usize,
+    /// Go on from the last checkpoint in the output folder.
+    #[arg(long, help_heading = "Training")]
+    resume: bool,
+    /// What every random choice depends on.
+    #[arg(long, default_value_t = 42, help_heading = "Training")]
+    seed: u64,
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+impl Args {
+    fn lora(&self, task_type: &str) -> Result<LoraConfig> {
+        let mut config = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+                LoraConfig::parse(serde_json::from_str(&text).map_err(|error| PeftError::bad_file(path, error))?)?
+            }
+            None => LoraConfig::default(),
+        };
+        config.task_type = Some(task_type.to_owned());
+        config.r = self.r.unwrap_or(config.r);
+        config.lora_alpha = self.alpha.unwrap_or(config.lora_alpha);
+        config.lora_dropout = self.dropout.unwrap_or(config.lora_dropout);
+        config.use_rslora |= self.rslora;
+        config.use_dora |= self.dora;
+        if let Some(targets) = &self.targets {
+            let is_list = targets.contains(',') || targets.chars().all(|it| it.is_alphanumeric() || "_.".contains(it));
+            config.target_modules = Some(if is_list && targets != peft::core::ALL_LINEAR {
+                Names::list(targets.split(',').map(str::trim))
+            } else {
+                Names::Pattern(targets.clone())
+            });
+        }
+        if !self.modules_to_save.is_empty() {
+            config.modules_to_save = Some(self.modules_to_save.clone());
+        }
+        if let Some(init) = &self.init {
+            config.init_lora_weights = init.parse::<bool>().map_or_else(|_| init.clone().into(), Into::into);
+        }
+        config.bias = match self.bias.as_deref() {
+            None => config.bias,
+            Some("none") => Bias::None,
+            Some("all") => Bias::All,
+            Some("lora_only") => Bias::LoraOnly,
+            Some(other) => return Err(PeftError::config("bias", format!("is `{other}`, expected none, all or lora_only"))),
+        };
+        Ok(config)
+    }
+
+    fn training(&self) -> Result<TrainConfig> {
+        let mut config = TrainConfig {
+            learning_rate: self.lr,
+            batch_size: self.batch_size,
+            gradient_accumulation_steps: self.accumulate,
+            num_train_epochs: self.epochs,
+            max_steps: self.steps,
+            max_grad_norm: self.max_grad_norm,
+            weight_decay: self.weight_decay,
+            group_by_length: self.group_by_length,
+            logging_steps: self.log_every,
+            eval_steps: self.eval_every,
+            eval_batch_size: self.batch_size,
+            save_steps: self.save_every,
+            save_total_limit: self.keep,
+            early_stopping_patience: self.patience,
+            seed: self.seed,
+            ..TrainConfig::default()
+        };
+        config.schedule.lr_scheduler_type = self.schedule.parse()?;
+        config.schedule.warmup_steps = self.warmup;
+        Ok(config)
+    }
+
+    fn data(&self, file: &std::path::Path) -> DataOptions {
+        DataOptions {
+            file: file.to_path_buf(),
+            columns: self.columns.columns(),
+            max_length: self.max_length,
+            packing: self.packing,
+            train_on_prompt: self.train_on_prompt,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let device = device(args.device.as_deref())?;
+    let tokenizer = Tokenizer::load(&args.model)?;
+    device.seed(args.seed);
+    match args.task.as_str() {
+        "causal-lm" => {
+            let task = args.data(&args.data).language_modelling(&args.model, &tokenizer)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it).language_modelling(&args.model, &tokenizer));
+            let config = args.lora("CAUSAL_LM")?;
+            let (mut model, _) = auto::load_causal_lm(&args.model, &device)?;
+            if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
+                model = model.untied();
+            }
+            fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
+        }
+        "seq-cls" => {
+            let data = args.data(&args.data);
+            let set = data.label_set()?;
+            let task = data.classification(&args.model, &tokenizer, &set)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it).classification(&args.model, &tokenizer, &set));
+            let problem = match set.kind {
+                LabelKind::Single => "single_label_classification",
+                LabelKind::Multi => "multi_label_classification",
+                LabelKind::Regression => "regression",
+            };
+            let options = ClassifierOptions {
+                num_labels: Some(set.outputs()),
+                problem_type: Some(problem.to_owned()),
+                pad_token_id: Some(i64::from(tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id()))),
+                seed: args.seed,
+            };
+            let (model, _) = auto::load_sequence_classifier(&args.model, &device, &options)?;
+            println!("labels: {}", set.names.join(", "));
+            fit(args, model, args.lora("SEQ_CLS")?, &task, eval.transpose()?.as_ref(), &device)
+        }
+        other => Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
+    }
+}
+
+fn fit<M: Module + Describe, T: Task<M>>(
+    args: &Args,
+    model: M,
+    lora: LoraConfig,
+    task: &T,
+    eval: Option<&T>,
+    device: &burn::tensor::Device,
+) -> Result<()> {
+    let training = args.training()?;
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, device);
+    peft.base_name = Some(args.model.display().to_string());
+    let plan = peft.add_adapter(DEFAULT_ADAPTER, lora, args.seed)?;
+    println!("{plan}");
+
+    if let Some(eval) = eval {
+        let base = nn::set_training(peft.model().valid(), false);
+        let before = eval.evaluate(&base, training.eval_batch_size, device)?;
+        let metrics: Vec<String> = before.metrics.iter().map(|(name, it)| format!("{name} {}", short(it))).collect();
+        println!("before: evaluation loss {:.4}  {}", before.loss, metrics.join("  "));
+    }
+    let started = Instant::now();
+    let mut bar = Bar::new();
+    let result =
+        train(&mut peft, DEFAULT_ADAPTER, task, eval, &training, Some(&args.output), args.resume, device, &mut bar);
+    bar.finish();
+    let outcome = result?;
+    peft.save_adapter(&args.output, DEFAULT_ADAPTER)?;
+    let records = runlog::read(args.output.join("train_log.jsonl"))?;
+    let svg = Curve::from_records("Loss", &records).to_svg()?;
+    peft::core::checkpoint::write_atomically(args.output.join("loss.svg"), svg.as_bytes())?;
+
+    let memory = peak_memory().map_or(String::new(), |it| format!(", peak memory {:.2} GB", it as f64 / 1e9));
+    let early = if outcome.stopped_early { " (stopped early)" } else { "" };
+    println!(
+        "{} steps{early} in {:.1} s, last loss {:.4}{memory}",
+        outcome.steps,
+        started.elapsed().as_secs_f64(),
+        outcome.last_loss
+    );
+    println!("adapter, log and loss curve are in {}", args.output.display());
+    Ok(())
+}
