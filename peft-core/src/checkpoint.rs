@@ -11,8 +11,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, TensorInfo};
 pub use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{SafeTensors, View};
 
 use crate::error::{LoadReport, PeftError, Result};
@@ -410,7 +410,8 @@ pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
         })
         .collect();
     let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(views, Some(header)).map_err(|error| PeftError::Invalid(format!("cannot serialise: {error}")))
+    safetensors::serialize(views, Some(header))
+        .map_err(|error| PeftError::Invalid(format!("cannot serialise: {error}")))
 }
 
 /// Writes a safetensors file. See [`write_atomically`].

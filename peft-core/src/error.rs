@@ -156,11 +156,8 @@ impl fmt::Display for LoadReport {
                 rows.push(format!("  {:<12}… and {more} more", ""));
             }
         };
-        let misshapen = self
-            .misshapen
-            .iter()
-            .map(|(key, file, model)| format!("{key}: file {file:?}, model {model:?}"))
-            .collect();
+        let misshapen =
+            self.misshapen.iter().map(|(key, file, model)| format!("{key}: file {file:?}, model {model:?}")).collect();
         cut("wrong shape", misshapen, &mut rows);
         cut("missing", self.missing.clone(), &mut rows);
         let unexpected = self

@@ -64,7 +64,11 @@ impl Init {
         self.parameter(data)
     }
 
-    fn fill<const D: usize>(&mut self, shape: [usize; D], mut draw: impl FnMut(&mut ChaCha8Rng) -> f32) -> Param<Tensor<D>> {
+    fn fill<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        mut draw: impl FnMut(&mut ChaCha8Rng) -> f32,
+    ) -> Param<Tensor<D>> {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw(&mut self.rng)).collect();
         self.parameter(TensorData::new(values, shape))
     }

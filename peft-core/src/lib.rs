@@ -1,4 +1,12 @@
-//! x
+//! Adapters on the parameters of any Burn module.
+//!
+//! A method implements [`Adapter`] (what a parameter becomes) and [`Tuner`] (its `adapter_config.json`, and the
+//! [`Plan`] that it makes for a model). [`PeftModel`] holds a frozen base with named adapters: it adds, loads,
+//! switches, saves and merges them. Layers that take adapters in without a dense update are in [`nn`] and call
+//! [`seam`]; every other layer sees the composed weight. [`checkpoint`] reads and writes safetensors.
+//!
+//! This crate knows neither a method nor a model.
+
 mod adapter;
 mod erased;
 mod error;
@@ -16,7 +24,9 @@ mod plan;
 mod targets;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
-pub use targets::{ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_saved_whole, is_suffix};
+pub use targets::{
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_saved_whole, is_suffix,
+};
 pub mod checkpoint;
 mod folder;
 mod model;

@@ -155,7 +155,9 @@ impl<M: Module> PeftModel<M> {
             return Err(PeftError::AdapterName(format!("`{name}` cannot name an adapter: use letters, no dots")));
         }
         if self.adapters.contains_key(name) {
-            return Err(PeftError::AdapterName(format!("there is an adapter `{name}` already; delete it or take another name")));
+            return Err(PeftError::AdapterName(format!(
+                "there is an adapter `{name}` already; delete it or take another name"
+            )));
         }
         Ok(())
     }
@@ -165,7 +167,8 @@ impl<M: Module> PeftModel<M> {
             return Ok(());
         }
         let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
-        let hint = if known.is_empty() { "none is loaded".to_owned() } else { format!("there are {}", known.join(", ")) };
+        let hint =
+            if known.is_empty() { "none is loaded".to_owned() } else { format!("there are {}", known.join(", ")) };
         Err(PeftError::AdapterName(format!("there is no adapter `{name}`; {hint}")))
     }
 

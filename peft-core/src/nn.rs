@@ -71,10 +71,7 @@ pub struct Conv1D {
 impl Conv1D {
     /// A lazy layer.
     pub fn new(d_input: usize, d_output: usize, device: &Device) -> Self {
-        Self {
-            weight: normal([d_input, d_output], INITIALIZER_RANGE, device),
-            bias: constant([d_output], 0.0, device),
-        }
+        Self { weight: normal([d_input, d_output], INITIALIZER_RANGE, device), bias: constant([d_output], 0.0, device) }
     }
 
     /// # Shapes

@@ -51,5 +51,10 @@ impl Build for CopyOf {
 
 /// A row that trains a copy of a parameter and saves it under `key`.
 pub fn replacement_row(site: &Arc<Site>, key: String) -> PlanRow {
-    PlanRow { site: site.clone(), label: "trained whole".into(), parameters: site.len(), build: Arc::new(CopyOf { key }) }
+    PlanRow {
+        site: site.clone(),
+        label: "trained whole".into(),
+        parameters: site.len(),
+        build: Arc::new(CopyOf { key }),
+    }
 }

@@ -28,7 +28,8 @@ fn collect<M: Module>(model: &M, name: &str, gradients: Option<&Gradients>) -> V
     let mut stored = Vec::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name) {
-            let mut reader = Read { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
+            let mut reader =
+                Read { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
             adapter.visit(&mut reader);
         }
     }

@@ -158,9 +158,7 @@ impl Selection {
         }
         let near = match targets {
             Names::Pattern(_) => Vec::new(),
-            Names::List(names) => {
-                names.iter().flat_map(|it| nearest(it, leaves.iter().map(String::as_str))).collect()
-            }
+            Names::List(names) => names.iter().flat_map(|it| nearest(it, leaves.iter().map(String::as_str))).collect(),
         };
         PeftError::NothingMatched { field, targets: targets.shown(), nearest: near, available: leaves }
     }
@@ -306,9 +304,18 @@ impl<'a, T> Patterns<'a, T> {
     }
 
     /// Keys that match none of the paths.
-    pub fn unused<'b>(&self, field: &'a IndexMap<String, T>, paths: impl Iterator<Item = &'b str> + Clone) -> Vec<String> {
+    pub fn unused<'b>(
+        &self,
+        field: &'a IndexMap<String, T>,
+        paths: impl Iterator<Item = &'b str> + Clone,
+    ) -> Vec<String> {
         let hit = |regex: &Regex| paths.clone().any(|path| regex.is_match(path).unwrap_or(false));
-        self.entries.iter().zip(field.keys()).filter(|((regex, _), _)| !hit(regex)).map(|(_, key)| key.clone()).collect()
+        self.entries
+            .iter()
+            .zip(field.keys())
+            .filter(|((regex, _), _)| !hit(regex))
+            .map(|(_, key)| key.clone())
+            .collect()
     }
 }
 

@@ -92,7 +92,8 @@ pub fn is_off(value: &Value) -> bool {
 pub fn refuse_unknown<'a>(unknown: impl IntoIterator<Item = (&'a String, &'a Value)>, harmless: &[&str]) -> Result<()> {
     for (field, value) in unknown {
         if !is_off(value) && !harmless.contains(&field.as_str()) {
-            let reason = format!("is switched on ({value}), and this version does not know what it does to the numbers");
+            let reason =
+                format!("is switched on ({value}), and this version does not know what it does to the numbers");
             return Err(PeftError::config(field.clone(), reason));
         }
     }

@@ -119,7 +119,9 @@ fn default_init() -> Value {
     Value::Bool(true)
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> std::result::Result<IndexMap<String, T>, D::Error> {
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> std::result::Result<IndexMap<String, T>, D::Error> {
     Ok(Option::<IndexMap<String, T>>::deserialize(from)?.unwrap_or_default())
 }
 
@@ -253,7 +255,13 @@ impl LoraConfig {
             Some("QUESTION_ANS") => &["qa_outputs"],
             _ => &[],
         };
-        names.extend(heads.iter().filter(|it| !names.iter().any(|name| name == *it)).map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        names.extend(
+            heads
+                .iter()
+                .filter(|it| !names.iter().any(|name| name == *it))
+                .map(|it| (*it).to_owned())
+                .collect::<Vec<_>>(),
+        );
         names
     }
 
@@ -275,7 +283,10 @@ impl LoraConfig {
             return Err(PeftError::config("lora_alpha", "must be a finite number"));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(PeftError::config("lora_dropout", format!("is {}, but must lie in 0 ≤ p < 1", self.lora_dropout)));
+            return Err(PeftError::config(
+                "lora_dropout",
+                format!("is {}, but must lie in 0 ≤ p < 1", self.lora_dropout),
+            ));
         }
         let start = self.start()?;
         if self.lora_bias && (self.use_dora || start.reads_base() || self.bias != Bias::None) {
@@ -312,7 +323,8 @@ impl Tuner for LoraConfig {
         ] {
             plan.notes.extend(unused.iter().map(|key| format!("{field} `{key}` matches no adapted layer")));
         }
-        let foreign = selected.sites.iter().any(|it| matches!(it.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
+        let foreign =
+            selected.sites.iter().any(|it| matches!(it.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
         if self.lora_dropout > 0.0 && foreign {
             plan.notes.push("lora_dropout acts only in layers that call `adapted`, not in `burn::nn` forwards".into());
         }
@@ -324,7 +336,9 @@ impl Tuner for LoraConfig {
 
     fn to_json(&self) -> Result<Map<String, Value>> {
         let json = serde_json::to_value(self).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        let Value::Object(mut json) = json else { return Err(PeftError::Invalid("a configuration is an object".into())) };
+        let Value::Object(mut json) = json else {
+            return Err(PeftError::Invalid("a configuration is an object".into()));
+        };
         for (field, off) in WRITTEN {
             if !json.contains_key(field) {
                 let off = serde_json::from_str(off).map_err(|error| PeftError::Invalid(error.to_string()))?;
@@ -358,7 +372,10 @@ impl LoraConfig {
         let mut parameters = rank * (d_in + d_out) + if dora { d_out } else { 0 };
         let build: Arc<dyn Build> = match site.kind {
             SiteKind::Embedding if self.lora_bias => {
-                return Err(PeftError::config("lora_bias", format!("cannot be used on the embedding `{}`", site.module)));
+                return Err(PeftError::config(
+                    "lora_bias",
+                    format!("cannot be used on the embedding `{}`", site.module),
+                ));
             }
             SiteKind::Embedding => Arc::new(BuildEmbedding { rank, scale, start, dora }),
             SiteKind::Conv => Arc::new(BuildConv { rank, scale, start, dora }),

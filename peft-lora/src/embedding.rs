@@ -41,9 +41,7 @@ impl Adapter for LoraEmbedding {
         let delta = self.lora_embedding_B.val().matmul(self.lora_embedding_A.val()).transpose().mul_scalar(self.scale);
         let updated = weight.reshape(plain) + delta;
         let updated = match &self.lora_magnitude_vector {
-            Some(magnitude) => {
-                updated * self.direction_scale(magnitude, base.clone().reshape(plain)).unsqueeze()
-            }
+            Some(magnitude) => updated * self.direction_scale(magnitude, base.clone().reshape(plain)).unsqueeze(),
             None => updated,
         };
         updated.reshape(dims)

@@ -156,7 +156,8 @@ impl Build for BuildLinear {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let (d_in, d_out) = base.site().features();
         let needs_base = self.dora || self.start.reads_base();
-        let base = if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
+        let base =
+            if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
         let started = start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), init);
         let mut adapter = LoraLinear {
             lora_A: Factor::new(started.a),

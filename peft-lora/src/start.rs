@@ -43,7 +43,9 @@ pub(crate) fn linear(
     init: &mut Init,
 ) -> Started {
     let (a, b) = match (start, base) {
-        (Start::Pissa(iterations), Some(base)) => return kept(pissa(to_mat(base), rank, scale, *iterations, init), init),
+        (Start::Pissa(iterations), Some(base)) => {
+            return kept(pissa(to_mat(base), rank, scale, *iterations, init), init);
+        }
         (Start::Olora, Some(base)) => return kept(olora(to_mat(base), rank), init),
         (Start::Gaussian, _) => (init.normal([rank, d_in], 1.0 / rank as f64), init.constant([d_out, rank], 0.0)),
         (Start::Random, _) => (init.kaiming([rank, d_in]), init.kaiming([d_out, rank])),
@@ -60,7 +62,13 @@ fn kept((a, b): (Mat<f32>, Mat<f32>), init: &mut Init) -> Started {
 }
 
 /// The principal singular directions: `A = √(S/s) Vᵀ`, `B = U √(S/s)` (arXiv 2404.02948).
-fn pissa(weight: Mat<f32>, rank: usize, scale: f64, iterations: Option<usize>, init: &mut Init) -> (Mat<f32>, Mat<f32>) {
+fn pissa(
+    weight: Mat<f32>,
+    rank: usize,
+    scale: f64,
+    iterations: Option<usize>,
+    init: &mut Init,
+) -> (Mat<f32>, Mat<f32>) {
     let (u, s, v) = match iterations {
         None => thin_svd(&weight),
         Some(iterations) => randomised_svd(&weight, rank, iterations, init),
@@ -105,7 +113,12 @@ fn thin_svd(weight: &Mat<f32>) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
 
 /// The leading part of an SVD by subspace iteration (arXiv 0909.4061, algorithms 4.4 and 5.1), as torch's
 /// `svd_lowrank` does it.
-fn randomised_svd(weight: &Mat<f32>, rank: usize, iterations: usize, init: &mut Init) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
+fn randomised_svd(
+    weight: &Mat<f32>,
+    rank: usize,
+    iterations: usize,
+    init: &mut Init,
+) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
     let probe = to_mat(&init.normal([weight.ncols(), rank], 1.0).val());
     let mut basis = (weight * &probe).qr().compute_thin_Q();
     for _ in 0..iterations {

@@ -34,13 +34,13 @@ pub fn generate<M: CausalLm>(
     let mut done = vec![false; rows];
 
     let padding = |row: usize| longest - prompts[row].len();
-    let mut mask: Vec<Vec<i64>> = (0..rows).map(|row| [vec![0; padding(row)], vec![1; prompts[row].len()]].concat()).collect();
+    let mut mask: Vec<Vec<i64>> =
+        (0..rows).map(|row| [vec![0; padding(row)], vec![1; prompts[row].len()]].concat()).collect();
     let mut next: Vec<Vec<i64>> = (0..rows)
         .map(|row| [vec![0; padding(row)], prompts[row].iter().map(|it| i64::from(*it)).collect()].concat())
         .collect();
-    let mut positions: Vec<Vec<i64>> = (0..rows)
-        .map(|row| [vec![0; padding(row)], (0..prompts[row].len() as i64).collect()].concat())
-        .collect();
+    let mut positions: Vec<Vec<i64>> =
+        (0..rows).map(|row| [vec![0; padding(row)], (0..prompts[row].len() as i64).collect()].concat()).collect();
     let padded = (0..rows).any(|row| padding(row) > 0);
 
     let mut cache = KvCache::new();

@@ -34,7 +34,9 @@ impl LanguageModelling {
     pub fn padded(samples: Vec<Sample>, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.is_empty() {
-            return Err(PeftError::Invalid("no row has a token to learn: texts are empty or were cut before the answer".into()));
+            return Err(PeftError::Invalid(
+                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+            ));
         }
         Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
     }
@@ -47,7 +49,9 @@ impl LanguageModelling {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         let rows = pack(&samples, max_length, PackOrder::BestFit)?;
         if rows.is_empty() {
-            return Err(PeftError::Invalid("no row has a token to learn: texts are empty or were cut before the answer".into()));
+            return Err(PeftError::Invalid(
+                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+            ));
         }
         Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
     }

@@ -195,14 +195,8 @@ pub fn train<M: Module, T: Task<M>>(
     let schedule = Schedule::new(&config.schedule, total, config.learning_rate)?;
 
     let mut optimizer = config.optimizer();
-    let mut state = State {
-        step: 0,
-        tokens: 0,
-        seconds: 0.0,
-        best: None,
-        evaluations_without_gain: 0,
-        config: config.clone(),
-    };
+    let mut state =
+        State { step: 0, tokens: 0, seconds: 0.0, best: None, evaluations_without_gain: 0, config: config.clone() };
     if let Some(checkpoint) = folder.filter(|_| resume).map(last_checkpoint).transpose()?.flatten() {
         (state, optimizer) = restore(peft, name, &checkpoint, optimizer, config)?;
     }
@@ -445,12 +439,8 @@ fn restore<M: Module>(
     let path = checkpoint.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
     let state: State = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
-    let comparable = |it: &TrainConfig| TrainConfig {
-        logging_steps: 0,
-        save_steps: 0,
-        save_total_limit: 0,
-        ..it.clone()
-    };
+    let comparable =
+        |it: &TrainConfig| TrainConfig { logging_steps: 0, save_steps: 0, save_total_limit: 0, ..it.clone() };
     if comparable(&state.config) != comparable(config) {
         let reason = "it was written with other settings; resume with the same ones, or start in a new folder";
         return Err(PeftError::bad_file(checkpoint, reason));

@@ -21,7 +21,10 @@ pub fn device(name: &str) -> Result<Device> {
     let (backend, index) = match name.split_once(':') {
         Some((backend, index)) => {
             let index = index.parse::<usize>();
-            (backend, index.map_err(|_| PeftError::config("device", format!("`{name}` has no number after the colon")))?)
+            (
+                backend,
+                index.map_err(|_| PeftError::config("device", format!("`{name}` has no number after the colon")))?,
+            )
         }
         None => (name, 0),
     };

@@ -172,9 +172,9 @@ fn gradient_rows<M: Module>(peft: &PeftModel<M>, names: &[String], gradients: &G
 pub fn classifier_options(adapters: &[PathBuf]) -> ClassifierOptions {
     let head = |folder: &Path| {
         let folder = peft_core::AdapterFolder::open(folder).ok()?;
-        ["score.weight", "classifier.weight", "classifier.out_proj.weight"].iter().find_map(|it| {
-            folder.tensors.shape(&format!("{}{it}", peft_core::state::KEY_PREFIX)).map(|shape| shape[0])
-        })
+        ["score.weight", "classifier.weight", "classifier.out_proj.weight"]
+            .iter()
+            .find_map(|it| folder.tensors.shape(&format!("{}{it}", peft_core::state::KEY_PREFIX)).map(|shape| shape[0]))
     };
     ClassifierOptions { num_labels: adapters.iter().find_map(|it| head(it)), ..ClassifierOptions::default() }
 }
@@ -211,9 +211,8 @@ impl Inputs<'_> {
     fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
         let Some(shape) = self.file.shape("labels") else { return Ok(None) };
         let batch = shape[0];
-        let is_integer = self.file.dtype("labels").is_some_and(|it| {
-            matches!(it, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL)
-        });
+        let is_integer =
+            self.file.dtype("labels").is_some_and(|it| matches!(it, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL));
         Ok(Some(if is_integer && num_labels > 1 && shape.len() == 1 {
             Labels::Classes(Tensor::from_data(self.file.integers("labels")?, self.device))
         } else {
@@ -227,7 +226,9 @@ impl Inputs<'_> {
         let tokens = match self.integers("input_ids")? {
             Some(ids) => Tokens::Ids(ids),
             None => match self.file.shape("inputs_embeds") {
-                Some([_, _, _]) => Tokens::Embeddings(Tensor::from_data(self.file.floats("inputs_embeds")?, self.device)),
+                Some([_, _, _]) => {
+                    Tokens::Embeddings(Tensor::from_data(self.file.floats("inputs_embeds")?, self.device))
+                }
                 _ => return Err(PeftError::bad_file(self.file.path(), "it holds no `input_ids`")),
             },
         };

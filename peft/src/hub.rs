@@ -395,9 +395,9 @@ mod remote {
             "it is an adapter, no model: give it as the adapter, and its base as the model".to_owned()
         } else if file == CONFIG_FILE && has(MODEL_CONFIG) {
             "it is a model, no adapter".to_owned()
-        } else if file == MODEL_WEIGHTS && files.iter().any(|it| it.ends_with(".bin")) {
-            "its weights are pickled; save it once from Python with `safe_serialization=True`".to_owned()
-        } else if file == WEIGHTS_FILE && has("adapter_model.bin") {
+        } else if (file == MODEL_WEIGHTS && files.iter().any(|it| it.ends_with(".bin")))
+            || (file == WEIGHTS_FILE && has("adapter_model.bin"))
+        {
             "its weights are pickled; save it once from Python with `safe_serialization=True`".to_owned()
         } else if files.is_empty() {
             "choose another repository or revision".to_owned()

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::state::KEY_PREFIX;
-use peft_core::{AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Plan, Result, SiteKind, is_off, thousands};
+use peft_core::{
+    AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Plan, Result, SiteKind, Sites, is_off, thousands,
+};
 use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor, AutoSequenceClassifier};
 use peft_models::config::RawConfig;
 use serde::Serialize;
@@ -415,6 +417,13 @@ impl Facts {
         self.ranks.keys().copied().chain(self.rank).max().unwrap_or(0)
     }
 
+    /// What is wrong with `r`, if tensors have another rank and no pattern says so.
+    fn contradicting_rank(&self) -> Option<String> {
+        let rank = self.rank.filter(|_| self.is_lora() && !self.flags.rank_pattern)?;
+        let odd: Vec<usize> = self.ranks.keys().copied().filter(|it| *it != rank).collect();
+        (!odd.is_empty()).then(|| format!("the configuration says r={rank}, but tensors have rank {odd:?}"))
+    }
+
     fn warnings(&self, folder: &AdapterFolder) -> Vec<String> {
         let mut list = Vec::new();
         let methods = methods();
@@ -447,9 +456,8 @@ impl Facts {
             let keys = shorten(&self.unreadable);
             list.push(format!("element types that this build cannot read in {keys}; save them as F32, F16 or BF16"));
         }
-        let odd: Vec<usize> = self.ranks.keys().copied().filter(|it| Some(*it) != self.rank).collect();
-        if let Some(rank) = self.rank.filter(|_| self.is_lora() && !self.flags.rank_pattern && !odd.is_empty()) {
-            list.push(format!("the configuration says r={rank}, but tensors have rank {odd:?}: correct `r`"));
+        if let Some(what) = self.contradicting_rank() {
+            list.push(format!("{what}: correct `r`"));
         }
         list
     }
@@ -550,6 +558,9 @@ impl Facts {
         if let Some(format) = self.format.as_deref().filter(|it| !["pt", "tf", "flax", "mlx"].contains(it)) {
             let next = "write the file again with the metadata format=pt";
             judge.refuses(true, format!("the safetensors metadata format={format} (through transformers)"), next);
+        }
+        if let Some(what) = self.contradicting_rank() {
+            judge.refuses(true, what, "correct `r` in adapter_config.json");
         }
         let foreign = self.keys.iter().filter(|it| !it.starts_with(KEY_PREFIX)).count();
         let next = "rename the tensors to start with `base_model.model.`";
@@ -735,7 +746,7 @@ impl Facts {
         if !is_lora {
             return judge.verdict();
         }
-        let llama_keys = self.adapted.iter().all(|it| it.starts_with("model.layers.") || !it.contains('.'));
+        let llama_keys = self.adapted.iter().all(|it| it.starts_with("model.") || it == "lm_head" || !it.contains('.'));
         let hint = "Ollama converts adapters of Llama and Gemma 2 only";
         match self.base_type.as_deref() {
             Some("llama" | "gemma2") => {}
@@ -775,6 +786,10 @@ fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fit {
     if let Some([labels, ..]) = labels {
         raw.json.insert("num_labels".into(), json!(labels));
     }
+    if crate::forward::names_head(&folder.config) {
+        // Such an adapter is applied to a model whose head is its own.
+        raw.json.insert("tie_word_embeddings".into(), json!(false));
+    }
     let device = crate::device::devices().last().and_then(|it| crate::device::device(it).ok()).unwrap_or_default();
     let causal = || check(AutoCausalLm::from_config(&raw, &device), folder, &device);
     let classifier = || check(AutoSequenceClassifier::from_config(&raw, &device), folder, &device);
@@ -812,14 +827,23 @@ fn check<M: Module + Describe>(model: Result<M>, folder: &AdapterFolder, device:
     }
     let plan = config.plan(&sites)?;
     let mut report = compare(&plan, folder);
-    report.unexpected.retain(|key| {
-        let path = key.strip_prefix(KEY_PREFIX).unwrap_or(key).replace(".base_layer.", ".");
-        sites.get(&path).is_none_or(|site| folder.tensors.shape(key) != Some(&site.shape_on_disk()))
-    });
+    report.unexpected.retain(|key| !is_copy(key, &sites, folder));
     if report.is_clean() {
         return Ok(());
     }
     Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report })
+}
+
+/// Whether a tensor is one that the reference writes beside the adapter's own: loading passes over it.
+fn is_copy(key: &str, sites: &Sites, folder: &AdapterFolder) -> bool {
+    let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
+    let is_wrapped = path.contains(".modules_to_save.") || path.contains(".original_module.");
+    let is_head = sites.heads.iter().any(|it| path == format!("{it}.weight"));
+    let path = path.replace(".base_layer.", ".");
+    match sites.get(&path) {
+        Some(site) => folder.tensors.shape(key) == Some(&site.shape_on_disk()),
+        None => is_wrapped || is_head,
+    }
 }
 
 /// Compares the tensors that a LoRA plan leads to with those of a folder, without building any.

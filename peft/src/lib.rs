@@ -1,9 +1,15 @@
-//! x
+//! Parameter-efficient fine-tuning on Burn, in the files of Hugging Face PEFT.
+//!
+//! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
+//! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
+//! file, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
+//! [`forward`](mod@forward) computes one pass from files to files. The `peft` command is built on these.
+
 pub mod device;
 pub mod forward;
-pub mod prepare;
 pub mod hub;
 pub mod inspect;
+pub mod prepare;
 
 pub use peft_core as core;
 #[cfg(feature = "lora")]

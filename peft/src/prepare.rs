@@ -56,12 +56,13 @@ impl DataOptions {
         let mut builder = SampleBuilder::new(tokenizer);
         builder.train_on_prompt = self.train_on_prompt;
         let mut samples = Vec::new();
-        let template = match &columns.messages {
-            Some(_) => Some(ChatTemplate::load(model, tokenizer.special())?.ok_or_else(|| {
-                PeftError::bad_file(model, "it has no chat template, which rows of messages need")
-            })?),
-            None => None,
-        };
+        let template =
+            match &columns.messages {
+                Some(_) => Some(ChatTemplate::load(model, tokenizer.special())?.ok_or_else(|| {
+                    PeftError::bad_file(model, "it has no chat template, which rows of messages need")
+                })?),
+                None => None,
+            };
         for row in &data.rows {
             samples.extend(self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?);
         }

@@ -1,311 +1,361 @@
-//! What is said about adapter folders: recorded ones, and copies with one thing changed.
+//! What `inspect` says about folders that the reference wrote, and about damaged and edited copies.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use peft::core::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
 use peft::core::{CONFIG_FILE, WEIGHTS_FILE};
-use peft::inspect::{Fit, Inspection, Outcome, Reason, Verdict, inspect};
+use peft::inspect::{Inspection, Outcome, Verdict, inspect};
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 
-use crate::support::fixtures;
+use crate::support::{case, fixtures};
 
-use Outcome::{Loads, LoadsButIgnores, Refuses};
+const CONSUMERS: [&str; 6] = ["PEFT", "vLLM", "llama.cpp", "TGI/LoRAX", "mistral.rs", "Ollama"];
 
-fn adapter(case: &str) -> PathBuf {
+fn folder(case: &str) -> PathBuf {
     fixtures().join("cases").join(case).join("default")
 }
 
-fn model(name: &str) -> PathBuf {
-    fixtures().join("models").join(name)
+fn look(case: &str) -> Inspection {
+    inspect(&folder(case), None).unwrap()
 }
 
-fn of(case: &str) -> Inspection {
-    inspect(&adapter(case), None).unwrap()
-}
-
-/// A copy of a recorded adapter with other settings and tensors.
-fn edited(case: &str, settings: Value, edit: impl Fn(&mut Vec<Stored>)) -> tempfile::TempDir {
-    let (from, to) = (adapter(case), tempfile::tempdir().unwrap());
-    let text = std::fs::read_to_string(from.join(CONFIG_FILE)).unwrap();
-    let mut config: Map<String, Value> = serde_json::from_str(&text).unwrap();
-    config.extend(settings.as_object().unwrap().clone());
-    std::fs::write(to.path().join(CONFIG_FILE), serde_json::to_string(&config).unwrap()).unwrap();
-    let file = TensorFile::open(from.join(WEIGHTS_FILE)).unwrap();
-    let mut tensors: Vec<Stored> =
+/// A copy of a case's adapter with another configuration and other tensors.
+fn edited(case: &str, config: impl FnOnce(&mut Map<String, Value>), tensors: impl FnOnce(&mut Vec<Stored>)) -> TempDir {
+    let target = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(folder(case).join(CONFIG_FILE)).unwrap();
+    let mut json: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    config(&mut json);
+    std::fs::write(target.path().join(CONFIG_FILE), serde_json::to_string(&json).unwrap()).unwrap();
+    let file = TensorFile::open(folder(case).join(WEIGHTS_FILE)).unwrap();
+    let mut stored: Vec<Stored> =
         file.keys().into_iter().map(|key| Stored { data: file.floats(&key).unwrap(), key }).collect();
-    edit(&mut tensors);
-    write_tensors(to.path().join(WEIGHTS_FILE), tensors, FloatType::F32).unwrap();
-    to
+    tensors(&mut stored);
+    write_tensors(target.path().join(WEIGHTS_FILE), stored, FloatType::F32).unwrap();
+    target
 }
 
-/// The recorded default adapter with other settings.
-fn with(settings: Value) -> Inspection {
-    inspect(edited("llama_lora_default", settings, |_| {}).path(), None).unwrap()
+/// The default adapter with one field of its configuration changed.
+fn with(field: &str, value: Value) -> Inspection {
+    let folder = edited("llama_lora_default", |json| drop(json.insert(field.into(), value)), |_| {});
+    inspect(folder.path(), None).unwrap()
 }
 
-fn verdict<'a>(it: &'a Inspection, consumer: &str) -> &'a Verdict {
-    it.verdicts.iter().find(|it| it.consumer == consumer).unwrap()
-}
-
-/// What the programs do, in the order of the columns below.
-fn outcomes(it: &Inspection) -> [Outcome; 7] {
-    ["this program", "PEFT", "vLLM", "TGI / LoRAX", "llama.cpp", "Ollama", "mistral.rs"]
-        .map(|name| verdict(it, name).outcome)
+fn fill(stored: &mut Stored, value: f32) {
+    stored.data = TensorData::new(vec![value; stored.data.num_elements()], stored.data.shape().clone());
 }
 
 #[track_caller]
-fn assert_says(it: &Inspection, consumer: &str, outcome: Outcome, words: &str) {
-    let verdict = verdict(it, consumer);
-    let said = verdict.reasons.iter().any(|it| it.outcome == outcome && it.what.contains(words));
-    assert!(said, "{consumer} should say `{words}`:\n{verdict}");
-    assert!(verdict.reasons.iter().all(|Reason { next, .. }| !next.is_empty()));
+fn verdict<'a>(inspection: &'a Inspection, consumer: &str) -> &'a Verdict {
+    inspection.consumers.iter().find(|it| it.consumer == consumer).unwrap()
+}
+
+/// Outcomes in the order of [`CONSUMERS`]: `+` loads, `~` ignores something, `-` refuses.
+fn outcomes(inspection: &Inspection) -> String {
+    let sign = |name: &str| match verdict(inspection, name).outcome {
+        Outcome::Loads => '+',
+        Outcome::LoadsButIgnores => '~',
+        Outcome::Refuses => '-',
+    };
+    CONSUMERS.into_iter().map(sign).collect()
 }
 
 #[track_caller]
-fn assert_warns(it: &Inspection, words: &str) {
-    assert!(it.warnings.iter().any(|it| it.contains(words)), "{:?}", it.warnings);
+fn assert_reason(inspection: &Inspection, consumer: &str, effect: Outcome, part: &str) {
+    let reasons = &verdict(inspection, consumer).reasons;
+    let found = reasons.iter().any(|it| it.effect == effect && it.what.contains(part));
+    assert!(found, "{consumer} says nothing about {part}: {reasons:?}");
 }
 
 #[test]
-fn a_plain_adapter_is_described_and_read_by_everybody() {
-    let it = of("llama_lora_default");
-    assert_eq!(it.peft_type.as_deref(), Some("LORA"));
-    assert_eq!(it.task_type.as_deref(), Some("CAUSAL_LM"));
-    assert_eq!(it.base_model_name_or_path.as_deref(), Some("models/llama-tiny"));
-    assert!(it.known && it.warnings.is_empty() && it.other_tensors.is_empty(), "{it}");
-    let groups: Vec<_> =
-        it.layers.iter().map(|it| (it.name.as_str(), it.paths.len(), it.rank, it.alpha, it.scale)).collect();
-    assert_eq!(groups, [("q_proj", 2, 4, 6.0, 1.5), ("v_proj", 2, 4, 6.0, 1.5)]);
-    assert_eq!((it.tensors.list.len(), it.tensors.parameters, it.tensors.bytes), (8, 896, 3584));
-    assert_eq!(it.tensors.dtypes["F32"], 8);
-    assert_eq!(outcomes(&it), [Loads; 7], "{it}");
-    assert_eq!(verdict(&it, "diffusers").outcome, Refuses);
-    let text = it.to_string();
-    assert!(text.contains("q_proj ×2  r=4 α=6 scale 1.5"), "{text}");
+fn plain_lora_is_read_by_everybody() {
+    let found = look("llama_lora_default");
+    assert_eq!((found.peft_type.as_str(), found.task_type.as_deref()), ("LORA", Some("CAUSAL_LM")));
+    assert_eq!((found.rank, found.alpha, found.scale), (Some(4), Some(6.0), Some(1.5)));
+    assert_eq!(found.base_model_name_or_path.as_deref(), Some("models/llama-tiny"));
+    assert_eq!((found.tensors, found.bytes), (8, 4 * found.parameters));
+    assert_eq!(found.layers["q_proj"], 2);
+    assert_eq!(found.layers["v_proj"], 2);
+    assert_eq!(found.dtypes["F32"], 8);
+    assert_eq!(found.ranks, [(4, 4)].into());
+    assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+    assert_eq!(outcomes(&found), "++++++");
+
+    let text = found.to_string();
+    for part in ["LORA for models/llama-tiny", "r=4 α=6 scale=1.5", "8 tensors", "q_proj ×2, v_proj ×2", "vLLM"] {
+        assert!(text.contains(part), "no {part} in\n{text}");
+    }
 }
 
 #[test]
-fn every_recorded_adapter_can_be_inspected_against_its_base_and_fits() {
-    for case in std::fs::read_dir(fixtures().join("cases")).unwrap() {
-        let case = case.unwrap().file_name().into_string().unwrap();
-        if !adapter(&case).is_dir() {
+fn what_each_program_makes_of_each_feature() {
+    let mut wrong = Vec::new();
+    for (case, wanted) in [
+        ("llama_lora_all_linear", "++++++"),
+        ("llama_lora_old_config", "++++++"),
+        ("llama_lora_bf16_file", "++++++"),
+        ("llama_pissa_converted", "++++++"),
+        ("llama_dora_all_linear", "+--~--"),
+        ("llama_rslora", "++~++~"),
+        ("llama_lora_patterns", "+~~~+~"),
+        ("llama_bias_all", "+--~--"),
+        ("llama_bias_lora_only", "+--~--"),
+        ("llama_lora_bias_unmergeable", "+--~--"),
+        ("llama_save_lm_head", "+--~--"),
+        ("llama_save_norms", "+-+~-+"),
+        ("llama_pissa", "+~~~-~"),
+        ("llama_olora", "+~~~-~"),
+        ("llama_cls_lora", "+--~--"),
+        ("llama_lora_embed_tokens", "+++~-+"),
+        ("llama_lora_embed_and_head", "+~+~-+"),
+        ("gpt2_lora_default", "+++++-"),
+        ("bert_lora_features", "+++++-"),
+    ] {
+        let found = look(case);
+        if outcomes(&found) != wanted {
+            wrong.push(format!("{case}: {} instead of {wanted}\n{found}", outcomes(&found)));
+        }
+        for reason in found.consumers.iter().flat_map(|it| &it.reasons) {
+            assert!(!reason.what.is_empty() && !reason.next.is_empty(), "{case}: {reason:?}");
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn reasons_name_the_feature() {
+    assert_reason(&look("llama_dora_all_linear"), "vLLM", Outcome::Refuses, "use_dora");
+    assert_reason(&look("llama_rslora"), "llama.cpp", Outcome::LoadsButIgnores, "use_rslora");
+    assert_reason(&look("llama_lora_patterns"), "vLLM", Outcome::LoadsButIgnores, "rank_pattern");
+    assert_reason(&look("llama_lora_patterns"), "llama.cpp", Outcome::LoadsButIgnores, "alpha_pattern");
+    assert_reason(&look("llama_bias_all"), "mistral.rs", Outcome::Refuses, "bias all");
+    assert_reason(&look("llama_save_lm_head"), "vLLM", Outcome::Refuses, "modules_to_save lm_head");
+    assert_reason(&look("llama_save_lm_head"), "llama.cpp", Outcome::Refuses, "lm_head.weight");
+    assert_reason(&look("llama_pissa"), "vLLM", Outcome::LoadsButIgnores, "pissa");
+    assert_reason(&look("llama_lora_lm_head"), "llama.cpp", Outcome::Loads, "lm_head");
+    assert_reason(&look("llama_lora_layers"), "TGI/LoRAX", Outcome::Refuses, "only some layers");
+    assert_reason(&with("layer_replication", json!([[0, 2]])), "mistral.rs", Outcome::Refuses, "layer_replication");
+    assert_reason(&with("target_modules", json!(["q_proj"])), "mistral.rs", Outcome::Refuses, "v_proj");
+    assert_reason(&with("target_modules", json!(null)), "vLLM", Outcome::Refuses, "target_modules");
+    assert_reason(&with("r", json!(8)), "PEFT", Outcome::Refuses, "r=8");
+    assert_reason(&with("task_type", json!("TALKING")), "PEFT", Outcome::Refuses, "TALKING");
+    assert_reason(
+        &with("base_model_name_or_path", json!(null)),
+        "llama.cpp",
+        Outcome::Loads,
+        "base_model_name_or_path",
+    );
+}
+
+#[test]
+fn flags_and_scale_are_told() {
+    let found = look("llama_dora_rslora");
+    assert!(found.flags.use_dora && found.flags.use_rslora);
+    assert_eq!(found.scale, Some(3.0));
+    assert!(found.to_string().contains("rslora dora"));
+    let found = look("bert_save_pooler");
+    assert_eq!(found.flags.modules_to_save, ["pooler", "classifier", "score"]);
+    assert!(found.whole.iter().any(|it| it.ends_with("pooler.dense.weight")));
+    assert_eq!(look("llama_olora").flags.init.as_deref(), Some("olora"));
+    assert!(look("llama_lora_patterns").ranks.len() > 1);
+}
+
+#[test]
+fn a_large_rank_needs_a_switch_of_vllm() {
+    let folder = edited(
+        "llama_lora_default",
+        |json| drop(json.insert("r".into(), json!(32))),
+        |tensors| {
+            for stored in tensors {
+                let shape = stored.data.shape().as_slice().to_vec();
+                let shape = if stored.key.contains("lora_A") { [32, shape[1]] } else { [shape[0], 32] };
+                stored.data = TensorData::new(vec![0.1f32; shape[0] * shape[1]], shape);
+            }
+        },
+    );
+    let found = inspect(folder.path(), None).unwrap();
+    assert_eq!(outcomes(&found), "+-++++");
+    assert!(verdict(&found, "vLLM").reasons[0].next.contains("--max-lora-rank 32"));
+}
+
+#[test]
+fn a_fractional_alpha_breaks_ollama_only() {
+    let found = with("lora_alpha", json!(6.5));
+    assert_eq!(outcomes(&found), "+++++-");
+    assert_eq!(found.scale, Some(1.625));
+    // A whole number with a decimal point is no integer to Go.
+    assert_reason(&with("lora_alpha", json!(6.0)), "Ollama", Outcome::Refuses, "lora_alpha 6.0");
+}
+
+#[test]
+fn an_untrained_adapter_is_noticed() {
+    let clear = |count: usize| {
+        let folder = edited(
+            "llama_lora_default",
+            |_| {},
+            |tensors| {
+                tensors.iter_mut().filter(|it| it.key.contains("lora_B")).take(count).for_each(|it| fill(it, 0.0));
+            },
+        );
+        inspect(folder.path(), None).unwrap()
+    };
+    let found = clear(4);
+    assert_eq!(found.zero.len(), 4);
+    assert!(found.warnings.iter().any(|it| it.contains("never trained")), "{:?}", found.warnings);
+    let found = clear(1);
+    assert_eq!(found.zero.len(), 1);
+    assert!(found.warnings.iter().any(|it| it.contains("only zeros")), "{:?}", found.warnings);
+}
+
+#[test]
+fn numbers_that_are_none_are_noticed() {
+    for bad in [f32::NAN, f32::NEG_INFINITY] {
+        let folder = edited("llama_lora_default", |_| {}, |tensors| fill(&mut tensors[3], bad));
+        let found = inspect(folder.path(), None).unwrap();
+        assert_eq!(found.not_finite.len(), 1);
+        assert!(found.warnings.iter().any(|it| it.contains("NaN") && it.contains(&found.not_finite[0])));
+    }
+}
+
+#[test]
+fn half_a_pair_is_noticed() {
+    let folder = edited("llama_lora_default", |_| {}, |tensors| drop(tensors.remove(0)));
+    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny"))).unwrap();
+    assert_eq!(found.missing_partners.len(), 1);
+    assert_eq!(outcomes(&found), "~+----");
+    let fit = found.fit.unwrap();
+    assert_eq!(fit.fits, Some(false));
+    assert!(fit.report.contains(&found.missing_partners[0]), "{}", fit.report);
+}
+
+#[test]
+fn an_unknown_type_is_described_all_the_same() {
+    let folder = edited(
+        "llama_lora_default",
+        |json| {
+            json.retain(|field, _| {
+                ["base_model_name_or_path", "task_type", "target_modules"].contains(&field.as_str())
+            });
+            json.insert("peft_type".into(), json!("IA3"));
+        },
+        |tensors| {
+            tensors.retain(|it| it.key.contains("lora_A"));
+            for stored in tensors {
+                stored.key = stored.key.replace("lora_A.weight", "ia3_l");
+            }
+        },
+    );
+    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny"))).unwrap();
+    assert_eq!((found.tensors, found.rank), (4, None));
+    assert_eq!(found.layers["q_proj"], 2);
+    if !found.known {
+        assert!(found.warnings.iter().any(|it| it.contains("does not know peft_type IA3")), "{:?}", found.warnings);
+        assert_eq!(found.fit.as_ref().unwrap().fits, None);
+    }
+    assert_eq!(outcomes(&found), "+-----");
+
+    let prompts = edited(
+        "llama_lora_default",
+        |json| drop(json.insert("peft_type".into(), json!("PROMPT_TUNING"))),
+        |tensors| {
+            *tensors =
+                vec![Stored { key: "prompt_embeddings".into(), data: TensorData::new(vec![0.5f32; 64], [2, 32]) }];
+        },
+    );
+    let found = inspect(prompts.path(), None).unwrap();
+    assert!(found.layers.is_empty() && found.ranks.is_empty());
+    assert_eq!(found.whole, ["prompt_embeddings"]);
+
+    let found = with("peft_type", json!("MADE_UP"));
+    assert!(!found.known);
+    assert_eq!(outcomes(&found), "------");
+}
+
+#[test]
+fn a_header_that_transformers_refuses_is_noticed() {
+    let folder = edited("llama_lora_default", |_| {}, |_| {});
+    let file = folder.path().join(WEIGHTS_FILE);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.windows(4).position(|it| it == b"\"pt\"").unwrap();
+    bytes[at..at + 4].copy_from_slice(b"\"np\"");
+    std::fs::write(&file, bytes).unwrap();
+    assert_reason(&inspect(folder.path(), None).unwrap(), "PEFT", Outcome::Refuses, "format=np");
+}
+
+#[test]
+fn every_recorded_adapter_fits_its_own_base() {
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for entry in std::fs::read_dir(fixtures().join("cases")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !path.join("default").is_dir() {
             continue;
         }
-        let base = model(&crate::support::case(&case).model);
-        let it = inspect(&adapter(&case), Some(&base)).unwrap_or_else(|error| panic!("{case}: {error}"));
-        let fit = it.fit.as_ref().unwrap();
-        assert_eq!(fit.fits, Some(true), "{case}: {fit}");
-        assert!(fit.adapter_parameters > 0 && fit.base_parameters > 0);
-        assert_eq!(verdict(&it, "PEFT").outcome, Loads, "{case}: {it}");
-        assert_eq!(verdict(&it, "this program").outcome, Loads, "{case}: {it}");
-    }
-}
-
-#[test]
-fn dora() {
-    let it = of("llama_dora_rslora");
-    assert_eq!(outcomes(&it), [Loads, Loads, Refuses, LoadsButIgnores, Refuses, LoadsButIgnores, Refuses], "{it}");
-    assert_says(&it, "vLLM", Refuses, "use_dora");
-    assert_says(&it, "llama.cpp", Refuses, "DoRA");
-    assert_says(&it, "mistral.rs", Refuses, "use_dora");
-    assert_eq!(it.settings["use_dora"], true);
-
-    let it = inspect(edited("bert_dora", json!({"use_dora": false}), |_| {}).path(), None).unwrap();
-    assert_says(&it, "PEFT", LoadsButIgnores, "`use_dora` is off");
-    let without = edited("llama_dora_rslora", json!({}), |it| it.retain(|it| !it.key.ends_with("magnitude_vector")));
-    assert_says(&inspect(without.path(), None).unwrap(), "PEFT", LoadsButIgnores, "magnitudes start afresh");
-}
-
-#[test]
-fn rslora_is_lost_on_those_who_divide_by_the_rank() {
-    let it = of("llama_rslora");
-    assert_eq!(it.layers[0].scale, 3.0);
-    assert_eq!(outcomes(&it), [Loads, Loads, Loads, Loads, LoadsButIgnores, LoadsButIgnores, Loads], "{it}");
-    assert_says(&it, "llama.cpp", LoadsButIgnores, "use_rslora");
-    // α · √r: 6 · √4.
-    assert!(verdict(&it, "Ollama").reasons.iter().any(|it| it.next.contains("`lora_alpha` to 12 ")), "{it}");
-}
-
-#[test]
-fn patterns() {
-    let it = of("llama_lora_patterns");
-    assert_says(&it, "vLLM", LoadsButIgnores, "rank_pattern");
-    assert_says(&it, "vLLM", LoadsButIgnores, "alpha_pattern");
-    assert_says(&it, "llama.cpp", LoadsButIgnores, "alpha_pattern");
-    assert!(!verdict(&it, "llama.cpp").reasons.iter().any(|it| it.what.contains("rank_pattern")));
-    assert_eq!(verdict(&it, "mistral.rs").outcome, Loads, "{it}");
-    let ranks: Vec<_> = it.layers.iter().filter(|it| it.name == "q_proj").map(|it| (it.rank, it.alpha)).collect();
-    assert_eq!(ranks, [(5, 6.0), (6, 9.0)]);
-
-    // A pattern that changes no layer is no reason.
-    assert_eq!(outcomes(&with(json!({"alpha_pattern": {"k_proj": 3}}))), [Loads; 7]);
-}
-
-#[test]
-fn biases_and_saved_modules() {
-    let it = of("llama_bias_all");
-    assert_eq!(outcomes(&it), [Loads, Loads, Refuses, LoadsButIgnores, Refuses, Loads, Refuses], "{it}");
-    assert_says(&it, "vLLM", Refuses, "`bias` all");
-    assert_says(&it, "mistral.rs", Refuses, "`bias` all");
-
-    let it = of("llama_save_lm_head");
-    assert_says(&it, "vLLM", Refuses, "modules_to_save");
-    assert_says(&it, "llama.cpp", Refuses, "saved whole");
-    assert_says(&it, "mistral.rs", Refuses, "modules_to_save");
-    assert_says(&it, "TGI / LoRAX", LoadsButIgnores, "lm_head.weight");
-
-    // Norms are the one thing beside factors that llama.cpp takes.
-    assert_eq!(verdict(&of("llama_save_norms"), "llama.cpp").outcome, Loads);
-
-    let it = of("llama_lora_bias_unmergeable");
-    assert_says(&it, "vLLM", Refuses, "bias of lora_B");
-    assert_says(&it, "mistral.rs", Refuses, "lora_bias");
-}
-
-#[test]
-fn large_ranks_and_odd_alphas() {
-    let widen = |tensors: &mut Vec<Stored>| {
-        for it in tensors {
-            let shape: Vec<usize> = it.data.shape().iter().map(|&it| if it == 4 { 24 } else { it }).collect();
-            it.data = TensorData::new(vec![0.5f32; shape.iter().product()], shape);
+        let base = fixtures().join("models").join(case(name).model);
+        let found = inspect(&path.join("default"), Some(&base)).unwrap();
+        // The reference wrote it itself.
+        let peft = verdict(&found, "PEFT").outcome;
+        let fit = found.fit.unwrap();
+        if fit.fits != Some(true) || peft != Outcome::Loads {
+            wrong.push(format!("{name}: {peft:?} {}", fit.report));
         }
-    };
-    let it = inspect(edited("llama_lora_default", json!({"r": 24}), widen).path(), None).unwrap();
-    assert_says(&it, "vLLM", Refuses, "rank 24");
-    assert!(verdict(&it, "vLLM").reasons[0].next.ends_with("--max-lora-rank 32"));
-    // Wider than the output of v_proj, so that Ollama takes it for turned.
-    assert_says(&it, "Ollama", LoadsButIgnores, "v_proj");
-
-    let it = with(json!({"lora_alpha": 6.5}));
-    assert_eq!(outcomes(&it), [Loads, Loads, Loads, Loads, Loads, Refuses, Loads], "{it}");
-    assert_says(&it, "Ollama", Refuses, "6.5");
-}
-
-#[test]
-fn starts_that_move_the_base_and_variants() {
-    let it = of("llama_pissa");
-    assert_says(&it, "vLLM", LoadsButIgnores, "init_lora_weights");
-    assert_says(&it, "mistral.rs", Refuses, "init_lora_weights");
-    let it = with(json!({"trainable_token_indices": [1, 2]}));
-    assert_says(&it, "mistral.rs", Refuses, "trainable_token_indices");
-    assert_says(&it, "vLLM", LoadsButIgnores, "trainable_token_indices");
-    assert_says(&it, "this program", Refuses, "trainable_token_indices");
-    let it = with(json!({"target_modules": null}));
-    assert_says(&it, "vLLM", Refuses, "target_modules");
-    assert_says(&with(json!({"target_modules": ["q_proj"]})), "mistral.rs", Refuses, "v_proj");
-}
-
-#[test]
-fn layers_adapted_here_and_there() {
-    let it = of("llama_lora_layers");
-    assert_says(&it, "TGI / LoRAX", Refuses, "in 1 of 2 blocks");
-}
-
-#[test]
-fn a_base_decides_what_depends_on_it() {
-    let it = inspect(&adapter("qwen2_lora_default"), Some(&model("qwen2-tiny"))).unwrap();
-    assert_says(&it, "Ollama", Refuses, "qwen2");
-    let it = of("llama_lora_lm_head");
-    assert_says(&it, "llama.cpp", Loads, "ties the head");
-    let it = inspect(&adapter("llama_lora_lm_head"), Some(&model("llama-tied"))).unwrap();
-    assert_says(&it, "llama.cpp", Refuses, "ties it to the embedding");
-}
-
-fn fill(value: f32, which: &'static str) -> impl Fn(&mut Vec<Stored>) {
-    move |tensors| {
-        for it in tensors.iter_mut().filter(|it| it.key.contains(which)) {
-            it.data = TensorData::new(vec![value; it.data.num_elements()], it.data.shape());
-        }
+        checked += 1;
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(checked > 50, "{checked}");
 }
 
 #[test]
-fn numbers_that_cannot_be_meant() {
-    let untrained = edited("llama_lora_default", json!({}), fill(0.0, "lora_B"));
-    assert_warns(&inspect(untrained.path(), None).unwrap(), "never trained");
-    let partly = edited("llama_lora_default", json!({}), fill(0.0, "layers.1.self_attn.q_proj.lora_B"));
-    assert_warns(&inspect(partly.path(), None).unwrap(), "1 of 4 updates are zero");
-    let table = edited("llama_lora_embed_and_head", json!({}), fill(0.0, "lora_embedding_A"));
-    assert_warns(&inspect(table.path(), None).unwrap(), "1 of 2 updates are zero");
-    let broken = edited("llama_lora_default", json!({}), fill(f32::NAN, "layers.0.self_attn.v_proj.lora_A"));
-    let it = inspect(broken.path(), None).unwrap();
-    assert_warns(&it, "NaN or infinity in base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight");
-}
+fn an_adapter_of_another_base_does_not_fit() {
+    let models = fixtures().join("models");
+    let fit = |folder: &Path, base: &str| inspect(folder, Some(&models.join(base))).unwrap().fit.unwrap();
+    let other = fit(&folder("gpt2_lora_default"), "llama-tiny");
+    assert_eq!(other.fits, Some(false));
+    assert!(other.report.contains("unexpected") || other.report.contains("matches no"), "{}", other.report);
 
-#[test]
-fn half_a_pair_and_ranks_that_contradict() {
-    let half =
-        edited("llama_lora_default", json!({}), |it| it.retain(|it| !it.key.contains("0.self_attn.q_proj.lora_B")));
-    let it = inspect(half.path(), Some(&model("llama-tiny"))).unwrap();
-    assert_warns(&it, "model.layers.0.self_attn.q_proj has no lora_B");
-    assert_says(&it, "PEFT", LoadsButIgnores, "starts afresh");
-    assert_says(&it, "mistral.rs", Refuses, "has no lora_B");
-    let fit = it.fit.as_ref().unwrap();
-    assert_eq!(fit.missing, ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]);
-
-    let it = with(json!({"r": 8}));
-    assert_says(&it, "PEFT", Refuses, "tensors 4, configuration 8");
-    assert_says(&it, "this program", Refuses, "tensors 4, configuration 8");
-}
-
-#[test]
-fn a_base_of_another_shape_or_kind_does_not_fit() {
-    let fit = |base: &str| inspect(&adapter("llama_lora_default"), Some(&model(base))).unwrap().fit.unwrap();
-    let Fit { fits, misshapen, error, .. } = fit("llama-tied");
-    assert_eq!(
-        (fits, misshapen[0].file.as_slice(), misshapen[0].model.as_slice()),
-        (Some(false), &[32, 4][..], &[48, 4][..])
+    let misshapen = edited(
+        "llama_lora_default",
+        |_| {},
+        |tensors| {
+            let b = tensors.iter_mut().find(|it| it.key.contains("lora_B")).unwrap();
+            b.data = TensorData::new(vec![0.5f32; 12], [3, 4]);
+        },
     );
-    assert!(error.unwrap().contains("wrong shape"));
-    let Fit { fits, error, .. } = fit("gpt2-tiny");
-    assert_eq!(fits, Some(false));
-    assert!(error.unwrap().contains("target_modules"));
-    // A causal adapter on a model that this build has only as an encoder.
-    assert_eq!(fit("bert-tiny").fits, None);
-    assert!(inspect(&adapter("llama_lora_default"), Some(Path::new("nowhere"))).is_err());
+    let report = fit(misshapen.path(), "llama-tiny").report;
+    assert!(report.contains("wrong shape") && report.contains("file [3, 4]"), "{report}");
 }
 
 #[test]
-fn unknown_methods_are_described_as_far_as_their_files_go() {
-    let prompts = |tensors: &mut Vec<Stored>| {
-        let data = TensorData::new(vec![0.5f32; 64], [2, 32]);
-        *tensors = vec![Stored { key: "prompt_embeddings".into(), data }];
-    };
-    let settings = json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2});
-    let folder = edited("llama_lora_default", settings, prompts);
-    let it = inspect(folder.path(), Some(&model("llama-tiny"))).unwrap();
-    assert!(!it.known && it.layers.is_empty());
-    assert_eq!(it.other_tensors, ["prompt_embeddings"]);
-    assert_eq!(it.settings["num_virtual_tokens"], 2);
-    assert_eq!(outcomes(&it), [Refuses, Loads, Refuses, Refuses, Refuses, Refuses, Refuses], "{it}");
-    assert_eq!(it.fit.as_ref().unwrap().fits, None);
-    let text = it.to_string();
-    assert!(text.contains("not computed by this build") && text.contains("prompt_embeddings [2, 32]"), "{text}");
-
-    let it = with(json!({"peft_type": "NO_SUCH"}));
-    assert_says(&it, "PEFT", Refuses, "NO_SUCH");
-    assert_says(&with(json!({"peft_type": null})), "PEFT", Refuses, "`peft_type` is missing");
+fn a_tied_head_and_the_base_type_are_taken_into_account() {
+    let models = fixtures().join("models");
+    let found = inspect(&folder("llama_lora_lm_head"), Some(&models.join("llama-tied"))).unwrap();
+    assert_reason(&found, "llama.cpp", Outcome::Refuses, "embedding table");
+    let found = inspect(&folder("qwen2_lora_default"), Some(&models.join("qwen2-tiny"))).unwrap();
+    assert_reason(&found, "Ollama", Outcome::Refuses, "model_type qwen2");
 }
 
 #[test]
-fn json_carries_everything() {
-    let it = inspect(&adapter("llama_bias_all"), Some(&model("llama-tied"))).unwrap();
-    let json = serde_json::to_value(&it).unwrap();
+fn json_has_all_of_it() {
+    let base = fixtures().join("models/llama-tiny");
+    let found = inspect(&folder("llama_rslora"), Some(&base)).unwrap();
+    let json = serde_json::to_value(&found).unwrap();
     assert_eq!(json["peft_type"], "LORA");
-    assert_eq!(json["settings"]["bias"], "all");
-    assert_eq!(json["layers"][0]["name"], "q_proj");
-    assert_eq!(json["layers"][0]["rank"], 4);
-    assert_eq!(json["tensors"]["list"][0]["values"], "ordinary");
+    assert_eq!(json["flags"]["use_rslora"], true);
+    assert_eq!(json["layers"]["q_proj"], 2);
+    assert_eq!(json["ranks"]["4"], 4);
     assert_eq!(json["fit"]["fits"], true);
-    let vllm = json["verdicts"].as_array().unwrap().iter().find(|it| it["consumer"] == "vLLM").unwrap();
-    assert_eq!(vllm["outcome"], "refuses");
-    assert!(vllm["reasons"][0]["next"].as_str().unwrap().contains("merge"));
-    assert_eq!(json["verdicts"][3]["outcome"], "loads_but_ignores");
+    let llama_cpp = json["consumers"].as_array().unwrap().iter().find(|it| it["consumer"] == "llama.cpp").unwrap();
+    assert_eq!(llama_cpp["outcome"], "loads-but-ignores");
+    assert_eq!(llama_cpp["reasons"][0]["what"], "use_rslora");
 }
 
 #[test]
-fn a_folder_that_holds_no_adapter_is_an_error() {
-    let error = inspect(&model("llama-tiny"), None).unwrap_err().to_string();
-    assert!(error.contains("adapter_config.json"), "{error}");
+fn what_is_no_adapter_is_refused_with_a_reason() {
+    let message = |path: &Path| inspect(path, None).unwrap_err().to_string();
+    assert!(message(&fixtures().join("models/llama-tiny")).contains("adapter_config.json"));
+    let nameless = edited("llama_lora_default", |json| drop(json.remove("peft_type")), |_| {});
+    assert!(message(nameless.path()).contains("peft_type"));
+    let base = inspect(&folder("llama_lora_default"), Some(Path::new("nowhere"))).unwrap_err().to_string();
+    assert!(base.contains("config.json"), "{base}");
 }

@@ -1,7 +1,11 @@
 //! Tests of the whole: methods on models, against numbers recorded from the reference.
 
+mod bad_input;
+mod generation;
 mod hub;
 mod inspect;
+mod laws;
 mod layers;
 mod parity;
 mod support;
+mod training;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use peft::core::checkpoint::Stored;
 use peft::forward::{ForwardRequest, forward};
 
 use crate::support::{assert_close, case, device, expected, find, fixtures};
@@ -36,7 +35,8 @@ fn check(name: &str) {
     let gradients: Vec<&String> = wanted.keys().filter(|it| it.starts_with("grad.")).collect();
     if !gradients.is_empty() {
         let trained = forward(&ForwardRequest { grads: true, ..request.clone() }, &device()).unwrap();
-        let ours: BTreeSet<String> = trained.iter().map(|it| it.key.clone()).filter(|it| it.starts_with("grad.")).collect();
+        let ours: BTreeSet<String> =
+            trained.iter().map(|it| it.key.clone()).filter(|it| it.starts_with("grad.")).collect();
         // The first adapter is called `default` here; the fixture names its folder.
         let rename = |key: &str| match adapters.first() {
             Some(first) if adapters.len() > 1 => {
@@ -105,6 +105,3 @@ fn an_adapter_that_adds_a_bias_where_there_is_none_cannot_be_merged() {
     let error = forward(&request, &device()).unwrap_err().to_string();
     assert!(error.contains("has none"), "{error}");
 }
-
-#[allow(dead_code)]
-fn unused(_: &[Stored]) {}

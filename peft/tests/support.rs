@@ -75,3 +75,9 @@ pub(crate) fn find<'a>(stored: &'a [Stored], key: &str) -> &'a TensorData {
     let keys = || stored.iter().map(|it| it.key.as_str()).collect::<Vec<_>>().join("\n  ");
     &stored.iter().find(|it| it.key == key).unwrap_or_else(|| panic!("no `{key}` among\n  {}", keys())).data
 }
+
+/// Random numbers come from one generator of the whole process: a test that counts on them holds this while it runs.
+pub(crate) fn random_numbers() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -61,8 +61,10 @@ fn repeat_heads(tensor: Tensor<4>, groups: usize) -> Tensor<4> {
         return tensor;
     }
     let [batch, heads, seq, d_head] = tensor.dims();
-    tensor
-        .unsqueeze_dim::<5>(2)
-        .expand([batch, heads, groups, seq, d_head])
-        .reshape([batch, heads * groups, seq, d_head])
+    tensor.unsqueeze_dim::<5>(2).expand([batch, heads, groups, seq, d_head]).reshape([
+        batch,
+        heads * groups,
+        seq,
+        d_head,
+    ])
 }

@@ -7,12 +7,7 @@ use burn::tensor::Tensor;
 /// # Shapes
 /// - input, output: `[.., d_model]`
 /// - weight, bias: `[d_model]`
-pub fn layer_norm<const D: usize>(
-    input: Tensor<D>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    epsilon: f64,
-) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let mean = input.clone().mean_dim(D - 1);
     let centred = input - mean;
     let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);

@@ -72,9 +72,6 @@ impl RotaryTable {
 
     fn turn(&self, a: Tensor<4>, b: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        (
-            a.clone() * cos.clone() - b.clone() * sin.clone(),
-            b * cos + a * sin,
-        )
+        (a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin)
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
+use peft::models::auto::{self, AutoCausalLm};
 use peft::tasks::columns::Columns;
 use peft::tasks::runlog::{EvalRecord, TrainRecord};
 use peft::tasks::trainer::Observer;
-use peft::models::auto::{self, AutoCausalLm};
 
 /// Which columns of the data file are what.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -106,7 +106,8 @@ impl Observer for Bar {
     }
 
     fn evaluated(&mut self, record: &EvalRecord) {
-        let metrics: Vec<String> = record.metrics.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
+        let metrics: Vec<String> =
+            record.metrics.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
         let line = format!("step {}: evaluation loss {:.4}  {}", record.step, record.loss, metrics.join("  "));
         if self.bar.is_hidden() { println!("{line}") } else { self.bar.println(line) }
     }

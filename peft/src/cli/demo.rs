@@ -103,7 +103,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn print_next(output: &Path) {
     let at = output.display();
     println!("next:");
-    println!("  peft generate --model {at}/base --adapter {at}/adapter --prompt \"In the beginning\" --temperature 0.8");
+    println!(
+        "  peft generate --model {at}/base --adapter {at}/adapter --prompt \"In the beginning\" --temperature 0.8"
+    );
     println!("  peft inspect {at}/adapter --model {at}/base");
     println!("  peft merge --model {at}/base --adapter {at}/adapter --output {at}/merged");
     println!("  peft train --model {at}/base --data YOUR.txt --output {at}/yours --targets all-linear --lr 5e-3");

@@ -167,7 +167,9 @@ impl Args {
             Some("none") => Bias::None,
             Some("all") => Bias::All,
             Some("lora_only") => Bias::LoraOnly,
-            Some(other) => return Err(PeftError::config("bias", format!("is `{other}`, expected none, all or lora_only"))),
+            Some(other) => {
+                return Err(PeftError::config("bias", format!("is `{other}`, expected none, all or lora_only")));
+            }
         };
         Ok(config)
     }

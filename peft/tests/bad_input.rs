@@ -1,0 +1,124 @@
+//! What a user, a file or a disk can get wrong: an error that names the thing, and nothing damaged.
+
+use std::fs;
+use std::path::Path;
+
+use peft::core::{DEFAULT_ADAPTER, Describe, Methods, PeftModel};
+use peft::lora::LoraConfig;
+use peft::models::auto::{self, AutoCausalLm};
+use peft::prepare::DataOptions;
+
+use crate::support::{device, fixtures};
+
+fn base(model: &str) -> PeftModel<AutoCausalLm> {
+    let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
+    let sites = model.describe();
+    PeftModel::with_sites(model, sites, &device())
+}
+
+fn refused(config: LoraConfig) -> String {
+    let mut peft = base("llama-tiny");
+    let error = peft.add_adapter(DEFAULT_ADAPTER, config, 0).unwrap_err().to_string();
+    assert!(peft.adapters().is_empty(), "a refused adapter leaves nothing behind");
+    error
+}
+
+#[test]
+fn a_misspelt_target_names_its_neighbours() {
+    assert!(refused(LoraConfig::new(4, 6.0).targets(["qproj"])).contains("did you mean q_proj"));
+    let half = refused(LoraConfig::new(4, 6.0).targets(["q_proj", "vproj"]));
+    assert!(half.contains("vproj") && half.contains("v_proj"), "{half}");
+    assert!(refused(LoraConfig::new(4, 6.0).targets(["self_attn"])).contains("not a linear layer"));
+}
+
+#[test]
+fn settings_that_make_no_sense_are_named() {
+    let plain = || LoraConfig::new(4, 6.0).targets(["q_proj"]);
+    assert!(refused(LoraConfig { r: 0, ..plain() }).contains("`r`"));
+    assert!(refused(LoraConfig { lora_dropout: 1.0, ..plain() }).contains("`lora_dropout`"));
+    assert!(refused(LoraConfig { init_lora_weights: "corda".into(), ..plain() }).contains("corda"));
+    assert!(refused(LoraConfig { modules_to_save: Some(vec!["lmhead".into()]), ..plain() }).contains("lm_head"));
+    assert!(refused(LoraConfig { r: 100, init_lora_weights: "pissa".into(), ..plain() }).contains("singular"));
+}
+
+#[test]
+fn an_unknown_field_that_is_switched_on_is_refused_and_one_that_is_off_is_kept() {
+    let parse = |text: &str| LoraConfig::parse(serde_json::from_str(text).unwrap());
+    let error = parse(r#"{"peft_type": "LORA", "r": 4, "use_qalora": true}"#).unwrap_err().to_string();
+    assert!(error.contains("use_qalora"), "{error}");
+    let kept = parse(r#"{"peft_type": "LORA", "r": 4, "some_future_switch": false}"#).unwrap();
+    let json = peft::core::Tuner::to_json(&kept).unwrap();
+    assert_eq!(json["some_future_switch"], serde_json::Value::Bool(false));
+}
+
+fn copy_of(case: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let from = fixtures().join("cases").join(case).join("default").join(file);
+        fs::copy(from, folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &Path, methods: &Methods) -> String {
+    let mut peft = base("llama-tiny");
+    let error = peft.load_adapter(folder, DEFAULT_ADAPTER, methods).unwrap_err().to_string();
+    assert!(peft.adapters().is_empty() && peft.active().is_empty());
+    error
+}
+
+#[test]
+fn damaged_adapter_folders_are_refused() {
+    let folder = copy_of("llama_lora_default");
+    let weights = folder.path().join("adapter_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(load(folder.path(), &peft::methods()).contains("truncated"));
+    fs::write(&weights, b"not a safetensors file").unwrap();
+    assert!(load(folder.path(), &peft::methods()).contains("adapter_model.safetensors"));
+    fs::remove_file(&weights).unwrap();
+    assert!(load(folder.path(), &peft::methods()).contains("it has no `adapter_model.safetensors`"));
+    fs::write(folder.path().join("adapter_config.json"), "{").unwrap();
+    assert!(load(folder.path(), &peft::methods()).contains("adapter_config.json"));
+    assert!(load(&fixtures().join("models"), &peft::methods()).contains("no adapter folder"));
+    let other = copy_of("gpt2_lora_default");
+    assert!(load(other.path(), &peft::methods()).contains("target_modules"));
+    let unknown = copy_of("llama_lora_default");
+    assert!(load(unknown.path(), &Methods::new()).contains("LORA"));
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_old_folder_whole() {
+    let mut peft = base("llama-tiny");
+    peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(4, 6.0), 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
+    let before = fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+
+    let mut tensors = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
+    let shape = tensors[0].data.shape().clone();
+    tensors[0].data = burn::tensor::TensorData::new(vec![f32::NAN; shape.num_elements()], shape);
+    peft.assign_adapter(DEFAULT_ADAPTER, tensors).unwrap();
+    let error = peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap_err().to_string();
+    assert!(error.contains("NaN"), "{error}");
+    assert_eq!(fs::read(folder.path().join("adapter_model.safetensors")).unwrap(), before);
+
+    let file = folder.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    assert!(peft.save_adapter(&file, DEFAULT_ADAPTER).is_err());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn data_files_say_which_line_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let read = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let options = DataOptions { file: file.clone(), ..DataOptions::default() };
+        options.label_set().map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(read("").contains("rows.jsonl"));
+    assert!(read("{\"text\": \"a\", \"label\": 1}\n{\"text\":").contains("line 2"));
+    assert!(read("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\"}\n").contains("line 2"));
+}

@@ -1,0 +1,220 @@
+//! Training: the reference's ten steps, exact resume, and what may go wrong.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor};
+use peft::core::checkpoint::TensorFile;
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, nn};
+use peft::lora::LoraConfig;
+use peft::models::auto::{self, AutoCausalLm};
+use peft::models::{CausalLm, ModelInput, SequenceClassifier};
+use peft::tasks::collate::Sample;
+use peft::tasks::language_modelling::LanguageModelling;
+use peft::tasks::loss;
+use peft::tasks::runlog::{Record, read};
+use peft::tasks::task::scalar;
+use peft::tasks::trainer::{TrainConfig, train};
+
+use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
+
+/// Ten AdamW steps on one batch, against the losses and the tensors that the reference ended with.
+fn ten_steps<M: Module + Describe>(name: &str, model: M, loss: impl Fn(&M) -> Tensor<1>) {
+    let folder = fixtures().join("cases").join(name);
+    let steps = case(name).steps.expect("the case records steps");
+    let wanted = expected(&folder.join("expected.safetensors"));
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, &device());
+    peft.load_adapter(folder.join(DEFAULT_ADAPTER), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+    let config = TrainConfig {
+        adam_beta1: steps.betas[0],
+        adam_beta2: steps.betas[1],
+        adam_epsilon: steps.eps,
+        weight_decay: steps.weight_decay,
+        ..TrainConfig::default()
+    };
+    let mut optimizer = config.optimizer();
+    let mut model = nn::set_training(peft.model().clone(), false);
+    let losses = numbers(&wanted["steps.loss"]);
+    for (step, wanted) in losses.iter().enumerate() {
+        let value = loss(&model);
+        let actual = scalar(&value);
+        assert!((actual - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: loss {actual}, reference {wanted}");
+        let gradients = GradientsParams::from_grads(value.backward(), &model);
+        model = optimizer.step(steps.lr, model, gradients);
+    }
+    assert!((losses[0] - losses[9]).abs() > 1e-2 * losses[0], "ten steps that change nothing prove nothing");
+    peft.set_model(model);
+    let ours = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
+    for (key, wanted) in wanted.iter().filter(|(key, _)| key.starts_with("steps.base_model")) {
+        assert_close(key, find(&ours, key.trim_start_matches("steps.")), wanted);
+    }
+}
+
+fn inputs(name: &str) -> TensorFile {
+    TensorFile::open(fixtures().join("cases").join(name).join("inputs.safetensors")).unwrap()
+}
+
+fn model_input(file: &TensorFile, device: &Device) -> ModelInput {
+    let grid = |key: &str| file.shape(key).map(|_| Tensor::from_data(file.integers(key).unwrap(), device));
+    let mut input = ModelInput::ids(grid("input_ids").unwrap());
+    input.attention_mask = grid("attention_mask");
+    input.token_type_ids = grid("token_type_ids");
+    input
+}
+
+fn causal_steps(name: &str) {
+    let (model, _) = auto::load_causal_lm(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        loss::causal_lm(model.logits(&model_input(&file, &device()), None), labels)
+    });
+}
+
+fn classifier_steps(name: &str) {
+    let folder = fixtures().join("models").join(case(name).model);
+    let options = peft::forward::classifier_options(&[fixtures().join("cases").join(name).join(DEFAULT_ADAPTER)]);
+    let (model, _) = auto::load_sequence_classifier(folder, &device(), &options).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels = loss::Labels::Classes(Tensor::from_data(file.integers("labels").unwrap(), &device()));
+        let problem = loss::ProblemType::resolve(model.problem_type(), model.num_labels(), &labels).unwrap();
+        loss::classification(model.logits(&model_input(&file, &device())), labels, problem).unwrap()
+    });
+}
+
+macro_rules! steps {
+    ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
+}
+
+steps! {
+    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head;
+    classifier_steps: bert_lora_default, llama_cls_lora;
+}
+
+fn samples() -> Vec<Sample> {
+    // Rows of unlike length whose next token follows from the last: something that can be learned.
+    (0..12u32).map(|row| Sample::language((0..5 + row % 4).map(|at| (row * 7 + at * 3) % 97).collect())).collect()
+}
+
+fn fresh(dropout: f64) -> PeftModel<AutoCausalLm> {
+    let (model, _) = auto::load_causal_lm(fixtures().join("models/gpt2-tiny"), &device()).unwrap();
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let config = LoraConfig { lora_dropout: dropout, ..LoraConfig::new(4, 6.0) }.all_linear();
+    peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
+    peft
+}
+
+fn config(steps: usize) -> TrainConfig {
+    TrainConfig {
+        learning_rate: 1e-2,
+        batch_size: 3,
+        gradient_accumulation_steps: 2,
+        max_steps: Some(steps),
+        save_steps: 2,
+        save_total_limit: 0,
+        logging_steps: 1,
+        ..TrainConfig::default()
+    }
+}
+
+fn losses(folder: &Path) -> Vec<(usize, u64)> {
+    let records = read(folder.join("train_log.jsonl")).unwrap();
+    let train = records.iter().filter_map(|it| match it {
+        Record::Train(it) => Some((it.step, it.loss.to_bits())),
+        Record::Eval(_) => None,
+    });
+    train.collect()
+}
+
+/// Killed after step 5 with a checkpoint at 4, resumed: the losses are those of a run that was never killed, bit for
+/// bit, dropout and all.
+#[test]
+fn a_resumed_run_gives_the_losses_of_an_uninterrupted_one() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    let mut peft = fresh(0.2);
+    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(9), Some(whole.path()), false, &device(), &mut ()).unwrap();
+
+    let cut = tempfile::tempdir().unwrap();
+    copy_tree(whole.path(), cut.path());
+    for step in [6, 8] {
+        std::fs::remove_dir_all(cut.path().join(format!("checkpoint-{step}"))).unwrap();
+    }
+    // What a kill leaves behind: a checkpoint that was being written, and lines of steps that are about to come again.
+    std::fs::create_dir(cut.path().join(".checkpoint-6.partial")).unwrap();
+    let mut again = fresh(0.2);
+    train(&mut again, DEFAULT_ADAPTER, &task, None, &config(9), Some(cut.path()), true, &device(), &mut ()).unwrap();
+
+    let uninterrupted = losses(whole.path());
+    assert_eq!(uninterrupted.len(), 9);
+    assert_eq!(uninterrupted, losses(cut.path()));
+    let last = |it: &PeftModel<AutoCausalLm>| numbers(&it.adapter_tensors(DEFAULT_ADAPTER).unwrap()[0].data);
+    assert_eq!(last(&peft), last(&again));
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_tree(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn resuming_with_other_settings_is_refused() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &config(2), Some(folder.path()), false, &device(), &mut ())
+        .unwrap();
+    let other = TrainConfig { learning_rate: 5e-3, ..config(4) };
+    let error =
+        train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &other, Some(folder.path()), true, &device(), &mut ());
+    assert!(error.unwrap_err().to_string().contains("other settings"));
+}
+
+#[test]
+fn training_lowers_the_loss_and_leaves_the_base_alone() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let mut peft = fresh(0.0);
+    let before = peft::core::checkpoint::model_tensors(peft.model());
+    let untrained = peft::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(30), None, false, &device(), &mut ()).unwrap();
+    let trained = peft::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    assert!(trained < 0.7 * untrained, "loss {untrained} before, {trained} after");
+    for (old, new) in before.iter().zip(peft::core::checkpoint::model_tensors(peft.model())) {
+        assert_eq!(numbers(&old.data), numbers(&new.data), "{}", old.key);
+    }
+}
+
+#[test]
+fn packed_rows_have_the_loss_of_separate_rows() {
+    let (model, _) = auto::load_causal_lm(fixtures().join("models/gpt2-tiny"), &device()).unwrap();
+    let model = model.valid();
+    let apart = LanguageModelling::padded(samples(), 0).unwrap();
+    let packed = LanguageModelling::packed(samples(), 24, 0).unwrap();
+    assert!(packed.len() < apart.len());
+    let loss = |task: &LanguageModelling| peft::tasks::task::Task::evaluate(task, &model, 4, &device()).unwrap().loss;
+    let (apart, packed) = (loss(&apart), loss(&packed));
+    assert!((apart - packed).abs() < 1e-5 * apart, "{apart} apart, {packed} packed");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let config = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config(20) };
+    let error = train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &config, None, false, &device(), &mut ());
+    assert!(matches!(error, Err(PeftError::NotFinite(_))), "{error:?}");
+}
