@@ -111,8 +111,8 @@ impl Embedding {
 
     /// The table read as the output layer of a tied head.
     ///
-    /// An adapter on the table takes part, as it does in the reference once it is merged; the reference's live forward
-    /// reads the bare table here.
+    /// An adapter on the table takes no part here, as in the reference's live forward. Merged into the table it does,
+    /// in the reference as well: there is only one tensor.
     ///
     /// # Shapes
     /// - hidden: `[.., d_model]`

@@ -154,11 +154,12 @@ pub(crate) struct BuildLinear {
 
 impl Build for BuildLinear {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (d_in, d_out) = base.site().features();
+        let site = base.site().clone();
+        let (d_in, d_out) = site.features();
         let needs_base = self.dora || self.start.reads_base();
         let base =
             if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
-        let started = start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), init);
+        let started = start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &site, init);
         let mut adapter = LoraLinear {
             lora_A: Factor::new(started.a),
             lora_B: Factor::new(started.b),

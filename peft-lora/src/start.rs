@@ -7,7 +7,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use faer::Mat;
-use peft_core::Init;
+use peft_core::{Init, Site};
 
 use crate::config::Start;
 
@@ -40,11 +40,14 @@ pub(crate) fn linear(
     scale: f64,
     (d_in, d_out): (usize, usize),
     base: Option<&Tensor<2>>,
+    site: &Site,
     init: &mut Init,
 ) -> Started {
     let (a, b) = match (start, base) {
         (Start::Pissa(iterations), Some(base)) => {
-            return kept(pissa(to_mat(base), rank, scale, *iterations, init), init);
+            // The probe depends on the layer alone: a folder is loaded with the start that it was trained from.
+            let mut probe = Init::new(0, "pissa", site, init.device());
+            return kept(pissa(to_mat(base), rank, scale, *iterations, &mut probe), init);
         }
         (Start::Olora, Some(base)) => return kept(olora(to_mat(base), rank), init),
         (Start::Gaussian, _) => (init.normal([rank, d_in], 1.0 / rank as f64), init.constant([d_out, rank], 0.0)),

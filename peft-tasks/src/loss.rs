@@ -24,11 +24,9 @@ pub fn predicting_rows(labels: &[i64], seq: usize) -> (Vec<i64>, Vec<i64>) {
     let mut rows = Vec::new();
     let mut next = Vec::new();
     for (row, line) in labels.chunks(seq).enumerate() {
-        for at in 1..line.len() {
-            if line[at] != IGNORE_INDEX {
-                rows.push((row * seq + at - 1) as i64);
-                next.push(line[at]);
-            }
+        for (at, label) in line.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE_INDEX) {
+            rows.push((row * seq + at - 1) as i64);
+            next.push(*label);
         }
     }
     (rows, next)

@@ -28,16 +28,17 @@ pub fn device(name: &str) -> Result<Device> {
         }
         None => (name, 0),
     };
-    let _ = index;
     match backend {
         #[cfg(feature = "flex")]
-        "flex" | "cpu" => Ok(Device::flex()),
+        "flex" | "cpu" if index == 0 => Ok(Device::flex()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        "wgpu" if index == 0 => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(index))),
         #[cfg(feature = "cuda")]
         "cuda" => Ok(Device::cuda(index)),
         #[cfg(feature = "tch")]
-        "tch" => Ok(Device::libtorch()),
+        "tch" if index == 0 => Ok(Device::libtorch()),
         _ => {
             let known = devices().join(", ");
             let reason = format!("`{name}` is not in this build, which has {known}; build with `--features {backend}`");

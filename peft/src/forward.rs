@@ -57,10 +57,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             }
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input, None);
-                let loss = match inputs.integers("labels")? {
-                    Some(labels) => Some(loss::causal_lm(logits.clone(), labels)),
-                    None => None,
-                };
+                let loss = inputs.integers("labels")?.map(|labels| loss::causal_lm(logits.clone(), labels));
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
         }

@@ -1,6 +1,6 @@
 //! Single layers of plain torch against `burn::nn` layers with adapters: the dense side of the weight seam.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, ModuleDisplay, Param, ParamId};
 use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, TensorData};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::{assert_close, device, expected, find, fixtures, numbers};
 
 #[derive(Module, Debug)]
-struct Net<L: Module> {
+struct Net<L: Module + ModuleDisplay> {
     layer: L,
 }
 
@@ -24,7 +24,11 @@ fn frozen<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
 }
 
 /// Runs a recorded layer: output, gradients, merged output and merged weights.
-fn run<L: Module, const D: usize>(name: &str, layer: L, forward: impl Fn(&L, &TensorFile) -> Tensor<D>) {
+fn run<L: Module + ModuleDisplay, const D: usize>(
+    name: &str,
+    layer: L,
+    forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
+) {
     let folder = fixtures().join("layers").join(name);
     let wanted = expected(&folder.join("expected.safetensors"));
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
@@ -80,7 +84,7 @@ fn check(name: &str) {
             let mut linear: Linear = LinearConfig::new(d_in, d_out).init(&device);
             linear.weight = frozen(floats::<2>(&base, "layer.weight").transpose());
             linear.bias = bias(&base);
-            run(name, linear, |linear, inputs| linear.forward(floats::<2>(inputs, "x")));
+            run(name, linear, |linear, inputs| linear.forward(floats::<3>(inputs, "x")));
         }
         "embedding" => {
             let mut table: Embedding = EmbeddingConfig::new(d_in, d_out).init(&device);

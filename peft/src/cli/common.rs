@@ -6,6 +6,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
+use peft::hub::{Hub, What};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::tasks::columns::Columns;
 use peft::tasks::runlog::{EvalRecord, TrainRecord};
@@ -74,6 +75,25 @@ pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, ad
         peft.load_adapter(folder, &name, &peft::methods())?;
     }
     Ok(())
+}
+
+/// A folder, or a model of the hub: downloaded once, with a progress bar.
+pub(crate) fn model_folder(name: &str) -> Result<PathBuf> {
+    hub(name, What::Model)
+}
+
+/// Folders, or adapters of the hub.
+pub(crate) fn adapter_folders(names: &[String]) -> Result<Vec<PathBuf>> {
+    names.iter().map(|name| hub(name, What::Adapter)).collect()
+}
+
+fn hub(name: &str, what: What) -> Result<PathBuf> {
+    // An existing folder is itself, whatever its name looks like.
+    if Path::new(name).is_dir() {
+        Ok(PathBuf::from(name))
+    } else {
+        Hub::from_env().with_progress(true).resolve(name, what)
+    }
 }
 
 /// A progress bar with loss, tokens per second and time left.

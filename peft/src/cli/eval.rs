@@ -8,16 +8,16 @@ use peft::prepare::DataOptions;
 use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
-use super::common::{ColumnArgs, causal_lm, device, load_adapters, short};
+use super::common::{ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, short};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Adapter folder; several are all active, in this order.
-    #[arg(long, value_name = "DIR")]
-    adapter: Vec<PathBuf>,
+    /// Folder of the base model, or its id on the hub.
+    #[arg(long, value_name = "DIR or ID")]
+    model: String,
+    /// Adapter folder or hub id; several are all active, in this order.
+    #[arg(long, value_name = "DIR or ID")]
+    adapter: Vec<String>,
     /// causal-lm or seq-cls.
     #[arg(long, default_value = "causal-lm")]
     task: String,
@@ -38,8 +38,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
     let device = device(args.device.as_deref())?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let tokenizer = Tokenizer::load(&folder)?;
     let options = DataOptions {
         file: args.data.clone(),
         columns: args.columns.columns(),
@@ -48,18 +49,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let evaluation = match args.task.as_str() {
         "causal-lm" => {
-            let task = options.language_modelling(&args.model, &tokenizer)?;
-            let peft = causal_lm(&args.model, &args.adapter, &device)?;
+            let task = options.language_modelling(&folder, &tokenizer)?;
+            let peft = causal_lm(&folder, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "seq-cls" => {
-            let options_of_head = peft::forward::classifier_options(&args.adapter);
-            let (model, _) = peft::models::auto::load_sequence_classifier(&args.model, &device, &options_of_head)?;
+            let options_of_head = peft::forward::classifier_options(&adapters);
+            let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options_of_head)?;
             let set = options.label_set()?;
-            let task = options.classification(&args.model, &tokenizer, &set)?;
+            let task = options.classification(&folder, &tokenizer, &set)?;
             let sites = model.describe();
             let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &args.adapter)?;
+            load_adapters(&mut peft, &adapters)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),

@@ -6,19 +6,19 @@ use peft::core::Result;
 use peft::core::checkpoint::{FloatType, write_tensors};
 use peft::forward::{ForwardRequest, forward};
 
-use super::common::device;
+use super::common::{adapter_folders, device, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model, or its id on the hub.
+    #[arg(long, value_name = "DIR or ID")]
     model: String,
     /// causal-lm, seq-cls, feature-extraction.
     #[arg(long)]
     task: String,
-    /// Adapter folder; several are all active, in this order.
-    #[arg(long, value_name = "DIR")]
-    adapter: Vec<PathBuf>,
+    /// Adapter folder or hub id; several are all active, in this order.
+    #[arg(long, value_name = "DIR or ID")]
+    adapter: Vec<String>,
     /// Safetensors file with the tensors of the reference's forward, by keyword.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
@@ -38,9 +38,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let request = ForwardRequest {
-        model: PathBuf::from(&args.model),
+        model: model_folder(&args.model)?,
         task: args.task.clone(),
-        adapters: args.adapter.clone(),
+        adapters: adapter_folders(&args.adapter)?,
         inputs: args.inputs.clone(),
         grads: args.grads,
         merge: args.merge,

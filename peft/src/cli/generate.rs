@@ -1,7 +1,6 @@
 //! `peft generate`
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use peft::core::{PeftError, Result};
 use peft::tasks::chat::{ChatTemplate, Message};
@@ -9,16 +8,16 @@ use peft::tasks::generate::generate;
 use peft::tasks::sampling::GenerationConfig;
 use peft::tasks::tokenizer::Tokenizer;
 
-use super::common::{causal_lm, device};
+use super::common::{adapter_folders, causal_lm, device, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Adapter folder; several are all active, in this order.
-    #[arg(long, value_name = "DIR")]
-    adapter: Vec<PathBuf>,
+    /// Folder of the base model, or its id on the hub.
+    #[arg(long, value_name = "DIR or ID")]
+    model: String,
+    /// Adapter folder or hub id; several are all active, in this order.
+    #[arg(long, value_name = "DIR or ID")]
+    adapter: Vec<String>,
     /// Text to continue.
     #[arg(long)]
     prompt: String,
@@ -52,9 +51,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
     let device = device(args.device.as_deref())?;
-    let tokenizer = Tokenizer::load(&args.model)?;
-    let mut config = GenerationConfig::load(&args.model)?;
+    let tokenizer = Tokenizer::load(&folder)?;
+    let mut config = GenerationConfig::load(&folder)?;
     config.max_new_tokens = Some(args.max_new_tokens);
     let drawn = args.sample || args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some();
     config.do_sample = Some(drawn);
@@ -69,13 +69,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 
     let ids = if args.chat {
-        let template = ChatTemplate::load(&args.model, tokenizer.special())?;
-        let template = template.ok_or_else(|| PeftError::bad_file(&args.model, "it has no chat template"))?;
+        let template = ChatTemplate::load(&folder, tokenizer.special())?;
+        let template = template.ok_or_else(|| PeftError::bad_file(&folder, "it has no chat template"))?;
         tokenizer.ids(&template.render(&[Message::new("user", &args.prompt)], true)?, false)?
     } else {
         tokenizer.ids(&args.prompt, true)?
     };
-    let peft = causal_lm(&args.model, &args.adapter, &device)?;
+    let peft = causal_lm(&folder, &adapters, &device)?;
     if !args.chat {
         print!("{}", args.prompt);
     }

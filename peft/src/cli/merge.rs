@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use peft::core::checkpoint::{Checkpoint, FloatType, model_tensors, write_tensors};
 use peft::core::{PeftError, Result};
 
-use super::common::{causal_lm, device, load_adapters};
+use super::common::{adapter_folders, causal_lm, device, load_adapters, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Adapter folder; several are all folded in.
-    #[arg(long, value_name = "DIR", required = true)]
-    adapter: Vec<PathBuf>,
+    /// Folder of the base model, or its id on the hub.
+    #[arg(long, value_name = "DIR or ID")]
+    model: String,
+    /// Adapter folder or hub id; several are all folded in.
+    #[arg(long, value_name = "DIR or ID", required = true)]
+    adapter: Vec<String>,
     /// Folder to write the checkpoint to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -28,33 +28,34 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
     let device = device(Some("flex"))?;
     let float = match args.dtype.as_deref() {
-        None => Checkpoint::open(&args.model)?.float_type(),
+        None => Checkpoint::open(&folder)?.float_type(),
         Some("f32") => FloatType::F32,
         Some("f16") => FloatType::F16,
         Some("bf16") => FloatType::BF16,
         Some(other) => return Err(PeftError::config("dtype", format!("is `{other}`, expected f32, f16 or bf16"))),
     };
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(&args.model, &args.output) {
+    if same(&folder, &args.output) {
         return Err(PeftError::config("output", "is the base model's folder: a base is never written"));
     }
     let tensors = match args.task.as_str() {
-        "causal-lm" => model_tensors(&causal_lm(&args.model, &args.adapter, &device)?.merge()?),
+        "causal-lm" => model_tensors(&causal_lm(&folder, &adapters, &device)?.merge()?),
         "seq-cls" => {
-            let options = peft::forward::classifier_options(&args.adapter);
-            let (model, _) = peft::models::auto::load_sequence_classifier(&args.model, &device, &options)?;
+            let options = peft::forward::classifier_options(&adapters);
+            let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options)?;
             let sites = peft::core::Describe::describe(&model);
             let mut peft = peft::core::PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &args.adapter)?;
+            load_adapters(&mut peft, &adapters)?;
             model_tensors(&peft.merge()?)
         }
         other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
     };
     write_tensors(args.output.join("model.safetensors"), tensors, float)?;
     for file in COMPANIONS {
-        let from = args.model.join(file);
+        let from = folder.join(file);
         if from.is_file() {
             let to = args.output.join(file);
             fs::copy(&from, &to).map_err(PeftError::io("write", &to))?;

@@ -15,13 +15,13 @@ use peft::tasks::task::Task;
 use peft::tasks::tokenizer::Tokenizer;
 use peft::tasks::trainer::{TrainConfig, train};
 
-use super::common::{Bar, ColumnArgs, device, peak_memory, short};
+use super::common::{Bar, ColumnArgs, device, model_folder, peak_memory, short};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// Folder of the base model, or its id on the hub.
+    #[arg(long, value_name = "DIR or ID")]
+    model: String,
     /// causal-lm or seq-cls.
     #[arg(long, default_value = "causal-lm")]
     task: String,
@@ -211,14 +211,15 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = device(args.device.as_deref())?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let folder = model_folder(&args.model)?;
+    let tokenizer = Tokenizer::load(&folder)?;
     device.seed(args.seed);
     match args.task.as_str() {
         "causal-lm" => {
-            let task = args.data(&args.data).language_modelling(&args.model, &tokenizer)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it).language_modelling(&args.model, &tokenizer));
+            let task = args.data(&args.data).language_modelling(&folder, &tokenizer)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it).language_modelling(&folder, &tokenizer));
             let config = args.lora("CAUSAL_LM")?;
-            let (mut model, _) = auto::load_causal_lm(&args.model, &device)?;
+            let (mut model, _) = auto::load_causal_lm(&folder, &device)?;
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model = model.untied();
             }
@@ -227,8 +228,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "seq-cls" => {
             let data = args.data(&args.data);
             let set = data.label_set()?;
-            let task = data.classification(&args.model, &tokenizer, &set)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it).classification(&args.model, &tokenizer, &set));
+            let task = data.classification(&folder, &tokenizer, &set)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it).classification(&folder, &tokenizer, &set));
             let problem = match set.kind {
                 LabelKind::Single => "single_label_classification",
                 LabelKind::Multi => "multi_label_classification",
@@ -240,7 +241,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 pad_token_id: Some(i64::from(tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id()))),
                 seed: args.seed,
             };
-            let (model, _) = auto::load_sequence_classifier(&args.model, &device, &options)?;
+            let (model, _) = auto::load_sequence_classifier(&folder, &device, &options)?;
             println!("labels: {}", set.names.join(", "));
             fit(args, model, args.lora("SEQ_CLS")?, &task, eval.transpose()?.as_ref(), &device)
         }
@@ -259,7 +260,7 @@ fn fit<M: Module + Describe, T: Task<M>>(
     let training = args.training()?;
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, device);
-    peft.base_name = Some(args.model.display().to_string());
+    peft.base_name = Some(args.model.clone());
     let plan = peft.add_adapter(DEFAULT_ADAPTER, lora, args.seed)?;
     println!("{plan}");
 
