@@ -134,9 +134,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups: BTreeMap<(String, &str), usize> = BTreeMap::new();
         for row in &self.rows {
-            let path = row.site.path();
-            let path = path.strip_suffix(".weight").unwrap_or(&path);
-            let leaf = path.rsplit('.').next().unwrap_or(path).to_owned();
+            let module = row.site.module.rsplit('.').next().unwrap_or(&row.site.module);
+            let leaf =
+                if row.site.param == "weight" { module.to_owned() } else { format!("{module}.{}", row.site.param) };
             *groups.entry((leaf, row.label.as_str())).or_default() += 1;
         }
         writeln!(f, "{} on {} parameters", self.method, self.rows.len())?;

@@ -7,6 +7,7 @@ pub mod collate;
 pub mod columns;
 pub mod curve;
 pub mod data;
+pub mod features;
 pub mod generate;
 mod jinja;
 pub mod labels;

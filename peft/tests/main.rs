@@ -7,5 +7,6 @@ mod inspect;
 mod laws;
 mod layers;
 mod parity;
+mod properties;
 mod support;
 mod training;

@@ -1,0 +1,73 @@
+//! Fine-tune SmolLM2-135M-Instruct with LoRA to answer prompts, and save a folder that Python's PEFT loads.
+//!
+//! ```text
+//! cargo run --release -p peft-examples --example finetune_smollm2 -- MODEL TRAIN.jsonl EVAL.jsonl OUTPUT
+//! ```
+//!
+//! MODEL is a folder, or HuggingFaceTB/SmolLM2-135M-Instruct on the hub. Rows are `{"prompt": …, "completion": …}`; only
+//! completions are learned. `peft train` does the same without writing any code.
+
+#![allow(clippy::print_stdout)] // an example may speak
+
+use std::path::PathBuf;
+
+use burn::module::Module;
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft::lora::LoraConfig;
+use peft::models::auto::load_causal_lm;
+use peft::prepare::DataOptions;
+use peft::tasks::generate::generate;
+use peft::tasks::runlog::TrainRecord;
+use peft::tasks::sampling::GenerationConfig;
+use peft::tasks::task::Task;
+use peft::tasks::tokenizer::Tokenizer;
+use peft::tasks::trainer::{Observer, TrainConfig, train};
+
+struct Print;
+
+impl Observer for Print {
+    fn step(&mut self, record: &TrainRecord, total: usize) {
+        if record.step.is_multiple_of(10) {
+            println!("step {}/{total}  loss {:.4}  {:.0} tokens/s", record.step, record.loss, record.tokens_per_second);
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, train_file, eval_file, output] = args.as_slice() else {
+        return Err(PeftError::Invalid("give MODEL TRAIN.jsonl EVAL.jsonl OUTPUT".into()));
+    };
+    let device = peft::device::device("flex")?;
+    let folder = peft::hub::resolve(model, peft::hub::What::Model)?;
+    let tokenizer = Tokenizer::load(&folder)?;
+    let data =
+        |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(224), ..DataOptions::default() };
+    let task = data(train_file).language_modelling(&folder, &tokenizer)?;
+    let eval = data(eval_file).language_modelling(&folder, &tokenizer)?;
+
+    let (base, _) = load_causal_lm(&folder, &device)?;
+    let sites = base.describe();
+    let mut peft = PeftModel::with_sites(base, sites, &device);
+    peft.base_name = Some(model.clone());
+    peft.task_type = Some("CAUSAL_LM".into());
+    let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
+    println!("{plan}");
+
+    println!("before: {:?}", eval.evaluate(&peft.model().valid(), 4, &device)?.metrics);
+    let mut config = TrainConfig { learning_rate: 1e-3, batch_size: 4, max_steps: Some(75), ..TrainConfig::default() };
+    config.schedule.lr_scheduler_type = "cosine".parse()?;
+    config.schedule.warmup_steps = 5.0;
+    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, None, false, &device, &mut Print)?;
+    println!("after:  {:?}", eval.evaluate(&peft.model().valid(), 4, &device)?.metrics);
+
+    peft.save_adapter(output, DEFAULT_ADAPTER)?;
+    println!("saved to {output}");
+
+    let prompt = tokenizer.ids("A small program that shows the time.\n\nOne-line summary:", true)?;
+    let mut plan = GenerationConfig { max_new_tokens: Some(16), ..GenerationConfig::default() }.plan()?;
+    plan.eos.extend(tokenizer.eos_id());
+    let answer = generate(peft.model(), &[prompt], &plan, &device, |_, _| Ok(()))?;
+    println!("it answers: {}", tokenizer.decode(&answer[0], true)?.trim());
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Teach MiniLM to tell good reviews from others, with LoRA on its attention and a new classifier.
+//!
+//! ```text
+//! cargo run --release -p peft-examples --example sentiment_minilm -- MODEL TRAIN.jsonl TEST.jsonl OUTPUT
+//! ```
+//!
+//! MODEL is a folder, or sentence-transformers/all-MiniLM-L6-v2 on the hub. Rows are `{"text": …, "label": …}`.
+
+#![allow(clippy::print_stdout)] // an example may speak
+
+use std::path::PathBuf;
+
+use burn::module::Module;
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft::lora::LoraConfig;
+use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
+use peft::prepare::DataOptions;
+use peft::tasks::task::Task;
+use peft::tasks::tokenizer::Tokenizer;
+use peft::tasks::trainer::{TrainConfig, train};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, train_file, test_file, output] = args.as_slice() else {
+        return Err(PeftError::Invalid("give MODEL TRAIN.jsonl TEST.jsonl OUTPUT".into()));
+    };
+    let device = peft::device::device("flex")?;
+    let folder = peft::hub::resolve(model, peft::hub::What::Model)?;
+    let tokenizer = Tokenizer::load(&folder)?;
+    let data =
+        |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(64), ..DataOptions::default() };
+    let labels = data(train_file).label_set()?;
+    let task = data(train_file).classification(&folder, &tokenizer, &labels)?;
+    let test = data(test_file).classification(&folder, &tokenizer, &labels)?;
+
+    // The checkpoint has no classifier: a fresh one is made, trained whole and saved with the adapter.
+    let options = ClassifierOptions { num_labels: Some(labels.outputs()), seed: 42, ..ClassifierOptions::default() };
+    let (base, _) = load_sequence_classifier(&folder, &device, &options)?;
+    let sites = base.describe();
+    let mut peft = PeftModel::with_sites(base, sites, &device);
+    peft.base_name = Some(model.clone());
+    let lora = LoraConfig { task_type: Some("SEQ_CLS".into()), ..LoraConfig::new(8, 16.0) };
+    println!("{}", peft.add_adapter(DEFAULT_ADAPTER, lora, 42)?);
+
+    println!("before: {:?}", test.evaluate(&peft.model().valid(), 16, &device)?.metrics);
+    let mut config =
+        TrainConfig { learning_rate: 1e-3, batch_size: 16, num_train_epochs: 1.0, ..TrainConfig::default() };
+    config.schedule.lr_scheduler_type = "cosine".parse()?;
+    config.schedule.warmup_ratio = 0.1;
+    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, None, false, &device, &mut ())?;
+    println!("after:  {:?}", test.evaluate(&peft.model().valid(), 16, &device)?.metrics);
+    peft.save_adapter(output, DEFAULT_ADAPTER)?;
+    println!("saved to {output}");
+    Ok(())
+}
