@@ -441,6 +441,9 @@ fn restore<M: Module>(
     let state: State = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
     let comparable =
         |it: &TrainConfig| TrainConfig { logging_steps: 0, save_steps: 0, save_total_limit: 0, ..it.clone() };
+    // Through JSON as the saved one went: its reader may miss the last bit of a number.
+    let text = serde_json::to_string(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
+    let config: &TrainConfig = &serde_json::from_str(&text).map_err(|error| PeftError::Invalid(error.to_string()))?;
     if comparable(&state.config) != comparable(config) {
         let reason = "it was written with other settings; resume with the same ones, or start in a new folder";
         return Err(PeftError::bad_file(checkpoint, reason));
