@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use peft::forward::{ForwardRequest, forward};
+use burn::module::Module;
+use peft::core::checkpoint::model_tensors;
+use peft::core::{AdapterFolder, Describe, PeftModel, read_config};
+use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
+use peft::models::auto;
+use serde_json::Value;
 
-use crate::support::{assert_close, case, device, expected, find, fixtures};
+use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);
@@ -61,9 +66,82 @@ fn check(name: &str) {
     }
 }
 
+/// The weights that merging changes, and the folder that is written back: the reference's keys, shapes and fields.
+fn check_weights_and_folder(name: &str) {
+    let case = case(name);
+    let folder = fixtures().join("models").join(&case.model);
+    let adapters: Vec<PathBuf> = case.adapters.iter().map(|it| fixtures().join("cases").join(name).join(it)).collect();
+    match case.task.as_str() {
+        "causal-lm" => {
+            let (mut model, _) = auto::load_causal_lm(folder, &device()).unwrap();
+            if adapters.iter().any(|it| names_head(&read_config(it).unwrap())) {
+                model = model.untied();
+            }
+            weights_and_folder(name, model, &adapters);
+        }
+        "seq-cls" => {
+            let options = classifier_options(&adapters);
+            weights_and_folder(name, auto::load_sequence_classifier(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
+    }
+}
+
+fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[PathBuf]) {
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, &device());
+    for folder in adapters {
+        let adapter = folder.file_name().unwrap().to_str().unwrap();
+        peft.load_adapter(folder, adapter, &peft::methods()).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        peft.save_adapter(saved.path(), adapter).unwrap();
+        let (ours, theirs) = (AdapterFolder::open(saved.path()).unwrap(), AdapterFolder::open(folder).unwrap());
+        for key in ours.tensors.keys() {
+            assert_eq!(ours.tensors.shape(&key), theirs.tensors.shape(&key), "{key}");
+            assert_eq!(numbers(&ours.tensors.floats(&key).unwrap()), numbers(&theirs.tensors.floats(&key).unwrap()));
+        }
+        // What the reference writes beyond ours are copies of frozen tensors.
+        let spare = |key: &String| ours.tensors.shape(key).is_none() && key.contains("lora_");
+        assert_eq!(theirs.tensors.keys().into_iter().find(spare), None);
+        for (field, value) in &theirs.config {
+            let ours = ours.config.get(field).unwrap_or_else(|| panic!("`{field}` is not written"));
+            let free = ["target_modules", "auto_mapping", "peft_version"].contains(&field.as_str());
+            assert!(free || same(ours, value), "`{field}`: {ours} for {value}");
+        }
+        assert_eq!(ours.tensors.header().as_ref().unwrap()["format"], "pt");
+    }
+    let wanted = expected(&fixtures().join("cases").join(name).join("expected.safetensors"));
+    let Ok(merged) = peft.merge() else { return };
+    let weights = model_tensors(&merged);
+    for (key, wanted) in wanted.iter().filter(|(key, _)| key.starts_with("merged.") && key.ends_with("weight")) {
+        let path = key.trim_start_matches("merged.");
+        // A tied head is listed by the reference although it is the table.
+        if let Some(ours) = weights.iter().find(|it| it.key == path || path.ends_with(&format!(".{}", it.key))) {
+            assert_close(key, &ours.data, wanted);
+        } else {
+            assert!(path.contains("lm_head"), "no {path}");
+        }
+    }
+}
+
+/// Numbers by value, lists as sets.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().all(|it| b.contains(it)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, it)| b.get(key).is_some_and(|other| same(it, other)))
+        }
+        _ => a == b,
+    }
+}
+
 macro_rules! parity {
     ($($case:ident),+ $(,)?) => {
-        $(#[test] fn $case() { check(stringify!($case)) })+
+        $(#[test] fn $case() {
+            check(stringify!($case));
+            check_weights_and_folder(stringify!($case));
+        })+
 
         const CASES: &[&str] = &[$(stringify!($case)),+];
     };
