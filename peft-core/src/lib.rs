@@ -10,6 +10,7 @@
 mod adapter;
 mod erased;
 mod error;
+pub mod laws;
 pub mod nn;
 pub mod ops;
 pub mod seam;

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::checkpoint::{Dtype, Stored, TensorFile};
 use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
-use peft_models::auto::{self, ClassifierOptions};
+use peft_models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
 use peft_models::{CausalLm, FeatureExtractor, ModelInput, SequenceClassifier, Tokens};
 use peft_tasks::loss::{self, Labels, ProblemType};
 
@@ -64,6 +64,12 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         "seq-cls" => {
             let options = classifier_options(&request.adapters);
             let (model, _) = auto::load_sequence_classifier(&request.model, device, &options)?;
+            let batch = inputs.file.shape("input_ids").map_or(1, |shape| shape[0]);
+            // The reference refuses this too: without a padding token nobody knows where a row ends.
+            if batch > 1 && !matches!(model, AutoSequenceClassifier::Bert(_)) && model.labels().pad_token_id.is_none() {
+                let reason = "is not in config.json, which a decoder needs to classify more than one row";
+                return Err(PeftError::config("pad_token_id", reason));
+            }
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input);
                 let loss = match inputs.class_labels(model.num_labels())? {

@@ -1,0 +1,125 @@
+//! What holds for every method, whatever the numbers: for the tests of any crate that adds one.
+//!
+//! Each law panics where it is broken and says by how much. `output` computes something from a model in evaluation
+//! mode, as its logits. Laws about trained adapters want the adapter [`disturb`]ed first: an update that changes
+//! nothing proves nothing.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Gradients, TensorData};
+
+use crate::init::Init;
+use crate::model::PeftModel;
+use crate::site::{Site, SiteKind};
+use crate::tuner::Methods;
+use crate::{Result, state};
+
+/// Numbers of a tensor.
+pub fn numbers(data: &TensorData) -> Vec<f64> {
+    data.iter::<f64>().collect()
+}
+
+/// Largest difference between two tensors, relative to the largest number of the second.
+pub fn distance(actual: &TensorData, wanted: &TensorData) -> f64 {
+    let (actual, wanted) = (numbers(actual), numbers(wanted));
+    assert_eq!(actual.len(), wanted.len(), "the tensors have unlike sizes");
+    let scale = wanted.iter().fold(f64::MIN_POSITIVE, |max, it| max.max(it.abs()));
+    let errors = actual.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+    errors.fold(0.0f64, |max, it| if it.is_nan() { f64::INFINITY } else { max.max(it) }) / scale
+}
+
+/// Moves every tensor of an adapter by normal noise of this size.
+pub fn disturb<M: Module>(peft: &mut PeftModel<M>, name: &str, size: f64, device: &Device) -> Result<()> {
+    let mut tensors = peft.adapter_tensors(name)?;
+    for stored in &mut tensors {
+        let shape = stored.data.shape().clone();
+        let site = Site {
+            module: stored.key.clone(),
+            param: String::new(),
+            owner: String::new(),
+            kind: SiteKind::Other,
+            shape: shape.as_slice().to_vec(),
+        };
+        let noise = Init::new(0, name, &site, device).normal([shape.num_elements()], size).val().into_data();
+        let moved = numbers(&stored.data).iter().zip(numbers(&noise)).map(|(a, b)| (a + b) as f32).collect();
+        stored.data = TensorData::new::<f32, _>(moved, shape);
+    }
+    peft.assign_adapter(name, tensors)
+}
+
+/// A fresh adapter computes what the base computes. `base` is the output without it.
+#[track_caller]
+pub fn fresh_changes_nothing<M: Module>(
+    what: &str,
+    peft: &PeftModel<M>,
+    base: &TensorData,
+    output: impl Fn(&M) -> TensorData,
+) {
+    let error = distance(&output(&peft.model().valid()), base);
+    assert!(error < 1e-5, "{what}: a fresh adapter moves the output by {error:.1e}");
+}
+
+/// The update is visible, and the merged model computes what the live one does. This is the dense path against the
+/// factored one too, since merging composes the dense weight.
+#[track_caller]
+pub fn merged_is_live<M: Module>(
+    what: &str,
+    peft: &PeftModel<M>,
+    base: &TensorData,
+    output: impl Fn(&M) -> TensorData,
+) {
+    let live = output(&peft.model().valid());
+    let moved = distance(&live, base);
+    assert!(moved > 1e-2, "{what}: the update must be visible, it moves the output by {moved:.1e}");
+    let merged = match peft.merge() {
+        Ok(merged) => merged,
+        Err(error) => panic!("{what}: {error}"),
+    };
+    let error = distance(&output(&merged), &live);
+    assert!(error < 2e-5, "{what}: merged is off by {error:.1e}");
+}
+
+/// Disabled and unloaded, the base is there again, bit for bit.
+#[track_caller]
+pub fn disabled_is_base<M: Module>(
+    what: &str,
+    mut peft: PeftModel<M>,
+    base: &TensorData,
+    output: impl Fn(&M) -> TensorData,
+) {
+    peft.set_enabled(false);
+    assert_eq!(numbers(&output(&peft.model().valid())), numbers(base), "{what}: disabled");
+    peft.set_enabled(true);
+    assert_eq!(numbers(&output(&peft.unload())), numbers(base), "{what}: unloaded");
+}
+
+/// Saved to `folder` and loaded into `fresh`, a base without adapters, the adapter computes the same.
+#[track_caller]
+pub fn saved_is_loaded<M: Module>(
+    what: &str,
+    peft: &PeftModel<M>,
+    name: &str,
+    mut fresh: PeftModel<M>,
+    methods: &Methods,
+    folder: &Path,
+    output: impl Fn(&M) -> TensorData,
+) {
+    let loaded = peft.save_adapter(folder, name).and_then(|()| fresh.load_adapter(folder, name, methods));
+    if let Err(error) = loaded {
+        panic!("{what}: {error}");
+    }
+    let error = distance(&output(&fresh.model().valid()), &output(&peft.model().valid()));
+    assert!(error < 1e-6, "{what}: the reloaded adapter is off by {error:.1e}");
+}
+
+/// Every tensor of the adapter gets a gradient, and the plan counted them right.
+#[track_caller]
+pub fn all_of_it_is_trained<M: Module>(what: &str, peft: &PeftModel<M>, name: &str, gradients: &Gradients) {
+    let trained = state::gradients(peft.model(), name, gradients);
+    let tensors = state::tensors(peft.model(), name);
+    let keys = |stored: &[crate::checkpoint::Stored]| stored.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(&trained), keys(&tensors), "{what}: tensors with a gradient");
+    let elements: usize = tensors.iter().map(|it| it.data.num_elements()).sum();
+    assert_eq!(elements, peft.adapters()[name].plan.trainable(), "{what}: the plan's count");
+}
