@@ -421,7 +421,20 @@ pub fn write_tensors(path: impl AsRef<Path>, tensors: Vec<Stored>, float: FloatT
 
 /// Writes a file so that whatever happens the path holds either the old contents or the new, never a part.
 pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    let path = path.as_ref();
+    write_together(&[(path.as_ref(), bytes)])
+}
+
+/// Writes several files as [`write_atomically`] does. None is put in its place before all are written out, so a full
+/// disk changes nothing.
+pub fn write_together(files: &[(&Path, &[u8])]) -> Result<()> {
+    let staged = files.iter().map(|(path, bytes)| Ok((path, stage(path, bytes)?))).collect::<Result<Vec<_>>>()?;
+    for (path, file) in staged {
+        file.persist(path).map_err(|error| PeftError::io("write", path)(error.error))?;
+    }
+    Ok(())
+}
+
+fn stage(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(PeftError::io("write", path))?;
@@ -432,8 +445,7 @@ pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         // Temporary files are private; what replaces a user's file should be as readable as any other.
         use std::os::unix::fs::PermissionsExt;
         let mode = fs::metadata(path).map_or(0o644, |it| it.permissions().mode() & 0o777);
-        let _ = file.as_file().set_permissions(fs::Permissions::from_mode(mode));
+        file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(PeftError::io("write", path))?;
     }
-    file.persist(path).map_err(|error| PeftError::io("write", path)(error.error))?;
-    Ok(())
+    Ok(file)
 }

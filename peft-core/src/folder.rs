@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically};
+use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_together};
 use crate::error::{PeftError, Result};
 
 /// Name of the configuration in the folder.
@@ -77,11 +77,6 @@ pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors
     let json = serde_json::to_string_pretty(&sorted).map_err(|error| PeftError::Invalid(error.to_string()))?;
     let bytes = serialize(tensors, FloatType::F32)?;
 
-    let exists = path.join(CONFIG_FILE).exists() || path.join(WEIGHTS_FILE).exists();
-    if exists {
-        write_atomically(path.join(WEIGHTS_FILE), &bytes)?;
-        return write_atomically(path.join(CONFIG_FILE), json.as_bytes());
-    }
-    write_atomically(path.join(CONFIG_FILE), json.as_bytes())?;
-    write_atomically(path.join(WEIGHTS_FILE), &bytes)
+    let (weights, config) = (path.join(WEIGHTS_FILE), path.join(CONFIG_FILE));
+    write_together(&[(&weights, &bytes), (&config, json.as_bytes())])
 }
