@@ -417,11 +417,15 @@ impl Facts {
         self.ranks.keys().copied().chain(self.rank).max().unwrap_or(0)
     }
 
-    /// What is wrong with `r`, if tensors have another rank and no pattern says so.
+    /// What is wrong with `r` and `rank_pattern`, if tensors have ranks that neither gives.
     fn contradicting_rank(&self) -> Option<String> {
-        let rank = self.rank.filter(|_| self.is_lora() && !self.flags.rank_pattern)?;
-        let odd: Vec<usize> = self.ranks.keys().copied().filter(|it| *it != rank).collect();
-        (!odd.is_empty()).then(|| format!("the configuration says r={rank}, but tensors have rank {odd:?}"))
+        let rank = self.rank.filter(|_| self.is_lora())?;
+        let patterns = self.config.get("rank_pattern").and_then(Value::as_object).into_iter().flatten();
+        let patterns: Vec<u64> = patterns.filter_map(|(_, it)| it.as_u64()).collect();
+        let given = |it: usize| it == rank || patterns.contains(&(it as u64));
+        let odd: Vec<usize> = self.ranks.keys().copied().filter(|it| !given(*it)).collect();
+        let also = if patterns.is_empty() { String::new() } else { format!(" and rank_pattern {patterns:?}") };
+        (!odd.is_empty()).then(|| format!("the configuration says r={rank}{also}, but tensors have rank {odd:?}"))
     }
 
     fn warnings(&self, folder: &AdapterFolder) -> Vec<String> {
@@ -443,8 +447,12 @@ impl Facts {
         if self.is_untrained() {
             let factor = "every lora_B is zero".to_owned();
             list.push(format!("{factor}, so the adapter changes nothing: it was never trained, or saved too early"));
-        } else if !self.zero.is_empty() {
-            list.push(format!("only zeros in {}: these layers were not trained", shorten(&self.zero)));
+        }
+        // A bias may well be zero, but a factor that is adds nothing.
+        let idle: Vec<&String> =
+            self.zero.iter().filter(|key| matches!(split(key).1, Role::B | Role::EmbeddingA)).collect();
+        if !self.is_untrained() && !idle.is_empty() {
+            list.push(format!("only zeros in {}: these layers were not trained", shorten(&idle)));
         }
         if !self.missing_partners.is_empty() {
             let keys = shorten(&self.missing_partners);
@@ -565,6 +573,10 @@ impl Facts {
         let foreign = self.keys.iter().filter(|it| !it.starts_with(KEY_PREFIX)).count();
         let next = "rename the tensors to start with `base_model.model.`";
         judge.ignores(self.is_lora() && foreign > 0, format!("{foreign} tensors without the prefix of its keys"), next);
+        let magnitudes = !self.keys_of(&[Role::Magnitude]).is_empty();
+        let next = "correct `use_dora` in adapter_config.json";
+        judge.ignores(self.flags.use_dora && !magnitudes, "use_dora without magnitudes, which it starts anew", next);
+        judge.ignores(!self.flags.use_dora && magnitudes, "magnitudes, which use_dora=false leaves out", next);
         let partners = format!("missing {}, which it starts anew", shorten(&self.missing_partners));
         judge.ignores(!self.missing_partners.is_empty(), partners, "save the adapter again");
         judge.verdict()

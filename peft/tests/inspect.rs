@@ -359,3 +359,31 @@ fn what_is_no_adapter_is_refused_with_a_reason() {
     let base = inspect(&folder("llama_lora_default"), Some(Path::new("nowhere"))).unwrap_err().to_string();
     assert!(base.contains("config.json"), "{base}");
 }
+
+#[test]
+fn a_pattern_does_not_excuse_ranks_that_it_does_not_give_and_magnitudes_must_fit_the_switch() {
+    let edited = |case: &str, change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let from = crate::support::fixtures().join("cases").join(case).join("default");
+        let folder = tempfile::tempdir().unwrap();
+        let weights = "adapter_model.safetensors";
+        std::fs::copy(from.join(weights), folder.path().join(weights)).unwrap();
+        let mut config = peft::core::read_config(&from).unwrap();
+        change(&mut config);
+        let text = serde_json::to_string(&config).unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), text).unwrap();
+        serde_json::to_string(&peft::inspect::inspect(folder.path(), None).unwrap()).unwrap()
+    };
+    let pattern = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        config.insert("r".into(), 3.into());
+        config.insert("rank_pattern".into(), serde_json::json!({"nothing": 5}));
+    };
+    assert!(edited("llama_lora_default", &pattern).contains("tensors have rank [4]"));
+    let on = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        config.insert("use_dora".into(), true.into());
+    };
+    assert!(edited("llama_lora_default", &on).contains("use_dora without magnitudes"));
+    let off = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        config.insert("use_dora".into(), false.into());
+    };
+    assert!(edited("gpt2_dora", &off).contains("use_dora=false leaves out"));
+}
