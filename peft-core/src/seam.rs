@@ -7,7 +7,8 @@ use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
-use crate::site::{Layout, Site, SiteKind};
+use crate::ops;
+use crate::site::{Layout, Site};
 
 /// `y = x W + b` through the active adapters of `weight`.
 ///
@@ -36,7 +37,7 @@ pub fn linear<const D: usize>(
         Some(set) if !active.is_empty() => {
             LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &active }.forward(input)
         }
-        _ => matmul(input, base, bias, layout),
+        _ => ops::linear(input, base, bias, layout),
     };
     dims[D - 1] = output.dims()[1];
     output.reshape(dims)
@@ -62,14 +63,6 @@ pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option
     }
 }
 
-fn matmul(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, layout: Layout) -> Tensor<2> {
-    let weight = match layout {
-        Layout::OutIn => weight.transpose(),
-        Layout::InOut => weight,
-    };
-    burn::tensor::module::linear(input, weight, bias)
-}
-
 /// The linear layer below an adapter: the frozen one, with the adapters that apply before.
 pub struct LinearBelow<'a> {
     base: &'a Tensor<2>,
@@ -83,7 +76,7 @@ impl LinearBelow<'_> {
     /// The layer's output, `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         match self.adapters.split_last() {
-            None => matmul(input, self.base.clone(), self.bias.cloned(), self.layout),
+            None => ops::linear(input, self.base.clone(), self.bias.cloned(), self.layout),
             Some((top, rest)) => top.linear(input, &LinearBelow { adapters: rest, ..*self }),
         }
     }
@@ -115,7 +108,7 @@ impl LinearBelow<'_> {
 
     /// `x W + b` for any weight that lies as [`LinearBelow::layout`] says.
     pub fn apply(&self, input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-        matmul(input, weight, bias, self.layout)
+        ops::linear(input, weight, bias, self.layout)
     }
 }
 
@@ -173,13 +166,5 @@ pub trait Adapted {
 impl Adapted for burn::nn::Linear {
     fn adapted<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         linear(input, &self.weight, self.bias.as_ref(), Layout::InOut)
-    }
-}
-
-/// Whether a linear weight is stored input first.
-pub fn layout_of(site: &Site) -> Layout {
-    match site.kind {
-        SiteKind::Linear(layout) => layout,
-        _ => Layout::OutIn,
     }
 }

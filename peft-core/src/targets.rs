@@ -223,16 +223,14 @@ pub fn is_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// A path and all that it lies in, inside out.
+fn enclosing(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |it| it.rsplit_once('.').map(|(head, _)| head))
+}
+
 /// Whether some prefix of `path`, cut at a dot, is `name` or ends in `.name`.
 pub fn contains_module(path: &str, name: &str) -> bool {
-    let mut end = Some(path.len());
-    while let Some(at) = end {
-        if is_suffix(&path[..at], name) {
-            return true;
-        }
-        end = path[..at].rfind('.');
-    }
-    false
+    enclosing(path).any(|it| is_suffix(it, name))
 }
 
 /// Whether `modules_to_save = [name]` saves the parameter's module or one around it.
@@ -240,14 +238,7 @@ pub fn contains_module(path: &str, name: &str) -> bool {
 /// The reference compares ends of paths and ignores dots: `norm` saves every `input_layernorm` too. Its files hold
 /// those tensors, so they are read the same way here.
 pub fn is_saved_whole(path: &str, name: &str) -> bool {
-    let mut end = Some(path.len());
-    while let Some(at) = end {
-        if path[..at].ends_with(name) {
-            return true;
-        }
-        end = path[..at].rfind('.');
-    }
-    false
+    enclosing(path).any(|it| it.ends_with(name))
 }
 
 enum Matcher {

@@ -13,7 +13,7 @@ use crate::chat::{ChatTemplate, Message};
 use crate::tokenizer::{Encoded, Tokenizer};
 
 /// A label that no loss looks at.
-pub const IGNORED: i64 = -100;
+pub const IGNORED: i64 = peft_core::ops::IGNORE_INDEX;
 
 /// One sequence to train on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
