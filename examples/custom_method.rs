@@ -101,8 +101,7 @@ impl RowScaleConfig {
     }
 
     fn row(site: &Arc<Site>, sites: &Sites) -> Result<PlanRow> {
-        let has_bias = sites.get(&format!("{}.bias", site.module)).is_some();
-        if !matches!(site.kind, SiteKind::Linear(_)) || !has_bias {
+        if !matches!(site.kind, SiteKind::Linear(_)) || !sites.has_bias(site) {
             let reason = format!("names `{}`, but row scale needs a linear layer with a bias", site.module);
             return Err(PeftError::config("target_modules", reason));
         }

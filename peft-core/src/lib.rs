@@ -32,6 +32,7 @@ pub mod checkpoint;
 mod folder;
 mod model;
 mod replacement;
+pub mod shared;
 pub mod state;
 mod tuner;
 pub use folder::{AdapterFolder, CONFIG_FILE, WEIGHTS_FILE, read_config, write_folder};

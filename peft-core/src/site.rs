@@ -84,6 +84,14 @@ impl Site {
         self.len() == 0
     }
 
+    /// A linear weight as `[out, in]`, however it lies. Its own inverse.
+    pub fn out_in(&self, weight: Tensor<2>) -> Tensor<2> {
+        match self.kind {
+            SiteKind::Linear(Layout::InOut) => weight.transpose(),
+            _ => weight,
+        }
+    }
+
     /// A weight that low-rank methods know how to adapt.
     pub fn is_layer_weight(&self) -> bool {
         self.param == "weight" && self.kind != SiteKind::Other
@@ -144,6 +152,11 @@ impl Sites {
     /// The parameter at a path.
     pub fn get(&self, path: &str) -> Option<&Arc<Site>> {
         self.sites.iter().find(|it| it.path() == path)
+    }
+
+    /// Whether the layer of a weight has a bias.
+    pub fn has_bias(&self, site: &Site) -> bool {
+        self.get(&join(&site.module, "bias")).is_some()
     }
 
     /// Number of elements of all parameters.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result};
 use crate::plan::Plan;
+use crate::shared::COMMON_FIELDS;
 use crate::site::Sites;
 
 /// A method's configuration: the contents of `adapter_config.json`, parsed.
@@ -21,6 +22,18 @@ pub trait Tuner: Debug + Send + Sync {
 
     /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
     fn to_json(&self) -> Result<Map<String, Value>>;
+}
+
+impl<T: Tuner + ?Sized> Tuner for Box<T> {
+    fn peft_type(&self) -> &str {
+        (**self).peft_type()
+    }
+    fn plan(&self, sites: &Sites) -> Result<Plan> {
+        (**self).plan(sites)
+    }
+    fn to_json(&self) -> Result<Map<String, Value>> {
+        (**self).to_json()
+    }
 }
 
 type Parse = Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Tuner>> + Send + Sync>;
@@ -89,9 +102,11 @@ pub fn is_off(value: &Value) -> bool {
 /// Refuses fields that a configuration does not know unless they are switched off or never touch the numbers.
 ///
 /// The reference drops unknown fields with a warning; for another implementation that would be wrong numbers in silence.
+/// `harmless` are the method's own; the [common fields](crate::shared::COMMON_FIELDS) are known.
 pub fn refuse_unknown<'a>(unknown: impl IntoIterator<Item = (&'a String, &'a Value)>, harmless: &[&str]) -> Result<()> {
     for (field, value) in unknown {
-        if !is_off(value) && !harmless.contains(&field.as_str()) {
+        let is_harmless = COMMON_FIELDS.iter().chain(harmless).any(|it| it == field);
+        if !is_off(value) && !is_harmless {
             let reason =
                 format!("is switched on ({value}), and this version does not know what it does to the numbers");
             return Err(PeftError::config(field.clone(), reason));

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use peft_core::shared::{self, Bias, SavedModules};
 use peft_core::{
     Build, Indices, Names, Patterns, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner,
-    is_saved_whole, refuse_unknown, replacement_row,
+    refuse_unknown,
 };
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::conv::BuildConv;
@@ -17,19 +18,6 @@ use crate::linear::BuildLinear;
 
 /// `peft_type` of LoRA.
 pub const PEFT_TYPE: &str = "LORA";
-
-/// Which biases are trained.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// Every bias of the model.
-    All,
-    /// The biases of adapted layers.
-    LoraOnly,
-}
 
 /// `init_lora_weights`, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +43,7 @@ pub struct LoraConfig {
     #[serde(default = "default_rank")]
     pub r: usize,
     /// Numerator of the scale `lora_alpha / r`.
-    #[serde(default = "default_alpha", serialize_with = "integer_if_whole")]
+    #[serde(default = "default_alpha", serialize_with = "shared::integer_if_whole")]
     pub lora_alpha: f64,
     /// Share of the adapter's input that is dropped while training.
     #[serde(default)]
@@ -73,10 +61,10 @@ pub struct LoraConfig {
     #[serde(default)]
     pub layers_pattern: Option<Names>,
     /// Ranks of layers that differ from `r`.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "shared::null_is_default")]
     pub rank_pattern: IndexMap<String, usize>,
     /// Alphas of layers that differ from `lora_alpha`.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "shared::null_is_default")]
     pub alpha_pattern: IndexMap<String, f64>,
     /// Modules that are trained and saved whole.
     #[serde(default)]
@@ -119,17 +107,6 @@ fn default_init() -> Value {
     Value::Bool(true)
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    from: D,
-) -> std::result::Result<IndexMap<String, T>, D::Error> {
-    Ok(Option::<IndexMap<String, T>>::deserialize(from)?.unwrap_or_default())
-}
-
-/// Some readers accept only an integer.
-fn integer_if_whole<S: serde::Serializer>(value: &f64, to: S) -> std::result::Result<S::Ok, S::Error> {
-    if value.fract() == 0.0 && value.abs() < 1e15 { to.serialize_i64(*value as i64) } else { to.serialize_f64(*value) }
-}
-
 impl Default for LoraConfig {
     fn default() -> Self {
         Self {
@@ -155,24 +132,15 @@ impl Default for LoraConfig {
     }
 }
 
-/// Fields of the reference that say nothing about the numbers of a trained adapter.
-const HARMLESS: [&str; 16] = [
-    "peft_type",
-    "peft_version",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
+/// Fields of LoRA that say nothing about the numbers of a trained adapter.
+const HARMLESS: [&str; 7] = [
     "megatron_core",
     "qalora_group_size",
     "loftq_config",
     "eva_config",
     "corda_config",
     "lora_ga_config",
-    "runtime_config",
     "ensure_weight_tying",
-    "tags",
-    "library_name",
 ];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
@@ -247,22 +215,8 @@ impl LoraConfig {
         }
     }
 
-    /// `modules_to_save` with the heads that the task adds, and whether the user asked for an entry by name.
-    fn saved_modules(&self) -> Vec<String> {
-        let mut names = self.modules_to_save.clone().unwrap_or_default();
-        let heads: &[&str] = match self.task_type.as_deref() {
-            Some("SEQ_CLS" | "TOKEN_CLS") => &["classifier", "score"],
-            Some("QUESTION_ANS") => &["qa_outputs"],
-            _ => &[],
-        };
-        names.extend(
-            heads
-                .iter()
-                .filter(|it| !names.iter().any(|name| name == *it))
-                .map(|it| (*it).to_owned())
-                .collect::<Vec<_>>(),
-        );
-        names
+    fn saved_modules(&self) -> SavedModules {
+        SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
     }
 
     fn selection(&self) -> Selection {
@@ -271,7 +225,7 @@ impl LoraConfig {
             exclude_modules: self.exclude_modules.clone(),
             layers_to_transform: self.layers_to_transform.clone(),
             layers_pattern: self.layers_pattern.clone(),
-            modules_to_save: self.saved_modules(),
+            modules_to_save: self.saved_modules().names(),
         }
     }
 
@@ -328,8 +282,9 @@ impl Tuner for LoraConfig {
         if self.lora_dropout > 0.0 && foreign {
             plan.notes.push("lora_dropout acts only in layers that call `adapted`, not in `burn::nn` forwards".into());
         }
-        self.add_biases(sites, &adapted, &mut plan);
-        self.add_saved_modules(sites, &mut plan)?;
+        let saved = self.saved_modules();
+        self.bias.add_to(&mut plan, sites, &saved);
+        saved.add_to(&mut plan, sites)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }
@@ -345,7 +300,7 @@ impl Tuner for LoraConfig {
                 json.insert(field.to_owned(), off);
             }
         }
-        let saved = self.saved_modules();
+        let saved = self.saved_modules().names();
         if !saved.is_empty() {
             json.insert("modules_to_save".into(), saved.into());
         }
@@ -390,43 +345,5 @@ impl LoraConfig {
             label.push_str(if on { text } else { "" });
         }
         Ok(PlanRow { site: site.clone(), label, parameters, build })
-    }
-
-    fn add_biases(&self, sites: &Sites, adapted: &[&str], plan: &mut Plan) {
-        if self.bias == Bias::None {
-            return;
-        }
-        let saved = self.saved_modules();
-        for site in sites.iter().filter(|it| it.param.contains("bias")) {
-            let is_adapted = adapted.contains(&site.module.as_str());
-            let is_saved = saved.iter().any(|name| is_saved_whole(&site.module, name));
-            if is_saved || (self.bias == Bias::LoraOnly && !is_adapted) {
-                continue;
-            }
-            // The reference wraps an adapted layer and keeps the original below that name.
-            let inner = if is_adapted { ".base_layer" } else { "" };
-            plan.rows.push(replacement_row(site, format!("{}{inner}.{}", site.module, site.param)));
-        }
-    }
-
-    fn add_saved_modules(&self, sites: &Sites, plan: &mut Plan) -> Result<()> {
-        let names = self.saved_modules();
-        for site in sites.iter().filter(|it| names.iter().any(|name| is_saved_whole(&it.module, name))) {
-            plan.rows.push(replacement_row(site, site.path()));
-        }
-        for name in self.modules_to_save.iter().flatten() {
-            let is_head_of_task = ["classifier", "score", "qa_outputs"].contains(&name.as_str());
-            if !is_head_of_task && !sites.iter().any(|it| is_saved_whole(&it.module, name)) {
-                let available: Vec<String> = sites.modules().map(str::to_owned).collect();
-                let leaves: Vec<&str> = available.iter().map(|it| it.rsplit('.').next().unwrap_or(it)).collect();
-                return Err(PeftError::NothingMatched {
-                    field: "modules_to_save",
-                    targets: format!("{name:?}"),
-                    nearest: peft_core::nearest(name, leaves),
-                    available,
-                });
-            }
-        }
-        Ok(())
     }
 }

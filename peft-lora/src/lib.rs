@@ -8,7 +8,8 @@ mod embedding;
 mod linear;
 mod start;
 
-pub use config::{Bias, LoraConfig, PEFT_TYPE};
+pub use config::{LoraConfig, PEFT_TYPE};
+pub use peft_core::shared::Bias;
 pub use conv::LoraConv;
 pub use embedding::LoraEmbedding;
 pub use linear::{Factor, LoraLinear};

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, Site, SiteKind};
+use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
 
 use crate::config::Start;
 use crate::dora;
@@ -82,27 +82,19 @@ impl LoraLinear {
     }
 }
 
-/// `[out, in]`, however the weight lies. Its own inverse.
-fn out_in(weight: Tensor<2>, site: &Site) -> Tensor<2> {
-    match site.kind {
-        SiteKind::Linear(Layout::InOut) => weight.transpose(),
-        _ => weight,
-    }
-}
-
 impl Adapter for LoraLinear {
     fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
-        let updated = out_in(weight.reshape(plain), site) + self.delta();
+        let updated = site.out_in(weight.reshape(plain)) + self.delta();
         let updated = match &self.lora_magnitude_vector {
             Some(magnitude) => {
-                let scale = self.direction_scale(magnitude, out_in(base.clone().reshape(plain), site));
+                let scale = self.direction_scale(magnitude, site.out_in(base.clone().reshape(plain)));
                 updated * scale.unsqueeze_dim(1)
             }
             None => updated,
         };
-        out_in(updated, site).reshape(dims)
+        site.out_in(updated).reshape(dims)
     }
 
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
@@ -121,7 +113,7 @@ impl Adapter for LoraLinear {
         let Some(magnitude) = &self.lora_magnitude_vector else {
             return output + self.update(input);
         };
-        let base = out_in(below.base().clone(), below.site());
+        let base = below.site().out_in(below.base().clone());
         let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
         let product = if self.dropout.is_active() {
             // The reference drops the input of the rescaled base product too, but not that of the base itself. One

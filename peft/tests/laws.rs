@@ -30,7 +30,7 @@ fn options() -> Vec<(&'static str, LoraConfig)> {
         ("dora", LoraConfig { use_dora: true, ..plain() }),
         ("dora and pissa", LoraConfig { use_dora: true, ..init("pissa") }),
         ("bias all", LoraConfig { bias: Bias::All, ..plain() }),
-        ("bias of adapted layers", LoraConfig { bias: Bias::LoraOnly, ..plain() }),
+        ("bias of adapted layers", LoraConfig { bias: Bias::AdaptedOnly, ..plain() }),
         ("gaussian", init("gaussian")),
         ("orthogonal", init("orthogonal")),
         ("pissa", init("pissa")),

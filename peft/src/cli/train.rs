@@ -166,7 +166,7 @@ impl Args {
             None => config.bias,
             Some("none") => Bias::None,
             Some("all") => Bias::All,
-            Some("lora_only") => Bias::LoraOnly,
+            Some("lora_only") => Bias::AdaptedOnly,
             Some(other) => {
                 return Err(PeftError::config("bias", format!("is `{other}`, expected none, all or lora_only")));
             }
