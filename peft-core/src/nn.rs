@@ -120,6 +120,11 @@ impl Embedding {
     pub fn attend<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         ops::linear(hidden, self.weight.base(), None, Layout::OutIn)
     }
+
+    /// An output layer of its own that starts as the table and shares its memory.
+    pub fn as_head(&self) -> Projection {
+        Projection { weight: Param::initialized(ParamId::new(), self.weight.base()), bias: None }
+    }
 }
 
 /// Normalisation by mean and variance.

@@ -9,8 +9,8 @@ mod linear;
 mod start;
 
 pub use config::{LoraConfig, PEFT_TYPE};
-pub use peft_core::shared::Bias;
 pub use conv::LoraConv;
 pub use embedding::LoraEmbedding;
 pub use linear::{Factor, LoraLinear};
+pub use peft_core::shared::Bias;
 pub use start::Factors;

@@ -15,30 +15,70 @@ use crate::input::{KvCache, ModelInput};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
 use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier};
 
-/// A model that predicts the next token, of any known architecture.
-#[derive(Module, Debug)]
-#[allow(missing_docs, clippy::large_enum_variant)]
-pub enum AutoCausalLm {
-    Gpt2(Gpt2LmHeadModel),
-    Llama(LlamaForCausalLm),
+/// An enum over architectures: its variants, how `config.json` picks one, and a macro that does the same with each.
+///
+/// A row is `Variant(Model, Config, prefix of a headless checkpoint) = "model_type" | …`.
+macro_rules! architectures {
+    ($d:tt $(#[$doc:meta])* $name:ident, $each:ident!, $task:literal:
+     $($variant:ident($model:ty, $config:ty, $prefix:expr) = $($model_type:literal)|+),+ $(,)?) => {
+        $(#[$doc])*
+        #[derive(Module, Debug)]
+        #[allow(missing_docs, clippy::large_enum_variant)]
+        pub enum $name {
+            $($variant($model)),+
+        }
+
+        macro_rules! $each {
+            ($d model:expr, $d it:ident => $d body:expr) => {
+                match $d model { $($name::$variant($d it) => $d body),+ }
+            };
+        }
+
+        impl $name {
+            /// A model whose parameters are not allocated: enough to plan and to count.
+            pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
+                Ok(match raw.model_type()? {
+                    $($($model_type)|+ => Self::$variant(<$model>::new(&<$config>::from_raw(raw)?, device)),)+
+                    other => return Err(unknown(other, $task, &[$($($model_type),+),+])),
+                })
+            }
+
+            fn base_prefix(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $prefix),+
+                }
+            }
+        }
+
+        impl Describe for $name {
+            fn describe(&self) -> Sites {
+                $each!(self, it => it.describe())
+            }
+        }
+    };
 }
 
-/// A model that scores a whole sequence, of any known architecture.
-#[derive(Module, Debug)]
-#[allow(missing_docs, clippy::large_enum_variant)]
-pub enum AutoSequenceClassifier {
-    Bert(BertForSequenceClassification),
-    Gpt2(Gpt2ForSequenceClassification),
-    Llama(LlamaForSequenceClassification),
+architectures! { $
+    /// A model that predicts the next token, of any known architecture.
+    AutoCausalLm, causal_lm!, "causal language models":
+    Gpt2(Gpt2LmHeadModel, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Llama(LlamaForCausalLm, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
 }
 
-/// A model that turns tokens into vectors, of any known architecture.
-#[derive(Module, Debug)]
-#[allow(missing_docs, clippy::large_enum_variant)]
-pub enum AutoFeatureExtractor {
-    Bert(BertModel),
-    Gpt2(Gpt2Model),
-    Llama(LlamaModel),
+architectures! { $
+    /// A model that scores a whole sequence, of any known architecture.
+    AutoSequenceClassifier, sequence_classifier!, "classifiers":
+    Bert(BertForSequenceClassification, BertConfig, bert::BASE_PREFIX) = "bert",
+    Gpt2(Gpt2ForSequenceClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+}
+
+architectures! { $
+    /// A model that turns tokens into vectors, of any known architecture.
+    AutoFeatureExtractor, feature_extractor!, "feature extraction":
+    Bert(BertModel, BertConfig, bert::BASE_PREFIX) = "bert",
+    Gpt2(Gpt2Model, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
 }
 
 /// What a classifier is to be, where its folder does not say or says something else.
@@ -94,126 +134,34 @@ pub fn load_feature_extractor(folder: impl AsRef<Path>, device: &Device) -> Resu
     Ok((start(model, &report.missing, &raw, 0, device), report))
 }
 
-impl AutoCausalLm {
-    /// The model with a head of its own where it was tied to the embedding table.
-    ///
-    /// Adapters that name the head need this: a tied head has no parameter that they could ride on. The table's memory
-    /// is shared.
-    pub fn untied(self) -> Self {
-        let head = |table: &peft_core::nn::Embedding| {
-            let weight = burn::module::Param::initialized(burn::module::ParamId::new(), table.weight.base());
-            peft_core::nn::Projection { weight, bias: None }
-        };
-        match self {
-            Self::Gpt2(mut it) => {
-                it.lm_head.get_or_insert_with(|| head(&it.transformer.wte));
-                Self::Gpt2(it)
-            }
-            Self::Llama(mut it) => {
-                it.lm_head.get_or_insert_with(|| head(&it.model.embed_tokens));
-                Self::Llama(it)
-            }
-        }
-    }
-
-    /// A model whose parameters are not allocated: enough to plan and to count.
-    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
-        Ok(match raw.model_type()? {
-            "gpt2" => Self::Gpt2(Gpt2LmHeadModel::new(&Gpt2Config::from_raw(raw)?, device)),
-            "llama" | "mistral" | "qwen2" => Self::Llama(LlamaForCausalLm::new(&LlamaConfig::from_raw(raw)?, device)),
-            other => return Err(unknown(other, "causal language models", &["gpt2", "llama", "mistral", "qwen2"])),
-        })
-    }
-
-    /// Whether the head is the embedding table.
-    pub fn is_tied(&self) -> bool {
-        match self {
-            Self::Gpt2(it) => it.lm_head.is_none(),
-            Self::Llama(it) => it.lm_head.is_none(),
-        }
-    }
-
-    fn base_prefix(&self) -> &'static str {
-        match self {
-            Self::Gpt2(_) => gpt2::BASE_PREFIX,
-            Self::Llama(_) => llama::BASE_PREFIX,
-        }
-    }
-}
-
-impl Describe for AutoCausalLm {
-    fn describe(&self) -> Sites {
-        match self {
-            Self::Gpt2(it) => it.describe(),
-            Self::Llama(it) => it.describe(),
-        }
-    }
-}
-
 impl CausalLm for AutoCausalLm {
     fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
-        match self {
-            Self::Gpt2(it) => it.hidden(input, cache),
-            Self::Llama(it) => it.hidden(input, cache),
-        }
+        causal_lm!(self, it => it.hidden(input, cache))
     }
 
     fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::Gpt2(it) => it.head(hidden),
-            Self::Llama(it) => it.head(hidden),
-        }
+        causal_lm!(self, it => it.head(hidden))
+    }
+
+    fn is_tied(&self) -> bool {
+        causal_lm!(self, it => it.is_tied())
+    }
+
+    fn untie(&mut self) {
+        causal_lm!(self, it => it.untie());
     }
 }
 
 impl AutoSequenceClassifier {
-    /// A model whose parameters are not allocated: enough to plan and to count.
-    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
-        Ok(match raw.model_type()? {
-            "bert" => Self::Bert(BertForSequenceClassification::new(&BertConfig::from_raw(raw)?, device)),
-            "gpt2" => Self::Gpt2(Gpt2ForSequenceClassification::new(&Gpt2Config::from_raw(raw)?, device)),
-            "llama" | "mistral" | "qwen2" => {
-                Self::Llama(LlamaForSequenceClassification::new(&LlamaConfig::from_raw(raw)?, device))
-            }
-            other => return Err(unknown(other, "classifiers", &["bert", "gpt2", "llama", "mistral", "qwen2"])),
-        })
-    }
-
     /// What the labels are.
     pub fn labels(&self) -> &LabelConfig {
-        match self {
-            Self::Bert(it) => it.labels(),
-            Self::Gpt2(it) => it.labels(),
-            Self::Llama(it) => it.labels(),
-        }
-    }
-
-    fn base_prefix(&self) -> &'static str {
-        match self {
-            Self::Bert(_) => bert::BASE_PREFIX,
-            Self::Gpt2(_) => gpt2::BASE_PREFIX,
-            Self::Llama(_) => llama::BASE_PREFIX,
-        }
-    }
-}
-
-impl Describe for AutoSequenceClassifier {
-    fn describe(&self) -> Sites {
-        match self {
-            Self::Bert(it) => it.describe(),
-            Self::Gpt2(it) => it.describe(),
-            Self::Llama(it) => it.describe(),
-        }
+        sequence_classifier!(self, it => it.labels())
     }
 }
 
 impl SequenceClassifier for AutoSequenceClassifier {
     fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        match self {
-            Self::Bert(it) => it.logits(input),
-            Self::Gpt2(it) => it.logits(input),
-            Self::Llama(it) => it.logits(input),
-        }
+        sequence_classifier!(self, it => it.logits(input))
     }
 
     fn num_labels(&self) -> usize {
@@ -225,43 +173,9 @@ impl SequenceClassifier for AutoSequenceClassifier {
     }
 }
 
-impl AutoFeatureExtractor {
-    /// A model whose parameters are not allocated: enough to plan and to count.
-    pub fn from_config(raw: &RawConfig, device: &Device) -> Result<Self> {
-        Ok(match raw.model_type()? {
-            "bert" => Self::Bert(BertModel::new(&BertConfig::from_raw(raw)?, device)),
-            "gpt2" => Self::Gpt2(Gpt2Model::new(&Gpt2Config::from_raw(raw)?, device)),
-            "llama" | "mistral" | "qwen2" => Self::Llama(LlamaModel::new(&LlamaConfig::from_raw(raw)?, device)),
-            other => return Err(unknown(other, "feature extraction", &["bert", "gpt2", "llama", "mistral", "qwen2"])),
-        })
-    }
-
-    fn base_prefix(&self) -> &'static str {
-        match self {
-            Self::Bert(_) => bert::BASE_PREFIX,
-            Self::Gpt2(_) => gpt2::BASE_PREFIX,
-            Self::Llama(_) => llama::BASE_PREFIX,
-        }
-    }
-}
-
-impl Describe for AutoFeatureExtractor {
-    fn describe(&self) -> Sites {
-        match self {
-            Self::Bert(it) => it.describe(),
-            Self::Gpt2(it) => it.describe(),
-            Self::Llama(it) => it.describe(),
-        }
-    }
-}
-
 impl FeatureExtractor for AutoFeatureExtractor {
     fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3> {
-        match self {
-            Self::Bert(it) => it.last_hidden_state(input),
-            Self::Gpt2(it) => it.last_hidden_state(input),
-            Self::Llama(it) => it.last_hidden_state(input),
-        }
+        feature_extractor!(self, it => it.last_hidden_state(input))
     }
 }
 

@@ -278,6 +278,14 @@ impl CausalLm for Gpt2LmHeadModel {
             None => self.transformer.wte.attend(hidden),
         }
     }
+
+    fn is_tied(&self) -> bool {
+        self.lm_head.is_none()
+    }
+
+    fn untie(&mut self) {
+        self.lm_head.get_or_insert_with(|| self.transformer.wte.as_head());
+    }
 }
 
 /// GPT-2 that classifies a sequence by its last token.

@@ -437,6 +437,14 @@ impl CausalLm for LlamaForCausalLm {
             None => self.model.embed_tokens.attend(hidden),
         }
     }
+
+    fn is_tied(&self) -> bool {
+        self.lm_head.is_none()
+    }
+
+    fn untie(&mut self) {
+        self.lm_head.get_or_insert_with(|| self.model.embed_tokens.as_head());
+    }
 }
 
 /// The stack that classifies a sequence by its last token.

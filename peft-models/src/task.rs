@@ -15,6 +15,20 @@ pub trait CausalLm: Module {
     /// Apart from [`CausalLm::hidden`], so that a loss computes only the rows that it needs.
     fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
 
+    /// Whether the head is the embedding table read the other way.
+    fn is_tied(&self) -> bool;
+
+    /// Gives a tied model a head of its own, a copy of the table that shares its memory.
+    ///
+    /// Adapters that name the head need this: a tied head has no parameter that they could ride on.
+    fn untie(&mut self);
+
+    /// The model, [untied](CausalLm::untie).
+    fn untied(mut self) -> Self {
+        self.untie();
+        self
+    }
+
     /// Scores of every position, `[batch, seq, vocab]`.
     fn logits(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
         let hidden = self.hidden(input, cache);

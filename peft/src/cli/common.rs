@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
 use peft::hub::{Hub, What};
+use peft::models::CausalLm;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::tasks::columns::Columns;
 use peft::tasks::runlog::{EvalRecord, TrainRecord};

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::module::Module;
 use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, nn};
 use peft::lora::{Bias, LoraConfig};
+use peft::models::CausalLm;
 use peft::models::auto::{self, ClassifierOptions};
 use peft::prepare::DataOptions;
 use peft::tasks::curve::Curve;

@@ -1,0 +1,34 @@
+//! LoRA.
+
+use peft::lora::{Bias, LoraConfig};
+
+use super::{Row, row};
+
+fn plain() -> LoraConfig {
+    LoraConfig::new(4, 6.0).all_linear()
+}
+
+fn init(name: &str) -> LoraConfig {
+    LoraConfig { init_lora_weights: name.into(), ..plain() }
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        row("default", |_| Box::new(plain())),
+        row("rslora", |_| Box::new(LoraConfig { use_rslora: true, ..plain() })),
+        row("dora", |_| Box::new(LoraConfig { use_dora: true, ..plain() })),
+        row("dora and pissa", |_| Box::new(LoraConfig { use_dora: true, ..init("pissa") })),
+        row("bias all", |_| Box::new(LoraConfig { bias: Bias::All, ..plain() })),
+        row("bias of adapted layers", |_| Box::new(LoraConfig { bias: Bias::AdaptedOnly, ..plain() })),
+        row("gaussian", |_| Box::new(init("gaussian"))),
+        row("orthogonal", |_| Box::new(init("orthogonal"))),
+        row("pissa", |_| Box::new(init("pissa"))),
+        row("pissa by iteration", |_| Box::new(init("pissa_niter_4"))),
+        row("olora", |_| Box::new(init("olora"))),
+        Row {
+            merges: |names| !names.is_tied,
+            ..row("embedding", |names| Box::new(LoraConfig::new(4, 6.0).targets(names.tables.iter().copied())))
+        },
+        row("saved norm", |names| Box::new(LoraConfig { modules_to_save: Some(vec![names.norm.into()]), ..plain() })),
+    ]
+}
