@@ -116,7 +116,7 @@ fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[Pa
             assert_eq!(ours.tensors.shape(&key), theirs.tensors.shape(&key), "{key}");
             assert_eq!(numbers(&ours.tensors.floats(&key).unwrap()), numbers(&theirs.tensors.floats(&key).unwrap()));
         }
-        // What the reference writes beyond ours are copies of frozen tensors.
+        // What the reference writes beyond ours are copies of frozen tensors, and biases a second time.
         let spare = |key: &String| {
             ours.tensors.shape(key).is_none() && !key.ends_with(".base_layer.weight") && !key.contains("lm_head")
         };
