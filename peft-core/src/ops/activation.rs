@@ -1,14 +1,12 @@
 //! Activation functions.
 
-use std::f64::consts::{FRAC_1_SQRT_2, PI};
+use std::f64::consts::PI;
 
 use burn::tensor::{Tensor, activation};
 
 /// `x · Φ(x)`, exact: transformers' `gelu`.
 pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
-    // Not Burn's own: the derivative of that is, on the backends that go through CubeCL, the one of the approximation.
-    let normal = input.clone().mul_scalar(FRAC_1_SQRT_2).erf().add_scalar(1.0).mul_scalar(0.5);
-    input * normal
+    activation::gelu(input)
 }
 
 /// The approximation of GELU by a hyperbolic tangent: transformers' `gelu_new` and `gelu_pytorch_tanh`.
