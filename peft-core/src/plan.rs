@@ -79,6 +79,9 @@ pub struct Plan {
     pub method: String,
     /// One row for every adapted parameter.
     pub rows: Vec<PlanRow>,
+    /// The rows in their place for a folder that holds prompts without the encoders that made them; nothing for methods
+    /// that train what they save.
+    pub baked: Option<Vec<PlanRow>>,
     /// Elements of the model without the adapter.
     pub base_parameters: usize,
     /// Target names that matched nothing.
@@ -91,6 +94,12 @@ impl Plan {
     /// An empty plan for a model.
     pub fn new(method: impl Into<String>, sites: &Sites) -> Self {
         Self { method: method.into(), base_parameters: sites.parameters(), ..Self::default() }
+    }
+
+    /// The plan for a folder that holds prompts without the encoders that made them.
+    pub fn without_encoders(mut self) -> Self {
+        self.rows = self.baked.take().unwrap_or(self.rows);
+        self
     }
 
     /// Trainable elements.
