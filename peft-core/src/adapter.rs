@@ -70,6 +70,11 @@ pub trait Adapter: Module + Sync + 'static {
         0
     }
 
+    /// Between how many tasks [`prompt`](Adapter::prompt) tells: above 1 it must know the task of every row.
+    fn tasks(&self) -> usize {
+        1
+    }
+
     /// What the attention whose output projection this adapter rides on looks at beside its own tokens.
     fn gated(&self) -> Option<GatedPrompt> {
         None
@@ -140,6 +145,10 @@ impl AnyAdapter {
         self.0.virtual_tokens()
     }
 
+    pub(crate) fn tasks(&self) -> usize {
+        self.0.tasks()
+    }
+
     pub(crate) fn gated(&self) -> Option<GatedPrompt> {
         self.0.gated()
     }
@@ -208,6 +217,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3>;
     fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt>;
     fn virtual_tokens(&self) -> usize;
+    fn tasks(&self) -> usize;
     fn gated(&self) -> Option<GatedPrompt>;
     fn unmergeable(&self) -> Option<&'static str>;
     fn baked(&self) -> Option<AnyAdapter>;
@@ -251,6 +261,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn virtual_tokens(&self) -> usize {
         self.0.virtual_tokens()
+    }
+    fn tasks(&self) -> usize {
+        self.0.tasks()
     }
     fn gated(&self) -> Option<GatedPrompt> {
         self.0.gated()

@@ -41,5 +41,5 @@ pub use folder::{
     AdapterFolder, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE, read_config, write_folder, write_folder_with_encoder,
 };
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
-pub use replacement::{Replacement, replacement_row};
+pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
 pub use tuner::{Methods, Tuner, is_off, refuse_unknown};

@@ -134,6 +134,9 @@ impl<M: Module> PeftModel<M> {
             let targets = format!("{:?}", plan.unmatched);
             return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
         }
+        if let Some(reason) = plan.lacks {
+            return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
+        }
         self.insert(name, Box::new(config), plan, seed)?;
         self.set_active(&[name])?;
         self.set_trainable(&[name])?;
@@ -341,8 +344,13 @@ impl<M: Module> PeftModel<M> {
     /// The adapter's configuration as `adapter_config.json` holds it.
     pub fn adapter_config(&self, name: &str) -> Result<Map<String, Value>> {
         self.check_known(name)?;
-        let config = &self.adapters[name].config;
+        let AdapterInfo { config, plan, .. } = &self.adapters[name];
         let mut json = config.to_json()?;
+        for (field, value) in &plan.derived {
+            if json.get(field).is_none_or(Value::is_null) {
+                json.insert(field.clone(), value.clone());
+            }
+        }
         json.insert("peft_type".into(), config.peft_type().into());
         json.insert("inference_mode".into(), true.into());
         json.insert("peft_version".into(), REFERENCE_VERSION.into());

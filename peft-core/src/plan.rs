@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::erased::{Ranked, with_rank};
@@ -86,6 +87,11 @@ pub struct Plan {
     pub base_parameters: usize,
     /// Target names that matched nothing.
     pub unmatched: Vec<String>,
+    /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
+    /// not matter to a folder, which has values.
+    pub lacks: Option<String>,
+    /// Fields of the configuration that were not given and that the model decides, as they are to be saved.
+    pub derived: Map<String, Value>,
     /// What a user should know although nothing is wrong.
     pub notes: Vec<String>,
 }

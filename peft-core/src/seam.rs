@@ -74,9 +74,16 @@ pub fn prompt(table: &Param<Tensor<2>>, tasks: Option<&Tensor<1, Int>>) -> Optio
     set.active().filter_map(|it| it.prompt(tasks)).reduce(Prompt::and)
 }
 
+/// Between how many tasks active prompts tell; above 1 an input must name the task of every row.
+pub fn tasks<M: Module>(model: &M) -> usize {
+    let most = |set: &AdapterSet| set.active().map(AnyAdapter::tasks).max();
+    slots::collect(model).iter().filter_map(most).max().unwrap_or(1)
+}
+
 /// How many virtual tokens active adapters put before a model's input.
 pub fn virtual_tokens<M: Module>(model: &M) -> usize {
-    slots::collect(model).iter().flat_map(|set| set.active().map(AnyAdapter::virtual_tokens).collect::<Vec<_>>()).sum()
+    let of = |set: &AdapterSet| set.active().map(AnyAdapter::virtual_tokens).sum::<usize>();
+    slots::collect(model).iter().map(of).sum()
 }
 
 /// What attention sees of the active gated prompts beside its own tokens: `gate · softmax(q kᵀ / √d_head) v`, to be

@@ -15,6 +15,8 @@ pub use peft_core as core;
 #[cfg(feature = "lora")]
 pub use peft_lora as lora;
 pub use peft_models as models;
+#[cfg(feature = "prompt")]
+pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
 use peft_core::Methods;
@@ -24,5 +26,12 @@ pub fn methods() -> Methods {
     let methods = Methods::new();
     #[cfg(feature = "lora")]
     let methods = methods.with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse);
+    #[cfg(feature = "prompt")]
+    let methods = methods
+        .with(peft_prompt::PROMPT_TUNING, peft_prompt::PromptTuningConfig::parse)
+        .with(peft_prompt::P_TUNING, peft_prompt::PromptEncoderConfig::parse)
+        .with(peft_prompt::PREFIX_TUNING, peft_prompt::PrefixTuningConfig::parse)
+        .with(peft_prompt::MULTITASK_PROMPT_TUNING, peft_prompt::MultitaskPromptTuningConfig::parse)
+        .with(peft_prompt::ADAPTION_PROMPT, peft_prompt::AdaptionPromptConfig::parse);
     methods
 }
