@@ -2,9 +2,11 @@
 //!
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
 //! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
-//! file, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
+//! file, [`configure`](mod@configure)
+//! reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
 //! [`forward`](mod@forward) computes one pass from files to files. The `peft` command is built on these.
 
+pub mod configure;
 pub mod device;
 pub mod forward;
 pub mod hub;
