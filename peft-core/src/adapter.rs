@@ -14,9 +14,11 @@ use burn::module::{
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
+use crate::prompt::{GatedPrompt, Prompt};
 use crate::seam::{EmbeddingBelow, LinearBelow};
 use crate::site::Site;
 use crate::slots;
+use crate::state::KEY_PREFIX;
 
 /// One adapter on one parameter: the trait that a method implements.
 ///
@@ -55,7 +57,46 @@ pub trait Adapter: Module + Sync + 'static {
         below.look_up(ids, weight)
     }
 
-    /// Key of a parameter in the adapter file, without the `base_model.model.` prefix.
+    /// What stands before the input of a model whose table of words this adapter rides on. Nothing for most methods.
+    ///
+    /// `tasks` numbers the task of every row, `[batch]`, for prompts that differ between tasks.
+    fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+        let _ = tasks;
+        None
+    }
+
+    /// Number of virtual tokens before the input: what [`Prompt::tokens_len`] would be.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
+    /// Between how many tasks [`prompt`](Adapter::prompt) tells: above 1 it must know the task of every row.
+    fn tasks(&self) -> usize {
+        1
+    }
+
+    /// What the attention whose output projection this adapter rides on looks at beside its own tokens.
+    fn gated(&self) -> Option<GatedPrompt> {
+        None
+    }
+
+    /// Why the adapter cannot be folded into weights, if it cannot.
+    fn unmergeable(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What the adapter file holds in place of this adapter, if it trains more than it computes with: the encoder of a
+    /// prompt is saved as the prompt. Its own tensors go into [`ENCODER_FILE`](crate::ENCODER_FILE).
+    fn baked(&self) -> Option<AnyAdapter> {
+        None
+    }
+
+    /// What comes before [`file_key`](Adapter::file_key) in the adapter file.
+    fn key_prefix(&self) -> &'static str {
+        KEY_PREFIX
+    }
+
+    /// Key of a parameter in the adapter file, without the [`key_prefix`](Adapter::key_prefix).
     fn file_key(&self, site: &Site, field: &str) -> String {
         if site.module.is_empty() { field.to_owned() } else { format!("{}.{field}", site.module) }
     }
@@ -96,8 +137,33 @@ impl AnyAdapter {
         self.0.embedding(ids, below)
     }
 
+    pub(crate) fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+        self.0.prompt(tasks)
+    }
+
+    pub(crate) fn virtual_tokens(&self) -> usize {
+        self.0.virtual_tokens()
+    }
+
+    pub(crate) fn tasks(&self) -> usize {
+        self.0.tasks()
+    }
+
+    pub(crate) fn gated(&self) -> Option<GatedPrompt> {
+        self.0.gated()
+    }
+
+    pub(crate) fn unmergeable(&self) -> Option<&'static str> {
+        self.0.unmergeable()
+    }
+
+    pub(crate) fn baked(&self) -> Option<AnyAdapter> {
+        self.0.baked()
+    }
+
+    /// The whole key of a parameter in the adapter file.
     pub(crate) fn file_key(&self, site: &Site, field: &str) -> String {
-        self.0.file_key(site, field)
+        format!("{}{}", self.0.key_prefix(), self.0.file_key(site, field))
     }
 }
 
@@ -149,6 +215,13 @@ trait DynAdapter: Debug + Send + Sync {
     fn touches_bias(&self) -> bool;
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2>;
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3>;
+    fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt>;
+    fn virtual_tokens(&self) -> usize;
+    fn tasks(&self) -> usize;
+    fn gated(&self) -> Option<GatedPrompt>;
+    fn unmergeable(&self) -> Option<&'static str>;
+    fn baked(&self) -> Option<AnyAdapter>;
+    fn key_prefix(&self) -> &'static str;
     fn file_key(&self, site: &Site, field: &str) -> String;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
     fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
@@ -182,6 +255,27 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         self.0.embedding(ids, below)
+    }
+    fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+        self.0.prompt(tasks)
+    }
+    fn virtual_tokens(&self) -> usize {
+        self.0.virtual_tokens()
+    }
+    fn tasks(&self) -> usize {
+        self.0.tasks()
+    }
+    fn gated(&self) -> Option<GatedPrompt> {
+        self.0.gated()
+    }
+    fn unmergeable(&self) -> Option<&'static str> {
+        self.0.unmergeable()
+    }
+    fn baked(&self) -> Option<AnyAdapter> {
+        self.0.baked()
+    }
+    fn key_prefix(&self) -> &'static str {
+        self.0.key_prefix()
     }
     fn file_key(&self, site: &Site, field: &str) -> String {
         self.0.file_key(site, field)

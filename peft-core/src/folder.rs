@@ -14,6 +14,10 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensors in the folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// Name of the file beside them from which the training of a prompt's encoder goes on. The reference, which forgets the
+/// encoder, does not look at it.
+pub const ENCODER_FILE: &str = "prompt_encoder.safetensors";
+
 /// An adapter folder, opened.
 #[derive(Debug)]
 pub struct AdapterFolder {
@@ -23,6 +27,8 @@ pub struct AdapterFolder {
     pub config: Map<String, Value>,
     /// The tensors.
     pub tensors: TensorFile,
+    /// The tensors of an encoder whose outcome `tensors` holds.
+    pub encoder: Option<TensorFile>,
 }
 
 impl AdapterFolder {
@@ -43,7 +49,9 @@ impl AdapterFolder {
         if tensors.keys().is_empty() {
             return Err(PeftError::bad_file(tensors.path(), "it holds no tensor: the adapter was saved empty"));
         }
-        Ok(Self { path: path.to_path_buf(), config, tensors })
+        let encoder = path.join(ENCODER_FILE);
+        let encoder = encoder.is_file().then(|| TensorFile::open(encoder)).transpose()?;
+        Ok(Self { path: path.to_path_buf(), config, tensors, encoder })
     }
 }
 
@@ -59,6 +67,16 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
 
 /// Writes an adapter folder. Until the last moment an adapter that was there stays whole.
 pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors: Vec<Stored>) -> Result<()> {
+    write_folder_with_encoder(path, config, tensors, Vec::new())
+}
+
+/// The same with the tensors of an encoder whose outcome `tensors` holds, if there are any.
+pub fn write_folder_with_encoder(
+    path: impl AsRef<Path>,
+    config: &Map<String, Value>,
+    tensors: Vec<Stored>,
+    encoder: Vec<Stored>,
+) -> Result<()> {
     let path = path.as_ref();
     if path.is_file() {
         return Err(PeftError::bad_file(path, "it is a file; give a folder to save the adapter in"));
@@ -66,7 +84,7 @@ pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors
     if tensors.is_empty() {
         return Err(PeftError::Invalid("refusing to save an adapter without a single tensor".into()));
     }
-    for Stored { key, data } in &tensors {
+    for Stored { key, data } in tensors.iter().chain(&encoder) {
         let finite = !data.dtype().is_float() || data.iter::<f32>().all(f32::is_finite);
         if !finite {
             let reason = format!("refusing to save: `{key}` holds NaN or infinity; train with a smaller learning rate");
@@ -77,6 +95,15 @@ pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors
     let json = serde_json::to_string_pretty(&sorted).map_err(|error| PeftError::Invalid(error.to_string()))?;
     let bytes = serialize(tensors, FloatType::F32)?;
 
-    let (weights, config) = (path.join(WEIGHTS_FILE), path.join(CONFIG_FILE));
-    write_together(&[(&weights, &bytes), (&config, json.as_bytes())])
+    let [weights, config, beside] = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE].map(|it| path.join(it));
+    if encoder.is_empty() {
+        write_together(&[(&weights, &bytes), (&config, json.as_bytes())])?;
+        // One of an earlier adapter does not belong here any more.
+        return match beside.is_file() {
+            true => fs::remove_file(&beside).map_err(PeftError::io("remove", &beside)),
+            false => Ok(()),
+        };
+    }
+    let encoder = serialize(encoder, FloatType::F32)?;
+    write_together(&[(&weights, &bytes), (&config, json.as_bytes()), (&beside, &encoder)])
 }

@@ -13,13 +13,15 @@ mod error;
 pub mod laws;
 pub mod nn;
 pub mod ops;
+mod prompt;
 pub mod seam;
 mod site;
 pub mod slots;
 
 pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter};
 pub use error::{LoadReport, PeftError, Result, nearest};
-pub use site::{Layout, PathStack, Site, SiteKind, Sites};
+pub use prompt::{GatedPrompt, KeyValue, Prompt};
+pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
 mod init;
 mod plan;
 mod targets;
@@ -35,7 +37,9 @@ mod replacement;
 pub mod shared;
 pub mod state;
 mod tuner;
-pub use folder::{AdapterFolder, CONFIG_FILE, WEIGHTS_FILE, read_config, write_folder};
+pub use folder::{
+    AdapterFolder, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE, read_config, write_folder, write_folder_with_encoder,
+};
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
-pub use replacement::{Replacement, replacement_row};
+pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
 pub use tuner::{Methods, Tuner, is_off, refuse_unknown};

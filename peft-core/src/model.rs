@@ -5,13 +5,13 @@ use std::ops::Deref;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients};
+use burn::tensor::{Device, Gradients, TensorData};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::Stored;
+use crate::checkpoint::{Stored, TensorFile};
 use crate::error::{LoadReport, PeftError, Result};
-use crate::folder::{AdapterFolder, write_folder};
+use crate::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::plan::Plan;
 use crate::site::Sites;
 use crate::slots;
@@ -134,6 +134,9 @@ impl<M: Module> PeftModel<M> {
             let targets = format!("{:?}", plan.unmatched);
             return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
         }
+        if let Some(reason) = plan.lacks {
+            return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
+        }
         self.insert(name, Box::new(config), plan, seed)?;
         self.set_active(&[name])?;
         self.set_trainable(&[name])?;
@@ -180,24 +183,55 @@ impl<M: Module> PeftModel<M> {
         let folder = AdapterFolder::open(folder)?;
         self.check_free(name)?;
         let config = methods.parse(folder.config.clone())?;
-        let plan = config.plan(&self.sites)?;
-        let model = plan.apply(self.model.clone(), name, 0, &self.device);
-
-        let keys = folder.tensors.keys();
-        let shapes = keys.iter().map(|key| (key.as_str(), folder.tensors.shape(key).unwrap_or(&[])));
-        let mut report = state::compare(&model, name, shapes);
-        // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
-        report.unexpected.retain(|key| !self.is_frozen_copy(key, &folder));
-        if !report.is_clean() {
-            return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
+        let mut plan = config.plan(&self.sites)?;
+        if folder.encoder.is_none() {
+            plan = plan.without_encoders();
         }
-        let values = keys.iter().map(|key| Ok((key.clone(), folder.tensors.floats(key)?)));
-        let values: HashMap<_, _> = values.collect::<Result<_>>()?;
-        self.model = state::assign(model, name, values);
+        let model = plan.apply(self.model.clone(), name, 0, &self.device);
+        self.model = self.filled(model, name, &folder)?;
         self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
         let mut active = self.active.clone();
         active.push(name.to_owned());
         self.set_active(&active)
+    }
+
+    /// Overwrites the tensors of an adapter with those of a folder that [`PeftModel::save_adapter`] wrote for it.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected or misshapen; then nothing has changed.
+    pub fn restore_adapter(&mut self, name: &str, folder: &AdapterFolder) -> Result<()> {
+        self.check_known(name)?;
+        self.model = self.filled(self.model.clone(), name, folder)?;
+        Ok(())
+    }
+
+    /// A model with the values of a folder in the adapter `name`.
+    fn filled(&self, model: M, name: &str, folder: &AdapterFolder) -> Result<M> {
+        let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
+        let mut rows: Vec<(String, &TensorFile)> = Vec::new();
+        for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
+            rows.extend(file.keys().into_iter().filter(|key| !made.contains(key)).map(|key| (key, file)));
+        }
+        let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
+        let mut report = state::compare(&model, name, shapes);
+        report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
+        // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
+        report.unexpected.retain(|key| !self.is_frozen_copy(key, folder));
+        if !report.is_clean() {
+            return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
+        }
+        let values = rows.into_iter().map(|(key, file)| Ok((key.clone(), file.floats(&key)?)));
+        let model = state::assign(model, name, values.collect::<Result<HashMap<_, _>>>()?);
+        for Stored { key, data } in state::encoders(&model, name).0 {
+            if !is_close(&data, &folder.tensors.floats(&key)?) {
+                let reason = format!(
+                    "{ENCODER_FILE} does not give the `{key}` of {WEIGHTS_FILE}: they are of two adapters; without the \
+                     first the prompt loads as it is"
+                );
+                return Err(PeftError::bad_file(&folder.path, reason));
+            }
+        }
+        Ok(model)
     }
 
     fn is_frozen_copy(&self, key: &str, folder: &AdapterFolder) -> bool {
@@ -310,8 +344,13 @@ impl<M: Module> PeftModel<M> {
     /// The adapter's configuration as `adapter_config.json` holds it.
     pub fn adapter_config(&self, name: &str) -> Result<Map<String, Value>> {
         self.check_known(name)?;
-        let config = &self.adapters[name].config;
+        let AdapterInfo { config, plan, .. } = &self.adapters[name];
         let mut json = config.to_json()?;
+        for (field, value) in &plan.derived {
+            if json.get(field).is_none_or(Value::is_null) {
+                json.insert(field.clone(), value.clone());
+            }
+        }
         json.insert("peft_type".into(), config.peft_type().into());
         json.insert("inference_mode".into(), true.into());
         json.insert("peft_version".into(), REFERENCE_VERSION.into());
@@ -331,6 +370,15 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     /// If a value is not finite or the disk says no; a folder that was there stays whole.
     pub fn save_adapter(&self, folder: impl AsRef<Path>, name: &str) -> Result<()> {
-        write_folder(folder, &self.adapter_config(name)?, self.adapter_tensors(name)?)
+        let config = self.adapter_config(name)?;
+        let (saved, encoder) = (state::saved(&self.model, name), state::encoders(&self.model, name).1);
+        write_folder_with_encoder(folder, &config, saved, encoder)
     }
+}
+
+/// Whether two tensors are the same but for rounding.
+fn is_close(a: &TensorData, b: &TensorData) -> bool {
+    let largest = b.iter::<f32>().fold(0.0f32, |max, it| max.max(it.abs()));
+    let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-3 * largest;
+    a.shape() == b.shape() && a.iter::<f32>().zip(b.iter::<f32>()).all(close)
 }

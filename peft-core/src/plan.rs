@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::erased::{Ranked, with_rank};
@@ -79,10 +80,18 @@ pub struct Plan {
     pub method: String,
     /// One row for every adapted parameter.
     pub rows: Vec<PlanRow>,
+    /// The rows in their place for a folder that holds prompts without the encoders that made them; nothing for methods
+    /// that train what they save.
+    pub baked: Option<Vec<PlanRow>>,
     /// Elements of the model without the adapter.
     pub base_parameters: usize,
     /// Target names that matched nothing.
     pub unmatched: Vec<String>,
+    /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
+    /// not matter to a folder, which has values.
+    pub lacks: Option<String>,
+    /// Fields of the configuration that were not given and that the model decides, as they are to be saved.
+    pub derived: Map<String, Value>,
     /// What a user should know although nothing is wrong.
     pub notes: Vec<String>,
 }
@@ -91,6 +100,12 @@ impl Plan {
     /// An empty plan for a model.
     pub fn new(method: impl Into<String>, sites: &Sites) -> Self {
         Self { method: method.into(), base_parameters: sites.parameters(), ..Self::default() }
+    }
+
+    /// The plan for a folder that holds prompts without the encoders that made them.
+    pub fn without_encoders(mut self) -> Self {
+        self.rows = self.baked.take().unwrap_or(self.rows);
+        self
     }
 
     /// Trainable elements.

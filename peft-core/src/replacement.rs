@@ -10,6 +10,7 @@ use crate::erased::with_rank;
 use crate::init::Init;
 use crate::plan::{BaseTensor, Build, PlanRow};
 use crate::site::Site;
+use crate::state::KEY_PREFIX;
 
 /// A copy of a parameter that is trained and saved whole. The frozen original stays where it is.
 #[derive(Module, Debug)]
@@ -18,6 +19,7 @@ pub struct Replacement<const D: usize> {
     pub value: Param<Tensor<D>>,
     key: String,
     transposed: bool,
+    beside_prompt: bool,
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
@@ -25,6 +27,11 @@ impl<const D: usize> Adapter for Replacement<D> {
         let value = self.value.val();
         let value = if self.transposed { value.transpose() } else { value };
         value.reshape(weight.dims())
+    }
+
+    /// The reference does not wrap a model again that it puts a prompt before.
+    fn key_prefix(&self) -> &'static str {
+        if self.beside_prompt { "base_model." } else { KEY_PREFIX }
     }
 
     fn file_key(&self, _site: &Site, _field: &str) -> String {
@@ -35,6 +42,7 @@ impl<const D: usize> Adapter for Replacement<D> {
 #[derive(Debug)]
 struct CopyOf {
     key: String,
+    beside_prompt: bool,
 }
 
 impl Build for CopyOf {
@@ -44,17 +52,22 @@ impl Build for CopyOf {
         with_rank!(rank, D => {
             let value = base.tensor::<D>();
             let value = if transposed { value.transpose() } else { value };
-            AnyAdapter::new(Replacement { value: init.given(value), key: self.key.clone(), transposed })
+            let (key, beside_prompt) = (self.key.clone(), self.beside_prompt);
+            AnyAdapter::new(Replacement { value: init.given(value), key, transposed, beside_prompt })
         })
     }
 }
 
 /// A row that trains a copy of a parameter and saves it under `key`.
 pub fn replacement_row(site: &Arc<Site>, key: String) -> PlanRow {
-    PlanRow {
-        site: site.clone(),
-        label: "trained whole".into(),
-        parameters: site.len(),
-        build: Arc::new(CopyOf { key }),
-    }
+    row(site, CopyOf { key, beside_prompt: false })
+}
+
+/// The same in the file of a prompt, where `key` has a shorter prefix.
+pub fn replacement_row_beside_prompt(site: &Arc<Site>, key: String) -> PlanRow {
+    row(site, CopyOf { key, beside_prompt: true })
+}
+
+fn row(site: &Arc<Site>, copy: CopyOf) -> PlanRow {
+    PlanRow { site: site.clone(), label: "trained whole".into(), parameters: site.len(), build: Arc::new(copy) }
 }

@@ -3,12 +3,15 @@
 //! `linear(x, &self.weight, …)` computes what `x · weight.val() + bias` would, but through the adapters' own forward:
 //! no dense update is formed, the frozen weight gets no gradient, and dropout on the adapter's input has its place.
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::nn::Dropout;
 use crate::ops;
+use crate::prompt::{GatedPrompt, Prompt};
 use crate::site::{Layout, Site};
+use crate::slots;
 
 /// `y = x W + b` through the active adapters of `weight`.
 ///
@@ -61,6 +64,53 @@ pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option
         }
         _ => burn::tensor::module::embedding(base, ids),
     }
+}
+
+/// What active adapters put before the input of a model whose table of words is `table`; the first of them in front.
+///
+/// `tasks` numbers the task of every row, `[batch]`.
+pub fn prompt(table: &Param<Tensor<2>>, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+    let set = table.reparameterization::<AdapterSet>()?;
+    set.active().filter_map(|it| it.prompt(tasks)).reduce(Prompt::and)
+}
+
+/// Between how many tasks active prompts tell; above 1 an input must name the task of every row.
+pub fn tasks<M: Module>(model: &M) -> usize {
+    let most = |set: &AdapterSet| set.active().map(AnyAdapter::tasks).max();
+    slots::collect(model).iter().filter_map(most).max().unwrap_or(1)
+}
+
+/// How many virtual tokens active adapters put before a model's input.
+pub fn virtual_tokens<M: Module>(model: &M) -> usize {
+    let of = |set: &AdapterSet| set.active().map(AnyAdapter::virtual_tokens).sum::<usize>();
+    slots::collect(model).iter().map(of).sum()
+}
+
+/// What attention sees of the active gated prompts beside its own tokens: `gate · softmax(q kᵀ / √d_head) v`, to be
+/// projected and added as the layer does with its own. `output` is the weight of the layer's output projection.
+///
+/// # Shapes
+/// - query: `[batch, heads, q_len, d_head]`
+/// - project: virtual tokens `[1, virtual, d_model]` to their key and value, `[1, kv_heads, virtual, d_head]` each
+/// - output: as the query
+pub fn gated(
+    output: &Param<Tensor<2>>,
+    query: &Tensor<4>,
+    project: impl Fn(Tensor<3>) -> (Tensor<4>, Tensor<4>),
+) -> Option<Tensor<4>> {
+    let set = output.reparameterization::<AdapterSet>()?;
+    let attend = |prompt: GatedPrompt| {
+        let (key, value) = project(prompt.tokens);
+        let [batch, _, _, d_head] = query.dims();
+        let wide = |it: Tensor<4>| {
+            let [_, kv_heads, virtual_tokens, _] = it.dims();
+            it.expand([batch, kv_heads, virtual_tokens, d_head])
+        };
+        let scale = (d_head as f64).powf(-0.5);
+        let seen = ops::attention(query.clone(), wide(key), wide(value), None, scale, &Dropout::new(0.0));
+        seen * prompt.gate.reshape([1, 1, 1, 1])
+    };
+    set.active().filter_map(AnyAdapter::gated).map(attend).reduce(|a, b| a + b)
 }
 
 /// The linear layer below an adapter: the frozen one, with the adapters that apply before.

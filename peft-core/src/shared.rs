@@ -1,11 +1,13 @@
 //! What the configurations of all methods have in common: trained biases, whole modules, fields without meaning.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{PeftError, Result, nearest};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanRow};
 use crate::replacement::replacement_row;
-use crate::site::Sites;
+use crate::site::{Site, Sites};
 use crate::targets::is_saved_whole;
 
 /// Fields of every `adapter_config.json` that say nothing about the numbers of a trained adapter.
@@ -109,8 +111,16 @@ impl SavedModules {
     /// # Errors
     /// If a name that was given is in no module. A head that the task adds may be absent.
     pub fn add_to(&self, plan: &mut Plan, sites: &Sites) -> Result<()> {
+        self.add_with(plan, sites, replacement_row)
+    }
+
+    /// The same with another kind of row, made of a parameter and its key.
+    ///
+    /// # Errors
+    /// As [`SavedModules::add_to`].
+    pub fn add_with(&self, plan: &mut Plan, sites: &Sites, row: impl Fn(&Arc<Site>, String) -> PlanRow) -> Result<()> {
         for site in sites.iter().filter(|it| self.contains(&it.module)) {
-            plan.rows.push(replacement_row(site, site.path()));
+            plan.rows.push(row(site, site.path()));
         }
         for name in &self.given {
             let is_head_of_task = ["classifier", "score", "qa_outputs"].contains(&name.as_str());

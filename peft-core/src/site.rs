@@ -98,6 +98,23 @@ impl Site {
     }
 }
 
+/// Where prompts go into a model, and the sizes that they must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptShape {
+    /// Path of the table that tokens are looked up in: `transformer.wte`.
+    pub table: String,
+    /// Width of the hidden states, `hidden_size`.
+    pub d_model: usize,
+    /// Number of layers whose cache takes a prefix; of the decoder, where there is an encoder too.
+    pub layers: usize,
+    /// Number of query heads, `num_attention_heads`.
+    pub heads: usize,
+    /// Number of key heads.
+    pub kv_heads: usize,
+    /// Width of a key head.
+    pub d_head: usize,
+}
+
 /// All parameters of a model, and what a plan must know about the model as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct Sites {
@@ -107,6 +124,8 @@ pub struct Sites {
     pub model_type: Option<String>,
     /// Layers that `all-linear` leaves out: the language-model head, the classifier.
     pub heads: Vec<String>,
+    /// Where prompts go in; nothing in models that take none.
+    pub prompts: Option<PromptShape>,
 }
 
 impl Sites {
@@ -126,6 +145,13 @@ impl Sites {
     /// Names the output layers that `all-linear` leaves out.
     pub fn with_heads<S: Into<String>>(mut self, heads: impl IntoIterator<Item = S>) -> Self {
         self.heads = heads.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Says where prompts go in. `prompts.table` is relative to `stack`, which is empty for a model without a head.
+    pub fn with_prompts(mut self, stack: &str, prompts: PromptShape) -> Self {
+        let table = join(stack, &prompts.table);
+        self.prompts = Some(PromptShape { table, ..prompts });
         self
     }
 

@@ -72,10 +72,14 @@ pub fn strip<M: Module>(model: M) -> M {
 /// The model with its active adapters folded into the parameters.
 ///
 /// # Errors
-/// If an adapter adds a bias to a layer that has none: the plain layer has no place for it.
+/// If an adapter cannot be folded into weights, or adds a bias to a layer that has none: the plain layer has no place
+/// for it.
 pub fn merge<M: Module>(model: M) -> Result<M> {
     let mut biases = Biases { at: PathStack::default(), wanted: HashMap::new() };
     for set in collect(&model) {
+        if let Some(reason) = set.active().find_map(AnyAdapter::unmergeable) {
+            return Err(PeftError::unsupported(format!("merging into `{}`", set.site().path()), reason));
+        }
         let active: Vec<AnyAdapter> = set.active().filter(|it| it.touches_bias()).cloned().collect();
         if !active.is_empty() {
             biases.wanted.insert(format!("{}.bias", set.site().module), active);

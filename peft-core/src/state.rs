@@ -1,5 +1,6 @@
 //! The tensors of an adapter under the keys of its file: reading them out, putting them back, their gradients.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -14,20 +15,40 @@ use crate::slots;
 /// Prefix of every key that the reference writes for a wrapped model.
 pub const KEY_PREFIX: &str = "base_model.model.";
 
-/// The tensors of the adapter `name`, keyed as in `adapter_model.safetensors`.
+/// The tensors of the adapter `name`: all that it trains, keyed as in `adapter_model.safetensors`, or as in
+/// [`ENCODER_FILE`](crate::ENCODER_FILE) what is not saved there.
 pub fn tensors<M: Module>(model: &M, name: &str) -> Vec<Stored> {
-    collect(model, name, None)
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), None)
+}
+
+/// What `adapter_model.safetensors` holds of the adapter `name`: its tensors, and prompts in place of their encoders.
+pub fn saved<M: Module>(model: &M, name: &str) -> Vec<Stored> {
+    collect(model, name, |it| Some(it.baked().map_or(Cow::Borrowed(it), Cow::Owned)), None)
+}
+
+/// Those of [`saved`] that are the outcome of an encoder, and the encoder's own tensors.
+pub fn encoders<M: Module>(model: &M, name: &str) -> (Vec<Stored>, Vec<Stored>) {
+    let outcome = collect(model, name, |it| it.baked().map(Cow::Owned), None);
+    let own = collect(model, name, |it| it.baked().map(|_| Cow::Borrowed(it)), None);
+    (outcome, own)
 }
 
 /// The gradients of the adapter `name`, keyed as its tensors. Tensors without a gradient are left out.
 pub fn gradients<M: Module>(model: &M, name: &str, gradients: &Gradients) -> Vec<Stored> {
-    collect(model, name, Some(gradients))
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), Some(gradients))
 }
 
-fn collect<M: Module>(model: &M, name: &str, gradients: Option<&Gradients>) -> Vec<Stored> {
+/// Reads the adapters of a name in the form that is asked for.
+fn collect<M: Module>(
+    model: &M,
+    name: &str,
+    form: impl Fn(&AnyAdapter) -> Option<Cow<'_, AnyAdapter>>,
+    gradients: Option<&Gradients>,
+) -> Vec<Stored> {
     let mut stored = Vec::new();
     for set in slots::collect(model) {
-        if let Some(adapter) = set.get(name) {
+        if let Some(adapter) = set.get(name).and_then(&form) {
+            let adapter = adapter.as_ref();
             let mut reader =
                 Read { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
             adapter.visit(&mut reader);
@@ -47,7 +68,7 @@ struct Read<'a> {
 
 impl Read<'_> {
     fn push(&mut self, data: TensorData) {
-        let key = format!("{KEY_PREFIX}{}", self.adapter.file_key(self.site, &self.at.path()));
+        let key = self.adapter.file_key(self.site, &self.at.path());
         self.stored.push(Stored { key, data });
     }
 }
@@ -127,7 +148,7 @@ struct Write<'a> {
 
 impl Write<'_> {
     fn value(&self) -> Option<TensorData> {
-        let key = format!("{KEY_PREFIX}{}", self.adapter.file_key(self.site, &self.at.path()));
+        let key = self.adapter.file_key(self.site, &self.at.path());
         self.values.get(&key).cloned()
     }
 }

@@ -7,12 +7,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Describe, PeftError, Result, Sites};
+use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig};
-use crate::input::ModelInput;
+use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::prompt;
 use crate::task::{FeatureExtractor, SequenceClassifier};
 
 /// Prefix that the checkpoint of a headless model lacks.
@@ -101,13 +102,13 @@ impl BertEmbeddings {
         }
     }
 
-    fn forward(&self, input: &ModelInput) -> Tensor<3> {
+    fn forward(&self, input: &ModelInput, past: usize) -> Tensor<3> {
         let [_, seq] = input.dims();
         let first_sentence = || Tensor::<2, Int>::zeros([1, seq], &input.device());
         let types = input.token_type_ids.clone().unwrap_or_else(first_sentence);
         let words = input.tokens.embed(|ids| self.word_embeddings.forward(ids));
         let sum = words + self.token_type_embeddings.forward(types);
-        let sum = sum + self.position_embeddings.forward(input.positions(0));
+        let sum = sum + self.position_embeddings.forward(input.positions(past));
         self.dropout.forward(self.LayerNorm.forward(sum))
     }
 }
@@ -135,13 +136,20 @@ impl BertSelfAttention {
         }
     }
 
-    fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
         let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
         let query = split(self.query.forward(hidden.clone()));
         let key = split(self.key.forward(hidden.clone()));
         let value = split(self.value.forward(hidden));
+        let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
         mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
     }
@@ -213,8 +221,14 @@ impl BertLayer {
         }
     }
 
-    fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
-        let mixed = self.attention.self_.forward(hidden.clone(), mask);
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let mixed = self.attention.self_.forward(hidden.clone(), layer, mask, cache);
         let hidden = self.attention.output.forward(mixed, hidden);
         let inner = self.intermediate.act.apply(self.intermediate.dense.forward(hidden.clone()));
         self.output.forward(inner, hidden)
@@ -242,6 +256,8 @@ pub struct BertModel {
     pub embeddings: BertEmbeddings,
     pub encoder: BertEncoder,
     pub pooler: Option<BertPooler>,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl BertModel {
@@ -259,6 +275,14 @@ impl BertModel {
                 layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect(),
             },
             pooler: None,
+            prompts: PromptShape {
+                table: "embeddings.word_embeddings".into(),
+                d_model: config.hidden_size,
+                layers: config.num_hidden_layers,
+                heads: config.num_attention_heads,
+                kv_heads: config.num_attention_heads,
+                d_head: config.hidden_size / config.num_attention_heads,
+            },
         }
     }
 
@@ -267,9 +291,18 @@ impl BertModel {
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
-        let mask = mask::bidirectional(input);
-        let embedded = self.embeddings.forward(input);
-        self.encoder.layer.iter().fold(embedded, |hidden, layer| layer.forward(hidden, mask.as_ref()))
+        prompt::around(&self.embeddings.word_embeddings, input, None, |input, prefix| self.layers(input, prefix))
+    }
+
+    /// A prefix of keys and values comes in a cache, as it does for a decoder.
+    fn layers(&self, input: &ModelInput, mut prefix: Option<&mut KvCache>) -> Tensor<3> {
+        let past = prefix.as_ref().map_or(0, |it| it.len());
+        let mask = mask::bidirectional(input, past);
+        let mut hidden = self.embeddings.forward(input, past);
+        for (at, layer) in self.encoder.layer.iter().enumerate() {
+            hidden = layer.forward(hidden, at, mask.as_ref(), prefix.as_deref_mut());
+        }
+        hidden
     }
 
     /// The summary of every sequence, `[batch, d_model]`; nothing without a pooler.
@@ -282,7 +315,7 @@ impl BertModel {
 
 impl Describe for BertModel {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("bert")
+        Sites::of(self).with_model_type("bert").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -323,7 +356,8 @@ impl BertForSequenceClassification {
 
 impl Describe for BertForSequenceClassification {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("bert").with_heads(["classifier"])
+        let sites = Sites::of(self).with_model_type("bert").with_heads(["classifier"]);
+        sites.with_prompts("bert", self.bert.prompts.clone())
     }
 }
 

@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Conv1D, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Describe, Result, Sites};
+use peft_core::{Describe, PromptShape, Result, Sites, seam};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::prompt;
 use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
 
 /// Prefix that the checkpoint of a headless model lacks.
@@ -121,10 +122,24 @@ impl Gpt2Attention {
             part.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2)
         };
         let (query, key, value) = (part(0), part(1), part(2));
+        let prompted = seam::gated(&self.c_proj.weight, &query, |tokens| {
+            let [_, virtual_tokens, _] = tokens.dims();
+            let fused = self.c_attn.forward(tokens);
+            let part = |at: usize| {
+                let part = fused.clone().narrow(2, at * d_model, d_model);
+                part.reshape([1, virtual_tokens, self.heads, d_head]).swap_dims(1, 2)
+            };
+            (part(1), part(2))
+        });
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, self.scale, &self.attn_dropout);
         let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
-        self.resid_dropout.forward(self.c_proj.forward(mixed))
+        let output = self.resid_dropout.forward(self.c_proj.forward(mixed));
+        match prompted {
+            // As in the reference, what a gated prompt adds is not projected here.
+            Some(prompted) => output + prompted.swap_dims(1, 2).reshape([batch, seq, d_model]),
+            None => output,
+        }
     }
 }
 
@@ -199,6 +214,8 @@ pub struct Gpt2Model {
     pub h: Vec<Gpt2Block>,
     pub ln_f: LayerNorm,
     drop: Dropout,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl Gpt2Model {
@@ -210,6 +227,14 @@ impl Gpt2Model {
             h: (0..config.n_layer).map(|layer| Gpt2Block::new(config, layer, device)).collect(),
             ln_f: LayerNorm::new(config.n_embd, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embd_pdrop),
+            prompts: PromptShape {
+                table: "wte".into(),
+                d_model: config.n_embd,
+                layers: config.n_layer,
+                heads: config.n_head,
+                kv_heads: config.n_head,
+                d_head: config.n_embd / config.n_head,
+            },
         }
     }
 
@@ -217,7 +242,11 @@ impl Gpt2Model {
     ///
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
-    pub fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    pub fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        prompt::around(&self.wte, input, cache, |input, cache| self.blocks(input, cache))
+    }
+
+    fn blocks(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mut hidden = input.tokens.embed(|ids| self.wte.forward(ids)) + self.wpe.forward(input.positions(past));
         if let Some(types) = &input.token_type_ids {
@@ -234,7 +263,7 @@ impl Gpt2Model {
 
 impl Describe for Gpt2Model {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2")
+        Sites::of(self).with_model_type("gpt2").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -263,7 +292,8 @@ impl Gpt2LmHeadModel {
 
 impl Describe for Gpt2LmHeadModel {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2").with_heads(["lm_head"])
+        let prompts = self.transformer.prompts.clone();
+        Sites::of(self).with_model_type("gpt2").with_heads(["lm_head"]).with_prompts("transformer", prompts)
     }
 }
 
@@ -317,7 +347,8 @@ impl Gpt2ForSequenceClassification {
 
 impl Describe for Gpt2ForSequenceClassification {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2").with_heads(["score"])
+        let prompts = self.transformer.prompts.clone();
+        Sites::of(self).with_model_type("gpt2").with_heads(["score"]).with_prompts("transformer", prompts)
     }
 }
 

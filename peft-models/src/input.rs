@@ -2,6 +2,8 @@
 
 use burn::tensor::{Int, Tensor};
 
+use crate::prompt::PromptLength;
+
 /// Tokens as ids, or as vectors that stand where the embeddings would.
 #[derive(Debug, Clone)]
 pub enum Tokens {
@@ -44,8 +46,11 @@ pub struct ModelInput {
     pub position_ids: Option<Tensor<2, Int>>,
     /// Sentence A or B; `[batch, seq]`.
     pub token_type_ids: Option<Tensor<2, Int>>,
-    /// Documents packed into one row see only themselves: 1, 2, … per document, 0 = padding; `[batch, seq]`.
+    /// Documents packed into one row see only themselves: 1, 2, … per document, 0 = padding, −1 = seen by all;
+    /// `[batch, seq]`.
     pub segment_ids: Option<Tensor<2, Int>>,
+    /// Number of the task of every row, `[batch]`, for prompts that differ between tasks.
+    pub task_ids: Option<Tensor<1, Int>>,
 }
 
 impl ModelInput {
@@ -56,7 +61,14 @@ impl ModelInput {
 
     /// Tokens and nothing else.
     pub fn new(tokens: Tokens) -> Self {
-        Self { tokens, attention_mask: None, position_ids: None, token_type_ids: None, segment_ids: None }
+        Self {
+            tokens,
+            attention_mask: None,
+            position_ids: None,
+            token_type_ids: None,
+            segment_ids: None,
+            task_ids: None,
+        }
     }
 
     /// With an attention mask.
@@ -94,6 +106,8 @@ impl ModelInput {
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     layers: Vec<(Tensor<4>, Tensor<4>)>,
+    /// What stands before the first token of the input.
+    pub(crate) prompt: PromptLength,
 }
 
 impl KvCache {
@@ -102,7 +116,12 @@ impl KvCache {
         Self::default()
     }
 
-    /// Number of tokens seen.
+    /// A cache that begins with a prefix: one pair for each layer, `[batch, kv_heads, virtual, d_head]`.
+    pub(crate) fn with_prefix(layers: Vec<(Tensor<4>, Tensor<4>)>, prompt: PromptLength) -> Self {
+        Self { layers, prompt }
+    }
+
+    /// Number of positions seen, those of a prompt among them.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, |(key, _)| key.dims()[2])
     }

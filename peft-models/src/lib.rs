@@ -11,6 +11,7 @@ pub mod gpt2;
 mod input;
 pub mod llama;
 pub mod mask;
+pub mod prompt;
 pub mod rope;
 mod task;
 

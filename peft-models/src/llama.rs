@@ -6,13 +6,14 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
 use peft_core::ops::{AttentionMask, RotaryTable, attention};
-use peft_core::{Describe, PeftError, Result, Sites};
+use peft_core::{Describe, PeftError, PromptShape, Result, Sites, seam};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::prompt;
 use crate::rope::Rope;
 use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
 
@@ -261,17 +262,26 @@ impl LlamaAttention {
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
         let split = |projected: Tensor<3>| {
-            let heads = projected.dims()[2] / self.d_head;
-            projected.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
+            let [batch, seq, width] = projected.dims();
+            projected.reshape([batch, seq, width / self.d_head, self.d_head]).swap_dims(1, 2)
         };
         let query = rotary.rotate(split(self.q_proj.forward(hidden.clone())));
         let key = rotary.rotate(split(self.k_proj.forward(hidden.clone())));
         let value = split(self.v_proj.forward(hidden));
+        let prompted = seam::gated(&self.o_proj.weight, &query, |tokens| {
+            (split(self.k_proj.forward(tokens.clone())), split(self.v_proj.forward(tokens)))
+        });
         let (key, value) = extend_cache(cache, layer, key, value);
         let scale = (self.d_head as f64).powf(-0.5);
-        let mixed = attention(query, key, value, mask, scale, &self.dropout).swap_dims(1, 2);
-        let d_mixed = mixed.dims()[2] * self.d_head;
-        self.o_proj.forward(mixed.reshape([batch, seq, d_mixed]))
+        let mixed = attention(query, key, value, mask, scale, &self.dropout);
+        let project = |mixed: Tensor<4>| {
+            let d_mixed = mixed.dims()[1] * self.d_head;
+            self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_mixed]))
+        };
+        match prompted {
+            Some(prompted) => project(mixed) + project(prompted),
+            None => project(mixed),
+        }
     }
 }
 
@@ -351,6 +361,8 @@ pub struct LlamaModel {
     windows: Vec<Option<usize>>,
     #[module(skip)]
     family: Family,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl LlamaModel {
@@ -363,6 +375,14 @@ impl LlamaModel {
             rope: config.rope.clone(),
             windows: config.windows.clone(),
             family: config.family,
+            prompts: PromptShape {
+                table: "embed_tokens".into(),
+                d_model: config.d_model,
+                layers: config.windows.len(),
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                d_head: config.d_head,
+            },
         }
     }
 
@@ -370,7 +390,11 @@ impl LlamaModel {
     ///
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
-    pub fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    pub fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        prompt::around(&self.embed_tokens, input, cache, |input, cache| self.stack(input, cache))
+    }
+
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let rotary = self.rope.table(input, past);
         let masks = self.masks(input, past);
@@ -393,7 +417,7 @@ impl LlamaModel {
 
 impl Describe for LlamaModel {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type(self.family.model_type())
+        Sites::of(self).with_model_type(self.family.model_type()).with_prompts("", self.prompts.clone())
     }
 }
 
@@ -422,7 +446,8 @@ impl LlamaForCausalLm {
 
 impl Describe for LlamaForCausalLm {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["lm_head"])
+        let sites = Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["lm_head"]);
+        sites.with_prompts("model", self.model.prompts.clone())
     }
 }
 
@@ -476,7 +501,8 @@ impl LlamaForSequenceClassification {
 
 impl Describe for LlamaForSequenceClassification {
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["score"])
+        let sites = Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["score"]);
+        sites.with_prompts("model", self.model.prompts.clone())
     }
 }
 

@@ -4,6 +4,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use peft_core::ops::AttentionMask;
 
 use crate::input::ModelInput;
+use crate::prompt::EVERYONE;
 
 /// A query sees itself and what came before, within `window` tokens where there is one.
 ///
@@ -29,20 +30,20 @@ pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<
         hidden = either(hidden, padding(mask.clone()));
     }
     if let Some(segments) = &input.segment_ids {
-        hidden = either(hidden, across_segments(segments.clone()));
+        hidden = either(hidden, across_segments(segments.clone(), past));
     }
     let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
     Some(AttentionMask::new(hidden, may_be_blind))
 }
 
-/// Every query sees every token that is not padding.
-pub fn bidirectional(input: &ModelInput) -> Option<AttentionMask> {
+/// Every query sees every token that is not padding, and the prefix of `past` positions.
+pub fn bidirectional(input: &ModelInput, past: usize) -> Option<AttentionMask> {
     let [_, seq] = input.dims();
     let hidden = input.attention_mask.clone().map(|mask| {
         let [batch, total] = mask.dims();
         padding(mask).expand([batch, 1, seq, total])
     });
-    let apart = input.segment_ids.clone().map(across_segments);
+    let apart = input.segment_ids.clone().map(|it| across_segments(it, past));
     let hidden = match (hidden, apart) {
         (Some(a), Some(b)) => Some(either(a, b)),
         (a, b) => a.or(b),
@@ -56,12 +57,16 @@ fn padding(mask: Tensor<2, Int>) -> Tensor<4, Bool> {
     mask.equal_elem(0).reshape([batch, 1, 1, total])
 }
 
-/// `[batch, seq]` to `[batch, 1, seq, seq]`, true where query and key belong to different documents.
-fn across_segments(segments: Tensor<2, Int>) -> Tensor<4, Bool> {
+/// `[batch, seq]` to `[batch, 1, seq, past + seq]`, true where query and key belong to different documents. The past
+/// and what belongs to [`EVERYONE`] is seen by all.
+fn across_segments(segments: Tensor<2, Int>, past: usize) -> Tensor<4, Bool> {
     let [batch, seq] = segments.dims();
-    let query = segments.clone().reshape([batch, 1, seq, 1]).expand([batch, 1, seq, seq]);
-    let key = segments.reshape([batch, 1, 1, seq]).expand([batch, 1, seq, seq]);
-    query.not_equal(key)
+    let total = past + seq;
+    let everyone = Tensor::full([batch, past], EVERYONE, &segments.device());
+    let keys = if past > 0 { Tensor::cat(vec![everyone, segments.clone()], 1) } else { segments.clone() };
+    let query = segments.reshape([batch, 1, seq, 1]).expand([batch, 1, seq, total]);
+    let key = keys.reshape([batch, 1, 1, total]).expand([batch, 1, seq, total]);
+    query.not_equal(key.clone()).bool_and(key.not_equal_elem(EVERYONE))
 }
 
 fn either(a: Tensor<4, Bool>, b: Tensor<4, Bool>) -> Tensor<4, Bool> {

@@ -60,11 +60,11 @@ pub trait FeatureExtractor: Module {
 /// The hidden state of the last token of every row that is not padding, `[batch, d_model]`.
 ///
 /// Source: `GenericForSequenceClassification` of transformers: the rightmost token whose id is not `pad`; without a
-/// padding token, or without ids, the last position.
+/// padding token, or without ids, the last position. Behind virtual tokens the reference has no ids any more.
 pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
     let [batch, seq, d_model] = hidden.dims();
     let last = match (&input.tokens, pad) {
-        (Tokens::Ids(ids), Some(pad)) => {
+        (Tokens::Ids(ids), Some(pad)) if ids.dims()[1] == seq => {
             let position = Tensor::<1, Int>::arange(0..seq as i64, &input.device()).unsqueeze::<2>();
             let kept = ids.clone().not_equal_elem(pad).int() * position.expand([batch, seq]);
             kept.argmax(1)

@@ -1,11 +1,11 @@
 //! Text from a causal language model, token by token, with a cache of keys and values.
 
 use burn::tensor::{Device, TensorData};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, seam};
 use peft_models::{CausalLm, KvCache, ModelInput, Tokens};
 
 use crate::sampling::{GenerationPlan, Sampler};
-use crate::tensors::grid;
+use crate::tensors::{grid, line};
 
 /// Continues every prompt. Returns the new tokens of each row, the end token included.
 ///
@@ -26,6 +26,7 @@ pub fn generate<M: CausalLm>(
     }
     let model = model.valid();
     let rows = prompts.len();
+    let tasks = tasks_of(plan, rows, seam::tasks(&model))?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let budget = plan.budget(longest)?;
     let mut samplers: Vec<Sampler> =
@@ -48,12 +49,13 @@ pub fn generate<M: CausalLm>(
         let width = next[0].len();
         let mut input = ModelInput::new(Tokens::Ids(grid(&next.concat(), rows, width, device)));
         input.position_ids = Some(grid(&positions.concat(), rows, width, device));
+        input.task_ids = tasks.as_ref().map(|it| line(it, device));
         if padded {
             input.attention_mask = Some(grid(&mask.concat(), rows, mask[0].len(), device));
         }
         let hidden = model.hidden(&input, Some(&mut cache));
-        let d_model = hidden.dims()[2];
-        let logits = model.head(hidden.narrow(1, width - 1, 1).reshape([rows, d_model]));
+        let [_, seen, d_model] = hidden.dims();
+        let logits = model.head(hidden.narrow(1, seen - 1, 1).reshape([rows, d_model]));
         let vocab = logits.dims()[1];
         let mut logits = floats(logits.into_data());
 
@@ -74,6 +76,21 @@ pub fn generate<M: CausalLm>(
         }
     }
     Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
+}
+
+/// The task of every row; nothing for prompts that do not tell tasks apart.
+fn tasks_of(plan: &GenerationPlan, rows: usize, tasks: usize) -> Result<Option<Vec<i64>>> {
+    let wanted = match plan.tasks.as_slice() {
+        _ if tasks == 1 && plan.tasks.iter().all(|it| *it == 0) => return Ok(None),
+        [] => return Err(PeftError::Invalid(format!("the prompt is of {tasks} tasks: say which, from 0"))),
+        [one] => vec![*one; rows],
+        several => several.to_vec(),
+    };
+    if wanted.len() != rows || wanted.iter().any(|it| !(0..tasks as i64).contains(it)) {
+        let reason = format!("the tasks {wanted:?} are to be {rows} numbers below {tasks}");
+        return Err(PeftError::Invalid(reason));
+    }
+    Ok(Some(wanted))
 }
 
 fn floats(data: TensorData) -> Vec<f32> {

@@ -1,7 +1,7 @@
 //! Learning to continue text.
 
 use burn::tensor::{Device, Tensor};
-use peft_core::{PeftError, Result, ops};
+use peft_core::{PeftError, Result, ops, seam};
 use peft_models::CausalLm;
 use serde_json::{Map, Value};
 
@@ -93,15 +93,16 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         items.iter().map(|it| self.labels(*it).len()).sum()
     }
 
-    fn targets(&self, items: &[usize]) -> usize {
-        items.iter().map(|it| predicting_rows(self.labels(*it), self.labels(*it).len()).0.len()).sum()
+    fn targets(&self, model: &M, items: &[usize]) -> usize {
+        let prompt = seam::virtual_tokens(model);
+        items.iter().map(|it| predicting_rows(self.labels(*it), self.labels(*it).len(), prompt).0.len()).sum()
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
         let batch = self.batch(items)?;
-        let (rows, next) = predicting_rows(&batch.labels, batch.width);
         let hidden = model.hidden(&batch.input(device), None);
         let [size, seq, d_model] = hidden.dims();
+        let (rows, next) = predicting_rows(&batch.labels, batch.width, seq - batch.width);
         let hidden = hidden.reshape([size * seq, d_model]).select(0, line(&rows, device));
         let mean = ops::cross_entropy(model.head(hidden), line(&next, device));
         Ok(mean.mul_scalar(rows.len() as f64))
@@ -112,7 +113,7 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
             sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += Task::<M>::targets(self, chunk);
+            count += self.targets(model, chunk);
         }
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));

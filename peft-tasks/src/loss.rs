@@ -7,25 +7,30 @@ use peft_core::{PeftError, Result};
 /// The loss of a language model: every position predicts the label of the next one.
 ///
 /// # Shapes
-/// - logits: `[batch, seq, vocab]`
+/// - logits: `[batch, prompt + seq, vocab]`, where a prompt of virtual tokens has no labels
 /// - labels: `[batch, seq]`, −100 where nothing is to be learned
 pub fn causal_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
-    let [batch, seq, vocab] = logits.dims();
-    let logits = logits.narrow(1, 0, seq - 1).reshape([batch * (seq - 1), vocab]);
-    let labels = labels.narrow(1, 1, seq - 1).reshape([batch * (seq - 1)]);
+    let [batch, total, vocab] = logits.dims();
+    let [_, seq] = labels.dims();
+    // Without a prompt nothing predicts the first token, with one its last virtual token does.
+    let targets = if total > seq { seq } else { seq - 1 };
+    let logits = logits.narrow(1, total - targets - 1, targets).reshape([batch * targets, vocab]);
+    let labels = labels.narrow(1, seq - targets, targets).reshape([batch * targets]);
     ops::cross_entropy(logits, labels)
 }
 
-/// The rows of `[batch · seq]` that predict something, and what they should predict.
+/// The rows of `[batch · (prompt + seq)]` that predict something, and what they should predict, where `prompt` virtual
+/// tokens without labels stand before every row.
 ///
 /// Computing the head for these rows only gives the same loss; where the loss is on completions it saves most of the
 /// head's work.
-pub fn predicting_rows(labels: &[i64], seq: usize) -> (Vec<i64>, Vec<i64>) {
+pub fn predicting_rows(labels: &[i64], seq: usize, prompt: usize) -> (Vec<i64>, Vec<i64>) {
     let mut rows = Vec::new();
     let mut next = Vec::new();
     for (row, line) in labels.chunks(seq).enumerate() {
-        for (at, label) in line.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE_INDEX) {
-            rows.push((row * seq + at - 1) as i64);
+        let first = usize::from(prompt == 0);
+        for (at, label) in line.iter().enumerate().skip(first).filter(|(_, label)| **label != IGNORE_INDEX) {
+            rows.push((row * (prompt + seq) + prompt + at - 1) as i64);
             next.push(*label);
         }
     }

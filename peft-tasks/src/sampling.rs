@@ -194,6 +194,7 @@ impl GenerationConfig {
             sampling: self.do_sample.unwrap_or(false).then_some(sampling),
             eos: self.eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
+            tasks: Vec::new(),
         })
     }
 }
@@ -219,6 +220,8 @@ pub struct GenerationPlan {
     pub eos: Vec<u32>,
     /// What the drawn tokens depend on.
     pub seed: u64,
+    /// Number of the task of every text, or one for all, where a prompt tells tasks apart.
+    pub tasks: Vec<i64>,
 }
 
 /// How tokens are drawn.

@@ -14,7 +14,7 @@ pub trait Task<M: Module> {
     fn tokens(&self, items: &[usize]) -> usize;
 
     /// How many terms the loss of some items is a mean of.
-    fn targets(&self, items: &[usize]) -> usize;
+    fn targets(&self, model: &M, items: &[usize]) -> usize;
 
     /// The loss of some items, summed over their targets; `[1]`.
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>>;

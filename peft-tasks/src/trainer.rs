@@ -224,7 +224,7 @@ pub fn train<M: Module, T: Task<M>>(
         device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
 
         let lr = schedule.rate(state.step);
-        let targets: usize = micro.iter().map(|items| task.targets(items)).sum();
+        let targets: usize = micro.iter().map(|items| task.targets(&model, items)).sum();
         let mut accumulator = GradientsAccumulator::new();
         let mut loss = 0.0;
         for items in micro {
@@ -448,12 +448,7 @@ fn restore<M: Module>(
         let reason = "it was written with other settings; resume with the same ones, or start in a new folder";
         return Err(PeftError::bad_file(checkpoint, reason));
     }
-    let folder = AdapterFolder::open(checkpoint)?;
-    let stored = folder.tensors.keys().into_iter().map(|key| {
-        let data = folder.tensors.floats(&key)?;
-        Ok(peft_core::checkpoint::Stored { key, data })
-    });
-    peft.assign_adapter(name, stored.collect::<Result<_>>()?)?;
+    peft.restore_adapter(name, &AdapterFolder::open(checkpoint)?)?;
     let path = checkpoint.join(OPTIMIZER_FILE);
     let bytes = fs::read(&path).map_err(PeftError::io("read", &path))?;
     let optimizer = optimizer

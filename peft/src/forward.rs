@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::checkpoint::{Dtype, Stored, TensorFile};
-use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
+use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
 use peft_models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
 use peft_models::{CausalLm, FeatureExtractor, ModelInput, SequenceClassifier, Tokens};
 use peft_tasks::loss::{self, Labels, ProblemType};
@@ -134,6 +134,7 @@ fn run<M: Module + Describe>(
         peft.load_adapter(folder, name, &methods())?;
     }
     let input = inputs.model_input()?;
+    check_tasks(&input, seam::tasks(peft.model()))?;
     let (model, trained) = if request.merge {
         if request.grads {
             return Err(PeftError::Invalid("--grads and --merge exclude each other: nothing is left to train".into()));
@@ -159,6 +160,23 @@ fn run<M: Module + Describe>(
     Ok(stored)
 }
 
+/// A prompt that tells tasks apart must know which task a row is of, and one that does not has no use for it.
+fn check_tasks(input: &ModelInput, tasks: usize) -> Result<()> {
+    let Some(given) = &input.task_ids else {
+        return match tasks {
+            1 => Ok(()),
+            _ => Err(PeftError::Invalid(format!("the prompt is of {tasks} tasks: give `task_ids`, one for each row"))),
+        };
+    };
+    let [batch, _] = input.dims();
+    let ids: Vec<i64> = given.to_data().iter::<i64>().collect();
+    if ids.len() != batch || ids.iter().any(|id| !(0..tasks as i64).contains(id)) {
+        let reason = format!("`task_ids` are {ids:?}, expected {batch} of them, each below {tasks}");
+        return Err(PeftError::Invalid(reason));
+    }
+    Ok(())
+}
+
 /// `grad.<key>`; with several adapters whose keys collide `grad.<adapter>/<key>`.
 fn gradient_rows<M: Module>(peft: &PeftModel<M>, names: &[String], gradients: &Gradients) -> Result<Vec<Stored>> {
     let mut rows = Vec::new();
@@ -177,7 +195,8 @@ pub fn classifier_options(adapters: &[PathBuf]) -> ClassifierOptions {
         let folder = peft_core::AdapterFolder::open(folder).ok()?;
         ["score.weight", "classifier.weight", "classifier.out_proj.weight"]
             .iter()
-            .find_map(|it| folder.tensors.shape(&format!("{}{it}", peft_core::state::KEY_PREFIX)).map(|shape| shape[0]))
+            .flat_map(|it| [peft_core::state::KEY_PREFIX, "base_model."].map(|prefix| format!("{prefix}{it}")))
+            .find_map(|key| folder.tensors.shape(&key).map(|shape| shape[0]))
     };
     ClassifierOptions { num_labels: adapters.iter().find_map(|it| head(it)), ..ClassifierOptions::default() }
 }
@@ -188,8 +207,8 @@ struct Inputs<'a> {
 }
 
 /// Keywords of the reference's forward that are understood.
-const KEYWORDS: [&str; 6] =
-    ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "labels"];
+const KEYWORDS: [&str; 7] =
+    ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
 
 impl Inputs<'_> {
     fn refuse_unknown(&self) -> Result<()> {
@@ -239,6 +258,9 @@ impl Inputs<'_> {
         input.attention_mask = self.integers("attention_mask")?;
         input.position_ids = self.integers("position_ids")?;
         input.token_type_ids = self.integers("token_type_ids")?;
+        if self.file.shape("task_ids").is_some() {
+            input.task_ids = Some(Tensor::from_data(self.file.integers("task_ids")?, self.device));
+        }
         Ok(input)
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
 //! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
-//! file, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
+//! file, [`configure`](mod@configure)
+//! reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
 //! [`forward`](mod@forward) computes one pass from files to files. The `peft` command is built on these.
 
+pub mod configure;
 pub mod device;
 pub mod forward;
 pub mod hub;
@@ -15,6 +17,8 @@ pub use peft_core as core;
 #[cfg(feature = "lora")]
 pub use peft_lora as lora;
 pub use peft_models as models;
+#[cfg(feature = "prompt")]
+pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
 use peft_core::Methods;
@@ -24,5 +28,12 @@ pub fn methods() -> Methods {
     let methods = Methods::new();
     #[cfg(feature = "lora")]
     let methods = methods.with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse);
+    #[cfg(feature = "prompt")]
+    let methods = methods
+        .with(peft_prompt::PROMPT_TUNING, peft_prompt::PromptTuningConfig::parse)
+        .with(peft_prompt::P_TUNING, peft_prompt::PromptEncoderConfig::parse)
+        .with(peft_prompt::PREFIX_TUNING, peft_prompt::PrefixTuningConfig::parse)
+        .with(peft_prompt::MULTITASK_PROMPT_TUNING, peft_prompt::MultitaskPromptTuningConfig::parse)
+        .with(peft_prompt::ADAPTION_PROMPT, peft_prompt::AdaptionPromptConfig::parse);
     methods
 }

@@ -22,6 +22,8 @@ pub struct DataOptions {
     pub columns: Columns,
     /// Longest row in tokens. Longer texts are cut into pieces, longer answers and sentences are cut off.
     pub max_length: Option<usize>,
+    /// Positions of the model that a prompt takes up before every row.
+    pub reserved: usize,
     /// Several texts in a row.
     pub packing: bool,
     /// Whether prompts are learned too.
@@ -41,10 +43,12 @@ impl DataOptions {
     fn max_length(&self, model: &Path) -> Result<usize> {
         let raw = RawConfig::read(model)?;
         let limit = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
-        let limit = limit.map_or(usize::MAX, |it| it as usize);
+        let limit = limit.map_or(usize::MAX, |it| (it as usize).saturating_sub(self.reserved));
         let wanted = self.max_length.unwrap_or(MAX_LENGTH.min(limit));
         if wanted > limit {
-            return Err(PeftError::config("max_length", format!("is {wanted}, but the model has {limit} positions")));
+            let prompt = if self.reserved > 0 { " behind the prompt" } else { "" };
+            let reason = format!("is {wanted}, but the model has {limit} positions{prompt}");
+            return Err(PeftError::config("max_length", reason));
         }
         Ok(wanted)
     }

@@ -38,7 +38,10 @@ fn check(name: &str) {
         .collect();
     let config: GenerationConfig = serde_json::from_value(case.generate.unwrap()).unwrap();
     let pad = i64::from(config.pad_token_id.unwrap_or(0));
-    let plan = config.plan().unwrap();
+    let mut plan = config.plan().unwrap();
+    if inputs.shape("task_ids").is_some() {
+        plan.tasks = inputs.integers("task_ids").unwrap().iter::<i64>().collect();
+    }
     let new = generate(&peft.model().valid(), &prompts, &plan, &device(), |_, _| Ok(())).unwrap();
 
     let wanted = rows(&TensorFile::open(folder.join("expected.safetensors")).unwrap(), "generated");
@@ -60,9 +63,12 @@ macro_rules! generation {
 }
 
 generation! {
-    gpt2_base, gpt2_base_bare, gpt2_lora_generate, llama_base, llama_base_bare, llama_generate_eos,
-    llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_rope_dynamic_generate, llama_tied_base,
-    mistral_base, mistral_lora_generate, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
+    gpt2_adaption, gpt2_base, gpt2_base_bare, gpt2_lora_generate, gpt2_multitask, gpt2_p_tuning, gpt2_prefix,
+    gpt2_prefix_projection, gpt2_prompt_tuning, llama_adaption, llama_base, llama_base_bare, llama_generate_eos,
+    llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_multitask, llama_p_tuning_lstm,
+    llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
+    llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
+    mistral_lora_generate, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
 }
 
 #[test]

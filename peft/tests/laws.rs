@@ -51,9 +51,10 @@ const MODELS: [Names; 2] = [
 ];
 
 mod lora;
+mod prompts;
 
 fn rows() -> Vec<Row> {
-    lora::rows()
+    lora::rows().into_iter().chain(prompts::rows()).collect()
 }
 
 fn for_all(law: impl Fn(&str, &Names, &Row, PeftModel<AutoCausalLm>, TensorData)) {

@@ -7,6 +7,7 @@ mod inspect;
 mod laws;
 mod layers;
 mod parity;
+mod prompts;
 mod properties;
 mod support;
 mod training;

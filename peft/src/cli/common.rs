@@ -78,6 +78,12 @@ pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, ad
     Ok(())
 }
 
+/// Positions of the model that the prompts of adapters take up.
+pub(crate) fn reserved_positions(adapters: &[PathBuf]) -> Result<usize> {
+    let of = |it: &PathBuf| Ok(peft::configure::virtual_positions(&peft::core::read_config(it)?));
+    adapters.iter().map(of).sum()
+}
+
 /// A folder, or a model of the hub: downloaded once, with a progress bar.
 pub(crate) fn model_folder(name: &str) -> Result<PathBuf> {
     hub(name, What::Model)

@@ -8,7 +8,9 @@ use peft::prepare::DataOptions;
 use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
-use super::common::{ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, short};
+use super::common::{
+    ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, reserved_positions, short,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -45,6 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         file: args.data.clone(),
         columns: args.columns.columns(),
         max_length: args.max_length,
+        reserved: reserved_positions(&adapters)?,
         ..DataOptions::default()
     };
     let evaluation = match args.task.as_str() {

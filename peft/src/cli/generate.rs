@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Above 1 makes tokens that occurred less likely.
     #[arg(long)]
     repetition_penalty: Option<f64>,
+    /// Number of the task, for a prompt that tells tasks apart.
+    #[arg(long, value_name = "N")]
+    task_id: Option<i64>,
     /// What the drawn tokens depend on.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -64,6 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.repetition_penalty = args.repetition_penalty.or(config.repetition_penalty);
     config.seed = Some(args.seed);
     let mut plan = config.plan()?;
+    plan.tasks.extend(args.task_id);
     if plan.eos.is_empty() {
         plan.eos.extend(tokenizer.eos_id());
     }

@@ -1,10 +1,11 @@
 //! `peft train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, nn};
+use peft::configure::{configure, virtual_positions};
+use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, Tuner, nn};
 use peft::lora::{Bias, LoraConfig};
 use peft::models::CausalLm;
 use peft::models::auto::{self, ClassifierOptions};
@@ -15,6 +16,7 @@ use peft::tasks::runlog;
 use peft::tasks::task::Task;
 use peft::tasks::tokenizer::Tokenizer;
 use peft::tasks::trainer::{TrainConfig, train};
+use serde_json::{Map, Value};
 
 use super::common::{Bar, ColumnArgs, device, model_folder, peak_memory, short};
 
@@ -47,8 +49,8 @@ pub(crate) struct Args {
     #[arg(long)]
     train_on_prompt: bool,
 
-    /// An `adapter_config.json` to start from; the options below go before it.
-    #[arg(long, value_name = "FILE", help_heading = "LoRA")]
+    /// An `adapter_config.json` to start from, of any method. LoRA's options below go before it.
+    #[arg(long, value_name = "FILE", help_heading = "Method")]
     config: Option<PathBuf>,
     /// Rank [default: 8]
     #[arg(long, help_heading = "LoRA")]
@@ -135,14 +137,35 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn lora(&self, task_type: &str) -> Result<LoraConfig> {
-        let mut config = match &self.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
-                LoraConfig::parse(serde_json::from_str(&text).map_err(|error| PeftError::bad_file(path, error))?)?
-            }
-            None => LoraConfig::default(),
-        };
+    /// The configuration that was given, of whatever method.
+    fn json(&self) -> Result<Option<Map<String, Value>>> {
+        let Some(path) = &self.config else { return Ok(None) };
+        let text = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+        serde_json::from_str(&text).map(Some).map_err(|error| PeftError::bad_file(path, error))
+    }
+
+    /// The method: LoRA, unless the configuration names another.
+    fn tuner(&self, task_type: &str, folder: &Path) -> Result<Box<dyn Tuner>> {
+        let json = self.json()?;
+        let another = json.as_ref().filter(|it| it.get("peft_type").is_some_and(|it| it != peft::lora::PEFT_TYPE));
+        let Some(mut json) = another.cloned() else { return Ok(Box::new(self.lora(task_type, json)?)) };
+        let lora = [&self.targets, &self.init, &self.bias].iter().any(|it| it.is_some())
+            || self.r.is_some()
+            || self.alpha.is_some()
+            || self.dropout.is_some()
+            || self.rslora
+            || self.dora
+            || !self.modules_to_save.is_empty();
+        if lora {
+            let reason = "names another method: LoRA's options do not go with it, write them into the file";
+            return Err(PeftError::config("config", reason));
+        }
+        json.insert("task_type".into(), task_type.into());
+        configure(json, folder)
+    }
+
+    fn lora(&self, task_type: &str, json: Option<Map<String, Value>>) -> Result<LoraConfig> {
+        let mut config = json.map_or_else(|| Ok(LoraConfig::default()), LoraConfig::parse)?;
         config.task_type = Some(task_type.to_owned());
         config.r = self.r.unwrap_or(config.r);
         config.lora_alpha = self.alpha.unwrap_or(config.lora_alpha);
@@ -199,14 +222,15 @@ impl Args {
         Ok(config)
     }
 
-    fn data(&self, file: &std::path::Path) -> DataOptions {
-        DataOptions {
+    fn data(&self, file: &Path) -> Result<DataOptions> {
+        Ok(DataOptions {
             file: file.to_path_buf(),
             columns: self.columns.columns(),
             max_length: self.max_length,
+            reserved: self.json()?.as_ref().map_or(0, virtual_positions),
             packing: self.packing,
             train_on_prompt: self.train_on_prompt,
-        }
+        })
     }
 }
 
@@ -217,9 +241,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     device.seed(args.seed);
     match args.task.as_str() {
         "causal-lm" => {
-            let task = args.data(&args.data).language_modelling(&folder, &tokenizer)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it).language_modelling(&folder, &tokenizer));
-            let config = args.lora("CAUSAL_LM")?;
+            let task = args.data(&args.data)?.language_modelling(&folder, &tokenizer)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.language_modelling(&folder, &tokenizer));
+            let config = args.tuner("CAUSAL_LM", &folder)?;
             let (mut model, _) = auto::load_causal_lm(&folder, &device)?;
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model = model.untied();
@@ -227,10 +251,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
         }
         "seq-cls" => {
-            let data = args.data(&args.data);
+            let data = args.data(&args.data)?;
             let set = data.label_set()?;
             let task = data.classification(&folder, &tokenizer, &set)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it).classification(&folder, &tokenizer, &set));
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.classification(&folder, &tokenizer, &set));
             let problem = match set.kind {
                 LabelKind::Single => "single_label_classification",
                 LabelKind::Multi => "multi_label_classification",
@@ -244,7 +268,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             };
             let (model, _) = auto::load_sequence_classifier(&folder, &device, &options)?;
             println!("labels: {}", set.names.join(", "));
-            fit(args, model, args.lora("SEQ_CLS")?, &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, args.tuner("SEQ_CLS", &folder)?, &task, eval.transpose()?.as_ref(), &device)
         }
         other => Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
     }
@@ -253,7 +277,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn fit<M: Module + Describe, T: Task<M>>(
     args: &Args,
     model: M,
-    lora: LoraConfig,
+    tuner: Box<dyn Tuner>,
     task: &T,
     eval: Option<&T>,
     device: &burn::tensor::Device,
@@ -262,7 +286,7 @@ fn fit<M: Module + Describe, T: Task<M>>(
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, device);
     peft.base_name = Some(args.model.clone());
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, lora, args.seed)?;
+    let plan = peft.add_adapter(DEFAULT_ADAPTER, tuner, args.seed)?;
     println!("{plan}");
 
     if let Some(eval) = eval {

@@ -1,0 +1,168 @@
+//! LLaMA-Adapter: the upper layers look at trained tokens beside their own, through a gate that starts at zero
+//! (arXiv 2303.16199).
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::seam::LinearBelow;
+use peft_core::{
+    Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
+    Tuner, refuse_unknown,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::{parse, to_object};
+use crate::{ADAPTION_PROMPT, NO_WEIGHT};
+
+/// Tokens and a gate. It rides on the output projection of the attention that looks at them.
+#[derive(Module, Debug)]
+pub struct AdaptionPrompt {
+    /// `[1, len, d_model]`
+    pub adaption_prompt: Param<Tensor<3>>,
+    /// `[1]`
+    pub adaption_gate: Param<Tensor<1>>,
+}
+
+impl Adapter for AdaptionPrompt {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+        weight
+    }
+
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        below.forward(input)
+    }
+
+    fn gated(&self) -> Option<GatedPrompt> {
+        Some(GatedPrompt { tokens: self.adaption_prompt.val(), gate: self.adaption_gate.val() })
+    }
+
+    fn unmergeable(&self) -> Option<&'static str> {
+        Some(NO_WEIGHT)
+    }
+
+    /// The reference keeps it in the attention around the projection.
+    fn file_key(&self, site: &Site, field: &str) -> String {
+        let attention = site.module.rsplit_once('.').map_or("", |(attention, _)| attention);
+        format!("{attention}.{field}")
+    }
+}
+
+#[derive(Debug)]
+struct BuildAdaption {
+    len: usize,
+    d_model: usize,
+}
+
+impl Build for BuildAdaption {
+    fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        AnyAdapter::new(AdaptionPrompt {
+            adaption_prompt: init.normal([1, self.len, self.d_model], 1.0),
+            adaption_gate: init.constant([1], 0.0),
+        })
+    }
+}
+
+/// Model types that the reference knows, and the name of their attention.
+const ATTENTION: [(&str, &str); 3] = [("llama", "self_attn"), ("mistral", "self_attn"), ("gpt2", "attn")];
+
+/// LLaMA-Adapter's configuration. Defaults are the reference's.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AdaptionPromptConfig {
+    /// Name of the attention modules; the model type's own if not given.
+    #[serde(default)]
+    pub target_modules: Option<String>,
+    /// Number of tokens.
+    #[serde(default)]
+    pub adapter_len: Option<usize>,
+    /// Number of layers, from the top.
+    #[serde(default)]
+    pub adapter_layers: Option<usize>,
+    /// `CAUSAL_LM`, …
+    #[serde(default)]
+    pub task_type: Option<String>,
+    /// Fields that are not read. Written back as they came.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+impl AdaptionPromptConfig {
+    /// Some tokens in some of the upper layers.
+    pub fn new(adapter_len: usize, adapter_layers: usize) -> Self {
+        Self { adapter_len: Some(adapter_len), adapter_layers: Some(adapter_layers), ..Self::default() }
+    }
+
+    /// Parses `adapter_config.json`.
+    pub fn parse(json: Map<String, Value>) -> Result<Self> {
+        let config: Self = parse(json)?;
+        refuse_unknown(&config.other, &[])?;
+        Ok(config)
+    }
+}
+
+impl Tuner for AdaptionPromptConfig {
+    fn peft_type(&self) -> &str {
+        ADAPTION_PROMPT
+    }
+
+    fn plan(&self, sites: &Sites) -> Result<Plan> {
+        refuse_unknown(&self.other, &[])?;
+        let kind = sites.model_type.as_deref().unwrap_or("none");
+        let (Some((_, default)), Some(shape)) = (ATTENTION.iter().find(|(name, _)| *name == kind), &sites.prompts)
+        else {
+            let known = "it works on llama, mistral and gpt2";
+            return Err(PeftError::unsupported(format!("an adaption prompt on model_type `{kind}`"), known));
+        };
+        let positive = |field: &str, value: Option<usize>| match value {
+            Some(value) if value > 0 => Ok(value),
+            _ => Err(PeftError::config(field, "must be given, at least 1")),
+        };
+        let len = positive("adapter_len", self.adapter_len)?;
+        let wanted = positive("adapter_layers", self.adapter_layers)?;
+        let target = self.target_modules.as_deref().unwrap_or(default);
+
+        let outputs = outputs_of(sites, target);
+        if outputs.is_empty() {
+            return Err(PeftError::NothingMatched {
+                field: "target_modules",
+                targets: format!("{target:?}"),
+                nearest: vec![(*default).to_owned()],
+                available: vec![(*default).to_owned()],
+            });
+        }
+        if wanted > outputs.len() {
+            let reason = format!("is {wanted}, but the model has {} layers with `{target}`", outputs.len());
+            return Err(PeftError::config("adapter_layers", reason));
+        }
+        let mut plan = Plan::new("LLaMA-Adapter", sites);
+        plan.rows.extend(outputs[outputs.len() - wanted..].iter().map(|site| PlanRow {
+            site: site.clone(),
+            label: format!("{len} gated tokens"),
+            parameters: len * shape.d_model + 1,
+            build: Arc::new(BuildAdaption { len, d_model: shape.d_model }),
+        }));
+        plan.derived.insert("target_modules".into(), target.into());
+        Ok(plan)
+    }
+
+    fn to_json(&self) -> Result<Map<String, Value>> {
+        to_object(self)
+    }
+}
+
+/// The output projection of every module whose name ends in `target`, in order: the last of its linear layers.
+fn outputs_of(sites: &Sites, target: &str) -> Vec<Arc<Site>> {
+    let suffix = format!(".{target}");
+    let mut found: Vec<(String, Arc<Site>)> = Vec::new();
+    for site in sites.layers().filter(|it| matches!(it.kind, SiteKind::Linear(_))) {
+        let Some((module, _)) = site.module.rsplit_once('.').filter(|(module, _)| module.ends_with(&suffix)) else {
+            continue;
+        };
+        match found.last_mut().filter(|(it, _)| it == module) {
+            Some((_, output)) => *output = site.clone(),
+            None => found.push((module.to_owned(), site.clone())),
+        }
+    }
+    found.into_iter().map(|(_, site)| site).collect()
+}

@@ -1,0 +1,191 @@
+//! Prompt tuning: trained vectors stand before the embeddings of the input (arXiv 2104.08691).
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
+use peft_core::seam::EmbeddingBelow;
+use peft_core::{
+    Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
+    refuse_unknown,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::{Kind, PromptLearning, Sizes, parse};
+use crate::start::Start;
+use crate::{NO_WEIGHT, PROMPT_TUNING};
+
+/// Vectors that stand before the embeddings.
+#[derive(Module, Debug)]
+pub struct VirtualTokens {
+    /// `[virtual · submodules, d_model]`: those of the decoder follow those of the encoder.
+    pub prompt_embeddings: Param<Tensor<2>>,
+    virtual_tokens: usize,
+    drops_token_types: bool,
+}
+
+impl VirtualTokens {
+    pub(crate) fn new(prompt_embeddings: Param<Tensor<2>>, virtual_tokens: usize, drops_token_types: bool) -> Self {
+        Self { prompt_embeddings, virtual_tokens, drops_token_types }
+    }
+}
+
+/// The prompt of vectors `[rows, d_model]`. Only the first rows come in, as in the reference: those of a decoder are
+/// trained by no gradient.
+pub(crate) fn prompt_of(vectors: Tensor<2>, virtual_tokens: usize, drops_token_types: bool) -> Prompt {
+    let tokens = vectors.narrow(0, 0, virtual_tokens).unsqueeze();
+    Prompt { tokens: Some(tokens), drops_token_types, ..Prompt::default() }
+}
+
+impl Adapter for VirtualTokens {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+        weight
+    }
+
+    fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
+        below.forward(ids)
+    }
+
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+        Some(prompt_of(self.prompt_embeddings.val(), self.virtual_tokens, self.drops_token_types))
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.virtual_tokens
+    }
+
+    fn unmergeable(&self) -> Option<&'static str> {
+        Some(NO_WEIGHT)
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        ""
+    }
+
+    fn file_key(&self, _site: &Site, field: &str) -> String {
+        field.to_owned()
+    }
+}
+
+#[derive(Debug)]
+struct BuildTokens {
+    sizes: Sizes,
+    start: Start,
+}
+
+impl Build for BuildTokens {
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        let Sizes { virtual_tokens, width, drops_token_types, .. } = self.sizes;
+        let values = self.start.values(self.sizes.rows(), width, base, init);
+        AnyAdapter::new(VirtualTokens::new(values, virtual_tokens, drops_token_types))
+    }
+}
+
+/// The row of plain virtual tokens.
+pub(crate) fn row(sizes: &Sizes, start: Start) -> PlanRow {
+    PlanRow {
+        site: sizes.table.clone(),
+        label: format!("{} virtual tokens", sizes.virtual_tokens),
+        parameters: sizes.rows() * sizes.width,
+        build: Arc::new(BuildTokens { sizes: sizes.clone(), start }),
+    }
+}
+
+/// `prompt_tuning_init`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PromptTuningInit {
+    /// The words of a text.
+    Text,
+    /// Words drawn at random.
+    SampleVocab,
+    /// Normal numbers.
+    #[default]
+    Random,
+}
+
+/// Prompt tuning's configuration. Defaults are the reference's.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PromptTuningConfig {
+    /// The fields of all prompt methods.
+    #[serde(flatten)]
+    pub prompt: PromptLearning,
+    /// Where the vectors start.
+    #[serde(default)]
+    pub prompt_tuning_init: PromptTuningInit,
+    /// The text they start from.
+    #[serde(default)]
+    pub prompt_tuning_init_text: Option<String>,
+    /// Whose tokenizer splits it.
+    #[serde(default)]
+    pub tokenizer_name_or_path: Option<String>,
+    /// Arguments of that tokenizer in Python.
+    #[serde(default)]
+    pub tokenizer_kwargs: Option<Map<String, Value>>,
+    /// The ids of the text; this crate knows no tokenizer. Not part of the file.
+    #[serde(skip)]
+    pub init_ids: Option<Vec<i64>>,
+    /// Fields that are not read. Written back as they came.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+impl PromptTuningConfig {
+    /// Some virtual tokens for a task, drawn at random.
+    pub fn new(num_virtual_tokens: usize, task_type: &str) -> Self {
+        Self { prompt: PromptLearning::new(num_virtual_tokens, task_type), ..Self::default() }
+    }
+
+    /// Parses `adapter_config.json`.
+    pub fn parse(json: Map<String, Value>) -> Result<Self> {
+        let config: Self = parse(json)?;
+        refuse_unknown(&config.other, &[])?;
+        Ok(config)
+    }
+}
+
+/// The start that a text gives, and what is lacking if its ids are not known.
+pub(crate) fn from_text(
+    text: Option<&String>,
+    ids: Option<&Vec<i64>>,
+    sites: &Sites,
+) -> Result<(Start, Option<String>)> {
+    if text.is_none() {
+        return Err(PeftError::config("prompt_tuning_init_text", "is missing, which a start from a text needs"));
+    }
+    let Some(ids) = ids else {
+        let lacks = "`prompt_tuning_init_text` is not split into ids; set `init_ids` to what the tokenizer gives";
+        return Ok((Start::Random, Some(lacks.into())));
+    };
+    let vocabulary = sites.prompts.as_ref().and_then(|it| sites.get(&format!("{}.weight", it.table)));
+    let vocabulary = vocabulary.map_or(0, |it| it.shape[0] as i64);
+    if ids.is_empty() || ids.iter().any(|id| !(0..vocabulary).contains(id)) {
+        let reason = format!("gives the ids {ids:?}, expected some below {vocabulary}: is it this model's tokenizer?");
+        return Err(PeftError::config("prompt_tuning_init_text", reason));
+    }
+    Ok((Start::Words(ids.clone()), None))
+}
+
+impl Tuner for PromptTuningConfig {
+    fn peft_type(&self) -> &str {
+        PROMPT_TUNING
+    }
+
+    fn plan(&self, sites: &Sites) -> Result<Plan> {
+        refuse_unknown(&self.other, &[])?;
+        let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
+        let (start, lacks) = match self.prompt_tuning_init {
+            PromptTuningInit::Random => (Start::Random, None),
+            PromptTuningInit::SampleVocab => (Start::Vocabulary, None),
+            PromptTuningInit::Text => from_text(self.prompt_tuning_init_text.as_ref(), self.init_ids.as_ref(), sites)?,
+        };
+        let mut plan = self.prompt.plan("prompt tuning", sites, row(&sizes, start), None, sizes.derived())?;
+        plan.lacks = lacks;
+        Ok(plan)
+    }
+
+    fn to_json(&self) -> Result<Map<String, Value>> {
+        self.prompt.write(self)
+    }
+}
