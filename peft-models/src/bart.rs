@@ -475,4 +475,16 @@ impl Seq2SeqLm for BartForConditionalGeneration {
         let last = words.clone().not_equal_elem(pad).int().sum_dim(1).sub_scalar(1).clamp_min(0);
         Ok(Tensor::cat(vec![words.gather(1, last), shifted.narrow(1, 1, seq - 1)], 1).reshape([batch, seq]))
     }
+
+    fn decoder_start(&self) -> Option<u32> {
+        self.config.decoder_start_token_id.and_then(|it| u32::try_from(it).ok())
+    }
+
+    fn is_tied(&self) -> bool {
+        self.lm_head.is_none()
+    }
+
+    fn untie(&mut self) {
+        self.lm_head.get_or_insert_with(|| self.model.shared.as_head());
+    }
 }

@@ -520,6 +520,18 @@ impl Seq2SeqLm for T5ForConditionalGeneration {
     fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>> {
         shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
     }
+
+    fn decoder_start(&self) -> Option<u32> {
+        self.config.decoder_start_token_id.and_then(|it| u32::try_from(it).ok())
+    }
+
+    fn is_tied(&self) -> bool {
+        self.lm_head.is_none()
+    }
+
+    fn untie(&mut self) {
+        self.lm_head.get_or_insert_with(|| self.shared.as_head());
+    }
 }
 
 #[cfg(test)]

@@ -63,6 +63,21 @@ pub trait Seq2SeqLm: Module {
     /// If `config.json` does not say which tokens start and fill up a target.
     fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
 
+    /// The token that a target starts with, where `config.json` names it.
+    fn decoder_start(&self) -> Option<u32>;
+
+    /// Whether the head is the table of words read the other way.
+    fn is_tied(&self) -> bool;
+
+    /// Gives a tied model a head of its own, as [`CausalLm::untie`] does.
+    fn untie(&mut self);
+
+    /// The model, [untied](Seq2SeqLm::untie).
+    fn untied(mut self) -> Self {
+        self.untie();
+        self
+    }
+
     /// Scores of every target position, `[batch, target, vocab]`.
     fn logits(&self, source: &ModelInput, target: &ModelInput) -> Tensor<3> {
         let hidden = self.decode(target, &self.encode(source), None);
