@@ -4,6 +4,7 @@
 //! lazy: a model of any size can be built, planned and counted without allocating it.
 
 use burn::module::{Flag, Module, Param, ParamId};
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use crate::ops;
@@ -79,6 +80,59 @@ impl Conv1D {
     /// - output: `[.., out]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         seam::linear(input, &self.weight, Some(&self.bias), Layout::InOut)
+    }
+}
+
+/// A convolution along one axis: torch's `nn.Conv1d` with a stride of 1.
+#[derive(Module, Debug)]
+pub struct Conv1d {
+    /// `[out, in / groups, width]`
+    pub weight: Param<Tensor<3>>,
+    /// `[out]`
+    pub bias: Param<Tensor<1>>,
+    padding: usize,
+    groups: usize,
+}
+
+impl Conv1d {
+    /// A lazy layer from `in` to `out` channels.
+    pub fn new([d_input, d_output]: [usize; 2], width: usize, groups: usize, device: &Device) -> Self {
+        Self {
+            weight: normal([d_output, d_input / groups, width], INITIALIZER_RANGE, device),
+            bias: constant([d_output], 0.0, device),
+            padding: 0,
+            groups,
+        }
+    }
+
+    /// With so many zeros at either end.
+    pub fn with_padding(mut self, padding: usize) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// # Shapes
+    /// - input: `[batch, in, length]`
+    /// - output: `[batch, out, length + 2 · padding − width + 1]`
+    pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        let options = ConvOptions::new([1], [self.padding], [1], self.groups);
+        burn::tensor::module::conv1d(input, self.weight.val(), Some(self.bias.val()), options)
+    }
+}
+
+/// A tensor of the checkpoint that is never trained and counts as no parameter: torch's buffer.
+///
+/// Its path is that of the field that holds it.
+#[derive(Module, Debug)]
+pub struct Buffer {
+    /// `[rows, columns]`
+    pub value: Param<Tensor<2>>,
+}
+
+impl Buffer {
+    /// A lazy buffer of zeros.
+    pub fn zeros(shape: [usize; 2], device: &Device) -> Self {
+        Self { value: constant(shape, 0.0, device) }
     }
 }
 

@@ -53,7 +53,7 @@ impl BaseTensor {
             SiteKind::Conv => {
                 with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([d_out, d_in]))
             }
-            SiteKind::Other => {
+            SiteKind::Other | SiteKind::Buffer => {
                 with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([1, d_out]))
             }
         }

@@ -27,6 +27,8 @@ pub enum SiteKind {
     Conv,
     /// Anything else: biases, norms, positions.
     Other,
+    /// No parameter at all: it is read and written, but neither adapted, trained nor counted.
+    Buffer,
 }
 
 /// A parameter that a plan may adapt.
@@ -56,7 +58,7 @@ impl Site {
             SiteKind::Linear(Layout::OutIn) => (self.shape[1], self.shape[0]),
             SiteKind::Linear(Layout::InOut) | SiteKind::Embedding => (self.shape[0], self.shape[1]),
             SiteKind::Conv => (self.shape[1..].iter().product(), self.shape[0]),
-            SiteKind::Other => (1, self.shape.iter().product()),
+            SiteKind::Other | SiteKind::Buffer => (1, self.shape.iter().product()),
         }
     }
 
@@ -94,7 +96,7 @@ impl Site {
 
     /// A weight that low-rank methods know how to adapt.
     pub fn is_layer_weight(&self) -> bool {
-        self.param == "weight" && self.kind != SiteKind::Other
+        self.param == "weight" && !matches!(self.kind, SiteKind::Other | SiteKind::Buffer)
     }
 }
 
@@ -185,9 +187,9 @@ impl Sites {
         self.get(&join(&site.module, "bias")).is_some()
     }
 
-    /// Number of elements of all parameters.
+    /// Number of elements of all parameters. Buffers are none.
     pub fn parameters(&self) -> usize {
-        self.sites.iter().map(|it| it.len()).sum()
+        self.sites.iter().filter(|it| it.kind != SiteKind::Buffer).map(|it| it.len()).sum()
     }
 }
 
@@ -203,7 +205,8 @@ fn join(module: &str, param: &str) -> String {
 /// The path that a visitor or mapper is at, spelled as checkpoints spell it.
 ///
 /// A field whose checkpoint name is a Rust keyword carries a trailing underscore (`self_`), which is dropped here. The
-/// variant of an enum leaves no trace, so that a choice between models does not change their keys.
+/// variant of an enum leaves no trace, so that a choice between models does not change their keys. Nor does the field
+/// inside a [`Buffer`](crate::nn::Buffer).
 #[derive(Debug, Clone, Default)]
 pub struct PathStack {
     segments: Vec<Option<String>>,
@@ -215,7 +218,7 @@ impl PathStack {
     /// To be called from `enter_module`.
     pub fn enter(&mut self, name: &str, container: &str) {
         self.inside_adapters += usize::from(container == ADAPTERS_CONTAINER);
-        let shown = !container.starts_with("Enum:");
+        let shown = !container.starts_with("Enum:") && container != BUFFER_CONTAINER;
         self.segments.push(shown.then(|| name.strip_suffix('_').unwrap_or(name).to_owned()));
         self.containers.push(container.to_owned());
     }
@@ -255,6 +258,9 @@ impl PathStack {
 /// Burn's name for what sits in a parameter's slot.
 const ADAPTERS_CONTAINER: &str = "Reparameterization";
 
+/// Burn's name for [`Buffer`](crate::nn::Buffer).
+const BUFFER_CONTAINER: &str = "Struct:Buffer";
+
 #[derive(Default)]
 struct ListSites {
     at: PathStack,
@@ -289,6 +295,7 @@ impl ModuleVisitor for ListSites {
 
 fn kind_of(owner: &str, param: &str, rank: usize) -> SiteKind {
     match (owner, param, rank) {
+        ("Buffer", _, _) => SiteKind::Buffer,
         ("Projection", "weight", 2) => SiteKind::Linear(Layout::OutIn),
         ("Linear" | "Conv1D", "weight", 2) => SiteKind::Linear(Layout::InOut),
         ("Embedding", "weight", 2) => SiteKind::Embedding,

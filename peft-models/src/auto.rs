@@ -3,17 +3,38 @@
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use peft_core::checkpoint::Checkpoint;
 use peft_core::{Describe, Init, LoadReport, PathStack, PeftError, Result, Sites};
 use serde_json::{Value, json};
 
-use crate::bert::{self, BertConfig, BertForSequenceClassification, BertModel};
+use crate::bart::{self, BartConfig, BartForConditionalGeneration};
+use crate::bert::{
+    self, BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel,
+};
 use crate::config::{LabelConfig, RawConfig};
-use crate::gpt2::{self, Gpt2Config, Gpt2ForSequenceClassification, Gpt2LmHeadModel, Gpt2Model};
-use crate::input::{KvCache, ModelInput};
+use crate::deberta::{
+    self, DebertaConfig, DebertaForQuestionAnswering, DebertaForSequenceClassification, DebertaForTokenClassification,
+    DebertaModel,
+};
+use crate::deberta_v2::{
+    self, DebertaV2Config, DebertaV2ForQuestionAnswering, DebertaV2ForSequenceClassification,
+    DebertaV2ForTokenClassification, DebertaV2Model,
+};
+use crate::gpt2::{
+    self, Gpt2Config, Gpt2ForQuestionAnswering, Gpt2ForSequenceClassification, Gpt2ForTokenClassification,
+    Gpt2LmHeadModel, Gpt2Model,
+};
+use crate::input::{KvCache, ModelInput, Seq2SeqCache};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
-use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier};
+use crate::roberta::{
+    self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
+    RobertaModel,
+};
+use crate::t5::{self, T5Config, T5ForConditionalGeneration};
+use crate::task::{
+    CausalLm, Encoded, FeatureExtractor, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+};
 
 /// An enum over architectures: its variants, how `config.json` picks one, and a macro that does the same with each.
 ///
@@ -69,16 +90,49 @@ architectures! { $
     /// A model that scores a whole sequence, of any known architecture.
     AutoSequenceClassifier, sequence_classifier!, "classifiers":
     Bert(BertForSequenceClassification, BertConfig, bert::BASE_PREFIX) = "bert",
+    Deberta(DebertaForSequenceClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
+    DebertaV2(DebertaV2ForSequenceClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForSequenceClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Roberta(RobertaForSequenceClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
+}
+
+architectures! { $
+    /// A model that scores every token, of any known architecture.
+    AutoTokenClassifier, token_classifier!, "token classification":
+    Bert(BertForTokenClassification, BertConfig, bert::BASE_PREFIX) = "bert",
+    Deberta(DebertaForTokenClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
+    DebertaV2(DebertaV2ForTokenClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
+    Gpt2(Gpt2ForTokenClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Roberta(RobertaForTokenClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
+}
+
+architectures! { $
+    /// A model that finds answers, of any known architecture.
+    AutoQuestionAnswerer, question_answerer!, "question answering":
+    Bert(BertForQuestionAnswering, BertConfig, bert::BASE_PREFIX) = "bert",
+    Deberta(DebertaForQuestionAnswering, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
+    DebertaV2(DebertaV2ForQuestionAnswering, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
+    Gpt2(Gpt2ForQuestionAnswering, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Roberta(RobertaForQuestionAnswering, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
+}
+
+architectures! { $
+    /// A model that reads a source and writes a target, of any known architecture.
+    AutoSeq2SeqLm, seq2seq_lm!, "sequence to sequence":
+    Bart(BartForConditionalGeneration, BartConfig, bart::BASE_PREFIX) = "bart" | "mbart",
+    T5(T5ForConditionalGeneration, T5Config, t5::BASE_PREFIX) = "t5" | "mt5",
 }
 
 architectures! { $
     /// A model that turns tokens into vectors, of any known architecture.
     AutoFeatureExtractor, feature_extractor!, "feature extraction":
     Bert(BertModel, BertConfig, bert::BASE_PREFIX) = "bert",
+    Deberta(DebertaModel, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
+    DebertaV2(DebertaV2Model, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2Model, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Roberta(RobertaModel, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
 /// What a classifier is to be, where its folder does not say or says something else.
@@ -123,6 +177,50 @@ pub fn load_sequence_classifier(
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
+/// Reads a model that labels tokens. A head that the folder lacks starts as [`load_sequence_classifier`] says.
+pub fn load_token_classifier(
+    folder: impl AsRef<Path>,
+    device: &Device,
+    options: &ClassifierOptions,
+) -> Result<(AutoTokenClassifier, LoadReport)> {
+    let mut raw = RawConfig::read(&folder)?;
+    options.write_into(&mut raw);
+    let model = AutoTokenClassifier::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier"])?;
+    Ok((start(model, &report.missing, &raw, options.seed, device), report))
+}
+
+/// Reads a model that finds answers. A head that the folder lacks starts from N(0, `initializer_range`), drawn by `seed`.
+pub fn load_question_answerer(
+    folder: impl AsRef<Path>,
+    device: &Device,
+    seed: u64,
+) -> Result<(AutoQuestionAnswerer, LoadReport)> {
+    let raw = RawConfig::read(&folder)?;
+    let model = AutoQuestionAnswerer::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs"])?;
+    Ok((start(model, &report.missing, &raw, seed, device), report))
+}
+
+/// Reads a model that reads a source and writes a target. The report names what the folder holds beyond it.
+///
+/// Whether the head is the table of words is seen from the checkpoint, as the reference does: files of T5 say that it is
+/// either way.
+pub fn load_seq2seq_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoSeq2SeqLm, LoadReport)> {
+    let mut raw = RawConfig::read(&folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let tied = !has_another_head(&checkpoint)?;
+    // What T5's files say by this field, besides.
+    let scaled = raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
+    raw.json.entry("scale_decoder_outputs").or_insert(json!(scaled));
+    raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
+    let model = AutoSeq2SeqLm::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    checkpoint.load(model, prefix, &["final_logits_bias"])
+}
+
 /// Reads a model that turns tokens into vectors.
 ///
 /// A pooler takes no part in the last hidden state: where the folder lacks it, it starts at random.
@@ -157,6 +255,12 @@ impl AutoSequenceClassifier {
     pub fn labels(&self) -> &LabelConfig {
         sequence_classifier!(self, it => it.labels())
     }
+
+    /// Whether every token sees the whole text. A decoder's classifier looks at the last token, so that it must know
+    /// which is padding.
+    pub fn is_encoder(&self) -> bool {
+        matches!(self, Self::Bert(_) | Self::Deberta(_) | Self::DebertaV2(_) | Self::Roberta(_))
+    }
 }
 
 impl SequenceClassifier for AutoSequenceClassifier {
@@ -170,6 +274,59 @@ impl SequenceClassifier for AutoSequenceClassifier {
 
     fn problem_type(&self) -> Option<&str> {
         self.labels().problem_type.as_deref()
+    }
+}
+
+impl AutoTokenClassifier {
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        token_classifier!(self, it => it.labels())
+    }
+}
+
+impl TokenClassifier for AutoTokenClassifier {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        token_classifier!(self, it => it.logits(input))
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
+}
+
+impl QuestionAnswerer for AutoQuestionAnswerer {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        question_answerer!(self, it => it.logits(input))
+    }
+}
+
+impl Seq2SeqLm for AutoSeq2SeqLm {
+    fn encode(&self, source: &ModelInput) -> Encoded {
+        seq2seq_lm!(self, it => it.encode(source))
+    }
+
+    fn decode(&self, target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3> {
+        seq2seq_lm!(self, it => it.decode(target, source, cache))
+    }
+
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        seq2seq_lm!(self, it => it.head(hidden))
+    }
+
+    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>> {
+        seq2seq_lm!(self, it => it.shift_right(labels))
+    }
+
+    fn decoder_start(&self) -> Option<u32> {
+        seq2seq_lm!(self, it => it.decoder_start())
+    }
+
+    fn is_tied(&self) -> bool {
+        seq2seq_lm!(self, it => it.is_tied())
+    }
+
+    fn untie(&mut self) {
+        seq2seq_lm!(self, it => it.untie());
     }
 }
 
@@ -208,7 +365,7 @@ fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
         let key = checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))?;
         Some((checkpoint.file(key)?, key))
     };
-    let table = find("wte.weight").or_else(|| find("embed_tokens.weight"));
+    let table = ["wte.weight", "shared.weight", "embed_tokens.weight"].iter().find_map(|it| find(it));
     let (Some((head_file, head)), Some((table_file, table))) = (find("lm_head.weight"), table) else {
         return Ok(false);
     };

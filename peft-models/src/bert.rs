@@ -14,7 +14,7 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, SequenceClassifier};
+use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "bert.";
@@ -242,11 +242,38 @@ pub struct BertEncoder {
     pub layer: Vec<BertLayer>,
 }
 
+impl BertEncoder {
+    pub(crate) fn new(config: &BertConfig, device: &Device) -> Self {
+        Self { layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect() }
+    }
+
+    /// # Shapes
+    /// - embedded, output: `[batch, seq, d_model]`
+    pub(crate) fn forward(
+        &self,
+        embedded: Tensor<3>,
+        mask: Option<&AttentionMask>,
+        mut prefix: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let mut hidden = embedded;
+        for (at, layer) in self.layer.iter().enumerate() {
+            hidden = layer.forward(hidden, at, mask, prefix.as_deref_mut());
+        }
+        hidden
+    }
+}
+
 /// The summary of a sequence: its first token, once more projected.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BertPooler {
     pub dense: Projection,
+}
+
+impl BertPooler {
+    pub(crate) fn new(config: &BertConfig, device: &Device) -> Self {
+        Self { dense: Projection::new(config.hidden_size, config.hidden_size, true, device) }
+    }
 }
 
 /// BERT without a head.
@@ -263,17 +290,14 @@ pub struct BertModel {
 impl BertModel {
     /// A model whose parameters are not allocated yet.
     pub fn new(config: &BertConfig, device: &Device) -> Self {
-        let dense = Projection::new(config.hidden_size, config.hidden_size, true, device);
-        Self { pooler: Some(BertPooler { dense }), ..Self::without_pooler(config, device) }
+        Self { pooler: Some(BertPooler::new(config, device)), ..Self::without_pooler(config, device) }
     }
 
     /// The same, for tasks that look at single tokens only.
     pub fn without_pooler(config: &BertConfig, device: &Device) -> Self {
         Self {
             embeddings: BertEmbeddings::new(config, device),
-            encoder: BertEncoder {
-                layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect(),
-            },
+            encoder: BertEncoder::new(config, device),
             pooler: None,
             prompts: PromptShape {
                 table: "embeddings.word_embeddings".into(),
@@ -295,14 +319,10 @@ impl BertModel {
     }
 
     /// A prefix of keys and values comes in a cache, as it does for a decoder.
-    fn layers(&self, input: &ModelInput, mut prefix: Option<&mut KvCache>) -> Tensor<3> {
+    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>) -> Tensor<3> {
         let past = prefix.as_ref().map_or(0, |it| it.len());
         let mask = mask::bidirectional(input, past);
-        let mut hidden = self.embeddings.forward(input, past);
-        for (at, layer) in self.encoder.layer.iter().enumerate() {
-            hidden = layer.forward(hidden, at, mask.as_ref(), prefix.as_deref_mut());
-        }
-        hidden
+        self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix)
     }
 
     /// The summary of every sequence, `[batch, d_model]`; nothing without a pooler.
@@ -373,5 +393,81 @@ impl SequenceClassifier for BertForSequenceClassification {
 
     fn problem_type(&self) -> Option<&str> {
         self.labels.problem_type.as_deref()
+    }
+}
+
+/// BERT that classifies every token.
+#[derive(Module, Debug)]
+pub struct BertForTokenClassification {
+    /// The encoder, without a pooler.
+    pub bert: BertModel,
+    dropout: Dropout,
+    /// `[num_labels, d_model]`
+    pub classifier: Projection,
+    #[module(skip)]
+    labels: LabelConfig,
+}
+
+impl BertForTokenClassification {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &BertConfig, device: &Device) -> Self {
+        Self {
+            bert: BertModel::without_pooler(config, device),
+            dropout: Dropout::new(config.classifier_dropout.unwrap_or(config.hidden_dropout_prob)),
+            classifier: Projection::new(config.hidden_size, config.labels.num_labels(), true, device),
+            labels: config.labels.clone(),
+        }
+    }
+
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        &self.labels
+    }
+}
+
+impl Describe for BertForTokenClassification {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("bert").with_prompts("bert", self.bert.prompts.clone())
+    }
+}
+
+impl TokenClassifier for BertForTokenClassification {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        self.classifier.forward(self.dropout.forward(self.bert.forward(input)))
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels.num_labels()
+    }
+}
+
+/// BERT that finds answers.
+#[derive(Module, Debug)]
+pub struct BertForQuestionAnswering {
+    /// The encoder, without a pooler.
+    pub bert: BertModel,
+    /// `[2, d_model]`
+    pub qa_outputs: Projection,
+}
+
+impl BertForQuestionAnswering {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &BertConfig, device: &Device) -> Self {
+        Self {
+            bert: BertModel::without_pooler(config, device),
+            qa_outputs: Projection::new(config.hidden_size, 2, true, device),
+        }
+    }
+}
+
+impl Describe for BertForQuestionAnswering {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("bert").with_prompts("bert", self.bert.prompts.clone())
+    }
+}
+
+impl QuestionAnswerer for BertForQuestionAnswering {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        self.qa_outputs.forward(self.bert.forward(input))
     }
 }

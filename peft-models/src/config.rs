@@ -50,21 +50,35 @@ impl RawConfig {
     ///
     /// `must_be_off` are switches of the reference's implementation that change numbers and that ours does not have.
     pub fn parse<T: DeserializeOwned>(&self, must_be_off: &[&str]) -> Result<T> {
-        for field in UNKNOWN_TO_ALL.iter().chain(must_be_off) {
+        self.refuse(UNKNOWN_TO_ALL.iter().chain(&["is_encoder_decoder"]).chain(must_be_off))?;
+        self.understand()
+    }
+
+    /// [`RawConfig::parse`] for architectures that read a source and write a target.
+    pub fn parse_encoder_decoder<T: DeserializeOwned>(&self, must_be_off: &[&str]) -> Result<T> {
+        self.refuse(UNKNOWN_TO_ALL.iter().chain(must_be_off))?;
+        self.understand()
+    }
+
+    fn refuse<'a>(&self, must_be_off: impl Iterator<Item = &'a &'a str>) -> Result<()> {
+        for field in must_be_off {
             if let Some(value) = self.json.get(*field).filter(|it| !is_off(it)) {
                 let reason = format!("is {value} in {}, which this version cannot compute", self.path.display());
                 return Err(PeftError::config(*field, reason));
             }
         }
+        Ok(())
+    }
+
+    fn understand<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
     }
 }
 
 /// Switches that change the numbers of several architectures.
-const UNKNOWN_TO_ALL: [&str; 8] = [
+const UNKNOWN_TO_ALL: [&str; 7] = [
     "quantization_config",
     "add_cross_attention",
-    "is_encoder_decoder",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "pruned_heads",

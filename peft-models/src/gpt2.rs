@@ -11,7 +11,7 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::prompt;
-use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
+use crate::task::{CausalLm, FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier, pool_last_token};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -35,6 +35,8 @@ pub struct Gpt2Config {
     pub scale_attn_weights: bool,
     pub scale_attn_by_inverse_layer_idx: bool,
     pub tie_word_embeddings: bool,
+    pub classifier_dropout: Option<f64>,
+    pub hidden_dropout: Option<f64>,
     #[serde(flatten)]
     pub labels: LabelConfig,
 }
@@ -56,6 +58,8 @@ impl Default for Gpt2Config {
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
             tie_word_embeddings: true,
+            classifier_dropout: None,
+            hidden_dropout: None,
             labels: LabelConfig::default(),
         }
     }
@@ -364,5 +368,81 @@ impl SequenceClassifier for Gpt2ForSequenceClassification {
 
     fn problem_type(&self) -> Option<&str> {
         self.labels.problem_type.as_deref()
+    }
+}
+
+/// GPT-2 that classifies every token.
+#[derive(Module, Debug)]
+pub struct Gpt2ForTokenClassification {
+    /// The stack.
+    pub transformer: Gpt2Model,
+    dropout: Dropout,
+    /// `[num_labels, d_model]`
+    pub classifier: Projection,
+    #[module(skip)]
+    labels: LabelConfig,
+}
+
+impl Gpt2ForTokenClassification {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
+        Self {
+            transformer: Gpt2Model::new(config, device),
+            dropout: Dropout::new(config.classifier_dropout.or(config.hidden_dropout).unwrap_or(0.1)),
+            classifier: Projection::new(config.n_embd, config.labels.num_labels(), true, device),
+            labels: config.labels.clone(),
+        }
+    }
+
+    /// What the labels are.
+    pub fn labels(&self) -> &LabelConfig {
+        &self.labels
+    }
+}
+
+impl Describe for Gpt2ForTokenClassification {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("gpt2").with_prompts("transformer", self.transformer.prompts.clone())
+    }
+}
+
+impl TokenClassifier for Gpt2ForTokenClassification {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        self.classifier.forward(self.dropout.forward(self.transformer.forward(input, None)))
+    }
+
+    fn num_labels(&self) -> usize {
+        self.labels.num_labels()
+    }
+}
+
+/// GPT-2 that finds answers.
+#[derive(Module, Debug)]
+pub struct Gpt2ForQuestionAnswering {
+    /// The stack.
+    pub transformer: Gpt2Model,
+    /// `[2, d_model]`
+    pub qa_outputs: Projection,
+}
+
+impl Gpt2ForQuestionAnswering {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
+        Self {
+            transformer: Gpt2Model::new(config, device),
+            qa_outputs: Projection::new(config.n_embd, 2, true, device),
+        }
+    }
+}
+
+impl Describe for Gpt2ForQuestionAnswering {
+    fn describe(&self) -> Sites {
+        Sites::of(self).with_model_type("gpt2").with_prompts("transformer", self.transformer.prompts.clone())
+    }
+}
+
+impl QuestionAnswerer for Gpt2ForQuestionAnswering {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        self.qa_outputs.forward(self.transformer.forward(input, None))
     }
 }

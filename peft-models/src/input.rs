@@ -161,6 +161,66 @@ impl KvCache {
     }
 }
 
+/// What a decoder that reads an encoded source keeps: keys and values of the tokens that it has seen, and those of the
+/// source.
+#[derive(Debug, Clone, Default)]
+pub struct Seq2SeqCache {
+    target: KvCache,
+    source: SourceCache,
+}
+
+impl Seq2SeqCache {
+    /// A cache that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of target positions seen, those of a prompt among them.
+    pub fn len(&self) -> usize {
+        self.target.len()
+    }
+
+    /// Whether no target token was seen.
+    pub fn is_empty(&self) -> bool {
+        self.target.is_empty()
+    }
+
+    /// Keeps the rows at these indices, in this order, for batches that shrink and beams that part.
+    pub fn select(&mut self, rows: Tensor<1, Int>) {
+        self.target.select(rows.clone());
+        for (key, value) in &mut self.source.layers {
+            *key = key.clone().select(0, rows.clone());
+            *value = value.clone().select(0, rows.clone());
+        }
+    }
+
+    /// Of the target, and of the source.
+    pub(crate) fn parts(cache: Option<&mut Self>) -> (Option<&mut KvCache>, Option<&mut SourceCache>) {
+        cache.map(|it| (&mut it.target, &mut it.source)).unzip()
+    }
+}
+
+/// Keys and values of a source, `[batch, heads, source, d_head]`, computed once for each layer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SourceCache {
+    layers: Vec<(Tensor<4>, Tensor<4>)>,
+}
+
+impl SourceCache {
+    /// Those of a layer; `compute` gives them the first time. Layers are to ask in order.
+    pub(crate) fn get_or(
+        cache: Option<&mut Self>,
+        layer: usize,
+        compute: impl FnOnce() -> (Tensor<4>, Tensor<4>),
+    ) -> (Tensor<4>, Tensor<4>) {
+        let Some(cache) = cache else { return compute() };
+        if layer >= cache.layers.len() {
+            cache.layers.push(compute());
+        }
+        cache.layers[layer].clone()
+    }
+}
+
 /// Extends the cache if there is one, else returns the pair as it is.
 pub(crate) fn extend_cache(
     cache: Option<&mut KvCache>,

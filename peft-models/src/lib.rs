@@ -5,15 +5,21 @@
 //! a task may ask of a model.
 
 pub mod auto;
+pub mod bart;
 pub mod bert;
 pub mod config;
+pub mod deberta;
+pub mod deberta_v2;
+mod disentangled;
 pub mod gpt2;
 mod input;
 pub mod llama;
 pub mod mask;
 pub mod prompt;
+pub mod roberta;
 pub mod rope;
+pub mod t5;
 mod task;
 
-pub use input::{KvCache, ModelInput, Tokens};
-pub use task::{CausalLm, FeatureExtractor, SequenceClassifier};
+pub use input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+pub use task::{CausalLm, Encoded, FeatureExtractor, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier};

@@ -51,6 +51,34 @@ pub fn bidirectional(input: &ModelInput, past: usize) -> Option<AttentionMask> {
     hidden.map(|it| AttentionMask::new(it, true))
 }
 
+/// Every query sees every token of another text that is not padding.
+///
+/// # Shapes
+/// - attention_mask: `[batch, kv_len]` of the other text
+/// - covers `[batch, 1, q_len, kv_len]`
+pub fn across(attention_mask: Option<&Tensor<2, Int>>, q_len: usize) -> Option<AttentionMask> {
+    attention_mask.map(|mask| {
+        let [batch, kv_len] = mask.dims();
+        AttentionMask::new(padding(mask.clone()).expand([batch, 1, q_len, kv_len]), true)
+    })
+}
+
+/// Every token that is not padding sees every other one. Padding sees all alike: DeBERTa's rule, in which no query is
+/// without a key.
+pub fn mutual(input: &ModelInput) -> Option<AttentionMask> {
+    let hidden = input.attention_mask.clone().map(|mask| {
+        let [batch, total] = mask.dims();
+        let query = mask.clone().equal_elem(0).reshape([batch, 1, total, 1]);
+        either(query, padding(mask))
+    });
+    let apart = input.segment_ids.clone().map(|it| across_segments(it, 0));
+    let hidden = match (hidden, apart) {
+        (Some(a), Some(b)) => Some(either(a, b)),
+        (a, b) => a.or(b),
+    };
+    hidden.map(|it| AttentionMask::new(it, false))
+}
+
 /// `[batch, total]` to `[batch, 1, 1, total]`, true where a key is padding.
 fn padding(mask: Tensor<2, Int>) -> Tensor<4, Bool> {
     let [batch, total] = mask.dims();

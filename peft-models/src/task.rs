@@ -3,7 +3,10 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
-use crate::input::{KvCache, ModelInput, Tokens};
+use peft_core::ops::IGNORE_INDEX;
+use peft_core::{PeftError, Result};
+
+use crate::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
 
 /// A model that predicts the next token.
 pub trait CausalLm: Module {
@@ -39,6 +42,71 @@ pub trait CausalLm: Module {
     }
 }
 
+/// A model that reads a source text and writes a target text.
+pub trait Seq2SeqLm: Module {
+    /// What the encoder makes of the source, `[batch, source, d_model]`, with the mask that goes with it.
+    fn encode(&self, source: &ModelInput) -> Encoded;
+
+    /// The last hidden state of the decoder, `[batch, target, d_model]`, scaled as the head wants it.
+    fn decode(&self, target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
+
+    /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
+
+    /// What the decoder reads while it learns to write `labels`: the same, one token later, behind the start token.
+    ///
+    /// # Shapes
+    /// - labels: `[batch, target]`, −100 where nothing is to be learned
+    /// - output: `[batch, target]`
+    ///
+    /// # Errors
+    /// If `config.json` does not say which tokens start and fill up a target.
+    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
+
+    /// The token that a target starts with, where `config.json` names it.
+    fn decoder_start(&self) -> Option<u32>;
+
+    /// Whether the head is the table of words read the other way.
+    fn is_tied(&self) -> bool;
+
+    /// Gives a tied model a head of its own, as [`CausalLm::untie`] does.
+    fn untie(&mut self);
+
+    /// The model, [untied](Seq2SeqLm::untie).
+    fn untied(mut self) -> Self {
+        self.untie();
+        self
+    }
+
+    /// Scores of every target position, `[batch, target, vocab]`.
+    fn logits(&self, source: &ModelInput, target: &ModelInput) -> Tensor<3> {
+        let hidden = self.decode(target, &self.encode(source), None);
+        let [batch, seq, d_model] = hidden.dims();
+        let logits = self.head(hidden.reshape([batch * seq, d_model]));
+        let vocab = logits.dims()[1];
+        logits.reshape([batch, seq, vocab])
+    }
+}
+
+/// A source text after the encoder.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// `[batch, source, d_model]`
+    pub hidden: Tensor<3>,
+    /// 1 = keep, 0 = padding; `[batch, source]`.
+    pub attention_mask: Option<Tensor<2, Int>>,
+}
+
+impl Encoded {
+    /// Keeps the rows at these indices, in this order.
+    pub fn select(&self, rows: Tensor<1, Int>) -> Self {
+        Self {
+            hidden: self.hidden.clone().select(0, rows.clone()),
+            attention_mask: self.attention_mask.clone().map(|it| it.select(0, rows)),
+        }
+    }
+}
+
 /// A model that scores a whole sequence.
 pub trait SequenceClassifier: Module {
     /// `[batch, num_labels]`
@@ -49,6 +117,21 @@ pub trait SequenceClassifier: Module {
 
     /// `problem_type` of `config.json`.
     fn problem_type(&self) -> Option<&str>;
+}
+
+/// A model that scores every token.
+pub trait TokenClassifier: Module {
+    /// `[batch, seq, num_labels]`
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
+
+    /// Number of outputs for each token.
+    fn num_labels(&self) -> usize;
+}
+
+/// A model that finds the answer to a question in a text.
+pub trait QuestionAnswerer: Module {
+    /// How well the answer starts with a token, and how well it ends with it; `[batch, seq, 2]`.
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
 }
 
 /// A model that turns tokens into vectors.
@@ -73,4 +156,17 @@ pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option
     };
     let index = last.reshape([batch, 1, 1]).expand([batch, 1, d_model]);
     hidden.gather(1, index).squeeze_dim(1)
+}
+
+/// Labels one position later, with `start` in front and `pad` where nothing was to be learned.
+pub(crate) fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
+    let needed = |field: &str, value: Option<i64>| {
+        value.ok_or_else(|| PeftError::config(field, "is not in config.json, and targets need it"))
+    };
+    let (pad, start) = (needed("pad_token_id", pad)?, needed("decoder_start_token_id", start)?);
+    let [batch, seq] = labels.dims();
+    let first = Tensor::<2, Int>::full([batch, 1], start, &labels.device());
+    let ignored = labels.clone().equal_elem(IGNORE_INDEX);
+    let words = labels.mask_fill(ignored, pad);
+    Ok(if seq > 1 { Tensor::cat(vec![first, words.narrow(1, 0, seq - 1)], 1) } else { first })
 }

@@ -7,9 +7,12 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft_core::checkpoint::TensorFile;
 use peft_core::ops::cross_entropy;
 use peft_models::auto::{
-    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_sequence_classifier,
+    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_question_answerer, load_seq2seq_lm,
+    load_sequence_classifier, load_token_classifier,
 };
-use peft_models::{CausalLm, FeatureExtractor, KvCache, ModelInput, SequenceClassifier};
+use peft_models::{
+    CausalLm, FeatureExtractor, KvCache, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+};
 use serde_json::Value;
 
 use crate::support::{assert_close, device, fixtures, integers, model_folder, still};
@@ -23,9 +26,10 @@ macro_rules! cases {
     };
 }
 
+mod encoders;
 mod first_three;
 
-const TABLES: &[&[&str]] = &[first_three::CASES];
+const TABLES: &[&[&str]] = &[encoders::CASES, first_three::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -77,6 +81,27 @@ fn check(case: &str) {
             assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
             assert_loss(classifier_loss(&model, logits, &inputs), &expected);
         }
+        "token-cls" => {
+            let model = load_token_classifier(&model, &device(), &ClassifierOptions::default()).unwrap().0;
+            let logits = still(model).logits(&input);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            assert_loss(loss_of_every_position(logits, integers(&inputs, "labels").unwrap()), &expected);
+        }
+        "question-answering" => {
+            let logits = still(load_question_answerer(&model, &device(), 0).unwrap().0).logits(&input);
+            assert_close("logits", logits.into_data(), expected.floats("logits").unwrap());
+        }
+        "seq2seq-lm" => {
+            let model = still(load_seq2seq_lm(&model, &device()).unwrap().0);
+            let labels: Tensor<2, Int> = integers(&inputs, "labels").unwrap();
+            let read =
+                integers(&inputs, "decoder_input_ids").unwrap_or_else(|| model.shift_right(labels.clone()).unwrap());
+            let target =
+                ModelInput { attention_mask: integers(&inputs, "decoder_attention_mask"), ..ModelInput::ids(read) };
+            let logits = model.logits(&input, &target);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            assert_loss(loss_of_every_position(logits, labels), &expected);
+        }
         "feature-extraction" => {
             let model = still(load_feature_extractor(&model, &device()).unwrap().0);
             let hidden = model.last_hidden_state(&input);
@@ -91,6 +116,11 @@ fn check(case: &str) {
 fn assert_loss(loss: Tensor<1>, expected: &TensorFile) {
     let want = expected.floats("loss").unwrap().try_to_vec::<f32>().unwrap();
     assert_close("loss", loss.into_data(), TensorData::new(want, [1]));
+}
+
+fn loss_of_every_position(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
+    let [batch, seq, classes] = logits.dims();
+    cross_entropy(logits.reshape([batch * seq, classes]), labels.reshape([batch * seq]))
 }
 
 fn next_token_loss(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {

@@ -24,13 +24,20 @@ pub fn generate<M: CausalLm>(
     if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
         return Err(PeftError::Invalid("a prompt needs at least one token".into()));
     }
+    if plan.num_beams > 1 {
+        let reason = "beam search is there for models that read a source; set it to 1";
+        return Err(PeftError::unsupported("`num_beams` for a causal language model", reason));
+    }
     let model = model.valid();
     let rows = prompts.len();
     let tasks = tasks_of(plan, rows, seam::tasks(&model))?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let budget = plan.budget(longest)?;
-    let mut samplers: Vec<Sampler> =
-        prompts.iter().enumerate().map(|(row, it)| Sampler::new(plan, it.len(), row as u64)).collect();
+    let mut samplers: Vec<Sampler> = prompts
+        .iter()
+        .enumerate()
+        .map(|(row, it)| Sampler::new(plan, it.len(), row as u64).ending_within(budget))
+        .collect();
     let mut texts: Vec<Vec<u32>> = prompts.to_vec();
     let mut done = vec![false; rows];
 

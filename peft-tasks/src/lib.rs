@@ -1,6 +1,7 @@
 //! Losses, data, training and generation for models with adapters.
 
 pub mod batches;
+pub mod beams;
 pub mod chat;
 pub mod classification;
 pub mod collate;
@@ -20,6 +21,7 @@ pub mod rng;
 pub mod runlog;
 pub mod sampling;
 pub mod schedule;
+pub mod seq2seq_generate;
 mod strftime;
 pub mod task;
 pub mod tensors;

@@ -5,6 +5,8 @@
 
 use std::cmp::Ordering;
 
+use peft_core::{PeftError, Result};
+
 const NEVER: f32 = f32::NEG_INFINITY;
 
 /// `RepetitionPenaltyLogitsProcessor`: makes tokens that occurred less likely, once each: positive logits are divided
@@ -41,6 +43,30 @@ pub fn forbid(logits: &mut [f32], ids: &[u32]) {
         if let Some(logit) = logits.get_mut(*id as usize) {
             *logit = NEVER;
         }
+    }
+}
+
+/// `ForcedBOSTokenLogitsProcessor`, `ForcedEOSTokenLogitsProcessor` where their time has come: nothing but `ids` is left.
+pub fn force(logits: &mut [f32], ids: &[u32]) {
+    logits.iter_mut().for_each(|it| *it = NEVER);
+    for id in ids {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit = 0.0;
+        }
+    }
+}
+
+/// Refuses scores among which no choice can be made; `when` says where they came up.
+///
+/// # Errors
+/// If one of them is not a number, or infinite.
+pub fn check(logits: &[f32], when: &str) -> Result<()> {
+    match logits.iter().position(|it| it.is_nan() || *it == f32::INFINITY) {
+        Some(token) => Err(PeftError::NotFinite(format!(
+            "the logit of token {token} is {} after {when}; the weights are damaged or the number type is too narrow",
+            logits[token]
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -19,6 +19,36 @@ pub fn causal_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     ops::cross_entropy(logits, labels)
 }
 
+/// The loss of a model that labels every position itself: tokens in classes, and targets behind a source, whose decoder
+/// reads them one position late.
+///
+/// # Shapes
+/// - logits: `[batch, prompt + seq, classes]`, where a prompt of virtual tokens has no labels
+/// - labels: `[batch, seq]`, −100 where nothing is to be learned
+pub fn every_position(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
+    let [batch, total, classes] = logits.dims();
+    let [_, seq] = labels.dims();
+    let logits = logits.narrow(1, total - seq, seq);
+    ops::cross_entropy(logits.reshape([batch * seq, classes]), labels.reshape([batch * seq]))
+}
+
+/// The loss of a model that finds answers: the mean of that for the first token and that for the last.
+///
+/// Positions outside the sequence, as those of answers that were cut off, count in neither.
+///
+/// # Shapes
+/// - logits: `[batch, seq, 2]`
+/// - starts, ends: `[batch]`
+pub fn question_answering(logits: Tensor<3>, starts: Tensor<1, Int>, ends: Tensor<1, Int>) -> Tensor<1> {
+    let [batch, seq, _] = logits.dims();
+    let one = |at: usize, places: Tensor<1, Int>| {
+        let outside = places.clone().greater_equal_elem(seq as i64);
+        let places = places.clamp_min(0).mask_fill(outside, IGNORE_INDEX);
+        ops::cross_entropy(logits.clone().narrow(2, at, 1).reshape([batch, seq]), places)
+    };
+    (one(0, starts) + one(1, ends)).div_scalar(2.0)
+}
+
 /// The rows of `[batch · (prompt + seq)]` that predict something, and what they should predict, where `prompt` virtual
 /// tokens without labels stand before every row.
 ///

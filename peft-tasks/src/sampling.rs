@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::beams::EarlyStopping;
 use crate::{logits, rng};
 
 /// `generation_config.json`, field for field. `None` means upstream's default.
@@ -63,9 +64,24 @@ pub struct GenerationConfig {
     /// Starts a text that has no prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
-    /// Only 1: greedy search and sampling.
+    /// Starts a target behind a source. Default: what `config.json` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_start_token_id: Option<u32>,
+    /// The first token of a text that would else begin with the model's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced_bos_token_id: Option<u32>,
+    /// The last token of a text that reaches its bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced_eos_token_id: Option<OneOrMany>,
+    /// How many texts are followed at once; 1 is greedy search or sampling. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_beams: Option<usize>,
+    /// Above 0 favours long texts in beam search, below 0 short ones. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_penalty: Option<f64>,
+    /// When beam search stops: `false`, `true` or `"never"`. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<Value>,
     /// What the drawn tokens depend on. Not a field of upstream's. Default: 42.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -110,9 +126,7 @@ const REFUSED: &[(&str, f64)] = &[
     ("eta_cutoff", 0.0),
     ("exponential_decay_length_penalty", 0.0),
     ("force_words_ids", 0.0),
-    ("forced_bos_token_id", -1.0),
     ("forced_decoder_ids", 0.0),
-    ("forced_eos_token_id", -1.0),
     ("guidance_scale", 1.0),
     ("max_time", 0.0),
     ("num_beam_groups", 1.0),
@@ -146,12 +160,18 @@ impl GenerationConfig {
     /// # Errors
     /// A value out of range, and a field that asks for another way of generating.
     pub fn plan(&self) -> Result<GenerationPlan> {
-        if self.num_beams.unwrap_or(1) != 1 {
-            return Err(PeftError::unsupported(
-                "`num_beams` other than 1",
-                "there is greedy search and sampling, no beam search; set it to 1",
-            ));
+        if self.num_beams == Some(0) {
+            return Err(PeftError::config("num_beams", "is 0, expected at least 1"));
         }
+        let early_stopping = match &self.early_stopping {
+            None | Some(Value::Null | Value::Bool(false)) => EarlyStopping::Heuristic,
+            Some(Value::Bool(true)) => EarlyStopping::FirstComplete,
+            Some(Value::String(word)) if word == "never" => EarlyStopping::Never,
+            Some(other) => {
+                let reason = format!("is {other}, expected true, false or \"never\"");
+                return Err(PeftError::config("early_stopping", reason));
+            }
+        };
         for (field, neutral) in REFUSED {
             let on = match self.other.get(*field) {
                 None | Some(Value::Null | Value::Bool(false)) => false,
@@ -195,6 +215,13 @@ impl GenerationConfig {
             eos: self.eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
             tasks: Vec::new(),
+            bos: self.bos_token_id,
+            decoder_start: self.decoder_start_token_id,
+            forced_bos: self.forced_bos_token_id,
+            forced_eos: self.forced_eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default(),
+            num_beams: self.num_beams.unwrap_or(1),
+            length_penalty: range("length_penalty", self.length_penalty, 1.0, f64::is_finite, "a number")? as f32,
+            early_stopping,
         })
     }
 }
@@ -222,6 +249,20 @@ pub struct GenerationPlan {
     pub seed: u64,
     /// Number of the task of every text, or one for all, where a prompt tells tasks apart.
     pub tasks: Vec<i64>,
+    /// Starts a text that has no prompt.
+    pub bos: Option<u32>,
+    /// Starts a target behind a source.
+    pub decoder_start: Option<u32>,
+    /// Follows a single first token.
+    pub forced_bos: Option<u32>,
+    /// Ends a text that reaches its bound.
+    pub forced_eos: Vec<u32>,
+    /// 1 for no search.
+    pub num_beams: usize,
+    /// The power of a text's length that its score is divided by.
+    pub length_penalty: f32,
+    /// When beam search stops.
+    pub early_stopping: EarlyStopping,
 }
 
 /// How tokens are drawn.
@@ -263,13 +304,44 @@ impl GenerationPlan {
 pub struct Sampler {
     plan: GenerationPlan,
     prompt_length: usize,
+    budget: Option<usize>,
     generator: ChaCha8Rng,
+}
+
+/// What is done to the scores of the next token whether it is drawn or not, in upstream's order: repetition penalty,
+/// n-grams, shortest length, forced tokens. `budget` bounds the new tokens.
+pub(crate) fn process(
+    logits: &mut [f32],
+    tokens: &[u32],
+    prompt_length: usize,
+    budget: Option<usize>,
+    plan: &GenerationPlan,
+) {
+    if plan.repetition_penalty != 1.0 {
+        logits::repetition_penalty(logits, tokens, plan.repetition_penalty);
+    }
+    logits::no_repeat_ngram(logits, tokens, plan.no_repeat_ngram_size);
+    let new_tokens = tokens.len().saturating_sub(prompt_length);
+    if tokens.len() < plan.min_length || new_tokens < plan.min_new_tokens {
+        logits::forbid(logits, &plan.eos);
+    }
+    if let Some(first) = plan.forced_bos.filter(|_| tokens.len() == 1) {
+        logits::force(logits, &[first]);
+    }
+    if !plan.forced_eos.is_empty() && budget == Some(new_tokens + 1) {
+        logits::force(logits, &plan.forced_eos);
+    }
 }
 
 impl Sampler {
     /// A sampler for row `row` of a batch. A row's tokens do not depend on the rows beside it.
     pub fn new(plan: &GenerationPlan, prompt_length: usize, row: u64) -> Self {
-        Self { plan: plan.clone(), prompt_length, generator: rng::generator(plan.seed, row) }
+        Self { plan: plan.clone(), prompt_length, budget: None, generator: rng::generator(plan.seed, row) }
+    }
+
+    /// A text that ends after so many new tokens, the last of which may be forced.
+    pub fn ending_within(self, budget: usize) -> Self {
+        Self { budget: Some(budget), ..self }
     }
 
     /// Chooses the token that follows `tokens`, prompt and answer so far, without filling.
@@ -284,22 +356,8 @@ impl Sampler {
     /// A logit is not a number or infinite, or every token is forbidden.
     pub fn next(&mut self, logits: &mut [f32], tokens: &[u32]) -> Result<u32> {
         let plan = &self.plan;
-        if let Some(token) = logits.iter().position(|it| it.is_nan() || *it == f32::INFINITY) {
-            return Err(PeftError::NotFinite(format!(
-                "the logit of token {token} is {} after {} tokens; the weights are damaged or the number type is too \
-                 narrow",
-                logits[token],
-                tokens.len()
-            )));
-        }
-        if plan.repetition_penalty != 1.0 {
-            logits::repetition_penalty(logits, tokens, plan.repetition_penalty);
-        }
-        logits::no_repeat_ngram(logits, tokens, plan.no_repeat_ngram_size);
-        let new_tokens = tokens.len().saturating_sub(self.prompt_length);
-        if tokens.len() < plan.min_length || new_tokens < plan.min_new_tokens {
-            logits::forbid(logits, &plan.eos);
-        }
+        logits::check(logits, &format!("{} tokens", tokens.len()))?;
+        process(logits, tokens, self.prompt_length, self.budget, plan);
         let token = match &plan.sampling {
             None => logits::argmax(logits),
             Some(sampling) => {
@@ -398,7 +456,7 @@ mod tests {
 
     #[test]
     fn what_would_give_another_text_is_refused() {
-        assert!(refusal(r#"{"num_beams": 4}"#).contains("no beam search; set it to 1"));
+        assert!(refusal(r#"{"early_stopping": "soon"}"#).starts_with("`early_stopping` is \"soon\""));
         assert!(refusal(r#"{"suppress_tokens": [1]}"#).starts_with("`suppress_tokens` is not supported yet"));
         assert!(refusal(r#"{"do_sample": true, "temperature": 0}"#).contains("set `do_sample` to false"));
         assert!(refusal(r#"{"top_p": 1.5}"#).starts_with("`top_p` is 1.5"));

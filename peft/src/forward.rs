@@ -6,8 +6,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::checkpoint::{Dtype, Stored, TensorFile};
 use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
-use peft_models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
-use peft_models::{CausalLm, FeatureExtractor, ModelInput, SequenceClassifier, Tokens};
+use peft_models::auto::{self, ClassifierOptions};
+use peft_models::{
+    CausalLm, FeatureExtractor, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier, Tokens,
+};
 use peft_tasks::loss::{self, Labels, ProblemType};
 
 use crate::methods;
@@ -17,7 +19,7 @@ use crate::methods;
 pub struct ForwardRequest {
     /// Folder of the base model.
     pub model: PathBuf,
-    /// `causal-lm`, `seq-cls` or `feature-extraction`.
+    /// One of `causal-lm`, `seq2seq-lm`, `seq-cls`, `token-cls`, `question-answering`, `feature-extraction`.
     pub task: String,
     /// Adapter folders; all are active, in this order.
     pub adapters: Vec<PathBuf>,
@@ -30,23 +32,14 @@ pub struct ForwardRequest {
 }
 
 /// Tasks of the contract whose models do not exist yet.
-const LATER: [&str; 8] = [
-    "seq2seq-lm",
-    "token-cls",
-    "question-answering",
-    "image-cls",
-    "semantic-seg",
-    "image-to-text",
-    "speech-to-text",
-    "unet",
-];
+const LATER: [&str; 5] = ["image-cls", "semantic-seg", "image-to-text", "speech-to-text", "unet"];
 
 /// Computes `logits` (or `last_hidden_state`), `loss` if there are labels, and `grad.<key>` if asked for.
 ///
 /// Everything runs in evaluation mode.
 pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>> {
     let inputs = Inputs { file: TensorFile::open(&request.inputs)?, device };
-    inputs.refuse_unknown()?;
+    inputs.refuse_unknown(&request.task)?;
     match request.task.as_str() {
         "causal-lm" => {
             let (mut model, _) = auto::load_causal_lm(&request.model, device)?;
@@ -66,7 +59,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             let (model, _) = auto::load_sequence_classifier(&request.model, device, &options)?;
             let batch = inputs.file.shape("input_ids").map_or(1, |shape| shape[0]);
             // The reference refuses this too: without a padding token nobody knows where a row ends.
-            if batch > 1 && !matches!(model, AutoSequenceClassifier::Bert(_)) && model.labels().pad_token_id.is_none() {
+            if batch > 1 && !model.is_encoder() && model.labels().pad_token_id.is_none() {
                 let reason = "is not in config.json, which a decoder needs to classify more than one row";
                 return Err(PeftError::config("pad_token_id", reason));
             }
@@ -82,6 +75,38 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
         }
+        "token-cls" => {
+            let options = classifier_options(&request.adapters);
+            let (model, _) = auto::load_token_classifier(&request.model, device, &options)?;
+            run(request, model, device, &inputs, |model, input| {
+                let logits = model.logits(input);
+                let loss = inputs.integers("labels")?.map(|labels| loss::every_position(logits.clone(), labels));
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
+        "question-answering" => {
+            let (model, _) = auto::load_question_answerer(&request.model, device, 0)?;
+            run(request, model, device, &inputs, |model, input| {
+                let logits = model.logits(input);
+                let places = inputs.places("start_positions")?.zip(inputs.places("end_positions")?);
+                let loss = places.map(|(starts, ends)| loss::question_answering(logits.clone(), starts, ends));
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
+        "seq2seq-lm" => {
+            let (mut model, _) = auto::load_seq2seq_lm(&request.model, device)?;
+            for folder in &request.adapters {
+                if names_head(&peft_core::read_config(folder)?) {
+                    model = model.untied();
+                }
+            }
+            run(request, model, device, &inputs, |model, input| {
+                let labels = inputs.integers("labels")?;
+                let logits = model.logits(input, &inputs.target(model, labels.as_ref())?);
+                let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
         "feature-extraction" => {
             let (model, _) = auto::load_feature_extractor(&request.model, device)?;
             run(request, model, device, &inputs, |model, input| {
@@ -92,7 +117,10 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             Err(PeftError::unsupported(format!("task {later}"), "its models are not written yet"))
         }
         unknown => {
-            let reason = format!("`{unknown}` is unknown; take causal-lm, seq-cls or feature-extraction");
+            let reason = format!(
+                "`{unknown}` is unknown; take causal-lm, seq2seq-lm, seq-cls, token-cls, question-answering or \
+                 feature-extraction"
+            );
             Err(PeftError::config("task", reason))
         }
     }
@@ -148,7 +176,9 @@ fn run<M: Module + Describe>(
     let (name, (data, loss)) = compute(&nn::set_training(model, false), &input)?;
     let mut stored = vec![Stored { key: name.to_owned(), data }];
     if request.grads && loss.is_none() {
-        return Err(PeftError::Invalid("--grads needs `labels` among the inputs".into()));
+        let labels =
+            if request.task == "question-answering" { "start_positions` and `end_positions" } else { "labels" };
+        return Err(PeftError::Invalid(format!("--grads needs `{labels}` among the inputs")));
     }
     if let Some(loss) = loss {
         stored.push(Stored { key: "loss".to_owned(), data: loss.to_data() });
@@ -210,12 +240,22 @@ struct Inputs<'a> {
 const KEYWORDS: [&str; 7] =
     ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
 
+/// Those that some tasks know besides.
+fn keywords_of(task: &str) -> &'static [&'static str] {
+    match task {
+        "question-answering" => &["start_positions", "end_positions"],
+        "seq2seq-lm" => &["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"],
+        _ => &[],
+    }
+}
+
 impl Inputs<'_> {
-    fn refuse_unknown(&self) -> Result<()> {
-        match self.file.keys().into_iter().find(|key| !KEYWORDS.contains(&key.as_str())) {
+    fn refuse_unknown(&self, task: &str) -> Result<()> {
+        let known = [KEYWORDS.as_slice(), keywords_of(task)].concat();
+        match self.file.keys().into_iter().find(|key| !known.contains(&key.as_str())) {
             Some(key) => Err(PeftError::bad_file(
                 self.file.path(),
-                format!("it holds `{key}`, which this task does not take; known are {}", KEYWORDS.join(", ")),
+                format!("it holds `{key}`, which this task does not take; known are {}", known.join(", ")),
             )),
             None => Ok(()),
         }
@@ -228,6 +268,33 @@ impl Inputs<'_> {
             return Err(PeftError::bad_file(self.file.path(), reason));
         }
         Ok(Some(Tensor::from_data(self.file.integers(key)?, self.device)))
+    }
+
+    /// One place a row, `[batch]`.
+    fn places(&self, key: &str) -> Result<Option<Tensor<1, Int>>> {
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        let batch: usize = shape.iter().product();
+        if batch != shape[0] {
+            let reason = format!("`{key}` has the shape {shape:?}, wanted is [batch]");
+            return Err(PeftError::bad_file(self.file.path(), reason));
+        }
+        Ok(Some(Tensor::from_data(flat(self.file.integers(key)?), self.device)))
+    }
+
+    /// What a decoder reads: as given, or the labels one position late.
+    fn target(&self, model: &impl Seq2SeqLm, labels: Option<&Tensor<2, Int>>) -> Result<ModelInput> {
+        let tokens = match (self.integers("decoder_input_ids")?, self.file.shape("decoder_inputs_embeds"), labels) {
+            (Some(ids), _, _) => Tokens::Ids(ids),
+            (None, Some([_, _, _]), _) => {
+                Tokens::Embeddings(Tensor::from_data(self.file.floats("decoder_inputs_embeds")?, self.device))
+            }
+            (None, _, Some(labels)) => Tokens::Ids(model.shift_right(labels.clone())?),
+            (None, _, None) => {
+                let reason = "it holds neither `labels` nor `decoder_input_ids`, so there is nothing to write";
+                return Err(PeftError::bad_file(self.file.path(), reason));
+            }
+        };
+        Ok(ModelInput { attention_mask: self.integers("decoder_attention_mask")?, ..ModelInput::new(tokens) })
     }
 
     fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {

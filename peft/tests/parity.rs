@@ -7,7 +7,7 @@ use burn::module::Module;
 use peft::core::checkpoint::model_tensors;
 use peft::core::{AdapterFolder, Describe, PeftModel, read_config};
 use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
-use peft::models::{CausalLm, auto};
+use peft::models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
@@ -24,10 +24,11 @@ macro_rules! parity {
     };
 }
 
+mod encoders;
 mod lora;
 mod prompts;
 
-const TABLES: &[&[&str]] = &[lora::CASES, prompts::CASES];
+const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);
@@ -99,6 +100,20 @@ fn check_weights_and_folder(name: &str) {
         "seq-cls" => {
             let options = classifier_options(&adapters);
             weights_and_folder(name, auto::load_sequence_classifier(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        "token-cls" => {
+            let options = classifier_options(&adapters);
+            weights_and_folder(name, auto::load_token_classifier(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        "question-answering" => {
+            weights_and_folder(name, auto::load_question_answerer(folder, &device(), 0).unwrap().0, &adapters);
+        }
+        "seq2seq-lm" => {
+            let (mut model, _) = auto::load_seq2seq_lm(folder, &device()).unwrap();
+            if adapters.iter().any(|it| names_head(&read_config(it).unwrap())) {
+                model = model.untied();
+            }
+            weights_and_folder(name, model, &adapters);
         }
         _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
     }

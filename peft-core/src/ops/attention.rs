@@ -4,28 +4,40 @@ use burn::tensor::{Bool, Tensor, activation};
 
 use crate::nn::Dropout;
 
-/// Which keys a query may see.
-#[derive(Debug, Clone)]
+/// Which keys a query may see, and what is added to the scores of those.
+#[derive(Debug, Clone, Default)]
 pub struct AttentionMask {
     /// `true` hides the key; `[batch or 1, 1, q_len, kv_len]`.
-    hidden: Tensor<4, Bool>,
+    hidden: Option<Tensor<4, Bool>>,
     /// `true` marks a query that may see nothing at all, `[batch or 1, 1, q_len, 1]`: its output is zero.
     blind: Option<Tensor<4, Bool>>,
+    /// Added to the scaled scores; `[batch or 1, heads, q_len or 1, kv_len]`.
+    bias: Option<Tensor<4>>,
 }
 
 impl AttentionMask {
     /// A mask from its `true = hidden` form, `[batch or 1, 1, q_len, kv_len]`.
     ///
-    /// `may_be_blind` says that some query may see no key, as with padding on the left.
+    /// `may_be_blind` says that some query may see no key, as with padding on the left, and is to give zero. Without it
+    /// such a query gives the mean of all values: the softmax of scores that are equal.
     pub fn new(hidden: Tensor<4, Bool>, may_be_blind: bool) -> Self {
         let blind = may_be_blind.then(|| hidden.clone().all_dim(3));
-        Self { hidden, blind }
+        Self { hidden: Some(hidden), blind, bias: None }
+    }
+
+    /// With a term for the scores, such as ALiBi or relative positions; `[batch or 1, heads, q_len or 1, kv_len]`.
+    ///
+    /// A mask that hides nothing is the default one.
+    pub fn with_bias(mut self, bias: Tensor<4>) -> Self {
+        self.bias = Some(bias);
+        self
     }
 }
 
-/// `softmax(scale · q kᵀ) v`, with fewer key than query heads where the model groups them.
+/// `softmax(scale · q kᵀ + bias) v`, with fewer key than query heads where the model groups them.
 ///
-/// A query that may see no key gives zero, as torch's scaled dot-product attention does. Dropout acts on the weights.
+/// A query that may see no key gives zero, as torch's scaled dot-product attention does, or the mean of all values: see
+/// [`AttentionMask::new`]. Dropout acts on the weights.
 ///
 /// # Shapes
 /// - query: `[batch, heads, q_len, d_head]`
@@ -42,14 +54,16 @@ pub fn attention(
     let groups = query.dims()[1] / key.dims()[1];
     let (key, value) = (repeat_heads(key, groups), repeat_heads(value, groups));
     let mut scores = query.mul_scalar(scale).matmul(key.swap_dims(2, 3));
-    if let Some(mask) = mask {
-        let shape = scores.dims();
+    let shape = scores.dims();
+    if let Some(bias) = mask.and_then(|it| it.bias.clone()) {
+        scores = scores + bias.expand(shape);
+    }
+    if let Some(hidden) = mask.and_then(|it| it.hidden.clone()) {
         // The lowest finite number, not −∞: a row of −∞ has no softmax.
-        scores = scores.mask_fill(mask.hidden.clone().expand(shape), f32::MIN);
+        scores = scores.mask_fill(hidden.expand(shape), f32::MIN);
     }
     let mut weights = activation::softmax(scores, 3);
     if let Some(blind) = mask.and_then(|it| it.blind.clone()) {
-        let shape = weights.dims();
         weights = weights.mask_fill(blind.expand(shape), 0.0);
     }
     dropout.forward(weights).matmul(value)
@@ -67,4 +81,11 @@ fn repeat_heads(tensor: Tensor<4>, groups: usize) -> Tensor<4> {
         seq,
         d_head,
     ])
+}
+
+impl AttentionMask {
+    /// The same mask, except that a query that may see no key gives the mean of all values.
+    pub fn never_blind(self) -> Self {
+        Self { blind: None, ..self }
+    }
 }
