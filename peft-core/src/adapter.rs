@@ -14,6 +14,7 @@ use burn::module::{
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
+use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
 use crate::seam::{EmbeddingBelow, LinearBelow};
 use crate::site::Site;
@@ -42,6 +43,11 @@ pub trait Adapter: Module + Sync + 'static {
         false
     }
 
+    /// Whether a layer without a bias cannot be merged, since the adapter would give it one. A mere scaling does not.
+    fn needs_bias(&self) -> bool {
+        self.touches_bias()
+    }
+
     /// What the layer `y = x W + b` computes, `[rows, in]` to `[rows, out]`.
     ///
     /// The default goes through the dense [`weight`](Adapter::weight). A method with a cheaper form calls
@@ -55,6 +61,11 @@ pub trait Adapter: Module + Sync + 'static {
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         let weight = self.weight(below.weight(), below.base(), below.site());
         below.look_up(ids, weight)
+    }
+
+    /// Whether a head that is tied to the table goes through the adapter too.
+    fn moves_tied_head(&self) -> bool {
+        false
     }
 
     /// What stands before the input of a model whose table of words this adapter rides on. Nothing for most methods.
@@ -129,12 +140,20 @@ impl AnyAdapter {
         self.0.touches_bias()
     }
 
+    pub(crate) fn needs_bias(&self) -> bool {
+        self.0.needs_bias()
+    }
+
     pub(crate) fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         self.0.linear(input, below)
     }
 
     pub(crate) fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         self.0.embedding(ids, below)
+    }
+
+    pub(crate) fn moves_tied_head(&self) -> bool {
+        self.0.moves_tied_head()
     }
 
     pub(crate) fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
@@ -213,6 +232,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked;
     fn bias(&self, bias: Tensor<1>) -> Tensor<1>;
     fn touches_bias(&self) -> bool;
+    fn needs_bias(&self) -> bool;
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2>;
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3>;
     fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt>;
@@ -222,6 +242,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn unmergeable(&self) -> Option<&'static str>;
     fn baked(&self) -> Option<AnyAdapter>;
     fn key_prefix(&self) -> &'static str;
+    fn moves_tied_head(&self) -> bool;
     fn file_key(&self, site: &Site, field: &str) -> String;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
     fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
@@ -250,6 +271,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     fn touches_bias(&self) -> bool {
         self.0.touches_bias()
     }
+    fn needs_bias(&self) -> bool {
+        self.0.needs_bias()
+    }
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         self.0.linear(input, below)
     }
@@ -276,6 +300,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn key_prefix(&self) -> &'static str {
         self.0.key_prefix()
+    }
+    fn moves_tied_head(&self) -> bool {
+        self.0.moves_tied_head()
     }
     fn file_key(&self, site: &Site, field: &str) -> String {
         self.0.file_key(site, field)
@@ -395,7 +422,8 @@ impl Reparameterization for AdapterSet {
     const NAME: &'static str = "adapters";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        self.active().fold(base.clone(), |weight, adapter| adapter.weight(weight, &base, &self.site))
+        let composed = self.active().fold(base.clone(), |weight, adapter| adapter.weight(weight, &base, &self.site));
+        owed::settle(self, composed)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod laws;
 pub mod nn;
 pub mod ops;
 mod prompt;
+mod owed;
 pub mod seam;
 mod site;
 pub mod slots;
@@ -28,7 +29,7 @@ mod targets;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
-    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_saved_whole, is_suffix,
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
 };
 pub mod checkpoint;
 mod folder;

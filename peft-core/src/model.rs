@@ -241,8 +241,12 @@ impl<M: Module> PeftModel<M> {
             return true;
         }
         // A tied head is the table by another name.
-        let head = self.sites.heads.iter().find(|head| path == format!("{head}.weight"));
-        if head.is_some() && self.sites.get(path).is_none() {
+        let is_tied = |head: &&String| {
+            let weight = format!("{head}.weight");
+            let rows = format!("{head}.trainable_tokens_delta");
+            self.sites.get(&weight).is_none() && (path == weight || path == rows)
+        };
+        if self.sites.heads.iter().any(|head| is_tied(&head)) {
             return true;
         }
         let path = path.replace(".base_layer.", ".");

@@ -165,14 +165,14 @@ impl Embedding {
 
     /// The table read as the output layer of a tied head.
     ///
-    /// An adapter on the table takes no part here, as in the reference's live forward. Merged into the table it does,
-    /// in the reference as well: there is only one tensor.
+    /// An adapter on the table takes no part here, as in the reference's live forward, unless it says so (trainable
+    /// tokens do). Merged into the table it does, in the reference as well: there is only one tensor.
     ///
     /// # Shapes
     /// - hidden: `[.., d_model]`
     /// - output: `[.., rows]`
     pub fn attend<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        ops::linear(hidden, self.weight.base(), None, Layout::OutIn)
+        seam::attend(hidden, &self.weight)
     }
 
     /// An output layer of its own that starts as the table and shares its memory.

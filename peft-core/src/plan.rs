@@ -127,10 +127,21 @@ impl Plan {
             seed,
             device,
             built: HashMap::new(),
+            biases: Vec::new(),
         };
         model.visit(&mut builder);
         let mut built = builder.built;
         let mut sets: Vec<AdapterSet> = slots::collect(&model);
+        // An empty set on a bias settles what the adapter on the weight owes to it.
+        for bias in builder.biases {
+            let has_set = sets.iter().any(|set| set.site().path() == bias.path()) || built.contains_key(&bias.path());
+            let is_owed = self.rows.iter().any(|row| {
+                row.site.module == bias.module && built.get(&row.site.path()).is_some_and(AnyAdapter::touches_bias)
+            });
+            if is_owed && !has_set {
+                sets.push(AdapterSet::new(bias));
+            }
+        }
         for set in &mut sets {
             if let Some(adapter) = built.remove(&set.site().path()) {
                 *set = set.clone().with(name, adapter);
@@ -192,6 +203,7 @@ struct BuildAdapters<'a> {
     seed: u64,
     device: &'a Device,
     built: HashMap<String, AnyAdapter>,
+    biases: Vec<Arc<Site>>,
 }
 
 impl ModuleVisitor for BuildAdapters<'_> {
@@ -208,6 +220,12 @@ impl ModuleVisitor for BuildAdapters<'_> {
             return;
         }
         let path = self.at.path();
+        let (module, name) = self.at.split();
+        if name == "bias" {
+            let shape = param.lazy_shape().as_slice().to_vec();
+            let owner = self.at.owner().to_owned();
+            self.biases.push(Arc::new(Site { module, param: name, owner, kind: SiteKind::Other, shape }));
+        }
         let Some(row) = self.rows.get(&path) else { return };
         let mut init = Init::new(self.seed, self.name, &row.site, self.device);
         let base = param.base().without_autodiff();

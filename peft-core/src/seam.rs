@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor};
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::nn::Dropout;
 use crate::ops;
+use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
 use crate::site::{Layout, Site};
 use crate::slots;
@@ -32,6 +33,7 @@ pub fn linear<const D: usize>(
     let rows = dims[..D - 1].iter().product::<usize>();
     let input = input.reshape([rows, d_in]);
     let base = weight.base();
+    owed::forget();
     let bias = bias.map(|it| it.val());
 
     let set = weight.reparameterization::<AdapterSet>();
@@ -113,6 +115,28 @@ pub fn gated(
     set.active().filter_map(AnyAdapter::gated).map(attend).reduce(|a, b| a + b)
 }
 
+/// A table read as the output layer of a tied head, through those of its adapters that move it along.
+///
+/// # Shapes
+/// - hidden: `[.., d_model]`
+/// - weight: `[rows, d_model]`
+/// - output: `[.., rows]`
+pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> Tensor<D> {
+    let base = weight.base();
+    let set = weight.reparameterization::<AdapterSet>();
+    let moving: Vec<&AnyAdapter> =
+        set.map(|it| it.active().filter(|it| it.moves_tied_head()).collect()).unwrap_or_default();
+    let Some(set) = set.filter(|_| !moving.is_empty()) else {
+        return ops::linear(hidden, base, None, Layout::OutIn);
+    };
+    let mut dims = hidden.dims();
+    let rows = dims[..D - 1].iter().product::<usize>();
+    let below = LinearBelow { base: &base, bias: None, layout: Layout::OutIn, site: set.site(), adapters: &moving };
+    let output = below.forward(hidden.reshape([rows, dims[D - 1]]));
+    dims[D - 1] = output.dims()[1];
+    output.reshape(dims)
+}
+
 /// The linear layer below an adapter: the frozen one, with the adapters that apply before.
 pub struct LinearBelow<'a> {
     base: &'a Tensor<2>,
@@ -182,9 +206,14 @@ impl EmbeddingBelow<'_> {
     /// Rows of any table, `[rows, d]`, where the padding row gets no gradient.
     pub fn look_up(&self, ids: Tensor<2, Int>, table: Tensor<2>) -> Tensor<3> {
         let rows = burn::tensor::module::embedding(table, ids.clone());
+        self.shield(&ids, rows)
+    }
+
+    /// Rows that were looked up, `[batch, seq, d]`: those of padding get no gradient.
+    pub fn shield(&self, ids: &Tensor<2, Int>, rows: Tensor<3>) -> Tensor<3> {
         match self.padding {
             Some(padding) => {
-                let mask = ids.equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
+                let mask = ids.clone().equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
                 rows.clone().mask_where(mask, rows.detach())
             }
             None => rows,

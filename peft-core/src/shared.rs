@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result, nearest};
 use crate::plan::{Plan, PlanRow};
@@ -149,4 +151,23 @@ pub fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>
 /// For `#[serde(serialize_with)]`: whole numbers are written as integers, for some readers accept nothing else.
 pub fn integer_if_whole<S: Serializer>(value: &f64, to: S) -> std::result::Result<S::Ok, S::Error> {
     if value.fract() == 0.0 && value.abs() < 1e15 { to.serialize_i64(*value as i64) } else { to.serialize_f64(*value) }
+}
+
+/// Parses `adapter_config.json` into the struct of a method.
+pub fn parse_config<T: DeserializeOwned>(json: Map<String, Value>) -> Result<T> {
+    serde_json::from_value(Value::Object(json))
+        .map_err(|error| PeftError::config("adapter_config.json", format!("cannot be read: {error}")))
+}
+
+/// The fields of a method's struct, with the heads of the task among the saved modules.
+pub fn config_json<T: Serialize>(config: &T, saved: &SavedModules) -> Result<Map<String, Value>> {
+    let json = serde_json::to_value(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
+    let Value::Object(mut json) = json else {
+        return Err(PeftError::Invalid("a configuration is an object".into()));
+    };
+    let names = saved.names();
+    if !names.is_empty() {
+        json.insert("modules_to_save".into(), names.into());
+    }
+    Ok(json)
 }

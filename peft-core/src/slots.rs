@@ -14,6 +14,7 @@ use burn::tensor::Tensor;
 
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::error::{PeftError, Result};
+use crate::owed;
 use crate::site::PathStack;
 
 thread_local! {
@@ -85,9 +86,10 @@ pub fn merge<M: Module>(model: M) -> Result<M> {
             biases.wanted.insert(format!("{}.bias", set.site().module), active);
         }
     }
-    let model = model.materialize().map(&mut biases);
-    match biases.wanted.into_keys().next() {
-        Some(path) => {
+    let model = owed::suspended(|| model.materialize()).map(&mut biases);
+    // A layer without a bias has nothing to scale, but also no place for a bias of the adapter's own.
+    match biases.wanted.into_iter().find(|(_, adapters)| adapters.iter().any(AnyAdapter::needs_bias)) {
+        Some((path, _)) => {
             let reason = "the adapter adds a bias where the base layer has none; keep it unmerged";
             Err(PeftError::unsupported(format!("merging into `{path}`"), reason))
         }
@@ -112,11 +114,7 @@ impl ModuleMapper for Biases {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match self.wanted.remove(&self.at.path()) {
-            Some(active) => param.map(|bias| {
-                let shape = bias.dims();
-                let bias = bias.reshape([shape.iter().product::<usize>()]);
-                active.iter().fold(bias, |bias, adapter| adapter.bias(bias)).reshape(shape)
-            }),
+            Some(active) => param.map(|bias| owed::fold(&active, bias)),
             None => param,
         }
     }

@@ -81,6 +81,22 @@ pub struct Selected {
 impl Selection {
     /// Resolves the selection against a model. `defaults` are the targets of the model's type when none are given.
     pub fn resolve(&self, sites: &Sites, defaults: Option<&[&str]>) -> Result<Selected> {
+        self.resolve_among(sites, sites.layers().cloned().collect(), defaults)
+    }
+
+    /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one site of each is given.
+    pub fn resolve_modules(&self, sites: &Sites, defaults: Option<&[&str]>) -> Result<Selected> {
+        let mut modules: Vec<std::sync::Arc<Site>> = sites.iter().cloned().collect();
+        modules.dedup_by(|a, b| a.module == b.module);
+        self.resolve_among(sites, modules, defaults)
+    }
+
+    fn resolve_among(
+        &self,
+        sites: &Sites,
+        candidates: Vec<std::sync::Arc<Site>>,
+        defaults: Option<&[&str]>,
+    ) -> Result<Selected> {
         let targets = match (&self.target_modules, defaults) {
             (Some(targets), _) => targets.clone(),
             (None, Some(defaults)) => Names::list(defaults.iter().copied()),
@@ -100,7 +116,7 @@ impl Selection {
 
         let mut found: Vec<std::sync::Arc<Site>> = Vec::new();
         let mut excluded = 0;
-        for site in sites.layers() {
+        for site in &candidates {
             let path = site.module.as_str();
             if exclude.as_ref().is_some_and(|it| it.matches(path)) {
                 excluded += 1;
@@ -111,7 +127,7 @@ impl Selection {
         let unmatched = match &targets {
             Names::Pattern(_) => Vec::new(),
             Names::List(names) => {
-                let hit = |name: &str| sites.layers().any(|it| is_suffix(&it.module, name));
+                let hit = |name: &str| candidates.iter().any(|it| is_suffix(&it.module, name));
                 names.iter().filter(|name| !hit(name)).cloned().collect()
             }
         };
@@ -241,22 +257,38 @@ pub fn is_saved_whole(path: &str, name: &str) -> bool {
     enclosing(path).any(|it| it.ends_with(name))
 }
 
+/// A regular expression that must match a whole path.
+#[derive(Debug)]
+pub struct WholePath(Box<Regex>);
+
+impl WholePath {
+    /// Compiles the expression of a configuration's field.
+    pub fn new(field: &str, pattern: &str) -> Result<Self> {
+        Ok(Self(Box::new(compile(field, &format!(r"\A(?:{pattern})\z"))?)))
+    }
+
+    /// Whether it matches all of the path.
+    pub fn matches(&self, path: &str) -> bool {
+        self.0.is_match(path).unwrap_or(false)
+    }
+}
+
 enum Matcher {
-    Pattern(Box<Regex>),
+    Pattern(WholePath),
     List(Vec<String>),
 }
 
 impl Matcher {
     fn new(field: &str, names: &Names) -> Result<Self> {
         Ok(match names {
-            Names::Pattern(pattern) => Self::Pattern(Box::new(compile(field, &format!(r"\A(?:{pattern})\z"))?)),
+            Names::Pattern(pattern) => Self::Pattern(WholePath::new(field, pattern)?),
             Names::List(names) => Self::List(names.clone()),
         })
     }
 
     fn matches(&self, path: &str) -> bool {
         match self {
-            Self::Pattern(regex) => regex.is_match(path).unwrap_or(false),
+            Self::Pattern(pattern) => pattern.matches(path),
             Self::List(names) => names.iter().any(|name| is_suffix(path, name)),
         }
     }

@@ -15,6 +15,7 @@ use crate::conv::BuildConv;
 use crate::defaults;
 use crate::embedding::BuildEmbedding;
 use crate::linear::BuildLinear;
+use crate::tokens::TokenIndices;
 
 /// `peft_type` of LoRA.
 pub const PEFT_TYPE: &str = "LORA";
@@ -90,6 +91,9 @@ pub struct LoraConfig {
     /// `SEQ_CLS`, `CAUSAL_LM`, …; adds the head of the task to `modules_to_save`.
     #[serde(default)]
     pub task_type: Option<String>,
+    /// Rows of tables that are trained beside the adapter.
+    #[serde(default)]
+    pub trainable_token_indices: Option<TokenIndices>,
     /// Fields that are not read. Written back as they came.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -127,6 +131,7 @@ impl Default for LoraConfig {
             init_lora_weights: default_init(),
             fan_in_fan_out: false,
             task_type: None,
+            trainable_token_indices: None,
             other: Map::new(),
         }
     }
@@ -144,7 +149,7 @@ const HARMLESS: [&str; 7] = [
 ];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
-const WRITTEN: [(&str, &str); 18] = [
+const WRITTEN: [(&str, &str); 17] = [
     ("alora_invocation_tokens", "null"),
     ("arrow_config", "null"),
     ("corda_config", "null"),
@@ -159,7 +164,6 @@ const WRITTEN: [(&str, &str); 18] = [
     ("monteclora_config", "null"),
     ("qalora_group_size", "16"),
     ("target_parameters", "null"),
-    ("trainable_token_indices", "null"),
     ("use_bdlora", "null"),
     ("use_qalora", "false"),
     ("velora_config", "null"),
@@ -284,6 +288,9 @@ impl Tuner for LoraConfig {
         }
         let saved = self.saved_modules();
         self.bias.add_to(&mut plan, sites, &saved);
+        if let Some(tokens) = &self.trainable_token_indices {
+            tokens.add_to(&mut plan, sites, &saved)?;
+        }
         saved.add_to(&mut plan, sites)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)

@@ -14,6 +14,8 @@ pub mod inspect;
 pub mod prepare;
 
 pub use peft_core as core;
+#[cfg(feature = "ia3")]
+pub use peft_ia3 as ia3;
 #[cfg(feature = "lora")]
 pub use peft_lora as lora;
 pub use peft_models as models;
@@ -27,7 +29,14 @@ use peft_core::Methods;
 pub fn methods() -> Methods {
     let methods = Methods::new();
     #[cfg(feature = "lora")]
-    let methods = methods.with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse);
+    let methods = methods
+        .with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse)
+        .with(peft_lora::loha::PEFT_TYPE, peft_lora::LoHaConfig::parse)
+        .with(peft_lora::lokr::PEFT_TYPE, peft_lora::LoKrConfig::parse)
+        .with(peft_lora::norms::PEFT_TYPE, peft_lora::LnTuningConfig::parse)
+        .with(peft_lora::tokens::PEFT_TYPE, peft_lora::TrainableTokensConfig::parse);
+    #[cfg(feature = "ia3")]
+    let methods = methods.with(peft_ia3::PEFT_TYPE, peft_ia3::Ia3Config::parse);
     #[cfg(feature = "prompt")]
     let methods = methods
         .with(peft_prompt::PROMPT_TUNING, peft_prompt::PromptTuningConfig::parse)

@@ -27,8 +27,9 @@ macro_rules! parity {
 mod encoders;
 mod lora;
 mod prompts;
+mod variants;
 
-const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES];
+const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES, variants::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);

@@ -90,7 +90,8 @@ macro_rules! steps {
 }
 
 steps! {
-    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head;
+    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default,
+        llama_loha_default, llama_lokr_default, gpt2_norms_default, gpt2_tokens, llama_lora_tokens;
     classifier_steps: bert_lora_default, llama_cls_lora;
 }
 

@@ -1,0 +1,93 @@
+//! The vector of one layer: `y = l ∘ (x W + b)`, or `y = (l ∘ x) W + b` where the layer is a feed-forward module.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::seam::LinearBelow;
+use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, Site, SiteKind};
+
+/// What the features of one layer are multiplied by.
+#[derive(Module, Debug)]
+pub struct Ia3<const D: usize> {
+    /// Linear layers: `[out, 1]`, feed-forward `[1, in]`. Convolutions: `[1, out, 1…]`, feed-forward `[1, in, 1…]`.
+    pub ia3_l: Param<Tensor<D>>,
+    is_feedforward: bool,
+}
+
+impl<const K: usize> Ia3<K> {
+    fn vector(&self) -> Tensor<1> {
+        let length = self.ia3_l.lazy_shape().num_elements();
+        self.ia3_l.val().reshape([length])
+    }
+
+    /// The axis of the weight that the vector runs along.
+    fn axis(&self, site: &Site) -> usize {
+        let out_first = site.kind != SiteKind::Linear(Layout::InOut);
+        usize::from(out_first == self.is_feedforward)
+    }
+}
+
+impl<const K: usize> Adapter for Ia3<K> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+        let vector = self.vector();
+        let mut shape = [1; D];
+        shape[self.axis(site)] = vector.dims()[0];
+        weight * vector.reshape(shape)
+    }
+
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        if self.is_feedforward { bias } else { bias * self.vector() }
+    }
+
+    fn touches_bias(&self) -> bool {
+        !self.is_feedforward
+    }
+
+    fn needs_bias(&self) -> bool {
+        false
+    }
+
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        let vector = self.vector().unsqueeze();
+        if self.is_feedforward { below.forward(input * vector) } else { below.forward(input) * vector }
+    }
+}
+
+/// Builds [`Ia3`].
+#[derive(Debug, Clone)]
+pub(crate) struct BuildIa3 {
+    pub(crate) is_feedforward: bool,
+    /// Ones, which change nothing; otherwise normal numbers.
+    pub(crate) identity: bool,
+}
+
+impl BuildIa3 {
+    /// Trained numbers of a layer.
+    pub(crate) fn length(&self, site: &Site) -> usize {
+        let (d_in, d_out) = match site.kind {
+            SiteKind::Conv => (site.shape[1], site.shape[0]),
+            _ => site.features(),
+        };
+        if self.is_feedforward { d_in } else { d_out }
+    }
+
+    fn vector<const D: usize>(&self, site: &Site, init: &mut Init) -> AnyAdapter {
+        // A file holds the vector of a linear layer in the place that it has in `[out, in]`.
+        let is_column = site.kind != SiteKind::Conv && !self.is_feedforward;
+        let mut shape = [1; D];
+        shape[usize::from(!is_column)] = self.length(site);
+        let ia3_l = if self.identity { init.constant(shape, 1.0) } else { init.normal(shape, 1.0) };
+        AnyAdapter::new(Ia3 { ia3_l, is_feedforward: self.is_feedforward })
+    }
+}
+
+impl Build for BuildIa3 {
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        let site = base.site().clone();
+        match site.shape.len() {
+            2 => self.vector::<2>(&site, init),
+            3 => self.vector::<3>(&site, init),
+            4 => self.vector::<4>(&site, init),
+            _ => self.vector::<5>(&site, init),
+        }
+    }
+}
