@@ -94,6 +94,9 @@ pub fn before_encoder(table: &Embedding, input: &ModelInput) -> ModelInput {
 }
 
 /// As [`around`], for a decoder that has an encoder.
+///
+/// With a cache, the decoder writes: then the reference puts no virtual tokens before it, although it trains with them
+/// (multitask prompts only).
 pub fn around_decoder<T>(
     table: &Embedding,
     input: &ModelInput,
@@ -101,15 +104,15 @@ pub fn around_decoder<T>(
     layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
 ) -> T {
     match cache {
-        Some(cache) if !cache.is_empty() => {
-            let length = cache.prompt;
-            layers(&length.shift(input), Some(cache))
-        }
+        Some(cache) if !cache.is_empty() => layers(&cache.prompt.shift(input), Some(cache)),
         cache => {
-            let Some(prompt) = seam::prompt(&table.weight, input.task_ids.as_ref()) else {
+            // Which task it is makes no difference to what is left of the prompt then.
+            let any = cache.is_some().then(|| Tensor::zeros([input.dims()[0]], &input.device()));
+            let Some(prompt) = seam::prompt(&table.weight, any.as_ref().or(input.task_ids.as_ref())) else {
                 return layers(input, cache);
             };
-            let prompt = Prompt { tokens: prompt.decoder_tokens, decoder_tokens: None, ..prompt };
+            let tokens = prompt.decoder_tokens.filter(|_| cache.is_none());
+            let prompt = Prompt { tokens, decoder_tokens: None, ..prompt };
             let length = PromptLength::of(&prompt);
             let input = with_tokens(table, prompt.tokens, length, input);
             let mut own = KvCache::new();

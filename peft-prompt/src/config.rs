@@ -108,6 +108,8 @@ impl PromptLearning {
             Kind::Prefix => (kv_heads * d_head, kv_heads),
         };
         let mut given = vec![("token_dim", self.token_dim, width)];
+        // The reference counts the layers of the encoder, where there is one: what is left over goes nowhere.
+        let layers = self.num_layers.filter(|it| *it >= layers).unwrap_or(layers);
         if kind == Kind::Prefix {
             given.extend([
                 ("num_attention_heads", self.num_attention_heads, heads),

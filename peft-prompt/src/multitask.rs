@@ -271,7 +271,8 @@ impl Tuner for MultitaskPromptTuningConfig {
         let (start, given, lacks) = match self.prompt_tuning_init {
             MultitaskInit::Random => (Start::Random, None, None),
             MultitaskInit::Text => {
-                let (start, lacks) = from_text(self.prompt_tuning_init_text.as_ref(), self.init_ids.as_ref(), sites)?;
+                let (text, tokenizer) = (&self.prompt_tuning_init_text, &self.tokenizer_name_or_path);
+                let (start, lacks) = from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), sites)?;
                 (start, None, lacks)
             }
             // A trained prompt is not needed any more once this one has values of its own.

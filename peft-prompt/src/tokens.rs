@@ -148,11 +148,15 @@ impl PromptTuningConfig {
 /// The start that a text gives, and what is lacking if its ids are not known.
 pub(crate) fn from_text(
     text: Option<&String>,
+    tokenizer: Option<&String>,
     ids: Option<&Vec<i64>>,
     sites: &Sites,
 ) -> Result<(Start, Option<String>)> {
-    if text.is_none() {
-        return Err(PeftError::config("prompt_tuning_init_text", "is missing, which a start from a text needs"));
+    // The reference opens no folder that lacks one of the two, although it does not split the text again.
+    for (field, value) in [("prompt_tuning_init_text", text), ("tokenizer_name_or_path", tokenizer)] {
+        if value.is_none_or(String::is_empty) {
+            return Ok((Start::Random, Some(format!("`{field}` is missing, which a start from a text needs"))));
+        }
     }
     let Some(ids) = ids else {
         let lacks = "`prompt_tuning_init_text` is not split into ids; set `init_ids` to what the tokenizer gives";
@@ -178,7 +182,10 @@ impl Tuner for PromptTuningConfig {
         let (start, lacks) = match self.prompt_tuning_init {
             PromptTuningInit::Random => (Start::Random, None),
             PromptTuningInit::SampleVocab => (Start::Vocabulary, None),
-            PromptTuningInit::Text => from_text(self.prompt_tuning_init_text.as_ref(), self.init_ids.as_ref(), sites)?,
+            PromptTuningInit::Text => {
+                let (text, tokenizer) = (&self.prompt_tuning_init_text, &self.tokenizer_name_or_path);
+                from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), sites)?
+            }
         };
         let mut plan = self.prompt.plan("prompt tuning", sites, row(&sizes, start), None, sizes.derived())?;
         plan.lacks = lacks;

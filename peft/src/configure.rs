@@ -11,13 +11,16 @@ use crate::methods;
 ///
 /// A prompt that starts from a text needs its ids: the tokenizer is that of `tokenizer_name_or_path`, if it is a folder,
 /// or else the model's.
-pub fn configure(json: Map<String, Value>, folder: &Path) -> Result<Box<dyn Tuner>> {
+pub fn configure(#[allow(unused_mut)] mut json: Map<String, Value>, folder: &Path) -> Result<Box<dyn Tuner>> {
     #[cfg(feature = "prompt")]
     if let Some(text) = initial_text(&json) {
         let named = json.get("tokenizer_name_or_path").and_then(Value::as_str).map(Path::new);
         let tokenizer = peft_tasks::tokenizer::Tokenizer::load(named.filter(|it| it.is_dir()).unwrap_or(folder))?;
         // With its special tokens, as the reference splits it.
         let ids: Vec<i64> = tokenizer.ids(text, true)?.into_iter().map(i64::from).collect();
+        if json.get("tokenizer_name_or_path").is_none_or(Value::is_null) {
+            json.insert("tokenizer_name_or_path".into(), folder.display().to_string().into());
+        }
         match json.get("peft_type").and_then(Value::as_str) {
             Some(peft_prompt::PROMPT_TUNING) => {
                 let config = peft_prompt::PromptTuningConfig::parse(json)?;

@@ -294,7 +294,8 @@ impl Inputs<'_> {
                 return Err(PeftError::bad_file(self.file.path(), reason));
             }
         };
-        Ok(ModelInput { attention_mask: self.integers("decoder_attention_mask")?, ..ModelInput::new(tokens) })
+        let attention_mask = self.integers("decoder_attention_mask")?;
+        Ok(ModelInput { attention_mask, task_ids: self.tasks()?, ..ModelInput::new(tokens) })
     }
 
     fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
@@ -311,6 +312,11 @@ impl Inputs<'_> {
         }))
     }
 
+    fn tasks(&self) -> Result<Option<Tensor<1, Int>>> {
+        let tasks = self.file.shape("task_ids").map(|_| self.file.integers("task_ids")).transpose()?;
+        Ok(tasks.map(|it| Tensor::from_data(it, self.device)))
+    }
+
     fn model_input(&self) -> Result<ModelInput> {
         let tokens = match self.integers("input_ids")? {
             Some(ids) => Tokens::Ids(ids),
@@ -325,9 +331,7 @@ impl Inputs<'_> {
         input.attention_mask = self.integers("attention_mask")?;
         input.position_ids = self.integers("position_ids")?;
         input.token_type_ids = self.integers("token_type_ids")?;
-        if self.file.shape("task_ids").is_some() {
-            input.task_ids = Some(Tensor::from_data(self.file.integers("task_ids")?, self.device));
-        }
+        input.task_ids = self.tasks()?;
         Ok(input)
     }
 }

@@ -68,11 +68,13 @@ fn a_text_starts_a_prompt_with_its_words_over_and_over() {
     let text = PromptTuningConfig {
         prompt_tuning_init: PromptTuningInit::Text,
         prompt_tuning_init_text: Some("three words".into()),
+        tokenizer_name_or_path: Some("somebody/model".into()),
         ..PromptTuningConfig::new(5, TASK)
     };
     assert!(refused(text.clone()).contains("`init_ids`"));
     assert!(refused(PromptTuningConfig { init_ids: Some(vec![7, 500]), ..text.clone() }).contains("below 101"));
     assert!(refused(PromptTuningConfig { prompt_tuning_init_text: None, ..text.clone() }).contains("is missing"));
+    assert!(refused(PromptTuningConfig { tokenizer_name_or_path: None, ..text.clone() }).contains("is missing"));
 
     let peft = with("gpt2-tiny", PromptTuningConfig { init_ids: Some(vec![9, 4, 70]), ..text.clone() });
     let prompt = &peft.adapter_tensors(DEFAULT_ADAPTER).unwrap()[0];
@@ -181,8 +183,8 @@ fn sizes_that_the_model_does_not_have_are_refused() {
     wide.prompt.token_dim = Some(48);
     assert!(refused(wide).contains("is 48, but the model has 32"));
     let mut deep = PrefixTuningConfig::new(2, TASK);
-    deep.prompt.num_layers = Some(3);
-    assert!(refused(deep).contains("`num_layers` is 3, but the model has 2"));
+    deep.prompt.num_layers = Some(1);
+    assert!(refused(deep).contains("`num_layers` is 1, but the model has 2"));
     assert!(refused(AdaptionPromptConfig::new(2, 3)).contains("has 2 layers"));
     assert!(refused(AdaptionPromptConfig::default()).contains("`adapter_len`"));
     let qwen = base("qwen2-tiny").add_adapter("a", AdaptionPromptConfig::new(2, 1), 0).unwrap_err().to_string();
