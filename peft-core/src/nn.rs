@@ -256,10 +256,7 @@ impl Dropout {
         if !self.is_active() {
             return input;
         }
-        let keep = 1.0 - self.probability;
-        let device = input.device().without_autodiff();
-        let mask = Tensor::<D>::random(input.dims(), Distribution::Bernoulli(keep), &device);
-        input * mask.mul_scalar(1.0 / keep)
+        ops::dropout(input, self.probability)
     }
 }
 
