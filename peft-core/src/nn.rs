@@ -7,6 +7,7 @@ use burn::module::{Flag, Module, Param, ParamId};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
+use crate::adapter::AdapterSet;
 use crate::ops;
 use crate::seam;
 use crate::site::Layout;
@@ -50,6 +51,12 @@ impl Projection {
             weight: normal([d_output, d_input], INITIALIZER_RANGE, device),
             bias: bias.then(|| constant([d_output], 0.0, device)),
         }
+    }
+
+    /// The weight, `[out, in]`, if the forward is a product with it: without a bias and without an active adapter.
+    pub fn bare_weight(&self) -> Option<Tensor<2>> {
+        let adapted = self.weight.reparameterization::<AdapterSet>().is_some_and(|it| it.active().next().is_some());
+        (self.bias.is_none() && !adapted).then(|| self.weight.base())
     }
 
     /// # Shapes
@@ -256,10 +263,7 @@ impl Dropout {
         if !self.is_active() {
             return input;
         }
-        let keep = 1.0 - self.probability;
-        let device = input.device().without_autodiff();
-        let mask = Tensor::<D>::random(input.dims(), Distribution::Bernoulli(keep), &device);
-        input * mask.mul_scalar(1.0 / keep)
+        ops::dropout(input, self.probability)
     }
 }
 

@@ -241,6 +241,10 @@ impl CausalLm for AutoCausalLm {
         causal_lm!(self, it => it.head(hidden))
     }
 
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        causal_lm!(self, it => it.head_weight())
+    }
+
     fn is_tied(&self) -> bool {
         causal_lm!(self, it => it.is_tied())
     }

@@ -313,6 +313,13 @@ impl CausalLm for Gpt2LmHeadModel {
         }
     }
 
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        match &self.lm_head {
+            Some(head) => head.bare_weight(),
+            None => Some(self.transformer.wte.weight.base()),
+        }
+    }
+
     fn is_tied(&self) -> bool {
         self.lm_head.is_none()
     }

@@ -463,6 +463,13 @@ impl CausalLm for LlamaForCausalLm {
         }
     }
 
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        match &self.lm_head {
+            Some(head) => head.bare_weight(),
+            None => Some(self.model.embed_tokens.weight.base()),
+        }
+    }
+
     fn is_tied(&self) -> bool {
         self.lm_head.is_none()
     }

@@ -18,6 +18,13 @@ pub trait CausalLm: Module {
     /// Apart from [`CausalLm::hidden`], so that a loss computes only the rows that it needs.
     fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
 
+    /// The weight of the head, `[vocab, d_model]`, if [`CausalLm::head`] is a product with it and nothing more.
+    ///
+    /// A loss then needs no logits as a whole: see [`peft_core::ops::linear_cross_entropy`].
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        None
+    }
+
     /// Whether the head is the embedding table read the other way.
     fn is_tied(&self) -> bool;
 

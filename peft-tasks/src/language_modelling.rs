@@ -104,7 +104,11 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         let [size, seq, d_model] = hidden.dims();
         let (rows, next) = predicting_rows(&batch.labels, batch.width, seq - batch.width);
         let hidden = hidden.reshape([size * seq, d_model]).select(0, line(&rows, device));
-        let mean = ops::cross_entropy(model.head(hidden), line(&next, device));
+        let next = line(&next, device);
+        let mean = match model.head_weight() {
+            Some(weight) => ops::linear_cross_entropy(hidden, weight, next, 0.0),
+            None => ops::cross_entropy(model.head(hidden), next),
+        };
         Ok(mean.mul_scalar(rows.len() as f64))
     }
 

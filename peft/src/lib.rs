@@ -2,15 +2,16 @@
 //!
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
 //! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
-//! file, [`configure`](mod@configure)
-//! reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks into an adapter folder, and
-//! [`forward`](mod@forward) computes one pass from files to files. The `peft` command is built on these.
+//! file, [`configure`](mod@configure) reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks
+//! into an adapter folder, [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the
+//! allocator what training is like. The `peft` command is built on these.
 
 pub mod configure;
 pub mod device;
 pub mod forward;
 pub mod hub;
 pub mod inspect;
+pub mod memory;
 pub mod prepare;
 
 pub use peft_core as core;

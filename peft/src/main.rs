@@ -11,6 +11,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    peft::memory::keep_pages();
     let filter = EnvFilter::try_from_env("PEFT_LOG").unwrap_or_else(|_| EnvFilter::new("warn,cubecl=error,wgpu=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

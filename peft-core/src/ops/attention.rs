@@ -2,7 +2,12 @@
 
 use burn::tensor::{Bool, Tensor, activation};
 
+#[cfg(feature = "flex")]
+use super::kernel;
 use crate::nn::Dropout;
+
+#[cfg(feature = "flex")]
+mod fused;
 
 /// Which keys a query may see, and what is added to the scores of those.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +49,32 @@ impl AttentionMask {
 /// - key, value: `[batch, kv_heads, kv_len, d_head]`, `heads` a multiple of `kv_heads`
 /// - output: `[batch, heads, q_len, d_head]`
 pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Option<&AttentionMask>,
+    scale: f64,
+    dropout: &Dropout,
+) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    {
+        let bias = mask.and_then(|it| it.bias.as_ref());
+        if [Some(&query), Some(&key), Some(&value), bias].into_iter().flatten().all(kernel::fits) {
+            let device = query.device().without_autodiff();
+            let settings = fused::Settings {
+                scale: scale as f32,
+                blind_is_zero: mask.is_some_and(|it| it.blind.is_some()),
+                seed: dropout.is_active().then(|| super::dropout::Seed::draw(&device, dropout.probability())),
+            };
+            return fused::attention(query, key, value, mask, settings);
+        }
+    }
+    attention_plain(query, key, value, mask, scale, dropout)
+}
+
+/// [`attention`] composed of Burn's own operations.
+#[doc(hidden)]
+pub fn attention_plain(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,

@@ -6,12 +6,24 @@
 mod activation;
 mod attention;
 mod cross_entropy;
+mod dropout;
+#[cfg(feature = "flex")]
+mod kernel;
+mod low_rank;
 mod norm;
+#[doc(hidden)]
+pub mod plain;
 mod rotary;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
+#[doc(hidden)]
+pub use attention::attention_plain;
 pub use attention::{AttentionMask, attention};
-pub use cross_entropy::{IGNORE_INDEX, cross_entropy};
+pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
+pub use dropout::dropout;
+pub use low_rank::low_rank_update;
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
 

@@ -1,0 +1,131 @@
+//! Every fused operation against its plain composition, forward and backward: `cargo bench -p peft --bench ops`.
+//!
+//! The two run in turn, so that a busy machine slows both, and the ratio of medians is what counts. Criterion would
+//! time one after the other, and its features make Burn compile once more.
+
+#![allow(clippy::print_stdout)] // what a bench is for
+
+use std::time::Instant;
+
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use peft_core::nn::Dropout;
+use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, plain};
+
+const ROUNDS: usize = 15;
+
+/// Seconds of one forward and backward pass.
+fn time<const D: usize, const N: usize>(inputs: &[Tensor<D>; N], f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>) -> f64 {
+    let tracked = inputs.clone().map(|it| it.autodiff().require_grad());
+    let begun = Instant::now();
+    let loss = f(tracked.clone()).sum();
+    let gradients = loss.backward();
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!(tracked[0].grad(&gradients).is_some());
+    seconds
+}
+
+fn compare<const D: usize, const N: usize>(
+    name: &str,
+    inputs: [Tensor<D>; N],
+    fused: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    composed: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    if std::env::args().skip(1).any(|it| !it.starts_with('-') && !name.contains(&it)) {
+        return;
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(time(&inputs, &fused));
+        theirs.push(time(&inputs, &composed));
+    }
+    let median = |mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        1e3 * seconds[ROUNDS / 2]
+    };
+    let (ours, theirs) = (median(ours), median(theirs));
+    println!("{name:<24} {ours:>9.2} ms  composed {theirs:>9.2} ms  ratio {:.2}", ours / theirs);
+}
+
+fn main() {
+    let device = Device::flex();
+    let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    // GPT-2's sizes, 4 × 128 tokens.
+    let (rows, d_model, d_inner) = (512, 768, 3072);
+
+    let wide = || [random([rows, d_inner])];
+    compare("gelu", wide(), |[x]| ops::gelu(x), |[x]| plain::gelu(x));
+    compare("gelu_tanh", wide(), |[x]| ops::gelu_tanh(x), |[x]| plain::gelu_tanh(x));
+    compare("quick_gelu", wide(), |[x]| ops::quick_gelu(x), |[x]| plain::quick_gelu(x));
+    compare("silu", wide(), |[x]| ops::silu(x), |[x]| plain::silu(x));
+    let pair = [random([rows, d_inner]), random([rows, d_inner])];
+    compare("silu_mul", pair, |[a, b]| ops::silu_mul(a, b), |[a, b]| plain::silu_mul(a, b));
+
+    let ones = || Tensor::<1>::ones([d_model], &device);
+    compare(
+        "layer_norm",
+        [random([rows, d_model])],
+        |[x]| ops::layer_norm(x, ones(), ones(), 1e-5),
+        |[x]| plain::layer_norm(x, ones(), ones(), 1e-5),
+    );
+    compare(
+        "rms_norm",
+        [random([rows, d_model])],
+        |[x]| ops::rms_norm(x, ones(), 1e-5),
+        |[x]| plain::rms_norm(x, ones(), 1e-5),
+    );
+
+    let off = Dropout::new(0.0);
+    for rank in [8, 64] {
+        compare(
+            &format!("low_rank_update r{rank}"),
+            [random([rows, d_inner]), random([rows, d_model]), random([rank, d_model]), random([d_inner, rank])],
+            |[y, x, a, b]| ops::low_rank_update(y, x, a, b, 2.0, &off),
+            |[y, x, a, b]| plain::low_rank_update(y, x, a, b, 2.0),
+        );
+    }
+    compare(
+        "dropout",
+        [random([rows, d_model])],
+        |[x]| ops::dropout(x, 0.1),
+        |[x]| {
+            let kept = Distribution::Bernoulli(0.9);
+            x * Tensor::<2>::random([rows, d_model], kept, &device).mul_scalar(1.0 / 0.9)
+        },
+    );
+
+    let heads = |batch: usize, heads: usize, seq: usize| {
+        Tensor::<4>::random([batch, seq, heads, 64], Distribution::Normal(0.0, 1.0), &device).swap_dims(1, 2)
+    };
+    for pairing in [Pairing::HalfSplit, Pairing::Neighbours] {
+        let positions = Tensor::<1, Int>::arange(0..256, &device).unsqueeze();
+        let table = RotaryTable::new(positions, &[0.5; 32], 1.0, pairing);
+        compare(&format!("rotate {pairing:?}"), [heads(2, 9, 256)], |[x]| table.rotate(x), |[x]| table.rotate_plain(x));
+    }
+    for (name, batch, query_heads, kv_heads, seq) in
+        [("attention", 4, 12, 12, 128), ("attention grouped", 2, 9, 3, 256), ("attention long", 1, 9, 3, 1024)]
+    {
+        let hidden: Vec<bool> = (0..seq * seq).map(|at| at % seq > at / seq).collect();
+        let hidden = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, seq, seq]), &device);
+        let mask = AttentionMask::new(hidden, false);
+        compare(
+            name,
+            [heads(batch, query_heads, seq), heads(batch, kv_heads, seq), heads(batch, kv_heads, seq)],
+            |[q, k, v]| ops::attention(q, k, v, Some(&mask), 0.125, &off),
+            |[q, k, v]| ops::attention_plain(q, k, v, Some(&mask), 0.125, &off),
+        );
+    }
+
+    let vocab = 50_257;
+    let labels: Vec<i64> = (0..rows as i64).map(|row| row * 97 % vocab as i64).collect();
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [rows]), &device);
+    let weight = random([vocab, d_model]).mul_scalar(0.02);
+    compare(
+        "linear_cross_entropy",
+        [random([rows, d_model])],
+        |[x]| ops::linear_cross_entropy(x, weight.clone(), labels.clone(), 0.0).unsqueeze(),
+        |[x]| {
+            let logits = x.matmul(weight.clone().transpose());
+            plain::cross_entropy(logits, labels.clone(), 0.0).unsqueeze()
+        },
+    );
+}

@@ -1,0 +1,72 @@
+//! The operations as compositions of Burn's own.
+//!
+//! This is what each of them means. It is the form that runs on every backend without one of its own, and the one that
+//! the others are tested and timed against.
+
+use std::f64::consts::PI;
+
+use burn::tensor::{Int, Tensor, activation};
+
+use super::IGNORE_INDEX;
+
+/// See [`crate::ops::gelu`].
+pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    activation::gelu(input)
+}
+
+/// See [`crate::ops::gelu_tanh`].
+pub fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    // A product, not `powf`: that one is computed by a library call for each element.
+    let cubic = input.clone() * input.clone() * input.clone();
+    let inner = (input.clone() + cubic.mul_scalar(0.044715)).mul_scalar((2.0 / PI).sqrt());
+    input.mul_scalar(0.5) * inner.tanh().add_scalar(1.0)
+}
+
+/// See [`crate::ops::quick_gelu`].
+pub fn quick_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    input.clone() * activation::sigmoid(input.mul_scalar(1.702))
+}
+
+/// See [`crate::ops::silu`].
+pub fn silu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    activation::silu(input)
+}
+
+/// See [`crate::ops::silu_mul`].
+pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    silu(gate) * up
+}
+
+/// See [`crate::ops::layer_norm`].
+pub fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let mean = input.clone().mean_dim(D - 1);
+    let centred = input - mean;
+    let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    let normal = centred * variance.add_scalar(epsilon).sqrt().recip();
+    normal * weight.unsqueeze() + bias.unsqueeze()
+}
+
+/// See [`crate::ops::rms_norm`].
+pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let mean_square = (input.clone() * input.clone()).mean_dim(D - 1);
+    let normal = input * mean_square.add_scalar(epsilon).sqrt().recip();
+    normal * weight.unsqueeze()
+}
+
+/// See [`crate::ops::low_rank_update`]; the input is dropped already.
+pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    output + input.matmul(a.transpose()).matmul(b.transpose()).mul_scalar(scale)
+}
+
+/// See [`crate::ops::linear_cross_entropy`], from the logits.
+pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {
+    let ignored = labels.clone().equal_elem(IGNORE_INDEX);
+    let kept = ignored.clone().bool_not().float().sum();
+    let index = labels.mask_fill(ignored.clone(), 0).unsqueeze_dim::<2>(1);
+    let log = activation::log_softmax(logits, 1);
+    let mut terms = log.clone().gather(1, index).squeeze_dim::<1>(1);
+    if smoothing > 0.0 {
+        terms = terms.mul_scalar(1.0 - smoothing) + log.mean_dim(1).squeeze_dim::<1>(1).mul_scalar(smoothing);
+    }
+    terms.mask_fill(ignored, 0.0).sum().neg() / kept
+}

@@ -1,0 +1,367 @@
+//! Every fused operation against its plain composition, and against finite differences.
+
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+
+use super::{self as ops, AttentionMask, Pairing, RotaryTable, plain};
+use crate::nn::Dropout;
+
+fn device() -> Device {
+    Device::flex()
+}
+
+/// Numbers between −2 and 2 that depend on nothing but their count and `salt`.
+fn numbers<const D: usize>(shape: [usize; D], salt: usize) -> Tensor<D> {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> =
+        (0..count).map(|i| (((i + 1) * 2_654_435_761 + salt * 40_503) % 10_007) as f32 / 2501.75 - 2.0).collect();
+    Tensor::from_data(TensorData::new(values, shape), &device())
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec::<f32>().expect("f32")
+}
+
+fn assert_close(name: &str, ours: &[f32], theirs: &[f32]) {
+    assert_eq!(ours.len(), theirs.len(), "{name}");
+    // Slopes of attention are small differences of large terms.
+    let largest = theirs.iter().fold(0.5f32, |largest, x| largest.max(x.abs()));
+    for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * largest, "{name}: {a} is not {b} at {at} (largest {largest})");
+    }
+}
+
+/// Output and gradients of `sum(f(inputs) · weights)`.
+fn differentiate<const D: usize, const N: usize>(
+    inputs: &[Tensor<D>; N],
+    f: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let tracked = inputs.clone().map(|it| Tensor::from_inner(it).require_grad());
+    let output = f(tracked.clone());
+    let weights = Tensor::from_inner(numbers(output.dims(), 99));
+    let grads = (output.clone() * weights).sum().backward();
+    let grads = tracked.iter().map(|it| values(it.grad(&grads).expect("a gradient")));
+    let grads = grads.collect();
+    (values(output.inner()), grads)
+}
+
+/// Holds `fused` against `composed`, tracked and untracked, and its gradients against differences.
+fn check<const D: usize, const N: usize>(
+    name: &str,
+    inputs: [Tensor<D>; N],
+    fused: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    composed: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    let (ours, our_grads) = differentiate(&inputs, &fused);
+    let (theirs, their_grads) = differentiate(&inputs, &composed);
+    assert_close(name, &ours, &theirs);
+    for (ours, theirs) in our_grads.iter().zip(&their_grads) {
+        assert_close(&format!("gradient of {name}"), ours, theirs);
+    }
+    assert_close(&format!("untracked {name}"), &values(fused(inputs.clone())), &theirs);
+
+    // Central differences at a few coordinates; in single precision they are good to a per cent.
+    let weights = |dims| numbers::<D>(dims, 99);
+    let objective = |inputs: [Tensor<D>; N]| -> f64 {
+        let output = fused(inputs);
+        let weights = weights(output.dims());
+        values(output).iter().zip(values(weights)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
+    };
+    for which in 0..N {
+        let count = inputs[which].dims().iter().product::<usize>();
+        for at in (0..count).step_by((count / 5).max(1)) {
+            let moved = |by: f32| {
+                let mut data = values(inputs[which].clone());
+                data[at] += by;
+                let mut inputs = inputs.clone();
+                inputs[which] = Tensor::from_data(TensorData::new(data, inputs[which].dims()), &device());
+                objective(inputs)
+            };
+            let step = 1e-2;
+            let difference = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+            let gradient = f64::from(our_grads[which][at]);
+            assert!(
+                (difference - gradient).abs() <= 1e-2 * gradient.abs().max(0.3),
+                "{name}: slope {difference}, gradient {gradient} of input {which} at {at}"
+            );
+        }
+    }
+}
+
+/// Shapes that are ragged for vectors and for tasks, among them one of several tasks.
+const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [2, 3, 17], [1, 7, 64], [3, 1, 33], [2, 40, 301]];
+
+#[test]
+fn activations_are_their_compositions() {
+    for shape in SHAPES {
+        let x = || [numbers(shape, 1).mul_scalar(3.0)];
+        check("gelu", x(), |[x]| ops::gelu(x), |[x]| plain::gelu(x));
+        check("gelu_tanh", x(), |[x]| ops::gelu_tanh(x), |[x]| plain::gelu_tanh(x));
+        check("quick_gelu", x(), |[x]| ops::quick_gelu(x), |[x]| plain::quick_gelu(x));
+        check("silu", x(), |[x]| ops::silu(x), |[x]| plain::silu(x));
+        let pair = [numbers(shape, 1), numbers(shape, 2)];
+        check("silu_mul", pair, |[a, b]| ops::silu_mul(a, b), |[a, b]| plain::silu_mul(a, b));
+    }
+}
+
+#[test]
+fn norms_are_their_compositions() {
+    for shape in SHAPES.into_iter().filter(|it| it[2] > 1) {
+        let flat = |it: Tensor<3>| it.slice([0..1, 0..1, 0..shape[2]]).reshape([shape[2]]);
+        let inputs = || [numbers(shape, 1), numbers([1, 1, shape[2]], 2), numbers([1, 1, shape[2]], 3)];
+        check(
+            "layer_norm",
+            inputs(),
+            |[x, w, b]| ops::layer_norm(x, flat(w), flat(b), 1e-5),
+            |[x, w, b]| plain::layer_norm(x, flat(w), flat(b), 1e-5),
+        );
+        let [x, w, _] = inputs();
+        check("rms_norm", [x, w], |[x, w]| ops::rms_norm(x, flat(w), 1e-6), |[x, w]| plain::rms_norm(x, flat(w), 1e-6));
+    }
+}
+
+#[test]
+fn views_are_read_as_they_are_seen() {
+    let x: Tensor<3> = numbers([5, 6, 40], 4);
+    let view = |x: Tensor<3>| x.swap_dims(0, 2).slice([3..37, 1..5, 0..5]);
+    check("gelu of a view", [x.clone()], |[x]| ops::gelu(view(x)), |[x]| plain::gelu(view(x)));
+    let weight: Tensor<1> = numbers([5], 5);
+    check(
+        "rms_norm of a view",
+        [x.clone()],
+        |[x]| ops::rms_norm(view(x), Tensor::from_inner(weight.clone()), 1e-6),
+        |[x]| plain::rms_norm(view(x), Tensor::from_inner(weight.clone()), 1e-6),
+    );
+    check(
+        "silu_mul of views",
+        [x.clone(), x.mul_scalar(0.5)],
+        |[a, b]| ops::silu_mul(view(a), view(b)),
+        |[a, b]| plain::silu_mul(view(a), view(b)),
+    );
+}
+
+#[test]
+fn empty_tensors_pass() {
+    let empty = || Tensor::<2>::zeros([0, 8], &device());
+    assert_eq!(ops::gelu(empty()).dims(), [0, 8]);
+    assert_eq!(ops::silu_mul(empty(), empty()).dims(), [0, 8]);
+    let ones = || Tensor::<1>::ones([8], &device());
+    assert_eq!(ops::layer_norm(empty(), ones(), ones(), 1e-5).dims(), [0, 8]);
+    assert_eq!(ops::rms_norm(empty(), ones(), 1e-5).dims(), [0, 8]);
+}
+
+#[test]
+fn frozen_inputs_get_no_gradient_and_others_do() {
+    let auto = device().autodiff();
+    let x = Tensor::<2>::random([3, 8], Distribution::Default, &auto).require_grad();
+    let weight = Tensor::<1>::ones([8], &auto);
+    let bias = Tensor::<1>::ones([8], &auto).require_grad();
+    let grads = ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5).sum().backward();
+    assert!(weight.grad(&grads).is_none());
+    assert_eq!(values(bias.grad(&grads).expect("a gradient")), [3.0; 8]);
+    assert!(x.grad(&grads).is_some());
+}
+
+#[test]
+fn nan_is_not_hidden() {
+    let x = Tensor::<1>::from_floats([1.0, f32::NAN, 2.0], &device());
+    for y in [ops::gelu(x.clone()), ops::gelu_tanh(x.clone()), ops::silu(x.clone())] {
+        let y = values(y);
+        assert!(!y[0].is_nan() && y[1].is_nan() && !y[2].is_nan());
+    }
+}
+
+#[test]
+fn rotations_are_their_compositions() {
+    for pairing in [Pairing::HalfSplit, Pairing::Neighbours] {
+        for (shape, batches, half) in [([2, 3, 5, 8], 2, 4), ([1, 2, 7, 10], 1, 3), ([3, 4, 40, 66], 1, 33)] {
+            let positions = Tensor::<1, Int>::arange(3..(3 + batches * shape[2]) as i64, &device());
+            let frequencies: Vec<f32> = (0..half).map(|i| 0.7f32.powi(i)).collect();
+            let positions = positions.reshape([batches, shape[2]]);
+            let table = RotaryTable::new(positions, &frequencies, 1.3, pairing);
+            let x = || [numbers(shape, 6)];
+            check("rotate", x(), |[x]| table.rotate(x), |[x]| table.rotate_plain(x));
+            // As attention calls it: heads are the second axis by a view.
+            let [x] = x();
+            let x = [x.swap_dims(1, 2).reshape([shape[0], shape[2], shape[1], shape[3]])];
+            check(
+                "rotate a view",
+                x,
+                |[x]| table.rotate(x.swap_dims(1, 2)),
+                |[x]| table.rotate_plain(x.swap_dims(1, 2)),
+            );
+        }
+    }
+}
+
+#[test]
+fn low_rank_updates_are_their_compositions() {
+    let off = Dropout::new(0.0);
+    for (rows, d_in, d_out, rank) in [(3, 5, 7, 2), (1, 8, 3, 4), (40, 65, 130, 9), (33, 16, 700, 1)] {
+        let inputs =
+            [numbers([rows, d_out], 1), numbers([rows, d_in], 2), numbers([rank, d_in], 3), numbers([d_out, rank], 4)];
+        check(
+            "low_rank_update",
+            inputs.map(|it| it.mul_scalar(0.5)),
+            |[y, x, a, b]| ops::low_rank_update(y, x, a, b, 1.7, &off),
+            |[y, x, a, b]| plain::low_rank_update(y, x, a, b, 1.7),
+        );
+    }
+    let empty = |shape| Tensor::<2>::zeros(shape, &device());
+    let y = ops::low_rank_update(empty([0, 3]), empty([0, 5]), empty([2, 5]), empty([3, 2]), 1.0, &off);
+    assert_eq!(y.dims(), [0, 3]);
+}
+
+/// One test, since the generator of the device is shared.
+#[test]
+fn dropout_is_a_mask_that_the_backward_pass_remembers() {
+    let device = device();
+    let ones = || Tensor::<2>::ones([300, 200], &device);
+    let drawn: Vec<Vec<f32>> = (0..2).map(|_| values(ops::dropout(ones(), 0.1))).collect();
+    for mask in &drawn {
+        assert!(mask.iter().all(|x| *x == 0.0 || (*x - 1.0 / 0.9).abs() < 1e-6));
+        let dropped = mask.iter().filter(|x| **x == 0.0).count() as f64 / mask.len() as f64;
+        // Four standard deviations.
+        assert!((dropped - 0.1).abs() < 0.005, "{dropped}");
+        // Neighbours are independent: a pair is dropped in one case of a hundred.
+        for distance in [1, 2, 16, 200] {
+            let pairs = mask.iter().zip(&mask[distance..]).filter(|(a, b)| **a == 0.0 && **b == 0.0).count();
+            let share = pairs as f64 / (mask.len() - distance) as f64;
+            assert!((share - 0.01).abs() < 0.002, "{share} at {distance}");
+        }
+    }
+    assert_ne!(drawn[0], drawn[1]);
+
+    let x = ones().autodiff().require_grad();
+    let y = ops::dropout(x.clone(), 0.4);
+    let grads = y.clone().sum().backward();
+    assert_eq!(values(x.grad(&grads).expect("a gradient")), values(y.inner()));
+
+    // With dropout before the product: of ones times ones, the output counts what was kept.
+    let dropout = Dropout::new(0.5);
+    let [y, x, a, b] =
+        [[4, 3], [4, 50], [1, 50], [3, 1]].map(|shape| Tensor::<2>::ones(shape, &device).autodiff().require_grad());
+    let output = ops::low_rank_update(y.clone(), x.clone(), a.clone(), b, 1.0, &dropout);
+    let grads = output.clone().sum().backward();
+    let kept = values(x.grad(&grads).expect("a gradient"));
+    let counted: Vec<f32> = kept.chunks(50).map(|row| row.iter().sum::<f32>() / 3.0).collect();
+    for (row, kept) in values(output.inner()).chunks(3).zip(counted) {
+        assert!(kept > 0.0 && row.iter().all(|x| (x - 1.0 - kept).abs() < 1e-4));
+    }
+    let by_column = values(a.grad(&grads).expect("a gradient"));
+    for (column, gradient) in by_column.into_iter().enumerate() {
+        let sum: f32 = kept.iter().skip(column).step_by(50).sum();
+        assert!((gradient - sum).abs() < 1e-4);
+    }
+}
+
+/// Hides what comes after the query, some keys in the middle, and everything from the queries before `blind`.
+fn mask(batch: usize, queries: usize, keys: usize, blind: usize) -> Tensor<4, Bool> {
+    let hidden = (0..batch * queries * keys).map(|at| {
+        let (row, query, key) = (at / (queries * keys), at / keys % queries, at % keys);
+        key + queries > query + keys || query < blind || (key == 2 && row == 1 && query > 3)
+    });
+    Tensor::from_data(TensorData::new(hidden.collect::<Vec<_>>(), [batch, 1, queries, keys]), &device())
+}
+
+#[test]
+fn attention_is_its_composition() {
+    let off = Dropout::new(0.0);
+    // batch, heads, key heads, queries, keys, d_head
+    for (batch, heads, kv_heads, queries, keys, d_head) in
+        [(1, 1, 1, 1, 1, 1), (2, 4, 2, 5, 7, 3), (2, 3, 3, 70, 70, 8), (1, 6, 2, 130, 150, 5), (3, 2, 1, 1, 9, 16)]
+    {
+        let inputs = || {
+            [
+                numbers([batch, heads, queries, d_head], 1),
+                numbers([batch, kv_heads, keys, d_head], 2),
+                numbers([batch, kv_heads, keys, d_head], 3),
+            ]
+        };
+        let causal = |blind| mask(batch, queries, keys, blind);
+        let masks = [
+            None,
+            Some(AttentionMask::new(causal(0), false)),
+            Some(AttentionMask::new(causal(queries.min(3)), true)),
+            Some(AttentionMask::new(causal(queries.min(3)), false)),
+            Some(AttentionMask::new(mask(1, queries, keys, 0), true)),
+        ];
+        for (at, mask) in masks.iter().enumerate() {
+            check(
+                &format!("attention with mask {at} of {keys} keys"),
+                inputs(),
+                |[q, k, v]| ops::attention(q, k, v, mask.as_ref(), 0.6, &off),
+                |[q, k, v]| ops::attention_plain(q, k, v, mask.as_ref(), 0.6, &off),
+            );
+        }
+        for shape in [[1, heads, queries, keys], [batch, heads, 1, keys]] {
+            let [q, k, v] = inputs();
+            let biased = |bias| AttentionMask::new(causal(1), true).with_bias(bias);
+            check(
+                "attention with a bias",
+                [q, k, v, numbers(shape, 4)],
+                |[q, k, v, bias]| ops::attention(q, k, v, Some(&biased(bias)), 0.6, &off),
+                |[q, k, v, bias]| ops::attention_plain(q, k, v, Some(&biased(bias)), 0.6, &off),
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_reads_views_and_drops_what_it_remembers() {
+    let fused: Tensor<4> = numbers([2, 6, 9, 4], 8);
+    let parts = |x: Tensor<4>| {
+        let part = |at: usize| x.clone().narrow(2, at * 3, 3).swap_dims(1, 2);
+        [part(0), part(1), part(2)]
+    };
+    let off = Dropout::new(0.0);
+    check(
+        "attention of views",
+        [fused.clone()],
+        |[x]| {
+            let [q, k, v] = parts(x);
+            ops::attention(q, k, v, None, 0.5, &off)
+        },
+        |[x]| {
+            let [q, k, v] = parts(x);
+            ops::attention_plain(q, k, v, None, 0.5, &off)
+        },
+    );
+    // Values of one: the output is the sum of the weights that were kept, and a value's gradient what it was weighted by.
+    let half = Dropout::new(0.5);
+    let [q, k, _] = parts(fused);
+    let ones = Tensor::<4>::ones([2, 3, 6, 4], &device()).autodiff().require_grad();
+    let output = ops::attention(q, k, ones.clone(), None, 0.5, &half);
+    let grads = output.clone().sum().backward();
+    let output = values(output.inner());
+    assert!(output.iter().any(|it| (it - 1.0).abs() > 0.1));
+    let given: f32 = output.iter().sum();
+    let taken: f32 = values(ones.grad(&grads).expect("a gradient")).iter().sum();
+    assert!((given - taken).abs() < 1e-3, "{given} {taken}");
+}
+
+#[test]
+fn the_loss_of_a_head_is_its_composition() {
+    // The last one is cut into chunks.
+    for (rows, classes, d_model) in [(1, 2, 3), (7, 101, 16), (700, 30_000, 2)] {
+        let all = |row: usize| (row * 37 % classes) as i64;
+        let some = |row: usize| if row % 3 == 1 { ops::IGNORE_INDEX } else { all(row) };
+        for (labels, smoothing) in [(&all as &dyn Fn(usize) -> i64, 0.0), (&some, 0.0), (&some, 0.1)] {
+            let labels: Vec<i64> = (0..rows).map(labels).collect();
+            let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [rows]), &device());
+            let inputs = [numbers([rows, d_model], 1), numbers([classes, d_model], 2)];
+            let plain = |[h, w]: [Tensor<2>; 2]| {
+                plain::cross_entropy(h.matmul(w.transpose()), labels.clone(), smoothing).unsqueeze::<2>()
+            };
+            let fused =
+                |[h, w]: [Tensor<2>; 2]| ops::linear_cross_entropy(h, w, labels.clone(), smoothing).unsqueeze::<2>();
+            check("linear_cross_entropy", inputs, fused, plain);
+        }
+    }
+}
+
+#[test]
+fn a_loss_of_nothing_is_not_a_number() {
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(vec![ops::IGNORE_INDEX; 2], [2]), &device());
+    let loss = ops::linear_cross_entropy(numbers([2, 3], 1), numbers([5, 3], 2), labels, 0.0);
+    assert!(values(loss)[0].is_nan());
+}
