@@ -143,6 +143,14 @@ impl CausalLm for PlainGpt2 {
     fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
         tied_head(&self.wte, hidden)
     }
+
+    fn is_tied(&self) -> bool {
+        true
+    }
+
+    fn untie(&mut self) {
+        panic!("nothing here adapts the head");
+    }
 }
 
 /// Cosines and sines, `[1, 1, seq, d_head / 2]`.
@@ -247,6 +255,14 @@ impl CausalLm for PlainLlama {
 
     fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
         tied_head(&self.embed_tokens, hidden)
+    }
+
+    fn is_tied(&self) -> bool {
+        true
+    }
+
+    fn untie(&mut self) {
+        panic!("nothing here adapts the head");
     }
 }
 
