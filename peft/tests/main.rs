@@ -1,5 +1,6 @@
 //! Tests of the whole: methods on models, against numbers recorded from the reference.
 
+mod allocations;
 mod bad_input;
 mod generation;
 mod hub;

@@ -1,8 +1,11 @@
 //! The chores of this workspace, in plain Rust and without dependencies, so that they start at once.
 //!
-//! `cargo xtask check` is what continuous integration runs, and what you run before you send a change.
+//! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
+//! bench` measures training steps, alone or beside other programs.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
 
 use std::env;
 use std::fs;
@@ -14,8 +17,10 @@ const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
   check            crate graph, format, clippy, docs, tests, examples, demo; cheapest first, stops at the first failure
-    --quick        leaves out the release build of the demo
-    --device wgpu  runs the tests of the numbers on that device, and nothing else";
+    --quick        leaves out what needs a release build: the demo and a smoke test of the bench
+    --device wgpu  runs the tests of the numbers on that device, and nothing else
+
+  bench            measures; `cargo xtask bench --help` says what and how";
 
 /// Which of our crates each crate may depend on. Arrows point one way: methods never see models, and models never see
 /// methods. A crate that is not listed may use all of them.
@@ -32,9 +37,12 @@ const EXAMPLES: [&str; 2] = ["custom_method", "adapt_any_module"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let outcome = match Options::parse(&arguments) {
-        Ok(options) => check(&options),
-        Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
+    let outcome = match arguments.split_first() {
+        Some((word, rest)) if word == "bench" => bench::run(rest),
+        _ => match Options::parse(&arguments) {
+            Ok(options) => check(&options),
+            Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
+        },
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,6 +110,7 @@ fn check(options: &Options) -> Result<(), String> {
         // Nothing to remove if the demo came to nothing; that is not a failure of its own.
         let _ = fs::remove_dir_all(&output);
         outcome?;
+        steps.run("bench", || bench::run(&["--quick".to_owned()]))?;
     }
     steps.summarise()
 }
@@ -141,6 +150,12 @@ impl Steps {
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    // What `cargo run` tells this program about itself is not for the cargo that it starts: build scripts that look at
+    // these would run again whenever somebody changes between `cargo xtask` and `cargo`, and half the tree with them.
+    let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
+        command.env_remove(name);
+    }
     command
 }
 

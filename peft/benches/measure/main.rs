@@ -1,0 +1,331 @@
+//! One process, one measurement: the worker that `cargo xtask bench` starts.
+//!
+//! It loads a model from a folder and says `loaded SECONDS TRAINABLE`. For every line that it then reads it does one
+//! step and says `step SECONDS VALUE`. When its input ends it says `peak BYTES` and leaves. Whoever writes the lines
+//! decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is the
+//! memory of a process that did nothing else.
+
+// The worker talks to its caller through standard output.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod plain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use clap::{Parser, ValueEnum};
+use peft::core::checkpoint::{FloatType, model_tensors, write_tensors};
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
+use peft::lora::LoraConfig;
+use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
+use peft::models::config::RawConfig;
+use peft::models::{CausalLm, ModelInput, SequenceClassifier};
+use peft::tasks::classification::Classification;
+use peft::tasks::collate::{Padding, Sample};
+use peft::tasks::labels::{Label, LabelKind, LabelSet};
+use peft::tasks::language_modelling::LanguageModelling;
+use peft::tasks::runlog::TrainRecord;
+use peft::tasks::task::{Task, scalar};
+use peft::tasks::trainer::{Observer, TrainConfig, train};
+
+use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of a checkpoint.
+    #[arg(long)]
+    folder: PathBuf,
+    #[arg(long)]
+    task: TaskKind,
+    #[arg(long)]
+    method: Method,
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// Every linear layer, not only the attention's as the method's defaults have it.
+    #[arg(long)]
+    all_linear: bool,
+    #[arg(long)]
+    dora: bool,
+    /// How many adapters share the base in `adapters`.
+    #[arg(long, default_value_t = 1)]
+    adapters: usize,
+    #[arg(long)]
+    batch: usize,
+    #[arg(long)]
+    seq: usize,
+    #[arg(long, default_value = "flex")]
+    device: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TaskKind {
+    CausalLm,
+    SeqCls,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Writes random weights beside the folder's `config.json`; measures nothing.
+    Synthesise,
+    /// Training steps of LoRA or DoRA by our trainer.
+    Lora,
+    /// Forward passes; each takes the next of several adapters that share a base.
+    Adapters,
+    /// Training steps of Burn's built-in LoRA on a model of `burn::nn` layers.
+    BurnLora,
+    /// Training steps of all parameters of our model.
+    Full,
+}
+
+/// AdamW's rate; of no consequence for the time, but losses should not blow up.
+const LEARNING_RATE: f64 = 2e-4;
+
+fn main() -> ExitCode {
+    // `cargo bench` starts every bench with this word. There is nothing to measure without a caller.
+    if std::env::args().any(|it| it == "--bench") {
+        println!("start it by `cargo xtask bench`");
+        return ExitCode::SUCCESS;
+    }
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let device = peft::device::device(&args.device)?;
+    if args.method == Method::Synthesise {
+        return synthesise(args, &device);
+    }
+    let started = Instant::now();
+    match args.task {
+        TaskKind::CausalLm => {
+            let (model, _) = auto::load_causal_lm(&args.folder, &device)?;
+            let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
+            let task = bench.language_modelling()?;
+            match args.method {
+                Method::Adapters => bench.infer(model, |model, input| {
+                    let logits = CausalLm::logits(model, input, None);
+                    let [batch, seq, vocab] = logits.dims();
+                    logits.reshape([batch * seq, vocab])
+                }),
+                Method::BurnLora => match model {
+                    AutoCausalLm::Gpt2(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
+                    AutoCausalLm::Llama(it) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
+                    #[allow(unreachable_patterns)]
+                    _ => Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out")),
+                },
+                Method::Full => bench.full(model, &task),
+                _ => bench.lora(model, &task),
+            }
+        }
+        TaskKind::SeqCls => {
+            let (model, _) = auto::load_sequence_classifier(&args.folder, &device, &ClassifierOptions::default())?;
+            let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
+            let task = bench.classification(model.num_labels())?;
+            match args.method {
+                Method::Adapters => bench.infer(model, SequenceClassifier::logits),
+                Method::BurnLora => match model {
+                    AutoSequenceClassifier::Bert(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
+                    _ => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
+                },
+                Method::Full => bench.full(model, &task),
+                _ => bench.lora(model, &task),
+            }
+        }
+    }
+}
+
+/// Random weights under the names that checkpoints use, so that every contender loads the same model.
+fn synthesise(args: &Args, device: &Device) -> Result<()> {
+    let raw = RawConfig::read(&args.folder)?;
+    device.seed(0);
+    let tensors = match args.task {
+        TaskKind::CausalLm => model_tensors(&AutoCausalLm::from_config(&raw, device)?),
+        TaskKind::SeqCls => model_tensors(&AutoSequenceClassifier::from_config(&raw, device)?),
+    };
+    write_tensors(args.folder.join("model.safetensors"), tensors, FloatType::F32)
+}
+
+/// What all measurements of this process share.
+struct Bench<'a> {
+    args: &'a Args,
+    device: Device,
+    /// Seconds that loading the base took.
+    load: f64,
+}
+
+impl Bench<'_> {
+    fn config(&self) -> Result<RawConfig> {
+        RawConfig::read(&self.args.folder)
+    }
+
+    /// Rows of token ids: the same numbers in every contender, spread over the vocabulary.
+    fn rows(&self) -> Result<Vec<Vec<u32>>> {
+        let vocab = self.config()?.json.get("vocab_size").and_then(serde_json::Value::as_u64);
+        let vocab = vocab.ok_or_else(|| PeftError::config("vocab_size", "is missing"))?;
+        let (batch, seq) = (self.args.batch as u64, self.args.seq as u64);
+        let id = |at: u64| (at * 7919 % vocab) as u32;
+        Ok((0..batch).map(|row| (row * seq..(row + 1) * seq).map(id).collect()).collect())
+    }
+
+    fn language_modelling(&self) -> Result<LanguageModelling> {
+        LanguageModelling::padded(self.rows()?.into_iter().map(Sample::language).collect(), 0)
+    }
+
+    fn classification(&self, classes: usize) -> Result<Classification> {
+        let rows = self.rows()?;
+        let labels = (0..rows.len()).map(|row| Label::Class(row % classes)).collect();
+        let samples = rows.into_iter().map(|input_ids| Sample { input_ids, ..Sample::default() }).collect();
+        let set = LabelSet::new(LabelKind::Single, (0..classes).map(|it| it.to_string()).collect());
+        Classification::new(samples, labels, set, Padding::right(0))
+    }
+
+    fn lora_config(&self) -> LoraConfig {
+        let mut config = LoraConfig::new(self.args.rank, 2.0 * self.args.rank as f64);
+        config.use_dora = self.args.dora;
+        config.task_type = Some(if self.args.task == TaskKind::SeqCls { "SEQ_CLS" } else { "CAUSAL_LM" }.to_owned());
+        if self.args.all_linear { config.all_linear() } else { config }
+    }
+
+    fn peft<M: Module + Describe>(&self, model: M) -> PeftModel<M> {
+        let sites = model.describe();
+        PeftModel::with_sites(model, sites, &self.device)
+    }
+
+    fn loaded<M: Module>(&self, model: &M) -> Turns {
+        println!("loaded {} {}", self.load, trainable(model));
+        let mut turns = Turns { begun: Instant::now() };
+        turns.wait();
+        turns
+    }
+
+    /// The trainer that users run, with its clipping and its checks.
+    fn lora<M: Module + Describe, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
+        let mut peft = self.peft(model);
+        peft.add_adapter(DEFAULT_ADAPTER, self.lora_config(), 0)?;
+        let mut config = TrainConfig {
+            learning_rate: LEARNING_RATE,
+            batch_size: self.args.batch,
+            // Without an end: the caller stops when it has seen enough.
+            max_steps: Some(1_000_000),
+            ..TrainConfig::default()
+        };
+        config.schedule.lr_scheduler_type = "constant".parse()?;
+        let mut turns = self.loaded(peft.model());
+        train(&mut peft, DEFAULT_ADAPTER, task, None, &config, None, false, &self.device, &mut turns)?;
+        Ok(())
+    }
+
+    fn infer<M: Module + Describe>(&self, model: M, logits: impl Fn(&M, &ModelInput) -> Tensor<2>) -> Result<()> {
+        let mut peft = self.peft(model);
+        let names: Vec<String> = (0..self.args.adapters).map(|it| format!("adapter{it}")).collect();
+        for (seed, name) in names.iter().enumerate() {
+            peft.add_adapter(name, self.lora_config(), seed as u64)?;
+        }
+        let ids: Vec<i64> = self.rows()?.into_iter().flatten().map(i64::from).collect();
+        let ids = TensorData::new(ids, [self.args.batch, self.args.seq]);
+        let input = ModelInput::ids(Tensor::<2, Int>::from_data(ids, &self.device));
+        let mut turns = self.loaded(peft.model());
+        for name in names.iter().cycle() {
+            peft.set_active(&[name])?;
+            let model = nn::set_training(peft.model().valid(), false);
+            let logits = logits(&model, &input);
+            let [rows, classes] = logits.dims();
+            let last = logits.slice([rows - 1..rows, classes - 1..classes]).reshape([1]);
+            turns.done(scalar(&last));
+        }
+        Ok(())
+    }
+
+    /// Burn's LoRA as its documentation has it: `apply_lora` and a plain loop.
+    fn burn_lora<M: Module, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
+        let targets: &[&str] = match (self.args.all_linear, self.args.task) {
+            (true, _) => &["c_attn", "c_proj", "c_fc", "query", "key", "value", "dense", "_proj"],
+            (false, _) => &["c_attn", "q_proj", "v_proj", "query", "value"],
+        };
+        // What the reference calls `all-linear` leaves the head out, but not the pooler of a classifier.
+        let targets: Vec<String> = targets.iter().map(|it| format!("{it}.weight")).collect();
+        let lora = Lora::new(self.args.rank, 2.0 * self.args.rank as f64)
+            .set_param_group(ParamGroup::from_any_predicates(targets));
+        // `train` is what lifts a loaded model onto the device with autodiff.
+        let model = model.train().apply_lora(lora);
+        let model = model.unfreeze_group(ParamGroup::from_predicate("classifier"));
+        self.plain_loop(model, task)
+    }
+
+    fn full<M: Module, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
+        self.plain_loop(model.unfreeze().train(), task)
+    }
+
+    fn plain_loop<M: Module, T: Task<M>>(&self, mut model: M, task: &T) -> Result<()> {
+        let mut optimizer = TrainConfig::default().optimizer();
+        let items: Vec<usize> = (0..self.args.batch).collect();
+        let mut turns = self.loaded(&model);
+        loop {
+            let loss = task.loss_sum(&model, &items, &self.device)?.div_scalar(task.targets(&items) as f64);
+            let value = scalar(&loss);
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(LEARNING_RATE, model, gradients);
+            turns.done(value);
+        }
+    }
+}
+
+/// Elements of the parameters that get gradients.
+fn trainable<M: Module>(model: &M) -> usize {
+    struct Count(usize);
+    impl ModuleVisitor for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.base();
+            if value.is_require_grad() {
+                self.0 += value.shape().num_elements();
+            }
+        }
+    }
+    let mut count = Count(0);
+    model.visit(&mut count);
+    count.0
+}
+
+/// Steps only when the caller says so.
+struct Turns {
+    begun: Instant,
+}
+
+impl Turns {
+    fn wait(&mut self) {
+        let mut line = String::new();
+        let read = std::io::stdin().read_line(&mut line);
+        if read.is_err() || line.trim() != "step" {
+            println!("peak {}", peak_memory().unwrap_or(0));
+            std::process::exit(0);
+        }
+        self.begun = Instant::now();
+    }
+
+    fn done(&mut self, value: f64) {
+        println!("step {} {value}", self.begun.elapsed().as_secs_f64());
+        self.wait();
+    }
+}
+
+impl Observer for Turns {
+    fn step(&mut self, record: &TrainRecord, _total: usize) {
+        self.done(record.loss);
+    }
+}
+
+/// Bytes that the process has held at most, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|it| it.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,98 @@
+//! What a training step allocates: a guard of the hot path that counts bytes, not seconds, and so is the same on every
+//! machine, however busy.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
+use peft::device::device;
+use peft::lora::LoraConfig;
+use peft::models::config::RawConfig;
+use peft::models::gpt2::{Gpt2Config, Gpt2LmHeadModel};
+use peft::tasks::collate::Sample;
+use peft::tasks::language_modelling::LanguageModelling;
+use peft::tasks::task::Task;
+
+/// The system's allocator, which also counts for every thread what that thread asks for.
+struct Counting;
+
+thread_local! {
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(bytes: usize) {
+    // A thread that is ending has no counters any more.
+    let _ = BYTES.try_with(|it| it.set(it.get() + bytes));
+    let _ = CALLS.try_with(|it| it.set(it.get() + 1));
+}
+
+// SAFETY: every call goes to the system's allocator as it came, and counting does not allocate.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size.saturating_sub(layout.size()));
+        unsafe { System.realloc(old, layout, size) }
+    }
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const BATCH: usize = 2;
+const SEQ: usize = 32;
+const D_MODEL: usize = 64;
+
+/// Bytes and calls of one forward and backward of GPT-2 with LoRA on the attention.
+fn step(layers: usize) -> (usize, usize) {
+    let device = device("flex").unwrap();
+    let json = format!(
+        r#"{{"model_type": "gpt2", "vocab_size": 97, "n_positions": {SEQ}, "n_embd": {D_MODEL}, "n_layer": {layers},
+            "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}"#
+    );
+    let config = Gpt2Config::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
+    let model = Gpt2LmHeadModel::new(&config, &device);
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, &device);
+    peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
+    let rows = (0..BATCH).map(|row| Sample::language((0..SEQ).map(|at| ((row * SEQ + at) * 31 % 97) as u32).collect()));
+    let task = LanguageModelling::padded(rows.collect(), 0).unwrap();
+    let run = || {
+        let loss = task.loss_sum(peft.model(), &[0, 1], &device).unwrap();
+        drop(loss.backward());
+    };
+    // Weights are lazy, and threads start when they are first needed.
+    run();
+    let before = (BYTES.get(), CALLS.get());
+    run();
+    (BYTES.get() - before.0, CALLS.get() - before.1)
+}
+
+/// Measured with this very test; lower them when a step gets leaner.
+const ACTIVATIONS_PER_LAYER: f64 = 185.0;
+const CALLS_PER_LAYER: f64 = 2150.0;
+
+/// The difference of two depths leaves embeddings and head out: what remains is what one more layer costs.
+#[test]
+fn a_layer_allocates_no_more_than_it_did() {
+    let (shallow, deep) = (step(2), step(6));
+    let activation = (BATCH * SEQ * D_MODEL * size_of::<f32>()) as f64;
+    let activations = (deep.0 - shallow.0) as f64 / 4.0 / activation;
+    let calls = (deep.1 - shallow.1) as f64 / 4.0;
+    assert!(
+        activations <= ACTIVATIONS_PER_LAYER && calls <= CALLS_PER_LAYER,
+        "a layer allocates {activations:.1} times its activation in {calls:.1} calls, \
+         not at most {ACTIVATIONS_PER_LAYER} in {CALLS_PER_LAYER}"
+    );
+}

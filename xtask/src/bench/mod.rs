@@ -1,0 +1,244 @@
+//! `cargo xtask bench`: seconds a step, tokens a second, peak memory, load time and cold start, alone or in turn with
+//! other programs that do the same work.
+//!
+//! Every measurement is a process of its own (`peft/benches/measure`, `xtask/bench/peft_torch.py`), so that its peak
+//! memory is its own. All of them load one synthesised checkpoint, and before a time is believed the first losses must
+//! agree. In a comparison two processes are alive at once and take turns step by step: what disturbs the machine
+//! disturbs both.
+
+mod options;
+mod report;
+mod runner;
+mod shapes;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use options::Options;
+use report::{Compared, Measured};
+use runner::Runner;
+use shapes::{Method, Peer, Shape};
+
+/// Relative difference of first losses above which two programs do not do the same work.
+const SAME: f64 = 1e-3;
+
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    if arguments.iter().any(|it| it == "--help" || it == "-h") {
+        println!("{}", options::USAGE);
+        return Ok(());
+    }
+    let options = Options::parse(arguments).map_err(|reason| format!("{reason}\n\n{}", options::USAGE))?;
+    let bench = Bench { worker: build_worker(&options.device)?, options };
+    report::machine(bench.options.threads);
+    if bench.options.compare { bench.compare() } else { bench.measure() }
+}
+
+struct Bench {
+    options: Options,
+    worker: PathBuf,
+}
+
+impl Bench {
+    fn measure(&self) -> Result<(), String> {
+        let mut rows = Vec::new();
+        Measured::print_head();
+        for shape in &self.options.shapes {
+            let folder = self.synthesise(shape)?;
+            for method in &self.options.methods {
+                let mut runner = self.ours(shape, method, &folder.0)?;
+                for _ in 0..self.options.steps {
+                    runner.step()?;
+                }
+                rows.push(Measured::new(shape, method, &self.options.device, &runner.finish()?));
+                rows[rows.len() - 1].print();
+                self.write(&report::json(rows.iter().map(Measured::fields)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        let mut rows = Vec::new();
+        Compared::print_head();
+        for shape in &self.options.shapes {
+            let folder = self.synthesise(shape)?;
+            for method in &self.options.methods {
+                for peer in self.options.peers.iter().filter(|it| it.can(method)) {
+                    rows.push(self.duel(shape, method, *peer, &folder.0)?);
+                    rows[rows.len() - 1].print();
+                    // After every row: a run that is cut off leaves what it had.
+                    self.write(&report::json(rows.iter().map(Compared::fields)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn duel(&self, shape: &Shape, method: &Method, peer: Peer, folder: &Path) -> Result<Compared, String> {
+        // One after the other up to here, so that neither disturbs the other's load time and cold start.
+        let mut ours = self.ours(shape, method, folder)?;
+        let mut theirs = self.peer(shape, method, peer, folder)?;
+        check_same_work(&ours, &theirs, peer)?;
+        for round in 0..self.options.steps {
+            // The second one finds warmer or hotter silicon: let both be it equally often.
+            if round % 2 == 0 {
+                ours.step()?;
+                theirs.step()?;
+            } else {
+                theirs.step()?;
+                ours.step()?;
+            }
+        }
+        let (ours, theirs) = (ours.finish()?, theirs.finish()?);
+        Ok(Compared::new(shape, method, &self.options.device, peer, &ours, &theirs))
+    }
+
+    /// Our program, loaded and past its first step.
+    fn ours(&self, shape: &Shape, method: &Method, folder: &Path) -> Result<Runner, String> {
+        let mut command = self.worker(shape, folder);
+        command.args(method.arguments(method.kind));
+        Runner::start(command, &format!("ours ({}, {})", shape.name, method.name))
+    }
+
+    fn peer(&self, shape: &Shape, method: &Method, peer: Peer, folder: &Path) -> Result<Runner, String> {
+        let mut command = match (peer, &self.options.python) {
+            (Peer::PeftTorch, Some(python)) => {
+                let mut command = Command::new(python);
+                command.arg(crate::root().join("xtask").join("bench").join("peft_torch.py"));
+                command.args(self.work(shape, folder)).args(method.arguments(method.kind));
+                command.args(["--device", self.options.torch_device()]);
+                command.args(["--threads", &self.options.threads.to_string()]);
+                // What it says about itself is of no interest, and it has nothing to look up.
+                command.envs([
+                    ("HF_HUB_OFFLINE", "1"),
+                    ("PYTHONWARNINGS", "ignore"),
+                    ("TOKENIZERS_PARALLELISM", "false"),
+                ]);
+                command
+            }
+            (Peer::PeftTorch, None) => return Err("`peft-torch` needs `--python PATH`".to_owned()),
+            (Peer::BurnLora, _) => {
+                let mut command = self.worker(shape, folder);
+                command.args(method.arguments("burn-lora"));
+                command
+            }
+            (Peer::Full, _) => {
+                let mut command = self.worker(shape, folder);
+                command.args(["--method", "full"]);
+                command
+            }
+        };
+        self.limit_threads(&mut command);
+        Runner::start(command, &format!("{} ({}, {})", peer.name(), shape.name, method.name))
+    }
+
+    fn worker(&self, shape: &Shape, folder: &Path) -> Command {
+        let mut command = Command::new(&self.worker);
+        command.args(self.work(shape, folder)).args(["--device", &self.options.device]);
+        self.limit_threads(&mut command);
+        command
+    }
+
+    fn limit_threads(&self, command: &mut Command) {
+        let threads = self.options.threads.to_string();
+        command.envs(["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"].map(|it| (it, &threads)));
+    }
+
+    fn work(&self, shape: &Shape, folder: &Path) -> Vec<OsString> {
+        let text = |it: &str| OsString::from(it);
+        vec![
+            text("--folder"),
+            folder.as_os_str().to_owned(),
+            text("--task"),
+            text(shape.task),
+            text("--batch"),
+            text(&shape.batch.to_string()),
+            text("--seq"),
+            text(&shape.seq.to_string()),
+        ]
+    }
+
+    /// A checkpoint of the shape with random weights, which goes away with the value.
+    fn synthesise(&self, shape: &Shape) -> Result<TempFolder, String> {
+        let folder = env::temp_dir().join(format!("peft-bench-{}-{}", std::process::id(), shape.name));
+        fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        let folder = TempFolder(folder);
+        let config = folder.0.join("config.json");
+        fs::write(&config, shape.config).map_err(|error| format!("cannot write {}: {error}", config.display()))?;
+        let mut command = self.worker(shape, &folder.0);
+        let status = command.args(["--method", "synthesise"]).status();
+        match status {
+            Ok(status) if status.success() => Ok(folder),
+            Ok(status) => Err(format!("the weights of {} could not be made: {status}", shape.name)),
+            Err(error) => Err(format!("cannot start {}: {error}", self.worker.display())),
+        }
+    }
+
+    fn write(&self, json: &str) -> Result<(), String> {
+        let Some(path) = &self.options.json else { return Ok(()) };
+        fs::write(path, json).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+}
+
+/// Before any update both compute the same function of the same weights.
+fn check_same_work(ours: &Runner, theirs: &Runner, peer: Peer) -> Result<(), String> {
+    let (a, b) = (ours.first_value, theirs.first_value);
+    let difference = (a - b).abs() / a.abs().max(b.abs());
+    if difference.is_nan() || difference > SAME {
+        return Err(format!("{} does other work than {}: {b} at the first step, not {a}", theirs.name, ours.name));
+    }
+    if peer != Peer::Full && ours.trainable != theirs.trainable {
+        let counts = format!("{} parameters, not {}", theirs.trainable, ours.trainable);
+        return Err(format!("{} does other work than {}: it trains {counts}", theirs.name, ours.name));
+    }
+    Ok(())
+}
+
+struct TempFolder(PathBuf);
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        // It lies in the folder for such things; a failure to remove it is not one of the bench.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Builds the worker and asks cargo where it put it.
+fn build_worker(device: &str) -> Result<PathBuf, String> {
+    let mut cargo = crate::cargo(&["build", "--release", "-p", "peft", "--bench", "measure"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    let backend = device.split(':').next().unwrap_or(device);
+    if !matches!(backend, "flex" | "cpu") {
+        cargo.args(["--features", backend]);
+    }
+    let output = cargo.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot start cargo: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("the worker does not build: {}", output.status));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let path = messages.lines().filter(|it| it.contains("\"name\":\"measure\"")).find_map(executable);
+    path.map(PathBuf::from).ok_or_else(|| "cargo does not say where the worker lies".to_owned())
+}
+
+/// The value of `executable` in a message of cargo's.
+fn executable(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("\"executable\":\"")?;
+    let (path, _) = rest.split_once('"')?;
+    // Paths of Windows; a quotation mark cannot be part of one.
+    Some(path.replace("\\\\", "\\"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worker_is_found_in_what_cargo_says() {
+        let message = r#"{"reason":"compiler-artifact","target":{"name":"measure"},"executable":"C:\\t\\measure.exe"}"#;
+        assert_eq!(executable(message).as_deref(), Some(r"C:\t\measure.exe"));
+        assert_eq!(executable(r#"{"target":{"name":"measure"},"executable":null}"#), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! The command line of `cargo xtask bench`.
+
+use std::path::PathBuf;
+
+use super::shapes::{COMPARED, METHODS, Method, PEERS, Peer, SHAPES, Shape, TINY};
+
+pub(crate) const USAGE: &str = "\
+usage: cargo xtask bench [options]
+
+  --compare        runs other programs at the same work in turn with ours, step by step
+  --python PATH    a Python that has torch, transformers and peft; --compare needs it
+  --json FILE      writes the rows as JSON, after every row
+  --device NAME    flex (default), wgpu, cuda, tch: builds the worker with that backend
+  --shape NAME     gpt2-124m, smollm2-135m, bert-base; may be repeated
+  --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, adapters-4; may be repeated
+                   (default: all; with --compare lora-r8, lora-r8-all, dora-r8 and adapters-4)
+  --peer NAME      peft-torch, burn-lora, full; may be repeated
+  --steps N        steps that count, after one that warms up [default: 5]
+  --threads N      threads of each program [default: all cores]
+  --quick          tiny shapes and one step: shows in seconds that everything runs, and measures nothing
+
+Shapes are built from their configurations with random weights in the folder for temporary files (about 0.5 GB a shape).
+Times are medians; with --compare two programs are in memory at once.";
+
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) compare: bool,
+    pub(crate) python: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) device: String,
+    pub(crate) shapes: Vec<&'static Shape>,
+    pub(crate) methods: Vec<&'static Method>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) steps: usize,
+    pub(crate) threads: usize,
+}
+
+impl Options {
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
+        let (mut compare, mut quick, mut python, mut json) = (false, false, None, None);
+        let (mut device, mut steps, mut threads) = ("flex".to_owned(), None, None);
+        let (mut shapes, mut methods, mut peers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut words = arguments.iter().map(String::as_str);
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
+            match word {
+                "--compare" => compare = true,
+                "--quick" => quick = true,
+                "--python" => python = Some(PathBuf::from(value()?)),
+                "--json" => json = Some(PathBuf::from(value()?)),
+                "--device" => device = value()?.to_owned(),
+                "--steps" => steps = Some(number(word, value()?)?),
+                "--threads" => threads = Some(number(word, value()?)?),
+                "--shape" => shapes.push(value()?),
+                "--method" => methods.push(value()?),
+                "--peer" => peers.push(value()?),
+                other => return Err(format!("`{other}` is unknown")),
+            }
+        }
+        let peers = pick("peer", &peers, PEERS.iter(), |it| it.name())?.into_iter().copied().collect::<Vec<_>>();
+        if compare && python.is_none() && peers.contains(&Peer::PeftTorch) {
+            return Err(
+                "`--compare` needs `--python PATH`; or name the other peers: --peer burn-lora --peer full".into()
+            );
+        }
+        if methods.is_empty() && compare {
+            methods.extend(COMPARED);
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            compare,
+            python,
+            json,
+            device,
+            shapes: pick("shape", &shapes, if quick { TINY.iter() } else { SHAPES.iter() }, |it| it.name)?,
+            methods: pick("method", &methods, METHODS.iter(), |it| it.name)?,
+            peers,
+            steps: steps.unwrap_or(if quick { 1 } else { 5 }),
+            threads: threads.unwrap_or(cores),
+        })
+    }
+
+    /// What torch calls the device.
+    pub(crate) fn torch_device(&self) -> &'static str {
+        if self.device.starts_with("cuda") { "cuda" } else { "cpu" }
+    }
+}
+
+fn number(word: &str, value: &str) -> Result<usize, String> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("`{word} {value}`: expected a whole number above 0")),
+    }
+}
+
+/// Those that are named, in the order of the list; all of them if none is.
+fn pick<'a, T>(
+    what: &str,
+    names: &[&str],
+    all: impl Iterator<Item = &'a T>,
+    name: impl Fn(&T) -> &'static str,
+) -> Result<Vec<&'a T>, String> {
+    let all: Vec<&T> = all.collect();
+    if let Some(unknown) = names.iter().find(|it| !all.iter().any(|one| name(one) == **it)) {
+        let known: Vec<&str> = all.iter().map(|it| name(it)).collect();
+        return Err(format!("there is no {what} `{unknown}`; there are {}", known.join(", ")));
+    }
+    Ok(all.into_iter().filter(|it| names.is_empty() || names.contains(&name(it))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn everything_is_measured_unless_something_is_named() {
+        let all = parse("").unwrap();
+        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len(), METHODS.len(), 5));
+        let some = parse("--quick --shape bert-tiny --method dora-r8 --method lora-r8 --steps 3").unwrap();
+        assert_eq!(some.shapes.iter().map(|it| it.name).collect::<Vec<_>>(), ["bert-tiny"]);
+        assert_eq!(some.methods.iter().map(|it| it.name).collect::<Vec<_>>(), ["lora-r8", "dora-r8"]);
+        assert_eq!(some.steps, 3);
+    }
+
+    #[test]
+    fn a_comparison_with_torch_needs_a_python() {
+        assert!(parse("--compare").unwrap_err().contains("--python"));
+        assert_eq!(parse("--compare --peer full").unwrap().peers, [Peer::Full]);
+        assert_eq!(parse("--compare --python python3").unwrap().methods.len(), COMPARED.len());
+    }
+
+    #[test]
+    fn wrong_words_name_the_right_ones() {
+        assert!(parse("--shape gpt3").unwrap_err().contains("gpt2-124m"));
+        assert!(parse("--steps 0").is_err());
+        assert!(parse("--json").unwrap_err().contains("needs a value"));
+    }
+}
