@@ -92,7 +92,7 @@ impl Common<'_> {
             SiteKind::Linear(_) => return Ok(()),
             SiteKind::Embedding => "an embedding",
             SiteKind::Conv => "a convolution",
-            SiteKind::Other => "no layer",
+            SiteKind::Other | SiteKind::Buffer => "no layer",
         };
         let reason = format!("names `{}`, {what}; {} adapts linear layers only", site.module, self.method);
         Err(PeftError::config("target_modules", reason))
