@@ -1,5 +1,7 @@
 //! Attention masks, built once per forward and shared by all layers.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Bool, Int, Tensor};
 use peft_core::ops::AttentionMask;
 
@@ -11,29 +13,107 @@ use crate::prompt::EVERYONE;
 /// # Shapes
 /// - covers `[batch or 1, 1, seq, past + seq]`
 pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
+    let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
+    Some(AttentionMask::new(hidden_from_causal(input, past, window)?, may_be_blind))
+}
+
+/// As [`causal`], except that a query of padding which may see no key gives the mean of all values.
+///
+/// That is what becomes of a mask that is added to the scores, as in the models that the reference computes without
+/// torch's fused attention.
+pub fn causal_added(input: &ModelInput, past: usize) -> Option<AttentionMask> {
+    Some(AttentionMask::new(hidden_from_causal(input, past, None)?, false))
+}
+
+/// A mask that GPT-Neo applies to itself: each layer hides what its window hides, then adds the causal mask with the
+/// padding to that.
+///
+/// Nothing comes of it but this: a query of padding that may see nothing gives the mean of the values that are not hidden
+/// twice.
+#[derive(Debug, Clone)]
+pub struct CausalTwice {
+    mask: Option<AttentionMask>,
+    /// True for a query that may see nothing, `[batch or 1, 1, seq, 1]`.
+    blind: Option<Tensor<4, Bool>>,
+}
+
+impl CausalTwice {
+    /// The mask of the scores.
+    pub fn mask(&self) -> Option<&AttentionMask> {
+        self.mask.as_ref()
+    }
+
+    /// The queries, with zeros for those that may see nothing, so that all their scores are equal.
+    ///
+    /// # Shapes
+    /// - query, output: `[batch, heads, seq, d_head]`
+    pub fn level(&self, query: Tensor<4>) -> Tensor<4> {
+        match &self.blind {
+            Some(blind) => {
+                let shape = query.dims();
+                query.mask_fill(blind.clone().expand(shape), 0.0)
+            }
+            None => query,
+        }
+    }
+}
+
+/// See [`CausalTwice`]. Source: `GPTNeoSelfAttention._attn` of `modeling_gpt_neo.py`.
+pub fn causal_twice(input: &ModelInput, past: usize, window: Option<usize>) -> CausalTwice {
+    let Some(hidden) = hidden_from_causal(input, past, window) else {
+        return CausalTwice { mask: None, blind: None };
+    };
+    let Some(again) = hidden_from_causal(input, past, None).filter(|_| input.attention_mask.is_some()) else {
+        return CausalTwice { mask: Some(AttentionMask::new(hidden, false)), blind: None };
+    };
+    let blind = hidden.clone().all_dim(3);
+    let shape = hidden.dims();
+    let twice = after_or_far(input, past, window).expand(shape).bool_and(again.expand(shape));
+    let hidden = hidden.bool_and(twice.bool_or(blind.clone().bool_not().expand(shape)));
+    CausalTwice { mask: Some(AttentionMask::new(hidden, false)), blind: Some(blind) }
+}
+
+/// One mask for every width that some layer has.
+pub fn per_window<M>(windows: &[Option<usize>], mask: impl Fn(Option<usize>) -> M) -> BTreeMap<Option<usize>, M> {
+    let mut masks = BTreeMap::new();
+    for window in windows {
+        masks.entry(*window).or_insert_with(|| mask(*window));
+    }
+    masks
+}
+
+/// True where a query may not see a key, `[batch or 1, 1, seq, past + seq]`; none if every query sees every key.
+pub(crate) fn hidden_from_causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<Tensor<4, Bool>> {
     let [_, seq] = input.dims();
     let total = past + seq;
     if seq == 1 && input.attention_mask.is_none() && input.segment_ids.is_none() && window.is_none_or(|it| it >= total)
     {
         return None;
     }
-    let device = input.device();
-    let query = Tensor::<1, Int>::arange(past as i64..total as i64, &device).reshape([1, 1, seq, 1]);
-    let key = Tensor::<1, Int>::arange(0..total as i64, &device).reshape([1, 1, 1, total]);
-    let (query, key) = (query.expand([1, 1, seq, total]), key.expand([1, 1, seq, total]));
-    let mut hidden = key.clone().greater(query.clone());
-    if let Some(window) = window {
-        // Visible are `window` keys, the query's own among them.
-        hidden = hidden.bool_or(key.lower_equal(query.sub_scalar(window as i64)));
-    }
+    let mut hidden = after_or_far(input, past, window);
     if let Some(mask) = &input.attention_mask {
         hidden = either(hidden, padding(mask.clone()));
     }
     if let Some(segments) = &input.segment_ids {
         hidden = either(hidden, across_segments(segments.clone(), past));
     }
-    let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
-    Some(AttentionMask::new(hidden, may_be_blind))
+    Some(hidden)
+}
+
+/// True where a key comes after a query or lies beyond its window, `[1, 1, seq, past + seq]`.
+pub(crate) fn after_or_far(input: &ModelInput, past: usize, window: Option<usize>) -> Tensor<4, Bool> {
+    let [_, seq] = input.dims();
+    let total = past + seq;
+    let device = input.device();
+    let query = Tensor::<1, Int>::arange(past as i64..total as i64, &device).reshape([1, 1, seq, 1]);
+    let key = Tensor::<1, Int>::arange(0..total as i64, &device).reshape([1, 1, 1, total]);
+    let (query, key) = (query.expand([1, 1, seq, total]), key.expand([1, 1, seq, total]));
+    let after = key.clone().greater(query.clone());
+    match window {
+        // Visible are `window` keys, the query's own among them.
+        Some(window) => after.bool_or(key.lower_equal(query.sub_scalar(window as i64))),
+        None => after,
+    }
 }
 
 /// Every query sees every token that is not padding, and the prefix of `past` positions.
@@ -95,6 +175,32 @@ fn across_segments(segments: Tensor<2, Int>, past: usize) -> Tensor<4, Bool> {
     let query = segments.reshape([batch, 1, seq, 1]).expand([batch, 1, seq, total]);
     let key = keys.reshape([batch, 1, 1, total]).expand([batch, 1, seq, total]);
     query.not_equal(key.clone()).bool_and(key.not_equal_elem(EVERYONE))
+}
+
+/// ALiBi: what each head adds to its scores, a slope times the position of the key.
+///
+/// Only differences between keys count in a softmax, so that this says "farther is less" for every query. Positions do
+/// not count padding. Source: `build_alibi_tensor` of `modeling_bloom.py`; paper: Press et al. 2021.
+///
+/// # Shapes
+/// - output: `[batch or 1, heads, 1, past + seq]`
+pub fn alibi(input: &ModelInput, past: usize, heads: usize) -> Tensor<4> {
+    let device = input.device();
+    let positions = match &input.attention_mask {
+        Some(mask) => mask.clone().cumsum(1).sub_scalar(1) * mask.clone(),
+        None => Tensor::<1, Int>::arange(0..(past + input.dims()[1]) as i64, &device).unsqueeze(),
+    };
+    let [rows, total] = positions.dims();
+    let slopes = Tensor::<1>::from_floats(alibi_slopes(heads).as_slice(), &device).reshape([1, heads, 1, 1]);
+    positions.float().reshape([rows, 1, 1, total]) * slopes
+}
+
+/// A geometric series for a power of two; other counts fill up with every other member of the series of twice as many.
+fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let series =
+        |count: usize, step: usize| (0..).map(move |at| (-8.0 / count as f64 * (1 + step * at) as f64).exp2() as f32);
+    let power = heads.max(1).next_power_of_two() / if heads.is_power_of_two() { 1 } else { 2 };
+    series(power, 1).take(power).chain(series(2 * power, 2).take(heads - power)).collect()
 }
 
 fn either(a: Tensor<4, Bool>, b: Tensor<4, Bool>) -> Tensor<4, Bool> {

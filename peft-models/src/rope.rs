@@ -47,6 +47,7 @@ pub struct Rope {
     frequencies: Vec<f32>,
     scale: f64,
     stretch: Option<Stretch>,
+    pairing: Pairing,
 }
 
 /// Frequencies that depend on how long the text is: `dynamic`.
@@ -59,6 +60,21 @@ struct Stretch {
 }
 
 impl Rope {
+    /// The frequencies of the paper, for the first `rotary` coordinates of a head.
+    pub fn plain(theta: f32, rotary: usize) -> Self {
+        Self::new(inverse_frequencies(theta, rotary))
+    }
+
+    fn new(frequencies: Vec<f32>) -> Self {
+        Self { frequencies, scale: 1.0, stretch: None, pairing: Pairing::HalfSplit }
+    }
+
+    /// The same with neighbouring coordinates paired, instead of the first half with the second.
+    pub fn with_pairing(mut self, pairing: Pairing) -> Self {
+        self.pairing = pairing;
+        self
+    }
+
     /// Understands the part of a `config.json` that speaks of rotation.
     ///
     /// Fields are looked for in `rope_scaling` or else `rope_parameters`, then beside them.
@@ -84,22 +100,21 @@ impl Rope {
             .unwrap_or(max_positions);
 
         let plain = inverse_frequencies(theta as f32, rotary);
-        let rope = |frequencies| Self { frequencies, scale: 1.0, stretch: None };
         let kind = fields.rope_type.as_deref().or(fields.old_type.as_deref()).unwrap_or("default");
         Ok(match kind {
-            "default" => rope(plain),
+            "default" => Self::new(plain),
             "linear" => {
                 let factor = need("factor", fields.factor, kind)? as f32;
-                rope(plain.into_iter().map(|it| it / factor).collect())
+                Self::new(plain.into_iter().map(|it| it / factor).collect())
             }
             "dynamic" => {
                 let factor = need("factor", fields.factor, kind)?;
                 if rotary <= 2 {
                     return Err(PeftError::config("rope_type", "is `dynamic`, which needs more than 2 coordinates"));
                 }
-                Self { stretch: Some(Stretch { theta, rotary, factor, trained: max_positions }), ..rope(plain) }
+                Self { stretch: Some(Stretch { theta, rotary, factor, trained: max_positions }), ..Self::new(plain) }
             }
-            "llama3" => rope(llama3(
+            "llama3" => Self::new(llama3(
                 plain,
                 need("factor", fields.factor, kind)? as f32,
                 need("low_freq_factor", fields.low_freq_factor, kind)? as f32,
@@ -109,7 +124,7 @@ impl Rope {
             "yarn" => {
                 let factor = fields.factor.unwrap_or(max_positions as f64 / original as f64);
                 let frequencies = yarn(&fields, theta, rotary, factor, original as f64);
-                Self { frequencies, scale: yarn_scale(&fields, factor), stretch: None }
+                Self { scale: yarn_scale(&fields, factor), ..Self::new(frequencies) }
             }
             other => {
                 let reason = "known types are default, linear, dynamic, yarn and llama3";
@@ -149,7 +164,7 @@ impl Rope {
             (Some(_), Some(positions)) => highest(positions) + 1,
             _ => past + input.dims()[1],
         };
-        RotaryTable::new(input.positions(past), &self.frequencies(length), self.scale, Pairing::HalfSplit)
+        RotaryTable::new(input.positions(past), &self.frequencies(length), self.scale, self.pairing)
     }
 }
 
