@@ -92,6 +92,15 @@ macro_rules! decoder_heads {
                     None => $crate::decoder::Decoder::embedding(&self.$field).attend(hidden),
                 }
             }
+
+            fn is_tied(&self) -> bool {
+                self.lm_head.is_none()
+            }
+
+            fn untie(&mut self) {
+                let table = $crate::decoder::Decoder::embedding(&self.$field);
+                self.lm_head.get_or_insert_with(|| table.as_head());
+            }
         }
     };
 

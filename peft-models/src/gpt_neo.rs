@@ -3,14 +3,14 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
-use peft_core::ops::attention;
+use peft_core::ops::{AttentionMask, attention};
 use peft_core::{PeftError, Result};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
-use crate::mask::{self, CausalTwice};
+use crate::mask;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -117,15 +117,21 @@ impl GptNeoSelfAttention {
         }
     }
 
-    fn forward(&self, hidden: Tensor<3>, layer: usize, mask: &CausalTwice, cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
         let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
-        let query = mask.level(split(self.q_proj.forward(hidden.clone())));
+        let query = split(self.q_proj.forward(hidden.clone()));
         let key = split(self.k_proj.forward(hidden.clone()));
         let value = split(self.v_proj.forward(hidden));
         let (key, value) = extend_cache(cache, layer, key, value);
-        let mixed = attention(query, key, value, mask.mask(), 1.0, &self.attn_dropout);
+        let mixed = attention(query, key, value, mask, 1.0, &self.attn_dropout);
         let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
         self.resid_dropout.forward(self.out_proj.forward(mixed))
     }
@@ -187,7 +193,13 @@ impl GptNeoBlock {
         }
     }
 
-    fn forward(&self, hidden: Tensor<3>, layer: usize, mask: &CausalTwice, cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        mask: Option<&AttentionMask>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
         let normal = self.ln_1.forward(hidden.clone());
         let hidden = hidden + self.attn.attention.forward(normal, layer, mask, cache);
         hidden.clone() + self.mlp.forward(self.ln_2.forward(hidden))
@@ -231,7 +243,7 @@ impl Decoder for GptNeoModel {
         hidden = self.drop.forward(hidden);
         let masks = mask::per_window(&self.windows, |window| mask::causal_twice(input, past, window));
         for (layer, (block, window)) in self.h.iter().zip(&self.windows).enumerate() {
-            hidden = block.forward(hidden, layer, &masks[window], cache.as_deref_mut());
+            hidden = block.forward(hidden, layer, masks[window].as_ref(), cache.as_deref_mut());
         }
         self.ln_f.forward(hidden)
     }

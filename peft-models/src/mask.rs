@@ -17,60 +17,27 @@ pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<
     Some(AttentionMask::new(hidden_from_causal(input, past, window)?, may_be_blind))
 }
 
-/// As [`causal`], except that a query of padding which may see no key gives the mean of all values.
-///
-/// That is what becomes of a mask that is added to the scores, as in the models that the reference computes without
-/// torch's fused attention.
+/// As [`causal`], except for queries of padding that may see nothing: see [`AttentionMask::added`].
 pub fn causal_added(input: &ModelInput, past: usize) -> Option<AttentionMask> {
-    Some(AttentionMask::new(hidden_from_causal(input, past, None)?, false))
+    Some(AttentionMask::added(hidden_from_causal(input, past, None)?))
 }
 
-/// A mask that GPT-Neo applies to itself: each layer hides what its window hides, then adds the causal mask with the
-/// padding to that.
+/// The mask of GPT-Neo, where each layer hides what its window hides, then adds the causal mask with the padding to that.
 ///
-/// Nothing comes of it but this: a query of padding that may see nothing gives the mean of the values that are not hidden
-/// twice.
-#[derive(Debug, Clone)]
-pub struct CausalTwice {
-    mask: Option<AttentionMask>,
-    /// True for a query that may see nothing, `[batch or 1, 1, seq, 1]`.
-    blind: Option<Tensor<4, Bool>>,
-}
-
-impl CausalTwice {
-    /// The mask of the scores.
-    pub fn mask(&self) -> Option<&AttentionMask> {
-        self.mask.as_ref()
+/// Nothing comes of hiding a key twice but this: a query of padding that may see nothing gives the mean of the values
+/// that are hidden once. Source: `GPTNeoSelfAttention._attn` of `modeling_gpt_neo.py`.
+pub fn causal_twice(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
+    if input.attention_mask.is_none() {
+        return Some(AttentionMask::added(hidden_from_causal(input, past, window)?));
     }
-
-    /// The queries, with zeros for those that may see nothing, so that all their scores are equal.
-    ///
-    /// # Shapes
-    /// - query, output: `[batch, heads, seq, d_head]`
-    pub fn level(&self, query: Tensor<4>) -> Tensor<4> {
-        match &self.blind {
-            Some(blind) => {
-                let shape = query.dims();
-                query.mask_fill(blind.clone().expand(shape), 0.0)
-            }
-            None => query,
-        }
-    }
-}
-
-/// See [`CausalTwice`]. Source: `GPTNeoSelfAttention._attn` of `modeling_gpt_neo.py`.
-pub fn causal_twice(input: &ModelInput, past: usize, window: Option<usize>) -> CausalTwice {
-    let Some(hidden) = hidden_from_causal(input, past, window) else {
-        return CausalTwice { mask: None, blind: None };
+    let lowest = |hidden: Tensor<4, Bool>| hidden.float().mul_scalar(f32::MIN);
+    let once = lowest(after_or_far(input, past, window));
+    // Twice the lowest number is −∞.
+    let bias = match hidden_from_causal(input, past, None) {
+        Some(again) => once + lowest(again),
+        None => once,
     };
-    let Some(again) = hidden_from_causal(input, past, None).filter(|_| input.attention_mask.is_some()) else {
-        return CausalTwice { mask: Some(AttentionMask::new(hidden, false)), blind: None };
-    };
-    let blind = hidden.clone().all_dim(3);
-    let shape = hidden.dims();
-    let twice = after_or_far(input, past, window).expand(shape).bool_and(again.expand(shape));
-    let hidden = hidden.bool_and(twice.bool_or(blind.clone().bool_not().expand(shape)));
-    CausalTwice { mask: Some(AttentionMask::new(hidden, false)), blind: Some(blind) }
+    Some(AttentionMask::default().with_bias(bias))
 }
 
 /// One mask for every width that some layer has.
