@@ -8,6 +8,7 @@ pub mod auto;
 pub mod bart;
 pub mod bert;
 pub mod bloom;
+pub mod chatglm;
 pub mod config;
 pub mod deberta;
 pub mod deberta_v2;

@@ -22,6 +22,44 @@ pub fn causal_added(input: &ModelInput, past: usize) -> Option<AttentionMask> {
     Some(AttentionMask::added(hidden_from_causal(input, past, None)?))
 }
 
+/// What stands before `begins` is seen by all, what follows as by [`causal`]; padding sees nothing and gives the mean of
+/// all values: the mask of the first ChatGLM.
+///
+/// # Shapes
+/// - begins: `[batch]`, columns of `past + seq`
+pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) -> AttentionMask {
+    let ([_, seq], [batch]) = (input.dims(), begins.dims());
+    let total = past + seq;
+    let shape = [batch, 1, seq, total];
+    let key = Tensor::<1, Int>::arange(0..total as i64, &input.device()).reshape([1, 1, 1, total]).expand(shape);
+    let written = key.greater_equal(begins.reshape([batch, 1, 1, 1]).expand(shape));
+    let mut hidden = after_or_far(input, past, None).expand(shape).bool_and(written);
+    if let Some(mask) = &input.attention_mask {
+        hidden = either(hidden, padding(mask.clone()));
+        hidden = either(hidden, padded_queries(mask.clone(), seq));
+    }
+    if let Some(segments) = &input.segment_ids {
+        hidden = either(hidden, across_segments(segments.clone()));
+    }
+    AttentionMask::new(hidden, false)
+}
+
+/// As [`causal`], except that padding sees everything: the mask of the later ChatGLMs.
+pub fn causal_but_padding(input: &ModelInput, past: usize) -> Option<AttentionMask> {
+    let mut hidden = hidden_from_causal(input, past, None)?;
+    if let Some(mask) = input.attention_mask.as_ref().filter(|_| past == 0) {
+        let shape = hidden.dims();
+        hidden = hidden.bool_and(padded_queries(mask.clone(), shape[2]).bool_not().expand(shape));
+    }
+    Some(AttentionMask::new(hidden, false))
+}
+
+/// `[batch, total]` to `[batch, 1, seq, 1]`, true where a query is padding.
+fn padded_queries(mask: Tensor<2, Int>, seq: usize) -> Tensor<4, Bool> {
+    let [batch, total] = mask.dims();
+    mask.narrow(1, total - seq, seq).equal_elem(0).reshape([batch, 1, seq, 1])
+}
+
 /// The mask of GPT-Neo, where each layer hides what its window hides, then adds the causal mask with the padding to that.
 ///
 /// Nothing comes of hiding a key twice but this: a query of padding that may see nothing gives the mean of the values

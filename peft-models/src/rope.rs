@@ -2,7 +2,7 @@
 
 use std::f32::consts::TAU;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use peft_core::ops::{Pairing, RotaryTable};
 use peft_core::{PeftError, Result, refuse_unknown};
 use serde::Deserialize;
@@ -72,6 +72,14 @@ impl Rope {
     /// The same with neighbouring coordinates paired, instead of the first half with the second.
     pub fn with_pairing(mut self, pairing: Pairing) -> Self {
         self.pairing = pairing;
+        self
+    }
+
+    /// The same with frequencies rounded to half precision, as the buffers of some models hold them.
+    pub fn in_half_precision(mut self) -> Self {
+        for it in &mut self.frequencies {
+            *it = burn::tensor::f16::from_f32(*it).to_f32();
+        }
         self
     }
 
@@ -166,10 +174,15 @@ impl Rope {
         };
         RotaryTable::new(input.positions(past), &self.frequencies(length), self.scale, self.pairing)
     }
+
+    /// Cosines and sines of given positions, `[batch or 1, seq]`, with the frequencies of short texts.
+    pub fn table_at(&self, positions: Tensor<2, Int>) -> RotaryTable {
+        RotaryTable::new(positions, &self.frequencies, self.scale, self.pairing)
+    }
 }
 
 /// The highest position of a batch: the device is waited for.
-fn highest(positions: &Tensor<2, burn::tensor::Int>) -> usize {
+fn highest(positions: &Tensor<2, Int>) -> usize {
     let data = positions.clone().max().into_data();
     data.iter::<i64>().next().and_then(|it| usize::try_from(it).ok()).unwrap_or(0)
 }

@@ -30,6 +30,8 @@ decoders! {
     gptj: "gptj-tiny",
     gptneox: "gptneox-tiny",
     gptneox_serial: "gptneox-serial",
+    chatglm_of_the_first_generation: "chatglm1-tiny",
+    chatglm_of_the_second_generation: "chatglm2-tiny",
 }
 
 fn check(name: &str) {

@@ -6,7 +6,7 @@ use peft_models::{Decoder, FeatureExtractor, ModelInput, Tokens};
 
 use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
 
-const DECODERS: [&str; 12] = [
+const DECODERS: [&str; 13] = [
     "gpt2-tiny",
     "llama-tiny",
     "llama-rope-llama3",
@@ -19,6 +19,7 @@ const DECODERS: [&str; 12] = [
     "gptneo-local",
     "gptj-tiny",
     "gptneox-tiny",
+    "chatglm2-tiny",
 ];
 
 #[test]
@@ -58,6 +59,7 @@ fn embeddings_say_what_ids_say() {
             AutoCausalLm::GptNeo(it) => it.transformer.embedding().forward(words.clone()),
             AutoCausalLm::GptJ(it) => it.transformer.embedding().forward(words.clone()),
             AutoCausalLm::GptNeoX(it) => it.gpt_neox.embedding().forward(words.clone()),
+            AutoCausalLm::ChatGlm(it) => it.transformer.embedding().forward(words.clone()),
         };
         let (got, want) = (logits(&model, &by_vectors(vectors), None), logits(&model, &by_ids, None));
         assert_close(name, got.into_data(), want.into_data());

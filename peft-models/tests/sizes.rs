@@ -93,6 +93,16 @@ fn gpt_neox_20b_and_pythia_410m() {
 }
 
 #[test]
+fn chatglm_6b_and_chatglm2_6b() {
+    assert_eq!(causal(r#"{"model_type": "chatglm"}"#).describe().parameters(), 6_173_286_400);
+    let second = causal(
+        r#"{"model_type": "chatglm", "padded_vocab_size": 65024, "ffn_hidden_size": 13696, "kv_channels": 128,
+            "multi_query_attention": true, "multi_query_group_num": 2, "add_qkv_bias": true, "rmsnorm": true}"#,
+    );
+    assert_eq!(second.describe().parameters(), 6_243_584_000);
+}
+
+#[test]
 fn bert_base_uncased() {
     let raw = RawConfig::parse_text(r#"{"model_type": "bert", "position_embedding_type": "absolute"}"#).unwrap();
     let model = AutoFeatureExtractor::from_config(&raw, &device()).unwrap();
