@@ -264,6 +264,10 @@ impl Checkpoint {
     fn spellings(&self, path: &str, base_prefix: &str) -> Vec<String> {
         let mut keys = vec![path.to_owned(), format!("{base_prefix}{path}")];
         keys.extend(path.strip_prefix(base_prefix).map(str::to_owned));
+        // The head of GPT-NeoX before transformers 5.
+        if path == "lm_head.weight" {
+            keys.push("embed_out.weight".to_owned());
+        }
         // Norms of checkpoints that were converted from TensorFlow.
         for at in 0..keys.len() {
             let key = &keys[at];

@@ -46,6 +46,17 @@ impl RawConfig {
             .ok_or_else(|| PeftError::bad_file(&self.path, "it names no `model_type`"))
     }
 
+    /// The same with other names of fields, given as (other, own): an architecture may know two names of one thing.
+    pub fn renamed(&self, names: &[(&str, &str)]) -> Self {
+        let mut raw = self.clone();
+        for (other, own) in names {
+            if let Some(value) = raw.json.remove(*other).filter(|it| !it.is_null()) {
+                raw.json.insert((*own).to_owned(), value);
+            }
+        }
+        raw
+    }
+
     /// The fields that an architecture reads.
     ///
     /// `must_be_off` are switches of the reference's implementation that change numbers and that ours does not have.
@@ -73,6 +84,15 @@ impl RawConfig {
     fn understand<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
     }
+}
+
+/// Refuses a width that its number of heads does not divide; both with the names of their fields.
+pub(crate) fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
+    if heads.1 > 0 && width.1.is_multiple_of(heads.1) {
+        return Ok(());
+    }
+    let reason = format!("is {}, which does not divide `{}` = {}", heads.1, width.0, width.1);
+    Err(PeftError::config(heads.0, reason))
 }
 
 /// Switches that change the numbers of several architectures.

@@ -100,6 +100,18 @@ impl ModelInput {
             }
         }
     }
+
+    /// The positions, given or counted without padding: −1 is padding; `[batch or 1, seq]`.
+    pub fn positions_without_padding(&self, past: usize) -> Tensor<2, Int> {
+        match (&self.position_ids, &self.attention_mask) {
+            (None, Some(mask)) => {
+                let [_, seq] = self.dims();
+                let counted = mask.clone().cumsum(1) * mask.clone();
+                counted.sub_scalar(1).narrow(1, past, seq)
+            }
+            _ => self.positions(past),
+        }
+    }
 }
 
 /// Keys and values of the tokens that a decoder has seen.

@@ -7,19 +7,27 @@
 pub mod auto;
 pub mod bart;
 pub mod bert;
+pub mod bloom;
+pub mod chatglm;
 pub mod config;
 pub mod deberta;
 pub mod deberta_v2;
 mod disentangled;
+mod decoder;
 pub mod gpt2;
+pub mod gpt_neo;
+pub mod gpt_neox;
+pub mod gptj;
 mod input;
 pub mod llama;
 pub mod mask;
 pub mod prompt;
 pub mod roberta;
+pub mod opt;
 pub mod rope;
 pub mod t5;
 mod task;
 
+pub use decoder::Decoder;
 pub use input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
 pub use task::{CausalLm, Encoded, FeatureExtractor, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier};

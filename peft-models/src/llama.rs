@@ -397,21 +397,12 @@ impl LlamaModel {
     fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let rotary = self.rope.table(input, past);
-        let masks = self.masks(input, past);
+        let masks = mask::per_window(&self.windows, |window| mask::causal(input, past, window));
         let mut hidden = input.tokens.embed(|ids| self.embed_tokens.forward(ids));
         for (at, (layer, window)) in self.layers.iter().zip(&self.windows).enumerate() {
-            let mask = masks.iter().find(|(it, _)| it == window).and_then(|(_, mask)| mask.as_ref());
-            hidden = layer.forward(hidden, at, &rotary, mask, cache.as_deref_mut());
+            hidden = layer.forward(hidden, at, &rotary, masks[window].as_ref(), cache.as_deref_mut());
         }
         self.norm.forward(hidden)
-    }
-
-    /// One mask for every width that some layer has.
-    fn masks(&self, input: &ModelInput, past: usize) -> Vec<(Option<usize>, Option<AttentionMask>)> {
-        let mut widths = self.windows.clone();
-        widths.sort_unstable();
-        widths.dedup();
-        widths.into_iter().map(|width| (width, mask::causal(input, past, width))).collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Attention masks, built once per forward and shared by all layers.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Bool, Int, Tensor};
 use peft_core::ops::AttentionMask;
 
@@ -11,29 +13,112 @@ use crate::prompt::EVERYONE;
 /// # Shapes
 /// - covers `[batch or 1, 1, seq, past + seq]`
 pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
+    let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
+    Some(AttentionMask::new(hidden_from_causal(input, past, window)?, may_be_blind))
+}
+
+/// As [`causal`], except for queries of padding that may see nothing: see [`AttentionMask::added`].
+pub fn causal_added(input: &ModelInput, past: usize) -> Option<AttentionMask> {
+    Some(AttentionMask::added(hidden_from_causal(input, past, None)?))
+}
+
+/// What stands before `begins` is seen by all, what follows as by [`causal`]; padding sees nothing and gives the mean of
+/// all values: the mask of the first ChatGLM.
+///
+/// # Shapes
+/// - begins: `[batch]`, columns of `past + seq`
+pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) -> AttentionMask {
+    let ([_, seq], [batch]) = (input.dims(), begins.dims());
+    let total = past + seq;
+    let shape = [batch, 1, seq, total];
+    let key = Tensor::<1, Int>::arange(0..total as i64, &input.device()).reshape([1, 1, 1, total]).expand(shape);
+    let written = key.greater_equal(begins.reshape([batch, 1, 1, 1]).expand(shape));
+    let mut hidden = after_or_far(input, past, None).expand(shape).bool_and(written);
+    if let Some(mask) = &input.attention_mask {
+        hidden = either(hidden, padding(mask.clone()));
+        hidden = either(hidden, padded_queries(mask.clone(), seq));
+    }
+    if let Some(segments) = &input.segment_ids {
+        hidden = either(hidden, across_segments(segments.clone()));
+    }
+    AttentionMask::new(hidden, false)
+}
+
+/// As [`causal`], except that padding sees everything: the mask of the later ChatGLMs.
+pub fn causal_but_padding(input: &ModelInput, past: usize) -> Option<AttentionMask> {
+    let mut hidden = hidden_from_causal(input, past, None)?;
+    if let Some(mask) = input.attention_mask.as_ref().filter(|_| past == 0) {
+        let shape = hidden.dims();
+        hidden = hidden.bool_and(padded_queries(mask.clone(), shape[2]).bool_not().expand(shape));
+    }
+    Some(AttentionMask::new(hidden, false))
+}
+
+/// `[batch, total]` to `[batch, 1, seq, 1]`, true where a query is padding.
+fn padded_queries(mask: Tensor<2, Int>, seq: usize) -> Tensor<4, Bool> {
+    let [batch, total] = mask.dims();
+    mask.narrow(1, total - seq, seq).equal_elem(0).reshape([batch, 1, seq, 1])
+}
+
+/// The mask of GPT-Neo, where each layer hides what its window hides, then adds the causal mask with the padding to that.
+///
+/// Nothing comes of hiding a key twice but this: a query of padding that may see nothing gives the mean of the values
+/// that are hidden once. Source: `GPTNeoSelfAttention._attn` of `modeling_gpt_neo.py`.
+pub fn causal_twice(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
+    if input.attention_mask.is_none() {
+        return Some(AttentionMask::added(hidden_from_causal(input, past, window)?));
+    }
+    let lowest = |hidden: Tensor<4, Bool>| hidden.float().mul_scalar(f32::MIN);
+    let once = lowest(after_or_far(input, past, window));
+    // Twice the lowest number is −∞.
+    let bias = match hidden_from_causal(input, past, None) {
+        Some(again) => once + lowest(again),
+        None => once,
+    };
+    Some(AttentionMask::default().with_bias(bias))
+}
+
+/// One mask for every width that some layer has.
+pub fn per_window<M>(windows: &[Option<usize>], mask: impl Fn(Option<usize>) -> M) -> BTreeMap<Option<usize>, M> {
+    let mut masks = BTreeMap::new();
+    for window in windows {
+        masks.entry(*window).or_insert_with(|| mask(*window));
+    }
+    masks
+}
+
+/// True where a query may not see a key, `[batch or 1, 1, seq, past + seq]`; none if every query sees every key.
+pub(crate) fn hidden_from_causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<Tensor<4, Bool>> {
     let [_, seq] = input.dims();
     let total = past + seq;
     if seq == 1 && input.attention_mask.is_none() && input.segment_ids.is_none() && window.is_none_or(|it| it >= total)
     {
         return None;
     }
-    let device = input.device();
-    let query = Tensor::<1, Int>::arange(past as i64..total as i64, &device).reshape([1, 1, seq, 1]);
-    let key = Tensor::<1, Int>::arange(0..total as i64, &device).reshape([1, 1, 1, total]);
-    let (query, key) = (query.expand([1, 1, seq, total]), key.expand([1, 1, seq, total]));
-    let mut hidden = key.clone().greater(query.clone());
-    if let Some(window) = window {
-        // Visible are `window` keys, the query's own among them.
-        hidden = hidden.bool_or(key.lower_equal(query.sub_scalar(window as i64)));
-    }
+    let mut hidden = after_or_far(input, past, window);
     if let Some(mask) = &input.attention_mask {
         hidden = either(hidden, padding(mask.clone()));
     }
     if let Some(segments) = &input.segment_ids {
         hidden = either(hidden, across_segments(segments.clone(), past));
     }
-    let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
-    Some(AttentionMask::new(hidden, may_be_blind))
+    Some(hidden)
+}
+
+/// True where a key comes after a query or lies beyond its window, `[1, 1, seq, past + seq]`.
+pub(crate) fn after_or_far(input: &ModelInput, past: usize, window: Option<usize>) -> Tensor<4, Bool> {
+    let [_, seq] = input.dims();
+    let total = past + seq;
+    let device = input.device();
+    let query = Tensor::<1, Int>::arange(past as i64..total as i64, &device).reshape([1, 1, seq, 1]);
+    let key = Tensor::<1, Int>::arange(0..total as i64, &device).reshape([1, 1, 1, total]);
+    let (query, key) = (query.expand([1, 1, seq, total]), key.expand([1, 1, seq, total]));
+    let after = key.clone().greater(query.clone());
+    match window {
+        // Visible are `window` keys, the query's own among them.
+        Some(window) => after.bool_or(key.lower_equal(query.sub_scalar(window as i64))),
+        None => after,
+    }
 }
 
 /// Every query sees every token that is not padding, and the prefix of `past` positions.
@@ -95,6 +180,32 @@ fn across_segments(segments: Tensor<2, Int>, past: usize) -> Tensor<4, Bool> {
     let query = segments.reshape([batch, 1, seq, 1]).expand([batch, 1, seq, total]);
     let key = keys.reshape([batch, 1, 1, total]).expand([batch, 1, seq, total]);
     query.not_equal(key.clone()).bool_and(key.not_equal_elem(EVERYONE))
+}
+
+/// ALiBi: what each head adds to its scores, a slope times the position of the key.
+///
+/// Only differences between keys count in a softmax, so that this says "farther is less" for every query. Positions do
+/// not count padding. Source: `build_alibi_tensor` of `modeling_bloom.py`; paper: Press et al. 2021.
+///
+/// # Shapes
+/// - output: `[batch or 1, heads, 1, past + seq]`
+pub fn alibi(input: &ModelInput, past: usize, heads: usize) -> Tensor<4> {
+    let device = input.device();
+    let positions = match &input.attention_mask {
+        Some(mask) => mask.clone().cumsum(1).sub_scalar(1) * mask.clone(),
+        None => Tensor::<1, Int>::arange(0..(past + input.dims()[1]) as i64, &device).unsqueeze(),
+    };
+    let [rows, total] = positions.dims();
+    let slopes = Tensor::<1>::from_floats(alibi_slopes(heads).as_slice(), &device).reshape([1, heads, 1, 1]);
+    positions.float().reshape([rows, 1, 1, total]) * slopes
+}
+
+/// A geometric series for a power of two; other counts fill up with every other member of the series of twice as many.
+fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let series =
+        |count: usize, step: usize| (0..).map(move |at| (-8.0 / count as f64 * (1 + step * at) as f64).exp2() as f32);
+    let power = heads.max(1).next_power_of_two() / if heads.is_power_of_two() { 1 } else { 2 };
+    series(power, 1).take(power).chain(series(2 * power, 2).take(heads - power)).collect()
 }
 
 fn either(a: Tensor<4, Bool>, b: Tensor<4, Bool>) -> Tensor<4, Bool> {

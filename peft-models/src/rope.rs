@@ -2,7 +2,7 @@
 
 use std::f32::consts::TAU;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use peft_core::ops::{Pairing, RotaryTable};
 use peft_core::{PeftError, Result, refuse_unknown};
 use serde::Deserialize;
@@ -47,6 +47,7 @@ pub struct Rope {
     frequencies: Vec<f32>,
     scale: f64,
     stretch: Option<Stretch>,
+    pairing: Pairing,
 }
 
 /// Frequencies that depend on how long the text is: `dynamic`.
@@ -59,6 +60,29 @@ struct Stretch {
 }
 
 impl Rope {
+    /// The frequencies of the paper, for the first `rotary` coordinates of a head.
+    pub fn plain(theta: f32, rotary: usize) -> Self {
+        Self::new(inverse_frequencies(theta, rotary))
+    }
+
+    fn new(frequencies: Vec<f32>) -> Self {
+        Self { frequencies, scale: 1.0, stretch: None, pairing: Pairing::HalfSplit }
+    }
+
+    /// The same with neighbouring coordinates paired, instead of the first half with the second.
+    pub fn with_pairing(mut self, pairing: Pairing) -> Self {
+        self.pairing = pairing;
+        self
+    }
+
+    /// The same with frequencies rounded to half precision, as the buffers of some models hold them.
+    pub fn in_half_precision(mut self) -> Self {
+        for it in &mut self.frequencies {
+            *it = burn::tensor::f16::from_f32(*it).to_f32();
+        }
+        self
+    }
+
     /// Understands the part of a `config.json` that speaks of rotation.
     ///
     /// Fields are looked for in `rope_scaling` or else `rope_parameters`, then beside them.
@@ -84,22 +108,21 @@ impl Rope {
             .unwrap_or(max_positions);
 
         let plain = inverse_frequencies(theta as f32, rotary);
-        let rope = |frequencies| Self { frequencies, scale: 1.0, stretch: None };
         let kind = fields.rope_type.as_deref().or(fields.old_type.as_deref()).unwrap_or("default");
         Ok(match kind {
-            "default" => rope(plain),
+            "default" => Self::new(plain),
             "linear" => {
                 let factor = need("factor", fields.factor, kind)? as f32;
-                rope(plain.into_iter().map(|it| it / factor).collect())
+                Self::new(plain.into_iter().map(|it| it / factor).collect())
             }
             "dynamic" => {
                 let factor = need("factor", fields.factor, kind)?;
                 if rotary <= 2 {
                     return Err(PeftError::config("rope_type", "is `dynamic`, which needs more than 2 coordinates"));
                 }
-                Self { stretch: Some(Stretch { theta, rotary, factor, trained: max_positions }), ..rope(plain) }
+                Self { stretch: Some(Stretch { theta, rotary, factor, trained: max_positions }), ..Self::new(plain) }
             }
-            "llama3" => rope(llama3(
+            "llama3" => Self::new(llama3(
                 plain,
                 need("factor", fields.factor, kind)? as f32,
                 need("low_freq_factor", fields.low_freq_factor, kind)? as f32,
@@ -109,7 +132,7 @@ impl Rope {
             "yarn" => {
                 let factor = fields.factor.unwrap_or(max_positions as f64 / original as f64);
                 let frequencies = yarn(&fields, theta, rotary, factor, original as f64);
-                Self { frequencies, scale: yarn_scale(&fields, factor), stretch: None }
+                Self { scale: yarn_scale(&fields, factor), ..Self::new(frequencies) }
             }
             other => {
                 let reason = "known types are default, linear, dynamic, yarn and llama3";
@@ -149,12 +172,17 @@ impl Rope {
             (Some(_), Some(positions)) => highest(positions) + 1,
             _ => past + input.dims()[1],
         };
-        RotaryTable::new(input.positions(past), &self.frequencies(length), self.scale, Pairing::HalfSplit)
+        RotaryTable::new(input.positions(past), &self.frequencies(length), self.scale, self.pairing)
+    }
+
+    /// Cosines and sines of given positions, `[batch or 1, seq]`, with the frequencies of short texts.
+    pub fn table_at(&self, positions: Tensor<2, Int>) -> RotaryTable {
+        RotaryTable::new(positions, &self.frequencies, self.scale, self.pairing)
     }
 }
 
 /// The highest position of a batch: the device is waited for.
-fn highest(positions: &Tensor<2, burn::tensor::Int>) -> usize {
+fn highest(positions: &Tensor<2, Int>) -> usize {
     let data = positions.clone().max().into_data();
     data.iter::<i64>().next().and_then(|it| usize::try_from(it).ok()).unwrap_or(0)
 }

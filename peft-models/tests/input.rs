@@ -2,12 +2,25 @@
 
 use burn::tensor::{Distribution, Tensor};
 use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor, load_feature_extractor};
-use peft_models::{FeatureExtractor, ModelInput, Tokens};
+use peft_models::{Decoder, FeatureExtractor, ModelInput, Tokens};
 
 use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
 
-const DECODERS: [&str; 7] =
-    ["gpt2-tiny", "llama-tiny", "llama-rope-llama3", "llama-rope-yarn", "mistral-tiny", "qwen2-tiny", "qwen2-sliding"];
+const DECODERS: [&str; 13] = [
+    "gpt2-tiny",
+    "llama-tiny",
+    "llama-rope-llama3",
+    "llama-rope-yarn",
+    "mistral-tiny",
+    "qwen2-tiny",
+    "qwen2-sliding",
+    "bloom-residual",
+    "opt-unbiased",
+    "gptneo-local",
+    "gptj-tiny",
+    "gptneox-tiny",
+    "chatglm2-tiny",
+];
 
 #[test]
 fn packed_rows_equal_separate_rows() {
@@ -41,6 +54,12 @@ fn embeddings_say_what_ids_say() {
         let vectors = match &model {
             AutoCausalLm::Gpt2(it) => it.transformer.wte.forward(words.clone()),
             AutoCausalLm::Llama(it) => it.model.embed_tokens.forward(words.clone()),
+            AutoCausalLm::Bloom(it) => it.transformer.embedding().forward(words.clone()),
+            AutoCausalLm::Opt(it) => it.model.embedding().forward(words.clone()),
+            AutoCausalLm::GptNeo(it) => it.transformer.embedding().forward(words.clone()),
+            AutoCausalLm::GptJ(it) => it.transformer.embedding().forward(words.clone()),
+            AutoCausalLm::GptNeoX(it) => it.gpt_neox.embedding().forward(words.clone()),
+            AutoCausalLm::ChatGlm(it) => it.transformer.embedding().forward(words.clone()),
         };
         let (got, want) = (logits(&model, &by_vectors(vectors), None), logits(&model, &by_ids, None));
         assert_close(name, got.into_data(), want.into_data());

@@ -53,6 +53,56 @@ fn qwen2_half_b() {
 }
 
 #[test]
+fn bloomz_560m_and_7b1() {
+    let bloom = |more: &str| causal(&format!(r#"{{"model_type": "bloom", "vocab_size": 250880, {more}}}"#));
+    let small = bloom(r#""n_embed": 1024, "n_layer": 24, "num_attention_heads": 16"#);
+    assert_eq!(small.describe().parameters(), 559_214_592);
+    let large = bloom(r#""hidden_size": 4096, "n_layer": 30, "n_head": 32, "pretraining_tp": 4"#);
+    assert_eq!(large.describe().parameters(), 7_069_016_064);
+}
+
+#[test]
+fn opt_350m_and_6_7b() {
+    let opt = |more: &str| causal(&format!(r#"{{"model_type": "opt", "vocab_size": 50272, {more}}}"#));
+    let narrow = opt(r#""hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096,
+           "word_embed_proj_dim": 512, "do_layer_norm_before": false"#);
+    assert_eq!(narrow.describe().parameters(), 331_196_416);
+    let wide = opt(r#""hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 16384,
+           "word_embed_proj_dim": 4096"#);
+    assert_eq!(wide.describe().parameters(), 6_658_473_984);
+}
+
+#[test]
+fn gpt_neo_1_3b() {
+    assert_eq!(causal(r#"{"model_type": "gpt_neo"}"#).describe().parameters(), 1_315_575_808);
+}
+
+#[test]
+fn gpt_j_6b() {
+    assert_eq!(causal(r#"{"model_type": "gptj"}"#).describe().parameters(), 6_050_882_784);
+}
+
+#[test]
+fn gpt_neox_20b_and_pythia_410m() {
+    assert_eq!(causal(r#"{"model_type": "gpt_neox"}"#).describe().parameters(), 20_554_567_680);
+    let pythia = causal(
+        r#"{"model_type": "gpt_neox", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "rotary_pct": 0.25, "rotary_emb_base": 10000, "vocab_size": 50304}"#,
+    );
+    assert_eq!(pythia.describe().parameters(), 405_334_016);
+}
+
+#[test]
+fn chatglm_6b_and_chatglm2_6b() {
+    assert_eq!(causal(r#"{"model_type": "chatglm"}"#).describe().parameters(), 6_173_286_400);
+    let second = causal(
+        r#"{"model_type": "chatglm", "padded_vocab_size": 65024, "ffn_hidden_size": 13696, "kv_channels": 128,
+            "multi_query_attention": true, "multi_query_group_num": 2, "add_qkv_bias": true, "rmsnorm": true}"#,
+    );
+    assert_eq!(second.describe().parameters(), 6_243_584_000);
+}
+
+#[test]
 fn bert_base_uncased() {
     let raw = RawConfig::parse_text(r#"{"model_type": "bert", "position_embedding_type": "absolute"}"#).unwrap();
     let model = AutoFeatureExtractor::from_config(&raw, &device()).unwrap();

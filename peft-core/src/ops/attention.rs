@@ -16,6 +16,7 @@ pub struct AttentionMask {
     hidden: Option<Tensor<4, Bool>>,
     /// `true` marks a query that may see nothing at all, `[batch or 1, 1, q_len, 1]`: its output is zero.
     blind: Option<Tensor<4, Bool>>,
+    added: bool,
     /// Added to the scaled scores; `[batch or 1, heads, q_len or 1, kv_len]`.
     bias: Option<Tensor<4>>,
 }
@@ -23,11 +24,19 @@ pub struct AttentionMask {
 impl AttentionMask {
     /// A mask from its `true = hidden` form, `[batch or 1, 1, q_len, kv_len]`.
     ///
-    /// `may_be_blind` says that some query may see no key, as with padding on the left, and is to give zero. Without it
-    /// such a query gives the mean of all values: the softmax of scores that are equal.
+    /// `may_be_blind` says that some query may see no key, as with padding on the left: it gives zero.
     pub fn new(hidden: Tensor<4, Bool>, may_be_blind: bool) -> Self {
         let blind = may_be_blind.then(|| hidden.clone().all_dim(3));
-        Self { hidden: Some(hidden), blind, bias: None }
+        Self { hidden: Some(hidden), blind, ..Self::default() }
+    }
+
+    /// A mask that hides by adding the lowest number to a score.
+    ///
+    /// It differs for a query that may see no key: the scores of that one are all equal then, it gives the mean of all
+    /// values, and its gradient goes through every score. So do models that the reference computes without torch's
+    /// fused attention.
+    pub fn added(hidden: Tensor<4, Bool>) -> Self {
+        Self { hidden: Some(hidden), added: true, ..Self::default() }
     }
 
     /// With a term for the scores, such as ALiBi or relative positions; `[batch or 1, heads, q_len or 1, kv_len]`.
@@ -42,7 +51,7 @@ impl AttentionMask {
 /// `softmax(scale · q kᵀ + bias) v`, with fewer key than query heads where the model groups them.
 ///
 /// A query that may see no key gives zero, as torch's scaled dot-product attention does, or the mean of all values: see
-/// [`AttentionMask::new`]. Dropout acts on the weights.
+/// [`AttentionMask::added`]. Dropout acts on the weights.
 ///
 /// # Shapes
 /// - query: `[batch, heads, q_len, d_head]`
@@ -89,10 +98,12 @@ pub fn attention_plain(
     if let Some(bias) = mask.and_then(|it| it.bias.clone()) {
         scores = scores + bias.expand(shape);
     }
-    if let Some(hidden) = mask.and_then(|it| it.hidden.clone()) {
-        // The lowest finite number, not −∞: a row of −∞ has no softmax.
-        scores = scores.mask_fill(hidden.expand(shape), f32::MIN);
-    }
+    // The lowest finite number, not −∞: a row of −∞ has no softmax.
+    scores = match mask.and_then(|it| it.hidden.clone()) {
+        Some(hidden) if mask.is_some_and(|it| it.added) => scores + hidden.float().mul_scalar(f32::MIN),
+        Some(hidden) => scores.mask_fill(hidden.expand(shape), f32::MIN),
+        None => scores,
+    };
     let mut weights = activation::softmax(scores, 3);
     if let Some(blind) = mask.and_then(|it| it.blind.clone()) {
         weights = weights.mask_fill(blind.expand(shape), 0.0);

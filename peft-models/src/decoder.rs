@@ -1,0 +1,160 @@
+//! What decoders have in common: a stack that a head is put on.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use peft_core::nn::Embedding;
+
+use crate::input::{KvCache, ModelInput};
+
+/// A stack of causal layers without a head.
+pub trait Decoder: Module {
+    /// The last hidden state, `[batch, seq, d_output]`.
+    fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
+
+    /// The table that turns ids into vectors.
+    fn embedding(&self) -> &Embedding;
+
+    /// `model_type` of `config.json`.
+    fn model_type(&self) -> &'static str;
+}
+
+/// The heads of a decoder, which differ between architectures in names only.
+///
+/// `decoder_heads! { Model, Config, field: width, causal: A, classifier: B }` makes `A` and `B` hold the model in `field`,
+/// as their checkpoints name it; `width` is the field of the configuration that says how wide the hidden state is. With
+/// `A with bias`, the language-model head has a bias.
+macro_rules! decoder_heads {
+    (
+        $model:ident, $config:ident, $field:ident: $width:ident,
+        causal: $causal:ident $(with $bias:ident)?,
+        classifier: $classifier:ident $(,)?
+    ) => {
+        $crate::decoder::decoder_heads! { @base $model }
+        $crate::decoder::decoder_heads! { @causal $model, $config, $field: $width, $causal $($bias)? }
+        $crate::decoder::decoder_heads! { @classifier $model, $config, $field: $width, $classifier }
+    };
+
+    (@bias) => { false };
+    (@bias bias) => { true };
+
+    (@base $model:ident) => {
+        impl peft_core::Describe for $model {
+            fn describe(&self) -> peft_core::Sites {
+                peft_core::Sites::of(self).with_model_type($crate::decoder::Decoder::model_type(self))
+            }
+        }
+
+        impl $crate::task::FeatureExtractor for $model {
+            fn last_hidden_state(&self, input: &$crate::input::ModelInput) -> burn::tensor::Tensor<3> {
+                $crate::decoder::Decoder::forward(self, input, None)
+            }
+        }
+    };
+
+    (@causal $model:ident, $config:ident, $field:ident: $width:ident, $causal:ident $($bias:ident)?) => {
+        /// The stack with the language-model head.
+        #[derive(burn::module::Module, Debug)]
+        pub struct $causal {
+            /// The stack.
+            pub $field: $model,
+            /// The head, unless it is the embedding table read the other way.
+            pub lm_head: Option<peft_core::nn::Projection>,
+        }
+
+        impl $causal {
+            /// A model whose parameters are not allocated yet.
+            pub fn new(config: &$config, device: &burn::tensor::Device) -> Self {
+                let bias = $crate::decoder::decoder_heads!(@bias $($bias)?);
+                let head = || peft_core::nn::Projection::new(config.$width, config.vocab_size, bias, device);
+                Self { $field: $model::new(config, device), lm_head: (!config.tie_word_embeddings).then(head) }
+            }
+        }
+
+        impl peft_core::Describe for $causal {
+            fn describe(&self) -> peft_core::Sites {
+                let model_type = $crate::decoder::Decoder::model_type(&self.$field);
+                peft_core::Sites::of(self).with_model_type(model_type).with_heads(["lm_head"])
+            }
+        }
+
+        impl $crate::task::CausalLm for $causal {
+            fn hidden(
+                &self,
+                input: &$crate::input::ModelInput,
+                cache: Option<&mut $crate::input::KvCache>,
+            ) -> burn::tensor::Tensor<3> {
+                $crate::decoder::Decoder::forward(&self.$field, input, cache)
+            }
+
+            fn head(&self, hidden: burn::tensor::Tensor<2>) -> burn::tensor::Tensor<2> {
+                match &self.lm_head {
+                    Some(head) => head.forward(hidden),
+                    None => $crate::decoder::Decoder::embedding(&self.$field).attend(hidden),
+                }
+            }
+
+            fn is_tied(&self) -> bool {
+                self.lm_head.is_none()
+            }
+
+            fn untie(&mut self) {
+                let table = $crate::decoder::Decoder::embedding(&self.$field);
+                self.lm_head.get_or_insert_with(|| table.as_head());
+            }
+        }
+    };
+
+    (@classifier $model:ident, $config:ident, $field:ident: $width:ident, $classifier:ident) => {
+        /// The stack that classifies a sequence by its last token.
+        #[derive(burn::module::Module, Debug)]
+        pub struct $classifier {
+            /// The stack.
+            pub $field: $model,
+            /// `[num_labels, d_output]`
+            pub score: peft_core::nn::Projection,
+            #[module(skip)]
+            labels: $crate::config::LabelConfig,
+        }
+
+        impl $classifier {
+            /// A model whose parameters are not allocated yet.
+            pub fn new(config: &$config, device: &burn::tensor::Device) -> Self {
+                let labels = config.labels.num_labels();
+                Self {
+                    $field: $model::new(config, device),
+                    score: peft_core::nn::Projection::new(config.$width, labels, false, device),
+                    labels: config.labels.clone(),
+                }
+            }
+
+            /// What the labels are.
+            pub fn labels(&self) -> &$crate::config::LabelConfig {
+                &self.labels
+            }
+        }
+
+        impl peft_core::Describe for $classifier {
+            fn describe(&self) -> peft_core::Sites {
+                let model_type = $crate::decoder::Decoder::model_type(&self.$field);
+                peft_core::Sites::of(self).with_model_type(model_type).with_heads(["score"])
+            }
+        }
+
+        impl $crate::task::SequenceClassifier for $classifier {
+            fn logits(&self, input: &$crate::input::ModelInput) -> burn::tensor::Tensor<2> {
+                let hidden = $crate::decoder::Decoder::forward(&self.$field, input, None);
+                self.score.forward($crate::task::pool_last_token(hidden, input, self.labels.pad_token_id))
+            }
+
+            fn num_labels(&self) -> usize {
+                self.labels.num_labels()
+            }
+
+            fn problem_type(&self) -> Option<&str> {
+                self.labels.problem_type.as_deref()
+            }
+        }
+    };
+}
+
+pub(crate) use decoder_heads;
