@@ -12,6 +12,8 @@ use crate::bart::{self, BartConfig, BartForConditionalGeneration};
 use crate::bert::{
     self, BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel,
 };
+use crate::bloom::{self, BloomConfig, BloomForCausalLm, BloomForSequenceClassification, BloomModel};
+use crate::chatglm::{self, ChatGlmConfig, ChatGlmForConditionalGeneration, ChatGlmModel};
 use crate::config::{LabelConfig, RawConfig};
 use crate::deberta::{
     self, DebertaConfig, DebertaForQuestionAnswering, DebertaForSequenceClassification, DebertaForTokenClassification,
@@ -21,12 +23,16 @@ use crate::deberta_v2::{
     self, DebertaV2Config, DebertaV2ForQuestionAnswering, DebertaV2ForSequenceClassification,
     DebertaV2ForTokenClassification, DebertaV2Model,
 };
+use crate::gpt_neo::{self, GptNeoConfig, GptNeoForCausalLm, GptNeoForSequenceClassification, GptNeoModel};
+use crate::gpt_neox::{self, GptNeoXConfig, GptNeoXForCausalLm, GptNeoXForSequenceClassification, GptNeoXModel};
 use crate::gpt2::{
     self, Gpt2Config, Gpt2ForQuestionAnswering, Gpt2ForSequenceClassification, Gpt2ForTokenClassification,
     Gpt2LmHeadModel, Gpt2Model,
 };
+use crate::gptj::{self, GptJConfig, GptJForCausalLm, GptJForSequenceClassification, GptJModel};
 use crate::input::{KvCache, ModelInput, Seq2SeqCache};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
+use crate::opt::{self, OptConfig, OptForCausalLm, OptForSequenceClassification, OptModel};
 use crate::roberta::{
     self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
     RobertaModel,
@@ -84,6 +90,12 @@ architectures! { $
     AutoCausalLm, causal_lm!, "causal language models":
     Gpt2(Gpt2LmHeadModel, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaForCausalLm, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Bloom(BloomForCausalLm, BloomConfig, bloom::BASE_PREFIX) = "bloom",
+    Opt(OptForCausalLm, OptConfig, opt::BASE_PREFIX) = "opt",
+    GptNeo(GptNeoForCausalLm, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
+    GptJ(GptJForCausalLm, GptJConfig, gptj::BASE_PREFIX) = "gptj",
+    GptNeoX(GptNeoXForCausalLm, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
+    ChatGlm(ChatGlmForConditionalGeneration, ChatGlmConfig, chatglm::BASE_PREFIX) = "chatglm",
 }
 
 architectures! { $
@@ -94,6 +106,11 @@ architectures! { $
     DebertaV2(DebertaV2ForSequenceClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForSequenceClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Bloom(BloomForSequenceClassification, BloomConfig, bloom::BASE_PREFIX) = "bloom",
+    Opt(OptForSequenceClassification, OptConfig, opt::BASE_PREFIX) = "opt",
+    GptNeo(GptNeoForSequenceClassification, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
+    GptJ(GptJForSequenceClassification, GptJConfig, gptj::BASE_PREFIX) = "gptj",
+    GptNeoX(GptNeoXForSequenceClassification, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
     Roberta(RobertaForSequenceClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -132,6 +149,12 @@ architectures! { $
     DebertaV2(DebertaV2Model, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2Model, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Bloom(BloomModel, BloomConfig, bloom::BASE_PREFIX) = "bloom",
+    Opt(OptModel, OptConfig, opt::BASE_PREFIX) = "opt",
+    GptNeo(GptNeoModel, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
+    GptJ(GptJModel, GptJConfig, gptj::BASE_PREFIX) = "gptj",
+    GptNeoX(GptNeoXModel, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
+    ChatGlm(ChatGlmModel, ChatGlmConfig, chatglm::BASE_PREFIX) = "chatglm",
     Roberta(RobertaModel, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -369,8 +392,11 @@ fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
         let key = checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))?;
         Some((checkpoint.file(key)?, key))
     };
-    let table = ["wte.weight", "shared.weight", "embed_tokens.weight"].iter().find_map(|it| find(it));
-    let (Some((head_file, head)), Some((table_file, table))) = (find("lm_head.weight"), table) else {
+    let table = ["wte", "shared", "embed_tokens", "word_embeddings", "embed_in"]
+        .iter()
+        .find_map(|it| find(&format!("{it}.weight")));
+    let head = find("lm_head.weight").or_else(|| find("embed_out.weight"));
+    let (Some((head_file, head)), Some((table_file, table))) = (head, table) else {
         return Ok(false);
     };
     if head_file.shape(head) != table_file.shape(table) {

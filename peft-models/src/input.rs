@@ -120,6 +120,35 @@ pub struct KvCache {
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     /// What stands before the first token of the input.
     pub(crate) prompt: PromptLength,
+    /// Of models that read one part of a row and write the other: one entry for every row.
+    pub(crate) targets: Vec<Target>,
+}
+
+/// Which part of a row is written, and where that belongs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// Padding before the first word.
+    pub(crate) first: usize,
+    /// The first column that is written; the columns count the cache.
+    pub(crate) begin: usize,
+    /// Columns that are no text.
+    pub(crate) prefix: usize,
+    /// The word in whose place it is written.
+    pub(crate) mark: usize,
+    /// Whether what is written has the positions behind the text all the same.
+    pub(crate) goes_on: bool,
+}
+
+impl Target {
+    /// Where a column stands in the text.
+    pub(crate) fn in_text(&self, column: usize) -> usize {
+        if column < self.begin || self.goes_on { column.saturating_sub(self.prefix + self.first) } else { self.mark }
+    }
+
+    /// Where a column stands in what is written, from 1; what is read has 0.
+    pub(crate) fn in_block(&self, column: usize) -> usize {
+        (column + 1).saturating_sub(self.begin)
+    }
 }
 
 impl KvCache {
@@ -130,7 +159,7 @@ impl KvCache {
 
     /// A cache that begins with a prefix: one pair for each layer, `[batch, kv_heads, virtual, d_head]`.
     pub(crate) fn with_prefix(layers: Vec<(Tensor<4>, Tensor<4>)>, prompt: PromptLength) -> Self {
-        Self { layers, prompt }
+        Self { layers, prompt, targets: Vec::new() }
     }
 
     /// Number of positions seen, those of a prompt among them.
@@ -166,6 +195,9 @@ impl KvCache {
 
     /// Keeps the rows at these indices, for batches that shrink.
     pub fn select(&mut self, rows: Tensor<1, Int>) {
+        if !self.targets.is_empty() {
+            self.targets = rows.to_data().iter::<i64>().map(|row| self.targets[row as usize]).collect();
+        }
         for (key, value) in &mut self.layers {
             *key = key.clone().select(0, rows.clone());
             *value = value.clone().select(0, rows.clone());

@@ -39,7 +39,7 @@ pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) ->
         hidden = either(hidden, padded_queries(mask.clone(), seq));
     }
     if let Some(segments) = &input.segment_ids {
-        hidden = either(hidden, across_segments(segments.clone()));
+        hidden = either(hidden, across_segments(segments.clone(), past));
     }
     AttentionMask::new(hidden, false)
 }
@@ -68,14 +68,9 @@ pub fn causal_twice(input: &ModelInput, past: usize, window: Option<usize>) -> O
     if input.attention_mask.is_none() {
         return Some(AttentionMask::added(hidden_from_causal(input, past, window)?));
     }
-    let lowest = |hidden: Tensor<4, Bool>| hidden.float().mul_scalar(f32::MIN);
-    let once = lowest(after_or_far(input, past, window));
-    // Twice the lowest number is −∞.
-    let bias = match hidden_from_causal(input, past, None) {
-        Some(again) => once + lowest(again),
-        None => once,
-    };
-    Some(AttentionMask::default().with_bias(bias))
+    let first = after_or_far(input, past, window);
+    let then = hidden_from_causal(input, past, None).unwrap_or_else(|| first.zeros_like());
+    Some(AttentionMask::added_twice(first, then))
 }
 
 /// One mask for every width that some layer has.

@@ -26,10 +26,11 @@ macro_rules! cases {
     };
 }
 
+mod decoders;
 mod encoders;
 mod first_three;
 
-const TABLES: &[&[&str]] = &[encoders::CASES, first_three::CASES];
+const TABLES: &[&[&str]] = &[decoders::CASES, encoders::CASES, first_three::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {

@@ -106,6 +106,7 @@ generation! {
     llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
     llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
     mistral_lora_generate, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
+    bloom_base, bloom_base_bare, bloom_lora_generate, bloom_residual_base, chatglm1_base, chatglm1_base_bare, chatglm1_flat_base, chatglm1_lora_generate, chatglm2_base, chatglm2_base_bare, chatglm2_full_base, chatglm2_lora_generate, gptj_base, gptj_base_bare, gptj_full_base, gptj_lora_generate, gptneo_base, gptneo_base_bare, gptneo_local_base, gptneo_lora_generate, gptneox_base, gptneox_base_bare, gptneox_lora_generate, gptneox_serial_base, opt_base, opt_base_bare, opt_lora_generate, opt_post_base, opt_unbiased_base,
 }
 
 mod targets {

@@ -24,12 +24,13 @@ macro_rules! parity {
     };
 }
 
+mod decoders;
 mod encoders;
 mod lora;
 mod prompts;
 mod variants;
 
-const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES, variants::CASES];
+const TABLES: &[&[&str]] = &[decoders::CASES, encoders::CASES, lora::CASES, prompts::CASES, variants::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);

@@ -39,6 +39,16 @@ impl AttentionMask {
         Self { hidden: Some(hidden), added: true, ..Self::default() }
     }
 
+    /// A mask of which one part hides by setting a score to the lowest number, and the other then adds that number.
+    ///
+    /// Hidden by both is lower than hidden by one, which shows where a query may see no key: it gives the mean of the
+    /// values that only one part hides.
+    pub fn added_twice(first: Tensor<4, Bool>, then: Tensor<4, Bool>) -> Self {
+        let lowest = |hidden: Tensor<4, Bool>| hidden.float().mul_scalar(f32::MIN);
+        // Twice the lowest number is −∞.
+        Self { added: true, bias: Some(lowest(first) + lowest(then)), ..Self::default() }
+    }
+
     /// With a term for the scores, such as ALiBi or relative positions; `[batch or 1, heads, q_len or 1, kv_len]`.
     ///
     /// A mask that hides nothing is the default one.
@@ -68,7 +78,8 @@ pub fn attention(
     #[cfg(feature = "flex")]
     {
         let bias = mask.and_then(|it| it.bias.as_ref());
-        if [Some(&query), Some(&key), Some(&value), bias].into_iter().flatten().all(kernel::fits) {
+        let added = mask.is_some_and(|it| it.added);
+        if !added && [Some(&query), Some(&key), Some(&value), bias].into_iter().flatten().all(kernel::fits) {
             let device = query.device().without_autodiff();
             let settings = fused::Settings {
                 scale: scale as f32,
