@@ -63,6 +63,11 @@ pub trait Adapter: Module + Sync + 'static {
         below.look_up(ids, weight)
     }
 
+    /// A term that training adds to the loss, `[1]`. None for most methods.
+    fn loss(&self) -> Option<Tensor<1>> {
+        None
+    }
+
     /// Whether a head that is tied to the table goes through the adapter too.
     fn moves_tied_head(&self) -> bool {
         false
@@ -150,6 +155,10 @@ impl AnyAdapter {
 
     pub(crate) fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         self.0.embedding(ids, below)
+    }
+
+    pub(crate) fn loss(&self) -> Option<Tensor<1>> {
+        self.0.loss()
     }
 
     pub(crate) fn moves_tied_head(&self) -> bool {
@@ -242,6 +251,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn unmergeable(&self) -> Option<&'static str>;
     fn baked(&self) -> Option<AnyAdapter>;
     fn key_prefix(&self) -> &'static str;
+    fn loss(&self) -> Option<Tensor<1>>;
     fn moves_tied_head(&self) -> bool;
     fn file_key(&self, site: &Site, field: &str) -> String;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
@@ -300,6 +310,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn key_prefix(&self) -> &'static str {
         self.0.key_prefix()
+    }
+    fn loss(&self) -> Option<Tensor<1>> {
+        self.0.loss()
     }
     fn moves_tied_head(&self) -> bool {
         self.0.moves_tied_head()

@@ -8,6 +8,7 @@
 //! This crate knows neither a method nor a model.
 
 mod adapter;
+mod after_step;
 mod erased;
 mod error;
 pub mod laws;
@@ -20,6 +21,7 @@ mod site;
 pub mod slots;
 
 pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter};
+pub use after_step::AfterStep;
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use prompt::{GatedPrompt, KeyValue, Prompt};
 pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};

@@ -93,6 +93,13 @@ impl<M: Module> PeftModel<M> {
         &self.model
     }
 
+    /// Replaces the configuration of an adapter by one that has changed in training.
+    pub fn set_config(&mut self, name: &str, config: Box<dyn Tuner>) -> Result<()> {
+        self.check_known(name)?;
+        self.adapters[name].config = config;
+        Ok(())
+    }
+
     /// Gives the model back with its adapters.
     pub fn into_model(self) -> M {
         self.model
@@ -375,7 +382,8 @@ impl<M: Module> PeftModel<M> {
     /// If a value is not finite or the disk says no; a folder that was there stays whole.
     pub fn save_adapter(&self, folder: impl AsRef<Path>, name: &str) -> Result<()> {
         let config = self.adapter_config(name)?;
-        let (saved, encoder) = (state::saved(&self.model, name), state::encoders(&self.model, name).1);
+        let saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
+        let encoder = state::encoders(&self.model, name).1;
         write_folder_with_encoder(folder, &config, saved, encoder)
     }
 }

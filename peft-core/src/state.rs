@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Gradients, Int, Tensor, TensorData};
 
 use crate::adapter::AnyAdapter;
@@ -36,6 +37,51 @@ pub fn encoders<M: Module>(model: &M, name: &str) -> (Vec<Stored>, Vec<Stored>) 
 /// The gradients of the adapter `name`, keyed as its tensors. Tensors without a gradient are left out.
 pub fn gradients<M: Module>(model: &M, name: &str, gradients: &Gradients) -> Vec<Stored> {
     collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), Some(gradients))
+}
+
+/// What the active adapters of a model add to the loss while training, `[1]`.
+pub fn loss<M: Module>(model: &M) -> Option<Tensor<1>> {
+    let sets = slots::collect(model);
+    let terms = sets.iter().flat_map(|set| set.active().filter_map(AnyAdapter::loss).collect::<Vec<_>>());
+    terms.reduce(|a, b| a + b)
+}
+
+/// The gradients of the adapter `name` as an optimizer gets them, keyed as its tensors.
+pub fn step_gradients<M: Module>(model: &M, name: &str, gradients: &GradientsParams) -> Vec<Stored> {
+    let mut stored = Vec::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name) {
+            let mut reader =
+                ReadStep { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
+            adapter.visit(&mut reader);
+        }
+    }
+    stored
+}
+
+struct ReadStep<'a> {
+    at: PathStack,
+    site: &'a Site,
+    adapter: &'a AnyAdapter,
+    gradients: &'a GradientsParams,
+    stored: &'a mut Vec<Stored>,
+}
+
+impl ModuleVisitor for ReadStep<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            let key = self.adapter.file_key(self.site, &self.at.path());
+            self.stored.push(Stored { key, data: gradient.into_data() });
+        }
+    }
 }
 
 /// Reads the adapters of a name in the form that is asked for.

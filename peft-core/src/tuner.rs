@@ -4,6 +4,8 @@ use std::fmt::Debug;
 
 use serde_json::{Map, Value};
 
+use crate::after_step::AfterStep;
+use crate::checkpoint::Stored;
 use crate::error::{PeftError, Result};
 use crate::plan::Plan;
 use crate::shared::COMMON_FIELDS;
@@ -22,6 +24,16 @@ pub trait Tuner: Debug + Send + Sync {
 
     /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
     fn to_json(&self) -> Result<Map<String, Value>>;
+
+    /// The tensors as the file holds them. All of them for most methods.
+    fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
+        tensors
+    }
+
+    /// What the method does between the steps of a run. Nothing for most methods.
+    fn after_step(&self) -> Option<Box<dyn AfterStep>> {
+        None
+    }
 }
 
 impl<T: Tuner + ?Sized> Tuner for Box<T> {
@@ -33,6 +45,12 @@ impl<T: Tuner + ?Sized> Tuner for Box<T> {
     }
     fn to_json(&self) -> Result<Map<String, Value>> {
         (**self).to_json()
+    }
+    fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
+        (**self).to_file(tensors)
+    }
+    fn after_step(&self) -> Option<Box<dyn AfterStep>> {
+        (**self).after_step()
     }
 }
 

@@ -204,10 +204,10 @@ impl AdaLoraConfig {
             return refuse("total_step", "must be given: the ranks are reduced over the steps of the run");
         }
         if self.tinit >= self.last() {
-            return refuse("tinit", "leaves no step to reduce ranks in: lower `tinit` or `tfinal`, or raise `total_step`");
-        }
-        if self.init_r < self.target_r {
-            return refuse("init_r", "is below `target_r`: ranks are reduced, not raised");
+            return refuse(
+                "tinit",
+                "leaves no step to reduce ranks in: lower `tinit` or `tfinal`, or raise `total_step`",
+            );
         }
         common::check_positive("init_r", self.init_r)?;
         common::check_positive("deltaT", self.delta_t)?;
@@ -317,8 +317,10 @@ fn keep(data: &TensorData, axis: usize, kept: &[bool]) -> TensorData {
     }
     let width = shape[1];
     let values = data.iter::<f32>().enumerate();
-    let values: Vec<f32> =
-        values.filter(|(at, _)| kept[if axis == 0 { at / width } else { at % width }]).map(|(_, value)| value).collect();
+    let values: Vec<f32> = values
+        .filter(|(at, _)| kept[if axis == 0 { at / width } else { at % width }])
+        .map(|(_, value)| value)
+        .collect();
     let mut cut = shape;
     cut[axis] = kept.iter().filter(|it| **it).count();
     TensorData::new(values, cut)
@@ -368,16 +370,15 @@ impl Allocator {
         for Stored { key, data } in tensors.iter().filter(|it| is_own(&it.key)) {
             let Some(gradient) = gradients.get(key.as_str()) else { continue };
             let length = data.num_elements();
-            let average = self.averages.entry(key.clone()).or_insert_with(|| Average {
-                sensitivity: vec![0.0; length],
-                uncertainty: vec![0.0; length],
-            });
+            let average = self
+                .averages
+                .entry(key.clone())
+                .or_insert_with(|| Average { sensitivity: vec![0.0; length], uncertainty: vec![0.0; length] });
             for (at, (value, gradient)) in data.iter::<f32>().zip(gradient.iter::<f32>()).enumerate() {
                 let now = (value * gradient).abs();
                 let sensitivity = beta1 * average.sensitivity[at] + (1.0 - beta1) * now;
                 average.sensitivity[at] = sensitivity;
-                average.uncertainty[at] =
-                    beta2 * average.uncertainty[at] + (1.0 - beta2) * (now - sensitivity).abs();
+                average.uncertainty[at] = beta2 * average.uncertainty[at] + (1.0 - beta2) * (now - sensitivity).abs();
             }
         }
     }

@@ -219,11 +219,11 @@ impl LoraConfig {
         }
     }
 
-    fn saved_modules(&self) -> SavedModules {
+    pub(crate) fn saved_modules(&self) -> SavedModules {
         SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
     }
 
-    fn selection(&self) -> Selection {
+    pub(crate) fn selection(&self) -> Selection {
         Selection {
             target_modules: self.target_modules.clone(),
             exclude_modules: self.exclude_modules.clone(),

@@ -1,5 +1,6 @@
 //! LoRA and its relatives: low-rank updates of frozen weights, in the files of Hugging Face PEFT.
 
+pub mod adalora;
 mod common;
 mod config;
 mod conv;
@@ -14,6 +15,7 @@ pub mod norms;
 mod start;
 pub mod tokens;
 
+pub use adalora::AdaLoraConfig;
 pub use config::{LoraConfig, PEFT_TYPE};
 pub use conv::LoraConv;
 pub use embedding::LoraEmbedding;

@@ -10,8 +10,8 @@ use std::time::Instant;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor};
-use peft_core::checkpoint::write_atomically;
-use peft_core::{AdapterFolder, PeftError, PeftModel, Result, nn, stable_hash};
+use peft_core::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
+use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, stable_hash};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::{BatchOptions, EpochPlan};
@@ -159,6 +159,7 @@ struct State {
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.bpk";
+const HOOK_FILE: &str = "after_step.safetensors";
 const LOG_FILE: &str = "train_log.jsonl";
 
 /// Trains the adapter `name` of a model.
@@ -197,8 +198,9 @@ pub fn train<M: Module, T: Task<M>>(
     let mut optimizer = config.optimizer();
     let mut state =
         State { step: 0, tokens: 0, seconds: 0.0, best: None, evaluations_without_gain: 0, config: config.clone() };
+    let mut hook = peft.adapters().get(name).and_then(|it| it.config.after_step());
     if let Some(checkpoint) = folder.filter(|_| resume).map(last_checkpoint).transpose()?.flatten() {
-        (state, optimizer) = restore(peft, name, &checkpoint, optimizer, config)?;
+        (state, optimizer) = restore(peft, name, &checkpoint, optimizer, config, hook.as_mut())?;
     }
     let mut log = match folder {
         Some(folder) if state.step > 0 || resume => Some(RunLog::resume(folder.join(LOG_FILE), state.step)?),
@@ -228,7 +230,10 @@ pub fn train<M: Module, T: Task<M>>(
         let mut accumulator = GradientsAccumulator::new();
         let mut loss = 0.0;
         for items in micro {
-            let mean = task.loss_sum(&model, items, device)?.div_scalar(targets.max(1) as f64);
+            let mut mean = task.loss_sum(&model, items, device)?.div_scalar(targets.max(1) as f64);
+            if let Some(own) = peft_core::state::loss(&model) {
+                mean = mean + own.div_scalar(micro.len() as f64);
+            }
             loss += scalar(&mean);
             let gradients = GradientsParams::from_grads(mean.backward(), &model);
             accumulator.accumulate(&model, gradients);
@@ -244,7 +249,14 @@ pub fn train<M: Module, T: Task<M>>(
             let reason = format!("the gradient of step {} is {norm}: lower the learning rate", state.step + 1);
             return Err(PeftError::NotFinite(reason));
         }
+        let seen = hook.as_ref().map(|_| peft_core::state::step_gradients(&model, name, &gradients));
         model = optimizer.step(lr, model, gradients);
+        if let (Some(hook), Some(seen)) = (&mut hook, seen) {
+            let changed = hook.after_step(state.step, &peft_core::state::tensors(&model, name), &seen)?;
+            let changed = changed.into_iter().map(|it| (it.key, it.data)).collect();
+            model = peft_core::state::assign(model, name, changed);
+            peft.set_config(name, hook.config())?;
+        }
 
         state.step += 1;
         let tokens: u64 = micro.iter().map(|items| task.tokens(items) as u64).sum();
@@ -300,7 +312,7 @@ pub fn train<M: Module, T: Task<M>>(
         }
         if let Some(folder) = folder.filter(|_| due(config.save_steps)) {
             peft.set_model(model.clone());
-            save_checkpoint(peft, name, folder, &state, &optimizer)?;
+            save_checkpoint(peft, name, folder, &state, &optimizer, hook.as_deref())?;
             forget_old(folder, config.save_total_limit)?;
         }
         if outcome.stopped_early {
@@ -383,6 +395,7 @@ fn save_checkpoint<M: Module>(
     folder: &Path,
     state: &State,
     optimizer: &ModuleOptimizer,
+    hook: Option<&dyn AfterStep>,
 ) -> Result<()> {
     // Written under another name and moved when whole: a checkpoint that has its name can be resumed from.
     let partial = folder.join(format!(".checkpoint-{}.partial", state.step));
@@ -390,6 +403,12 @@ fn save_checkpoint<M: Module>(
         fs::remove_dir_all(&partial).map_err(PeftError::io("remove", &partial))?;
     }
     peft.save_adapter(&partial, name)?;
+    if let Some(hook) = hook {
+        // The adapter folder may hold less than the run goes on from.
+        let mut tensors = peft.adapter_tensors(name)?;
+        tensors.extend(hook.state());
+        write_tensors(partial.join(HOOK_FILE), tensors, FloatType::F32)?;
+    }
     let bytes = optimizer.into_bytes();
     let bytes = bytes.map_err(|error| PeftError::Invalid(format!("the optimizer's state cannot be saved: {error}")))?;
     write_atomically(partial.join(OPTIMIZER_FILE), &bytes)?;
@@ -435,6 +454,7 @@ fn restore<M: Module>(
     checkpoint: &Path,
     optimizer: ModuleOptimizer,
     config: &TrainConfig,
+    hook: Option<&mut Box<dyn AfterStep>>,
 ) -> Result<(State, ModuleOptimizer)> {
     let path = checkpoint.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
@@ -448,7 +468,18 @@ fn restore<M: Module>(
         let reason = "it was written with other settings; resume with the same ones, or start in a new folder";
         return Err(PeftError::bad_file(checkpoint, reason));
     }
-    peft.restore_adapter(name, &AdapterFolder::open(checkpoint)?)?;
+    match hook {
+        Some(hook) => {
+            let file = TensorFile::open(checkpoint.join(HOOK_FILE))?;
+            let read = |key: String| Ok(Stored { data: file.floats(&key)?, key });
+            let stored = file.keys().into_iter().map(read).collect::<Result<Vec<_>>>()?;
+            let (tensors, own) = stored.into_iter().partition(|it| it.key.starts_with("base_model."));
+            peft.assign_adapter(name, tensors)?;
+            hook.restore(own)?;
+            peft.set_config(name, hook.config())?;
+        }
+        None => peft.restore_adapter(name, &AdapterFolder::open(checkpoint)?)?,
+    }
     let path = checkpoint.join(OPTIMIZER_FILE);
     let bytes = fs::read(&path).map_err(PeftError::io("read", &path))?;
     let optimizer = optimizer

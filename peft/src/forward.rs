@@ -173,7 +173,12 @@ fn run<M: Module + Describe>(
     } else {
         (peft.model().valid(), None)
     };
-    let (name, (data, loss)) = compute(&nn::set_training(model, false), &input)?;
+    let model = nn::set_training(model, false);
+    let (name, (data, loss)) = compute(&model, &input)?;
+    let loss = match (loss, peft_core::state::loss(&model)) {
+        (Some(loss), Some(own)) => Some(loss + own),
+        (loss, _) => loss,
+    };
     let mut stored = vec![Stored { key: name.to_owned(), data }];
     if request.grads && loss.is_none() {
         let labels =

@@ -32,6 +32,7 @@ pub fn methods() -> Methods {
     #[cfg(feature = "lora")]
     let methods = methods
         .with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse)
+        .with(peft_lora::adalora::PEFT_TYPE, peft_lora::AdaLoraConfig::parse)
         .with(peft_lora::loha::PEFT_TYPE, peft_lora::LoHaConfig::parse)
         .with(peft_lora::lokr::PEFT_TYPE, peft_lora::LoKrConfig::parse)
         .with(peft_lora::norms::PEFT_TYPE, peft_lora::LnTuningConfig::parse)

@@ -57,7 +57,12 @@ fn check(name: &str) {
         assert_close("loss", find(&live, "loss"), loss);
     }
 
-    let gradients: Vec<&String> = wanted.keys().filter(|it| it.starts_with("grad.")).collect();
+    let gradients: Vec<&String> = wanted
+        .iter()
+        // A layer that AdaLoRA left without a row has gradients of no element there, and none here.
+        .filter(|(key, value)| key.starts_with("grad.") && value.num_elements() > 0)
+        .map(|(key, _)| key)
+        .collect();
     if !gradients.is_empty() {
         let trained = forward(&ForwardRequest { grads: true, ..request.clone() }, &device()).unwrap();
         let ours: BTreeSet<String> =
@@ -140,7 +145,8 @@ fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[Pa
             }
         }
         // What the reference writes beyond ours are copies of frozen tensors, and biases a second time.
-        let copies = [".base_layer.weight", ".modules_to_save.bias", "lm_head.weight"];
+        let copies =
+            [".base_layer.weight", ".modules_to_save.bias", "lm_head.weight", "lm_head.trainable_tokens_delta"];
         let spare = |key: &String| ours.tensors.shape(key).is_none() && !copies.iter().any(|it| key.ends_with(it));
         assert_eq!(theirs.tensors.keys().into_iter().find(spare), None);
         for (field, value) in &theirs.config {

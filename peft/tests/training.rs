@@ -6,8 +6,8 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use peft::core::checkpoint::TensorFile;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, nn};
-use peft::lora::LoraConfig;
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Tuner, nn};
+use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::collate::Sample;
@@ -35,14 +35,33 @@ fn ten_steps<M: Module + Describe>(name: &str, model: M, loss: impl Fn(&M) -> Te
         ..TrainConfig::default()
     };
     let mut optimizer = config.optimizer();
+    let mut hook = peft.adapters()[DEFAULT_ADAPTER].config.after_step();
     let mut model = nn::set_training(peft.model().clone(), false);
     let losses = numbers(&wanted["steps.loss"]);
     for (step, wanted) in losses.iter().enumerate() {
-        let value = loss(&model);
+        let mut value = loss(&model);
+        if let Some(own) = peft::core::state::loss(&model) {
+            value = value + own;
+        }
         let actual = scalar(&value);
         assert!((actual - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: loss {actual}, reference {wanted}");
         let gradients = GradientsParams::from_grads(value.backward(), &model);
+        let seen = peft::core::state::step_gradients(&model, DEFAULT_ADAPTER, &gradients);
         model = optimizer.step(steps.lr, model, gradients);
+        if let Some(hook) = &mut hook {
+            let tensors = peft::core::state::tensors(&model, DEFAULT_ADAPTER);
+            let changed = hook.after_step(step, &tensors, &seen).unwrap();
+            let changed = changed.into_iter().map(|it| (it.key, it.data)).collect();
+            model = peft::core::state::assign(model, DEFAULT_ADAPTER, changed);
+        }
+    }
+    if let Some(hook) = hook {
+        let config = hook.config().to_json().unwrap();
+        for (key, wanted) in wanted.iter().filter(|(key, _)| key.starts_with("steps.kept.")) {
+            let kept = config["rank_pattern"][key.trim_start_matches("steps.kept.")].as_array().unwrap();
+            let kept: Vec<f64> = kept.iter().map(|it| f64::from(u8::from(it.as_bool().unwrap()))).collect();
+            assert_eq!(kept, numbers(wanted), "{key}");
+        }
     }
     assert!((losses[0] - losses[9]).abs() > 1e-2 * losses[0], "ten steps that change nothing prove nothing");
     peft.set_model(model);
@@ -90,7 +109,7 @@ macro_rules! steps {
 }
 
 steps! {
-    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default,
+    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default, gpt2_adalora_default, llama_adalora_default,
         llama_loha_default, llama_lokr_default, gpt2_norms_default, gpt2_tokens, llama_lora_tokens;
     classifier_steps: bert_lora_default, llama_cls_lora;
 }
@@ -101,10 +120,13 @@ fn samples() -> Vec<Sample> {
 }
 
 fn fresh(dropout: f64) -> PeftModel<AutoCausalLm> {
+    with(LoraConfig { lora_dropout: dropout, ..LoraConfig::new(4, 6.0) }.all_linear())
+}
+
+fn with(config: impl Tuner + 'static) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/gpt2-tiny"), &device()).unwrap();
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, &device());
-    let config = LoraConfig { lora_dropout: dropout, ..LoraConfig::new(4, 6.0) }.all_linear();
     peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
     peft
 }
@@ -135,10 +157,24 @@ fn losses(folder: &Path) -> Vec<(usize, u64)> {
 /// bit, dropout and all.
 #[test]
 fn a_resumed_run_gives_the_losses_of_an_uninterrupted_one() {
+    cut_and_resumed(|| fresh(0.2));
+}
+
+/// The same while ranks are being taken away: scores, masks and masked rows go on from where they were.
+#[test]
+fn a_resumed_run_allocates_ranks_as_an_uninterrupted_one() {
+    cut_and_resumed(|| {
+        let lora = LoraConfig { lora_dropout: 0.2, ..LoraConfig::new(4, 6.0).all_linear() };
+        let schedule = AdaLoraConfig { init_r: 4, target_r: 2, total_step: Some(9), tfinal: 2, ..Default::default() };
+        with(AdaLoraConfig { lora, ..schedule })
+    });
+}
+
+fn cut_and_resumed(fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let whole = tempfile::tempdir().unwrap();
-    let mut peft = fresh(0.2);
+    let mut peft = fresh();
     train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(9), Some(whole.path()), false, &device(), &mut ()).unwrap();
 
     let cut = tempfile::tempdir().unwrap();
@@ -148,7 +184,7 @@ fn a_resumed_run_gives_the_losses_of_an_uninterrupted_one() {
     }
     // What a kill leaves behind: a checkpoint that was being written, and lines of steps that are about to come again.
     std::fs::create_dir(cut.path().join(".checkpoint-6.partial")).unwrap();
-    let mut again = fresh(0.2);
+    let mut again = fresh();
     train(&mut again, DEFAULT_ADAPTER, &task, None, &config(9), Some(cut.path()), true, &device(), &mut ()).unwrap();
 
     let uninterrupted = losses(whole.path());

@@ -3,7 +3,9 @@
 use peft::core::Names as Targets;
 use peft::ia3::Ia3Config;
 
-use peft::lora::{LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, TokenIndices, TrainableTokensConfig};
+use peft::lora::{
+    AdaLoraConfig, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, TokenIndices, TrainableTokensConfig,
+};
 
 use super::{Row, row};
 
@@ -20,6 +22,10 @@ pub(super) fn rows() -> Vec<Row> {
         }),
         row("ia3 and a saved norm", |names| {
             Box::new(Ia3Config { modules_to_save: Some(vec![names.norm.into()]), ..Ia3Config::default() })
+        }),
+        row("adalora", |_| {
+            let lora = LoraConfig::new(4, 40.0).all_linear();
+            Box::new(AdaLoraConfig { lora, init_r: 4, target_r: 2, total_step: Some(9), ..AdaLoraConfig::default() })
         }),
         row("loha", |_| Box::new(LoHaConfig { r: 4, alpha: 40.0, target_modules: all_linear(), ..Default::default() })),
         row("loha and a saved norm", |names| {

@@ -5,6 +5,7 @@ use super::check;
 layers! {
     conv2d_ia3, conv2d_ia3_dilation, conv2d_ia3_groups, conv2d_ia3_input, linear_ia3, linear_ia3_input,
     linear_ia3_no_bias,
+    conv2d_adalora, linear_adalora,
     conv1d_loha, conv1d_loha_effective, conv2d_loha, conv2d_loha_1x1, conv2d_loha_effective, conv2d_loha_groups,
     linear_loha,
     conv1d_lokr, conv1d_lokr_whole, conv2d_lokr, conv2d_lokr_1x1, conv2d_lokr_effective, conv2d_lokr_groups,

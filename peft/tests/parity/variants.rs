@@ -3,6 +3,8 @@
 parity! {
     bert_ia3_default, bert_ia3_saved, gpt2_ia3_default, gpt2_ia3_regex, gpt2_two_ia3, llama_ia3_all_linear,
     llama_ia3_biased, llama_ia3_default, llama_ia3_ends,
+    bert_adalora_bias, bert_adalora_default, gpt2_adalora_all_linear, gpt2_adalora_default, llama_adalora_default,
+    llama_adalora_pruned,
     bert_loha_all_linear, bert_loha_default, llama_loha_default, llama_loha_patterns,
     bert_lokr_default, bert_lokr_prime, llama_lokr_both, llama_lokr_default, llama_lokr_factor,
     bert_norms, bert_norms_features, bert_norms_some, gpt2_norms_default, llama_norms_default, llama_norms_regex,
