@@ -25,11 +25,13 @@ pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
 mod init;
 mod plan;
 mod targets;
+mod torch_random;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
     ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, contains_module, is_saved_whole, is_suffix,
 };
+pub use torch_random::TorchGenerator;
 pub mod checkpoint;
 mod folder;
 mod model;
