@@ -9,14 +9,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Reparameterization,
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
+    Reparameterization,
 };
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
 use crate::prompt::{GatedPrompt, Prompt};
 use crate::seam::{EmbeddingBelow, LinearBelow};
-use crate::site::Site;
+use crate::site::{PathStack, Site};
 use crate::slots;
 use crate::state::KEY_PREFIX;
 
@@ -55,6 +56,18 @@ pub trait Adapter: Module + Sync + 'static {
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         let weight = self.weight(below.weight(), below.base(), below.site());
         below.look_up(ids, weight)
+    }
+
+    /// What becomes of a field: trained, as most are, or kept as it is.
+    fn kept(&self, field: &str) -> Kept {
+        let _ = field;
+        Kept::Trained
+    }
+
+    /// Whether values that came from a file make sense on this parameter, or what is wrong with them.
+    fn check(&self, site: &Site) -> Result<(), String> {
+        let _ = site;
+        Ok(())
     }
 
     /// What stands before the input of a model whose table of words this adapter rides on. Nothing for most methods.
@@ -100,6 +113,20 @@ pub trait Adapter: Module + Sync + 'static {
     fn file_key(&self, site: &Site, field: &str) -> String {
         if site.module.is_empty() { field.to_owned() } else { format!("{}.{field}", site.module) }
     }
+}
+
+/// What becomes of a parameter of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// Trained and saved.
+    Trained,
+    /// Saved, not trained.
+    Constant,
+    /// Not trained, and one tensor for all layers. The file has it under this whole key, and a copy for every layer that
+    /// need not be there when it is read.
+    Shared(String),
+    /// Neither trained nor saved, for it follows from the configuration.
+    Derived,
 }
 
 /// An adapter of any method.
@@ -165,6 +192,20 @@ impl AnyAdapter {
     pub(crate) fn file_key(&self, site: &Site, field: &str) -> String {
         format!("{}{}", self.0.key_prefix(), self.0.file_key(site, field))
     }
+
+    pub(crate) fn kept(&self, field: &str) -> Kept {
+        self.0.kept(field)
+    }
+
+    pub(crate) fn check(&self, site: &Site) -> Result<(), String> {
+        self.0.check(site)
+    }
+
+    /// Trained or frozen; constants are never trained.
+    pub(crate) fn set_trainable(self, trainable: bool) -> Self {
+        let fields = self.clone();
+        self.map(&mut SetTrainable { at: PathStack::default(), fields, trainable })
+    }
 }
 
 impl Clone for AnyAdapter {
@@ -208,6 +249,27 @@ impl Module for AnyAdapter {
     }
 }
 
+struct SetTrainable {
+    at: PathStack,
+    fields: AnyAdapter,
+    trainable: bool,
+}
+
+impl ModuleMapper for SetTrainable {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_trained = self.fields.kept(&self.at.path()) == Kept::Trained;
+        param.set_require_grad(self.trainable && is_trained)
+    }
+}
+
 /// The object-safe side of [`Adapter`].
 trait DynAdapter: Debug + Send + Sync {
     fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked;
@@ -223,6 +285,8 @@ trait DynAdapter: Debug + Send + Sync {
     fn baked(&self) -> Option<AnyAdapter>;
     fn key_prefix(&self) -> &'static str;
     fn file_key(&self, site: &Site, field: &str) -> String;
+    fn kept(&self, field: &str) -> Kept;
+    fn check(&self, site: &Site) -> Result<(), String>;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
     fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
     fn collect_devices(&self, devices: Devices) -> Devices;
@@ -279,6 +343,12 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn file_key(&self, site: &Site, field: &str) -> String {
         self.0.file_key(site, field)
+    }
+    fn kept(&self, field: &str) -> Kept {
+        self.0.kept(field)
+    }
+    fn check(&self, site: &Site) -> Result<(), String> {
+        self.0.check(site)
     }
     fn visit(&self, visitor: &mut dyn ErasedVisitor) {
         self.0.visit(&mut Erase(visitor));

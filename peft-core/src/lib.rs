@@ -18,7 +18,7 @@ pub mod seam;
 mod site;
 pub mod slots;
 
-pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter};
+pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter};
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use prompt::{GatedPrompt, KeyValue, Prompt};
 pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};

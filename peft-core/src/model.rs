@@ -188,7 +188,14 @@ impl<M: Module> PeftModel<M> {
             plan = plan.without_encoders();
         }
         let model = plan.apply(self.model.clone(), name, 0, &self.device);
-        self.model = self.filled(model, name, &folder)?;
+        let model = self.filled(model, name, &folder)?;
+        let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.site()).err());
+        if let Some(reason) = wrong {
+            return Err(PeftError::bad_file(&folder.path, reason));
+        }
+        self.model = slots::edit(model, |set| {
+            set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
+        });
         self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
         let mut active = self.active.clone();
         active.push(name.to_owned());
@@ -281,7 +288,7 @@ impl<M: Module> PeftModel<M> {
             info.trainable = wanted(name);
         }
         self.model = slots::edit(self.model.clone(), |set| {
-            set.map_adapters(|name, adapter| adapter.set_require_grad(wanted(name)))
+            set.map_adapters(|name, adapter| adapter.set_trainable(wanted(name)))
         });
         Ok(())
     }

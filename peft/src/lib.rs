@@ -27,7 +27,15 @@ use peft_core::Methods;
 pub fn methods() -> Methods {
     let methods = Methods::new();
     #[cfg(feature = "lora")]
-    let methods = methods.with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse);
+    let methods = methods
+        .with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse)
+        .with(peft_lora::miss::PEFT_TYPE, peft_lora::MissConfig::parse)
+        .with(peft_lora::hira::PEFT_TYPE, peft_lora::HiraConfig::parse)
+        .with(peft_lora::shira::PEFT_TYPE, peft_lora::ShiraConfig::parse)
+        .with(peft_lora::oft::PEFT_TYPE, peft_lora::OftConfig::parse)
+        .with(peft_lora::boft::PEFT_TYPE, peft_lora::BoftConfig::parse)
+        .with(peft_lora::fourierft::PEFT_TYPE, peft_lora::FourierFtConfig::parse)
+        .with(peft_lora::randlora::PEFT_TYPE, peft_lora::RandLoraConfig::parse);
     #[cfg(feature = "prompt")]
     let methods = methods
         .with(peft_prompt::PROMPT_TUNING, peft_prompt::PromptTuningConfig::parse)

@@ -52,9 +52,10 @@ const MODELS: [Names; 2] = [
 
 mod lora;
 mod prompts;
+mod relatives;
 
 fn rows() -> Vec<Row> {
-    lora::rows().into_iter().chain(prompts::rows()).collect()
+    [lora::rows(), prompts::rows(), relatives::rows()].into_iter().flatten().collect()
 }
 
 fn for_all(law: impl Fn(&str, &Names, &Row, PeftModel<AutoCausalLm>, TensorData)) {

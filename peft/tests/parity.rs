@@ -27,8 +27,9 @@ macro_rules! parity {
 mod encoders;
 mod lora;
 mod prompts;
+mod relatives;
 
-const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES];
+const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES, relatives::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);

@@ -90,7 +90,8 @@ macro_rules! steps {
 }
 
 steps! {
-    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head;
+    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head,
+        llama_miss, llama_hira, llama_shira, llama_oft, llama_boft, llama_fourierft, llama_randlora;
     classifier_steps: bert_lora_default, llama_cls_lora;
 }
 

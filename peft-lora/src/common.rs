@@ -1,0 +1,128 @@
+//! What the configurations of this crate share beyond [`peft_core::shared`]: how they are read, planned and written.
+
+use std::sync::Arc;
+
+use peft_core::shared::{Bias, SavedModules};
+use peft_core::{
+    Indices, Layout, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, refuse_unknown,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::defaults;
+
+/// The common fields of one configuration.
+pub(crate) struct Common<'a> {
+    /// The method's name, for people.
+    pub(crate) method: &'static str,
+    pub(crate) target_modules: &'a Option<Names>,
+    pub(crate) exclude_modules: &'a Option<Names>,
+    pub(crate) layers_to_transform: &'a Option<Indices>,
+    pub(crate) layers_pattern: &'a Option<Names>,
+    pub(crate) modules_to_save: &'a Option<Vec<String>>,
+    pub(crate) task_type: &'a Option<String>,
+    pub(crate) bias: Bias,
+    /// How this method spells [`Bias::AdaptedOnly`].
+    pub(crate) bias_only: &'static str,
+    pub(crate) other: &'a Map<String, Value>,
+}
+
+impl Common<'_> {
+    fn saved(&self) -> SavedModules {
+        SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
+    }
+
+    /// The layers that are meant. `defaults` says what a model type has where it differs from LoRA's table.
+    pub(crate) fn sites(
+        &self,
+        sites: &Sites,
+        defaults: impl Fn(&str) -> Option<&'static [&'static str]>,
+    ) -> Result<(Vec<Arc<Site>>, Vec<String>)> {
+        refuse_unknown(self.other, &[])?;
+        let selection = Selection {
+            target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+            modules_to_save: self.saved().names(),
+        };
+        let model_type = sites.model_type.as_deref();
+        let defaults = model_type.and_then(|it| defaults(it).or_else(|| defaults::target_modules(it)));
+        let selected = selection.resolve(sites, defaults)?;
+        Ok((selected.sites, selected.unmatched))
+    }
+
+    /// The plan: a row for every layer that is meant, then the biases and the modules that are saved whole.
+    pub(crate) fn plan(
+        &self,
+        sites: &Sites,
+        defaults: impl Fn(&str) -> Option<&'static [&'static str]>,
+        row: impl Fn(&Arc<Site>) -> Result<PlanRow>,
+    ) -> Result<Plan> {
+        let (selected, unmatched) = self.sites(sites, defaults)?;
+        let mut plan = Plan::new(self.method, sites);
+        plan.rows = selected.iter().map(row).collect::<Result<_>>()?;
+        let saved = self.saved();
+        self.bias.add_to(&mut plan, sites, &saved);
+        saved.add_to(&mut plan, sites)?;
+        plan.unmatched = unmatched;
+        Ok(plan)
+    }
+
+    /// The configuration as `adapter_config.json` holds it.
+    pub(crate) fn to_json(&self, config: &impl Serialize) -> Result<Map<String, Value>> {
+        let json = serde_json::to_value(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        let Value::Object(mut json) = json else {
+            return Err(PeftError::Invalid("a configuration is an object".into()));
+        };
+        if self.bias == Bias::AdaptedOnly {
+            json.insert("bias".into(), self.bias_only.into());
+        }
+        let saved = self.saved().names();
+        if !saved.is_empty() {
+            json.insert("modules_to_save".into(), saved.into());
+        }
+        Ok(json)
+    }
+
+    /// Refuses layers that are not linear.
+    pub(crate) fn only_linear(&self, site: &Site) -> Result<()> {
+        let what = match site.kind {
+            SiteKind::Linear(_) => return Ok(()),
+            SiteKind::Embedding => "an embedding",
+            SiteKind::Conv => "a convolution",
+            SiteKind::Other | SiteKind::Buffer => "no layer",
+        };
+        let reason = format!("names `{}`, {what}; {} adapts linear layers only", site.module, self.method);
+        Err(PeftError::config("target_modules", reason))
+    }
+
+    /// Says so where the reference would refuse what is done here: it has this method for `nn.Linear`, not for `Conv1D`.
+    pub(crate) fn note_conv1d(&self, plan: &mut Plan) {
+        if plan.rows.iter().any(|it| it.site.owner == "Conv1D" && it.site.kind == SiteKind::Linear(Layout::InOut)) {
+            plan.notes
+                .push(format!("Python's PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
+        }
+    }
+}
+
+/// Reads a configuration from `adapter_config.json`.
+pub(crate) fn parse<T: DeserializeOwned>(json: Map<String, Value>) -> Result<T> {
+    serde_json::from_value(Value::Object(json))
+        .map_err(|error| PeftError::config("adapter_config.json", format!("cannot be read: {error}")))
+}
+
+/// A rank must be at least 1.
+pub(crate) fn check_positive(field: &str, value: usize) -> Result<()> {
+    if value == 0 { Err(PeftError::config(field, "must be at least 1")) } else { Ok(()) }
+}
+
+/// A dropout probability lies in 0 ≤ p < 1.
+pub(crate) fn check_dropout(field: &str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(PeftError::config(field, format!("is {value}, but must lie in 0 ≤ p < 1")))
+    }
+}
