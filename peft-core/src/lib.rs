@@ -24,8 +24,11 @@ pub use prompt::{GatedPrompt, KeyValue, Prompt};
 pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
 mod init;
 mod plan;
+mod rows;
+mod status;
 mod targets;
 mod torch_random;
+mod update;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
@@ -44,4 +47,6 @@ pub use folder::{
 };
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
 pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
+pub use status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use tuner::{Methods, Tuner, is_off, refuse_unknown};
+pub use update::Update;

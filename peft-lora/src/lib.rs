@@ -1,9 +1,11 @@
 //! LoRA and its relatives: low-rank updates of frozen weights, in the files of Hugging Face PEFT.
 
 pub mod boft;
+pub mod combine;
 mod common;
 mod config;
 mod conv;
+pub mod convert;
 mod defaults;
 mod dora;
 mod embedding;
@@ -16,6 +18,7 @@ pub mod randlora;
 mod rotation;
 pub mod shira;
 mod start;
+mod svd;
 
 pub use boft::BoftConfig;
 pub use config::{LoraConfig, PEFT_TYPE};

@@ -1,6 +1,7 @@
 //! Tests of the whole: methods on models, against numbers recorded from the reference.
 
 mod bad_input;
+mod combined;
 mod generation;
 mod hub;
 mod inspect;
