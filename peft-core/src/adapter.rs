@@ -9,15 +9,17 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Reparameterization,
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
+    Reparameterization,
 };
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
 use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
+use crate::rows;
 use crate::seam::{EmbeddingBelow, LinearBelow};
-use crate::site::Site;
+use crate::site::{PathStack, Site};
 use crate::slots;
 use crate::state::KEY_PREFIX;
 
@@ -73,6 +75,18 @@ pub trait Adapter: Module + Sync + 'static {
         false
     }
 
+    /// What becomes of a field: trained, as most are, or kept as it is.
+    fn kept(&self, field: &str) -> Kept {
+        let _ = field;
+        Kept::Trained
+    }
+
+    /// Whether values that came from a file make sense on this parameter, or what is wrong with them.
+    fn check(&self, site: &Site) -> Result<(), String> {
+        let _ = site;
+        Ok(())
+    }
+
     /// What stands before the input of a model whose table of words this adapter rides on. Nothing for most methods.
     ///
     /// `tasks` numbers the task of every row, `[batch]`, for prompts that differ between tasks.
@@ -118,86 +132,138 @@ pub trait Adapter: Module + Sync + 'static {
     }
 }
 
-/// An adapter of any method.
+/// What becomes of a parameter of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// Trained and saved.
+    Trained,
+    /// Saved, not trained.
+    Constant,
+    /// Not trained, and one tensor for all layers. The file has it under this whole key, and a copy for every layer that
+    /// need not be there when it is read.
+    Shared(String),
+    /// Neither trained nor saved, for it follows from the configuration.
+    Derived,
+}
+
+/// An adapter of any method, and how strongly it acts.
 #[derive(Debug)]
-pub struct AnyAdapter(Box<dyn DynAdapter>);
+pub struct AnyAdapter {
+    inner: Box<dyn DynAdapter>,
+    strength: f64,
+}
 
 impl AnyAdapter {
     /// Forgets the type.
     pub fn new<A: Adapter>(adapter: A) -> Self {
-        Self(Box::new(Typed(adapter)))
+        Self { inner: Box::new(Typed(adapter)), strength: 1.0 }
     }
 
     /// Remembers the type.
     pub fn downcast_ref<A: Adapter>(&self) -> Option<&A> {
-        self.0.as_any().downcast_ref::<Typed<A>>().map(|it| &it.0)
+        self.inner.as_any().downcast_ref::<Typed<A>>().map(|it| &it.0)
     }
 
     pub(crate) fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
-        self.0.weight(Ranked::new(D, weight), base, site).get()
+        let before = weight.clone();
+        self.tempered(before, || self.inner.weight(Ranked::new(D, weight), base, site).get())
     }
 
     pub(crate) fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        self.0.bias(bias)
+        self.tempered(bias.clone(), || self.inner.bias(bias))
+    }
+
+    /// How strongly the adapter acts: 1 as trained, 0 not at all.
+    pub fn strength(&self) -> f64 {
+        self.strength
+    }
+
+    pub(crate) fn with_strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
+    }
+
+    /// Between what there was and what the adapter makes of it, or beyond.
+    fn tempered<const D: usize>(&self, before: Tensor<D>, after: impl FnOnce() -> Tensor<D>) -> Tensor<D> {
+        if self.strength == 1.0 { after() } else { before.clone() + (after() - before).mul_scalar(self.strength) }
     }
 
     pub(crate) fn touches_bias(&self) -> bool {
-        self.0.touches_bias()
+        self.inner.touches_bias()
     }
 
     pub(crate) fn needs_bias(&self) -> bool {
-        self.0.needs_bias()
+        self.inner.needs_bias()
     }
 
     pub(crate) fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        self.0.linear(input, below)
+        if self.strength == 1.0 {
+            return self.inner.linear(input, below);
+        }
+        self.tempered(below.forward(input.clone()), || self.inner.linear(input, below))
     }
 
     pub(crate) fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
-        self.0.embedding(ids, below)
+        if self.strength == 1.0 {
+            return self.inner.embedding(ids, below);
+        }
+        self.tempered(below.forward(ids.clone()), || self.inner.embedding(ids, below))
     }
 
     pub(crate) fn loss(&self) -> Option<Tensor<1>> {
-        self.0.loss()
+        self.inner.loss()
     }
 
     pub(crate) fn moves_tied_head(&self) -> bool {
-        self.0.moves_tied_head()
+        self.inner.moves_tied_head()
     }
 
     pub(crate) fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        self.0.prompt(tasks)
+        self.inner.prompt(tasks)
     }
 
     pub(crate) fn virtual_tokens(&self) -> usize {
-        self.0.virtual_tokens()
+        self.inner.virtual_tokens()
     }
 
     pub(crate) fn tasks(&self) -> usize {
-        self.0.tasks()
+        self.inner.tasks()
     }
 
     pub(crate) fn gated(&self) -> Option<GatedPrompt> {
-        self.0.gated()
+        self.inner.gated()
     }
 
     pub(crate) fn unmergeable(&self) -> Option<&'static str> {
-        self.0.unmergeable()
+        self.inner.unmergeable()
     }
 
     pub(crate) fn baked(&self) -> Option<AnyAdapter> {
-        self.0.baked()
+        self.inner.baked()
     }
 
     /// The whole key of a parameter in the adapter file.
     pub(crate) fn file_key(&self, site: &Site, field: &str) -> String {
-        format!("{}{}", self.0.key_prefix(), self.0.file_key(site, field))
+        format!("{}{}", self.inner.key_prefix(), self.inner.file_key(site, field))
+    }
+
+    pub(crate) fn kept(&self, field: &str) -> Kept {
+        self.inner.kept(field)
+    }
+
+    pub(crate) fn check(&self, site: &Site) -> Result<(), String> {
+        self.inner.check(site)
+    }
+
+    /// Trained or frozen; constants are never trained.
+    pub(crate) fn set_trainable(self, trainable: bool) -> Self {
+        let fields = self.clone();
+        self.map(&mut SetTrainable { at: PathStack::default(), fields, trainable })
     }
 }
 
 impl Clone for AnyAdapter {
     fn clone(&self) -> Self {
-        Self(self.0.clone_dyn())
+        Self { inner: self.inner.clone_dyn(), strength: self.strength }
     }
 }
 
@@ -211,28 +277,49 @@ impl ModuleDisplay for AnyAdapter {}
 
 impl Module for AnyAdapter {
     fn collect_devices(&self, devices: Devices) -> Devices {
-        self.0.collect_devices(devices)
+        self.inner.collect_devices(devices)
     }
     fn fork(self, device: &Device) -> Self {
-        Self(self.0.fork(device))
+        Self { inner: self.inner.fork(device), ..self }
     }
     fn to_device(self, device: &Device) -> Self {
-        Self(self.0.to_device(device))
+        Self { inner: self.inner.to_device(device), ..self }
     }
     fn train(self) -> Self {
-        Self(self.0.train())
+        Self { inner: self.inner.train(), ..self }
     }
     fn valid(&self) -> Self {
-        Self(self.0.valid())
+        Self { inner: self.inner.valid(), strength: self.strength }
     }
     fn materialize(self) -> Self {
         self
     }
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        self.0.visit(&mut Restore(visitor));
+        self.inner.visit(&mut Restore(visitor));
     }
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        Self(self.0.map(&mut Restore(mapper)))
+        Self { inner: self.inner.map(&mut Restore(mapper)), ..self }
+    }
+}
+
+struct SetTrainable {
+    at: PathStack,
+    fields: AnyAdapter,
+    trainable: bool,
+}
+
+impl ModuleMapper for SetTrainable {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_trained = self.fields.kept(&self.at.path()) == Kept::Trained;
+        param.set_require_grad(self.trainable && is_trained)
     }
 }
 
@@ -254,6 +341,8 @@ trait DynAdapter: Debug + Send + Sync {
     fn loss(&self) -> Option<Tensor<1>>;
     fn moves_tied_head(&self) -> bool;
     fn file_key(&self, site: &Site, field: &str) -> String;
+    fn kept(&self, field: &str) -> Kept;
+    fn check(&self, site: &Site) -> Result<(), String>;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
     fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
     fn collect_devices(&self, devices: Devices) -> Devices;
@@ -319,6 +408,12 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn file_key(&self, site: &Site, field: &str) -> String {
         self.0.file_key(site, field)
+    }
+    fn kept(&self, field: &str) -> Kept {
+        self.0.kept(field)
+    }
+    fn check(&self, site: &Site) -> Result<(), String> {
+        self.0.check(site)
     }
     fn visit(&self, visitor: &mut dyn ErasedVisitor) {
         self.0.visit(&mut Erase(visitor));
@@ -410,6 +505,16 @@ impl AdapterSet {
         self
     }
 
+    /// The set with an adapter under another name.
+    pub fn renamed(mut self, old: &str, new: &str) -> Self {
+        for name in self.adapters.iter_mut().map(|it| &mut it.name).chain(&mut self.active) {
+            if name == old {
+                new.clone_into(name);
+            }
+        }
+        self
+    }
+
     /// Every adapter changed by a function of its name.
     pub fn map_adapters(mut self, mut change: impl FnMut(&str, AnyAdapter) -> AnyAdapter) -> Self {
         self.adapters = self
@@ -425,6 +530,11 @@ impl AdapterSet {
         self.active.iter().filter_map(|name| self.get(name))
     }
 
+    /// Their names.
+    pub fn active_names(&self) -> impl Iterator<Item = &str> {
+        self.active.iter().map(String::as_str).filter(|name| self.get(name).is_some())
+    }
+
     fn map_all(mut self, change: impl Fn(AnyAdapter) -> AnyAdapter) -> Self {
         self = self.map_adapters(|_, it| change(it));
         self
@@ -435,6 +545,9 @@ impl Reparameterization for AdapterSet {
     const NAME: &'static str = "adapters";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        if rows::forbid(self) {
+            return base;
+        }
         let composed = self.active().fold(base.clone(), |weight, adapter| adapter.weight(weight, &base, &self.site));
         owed::settle(self, composed)
     }

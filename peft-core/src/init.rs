@@ -53,6 +53,11 @@ impl Init {
         &mut self.rng
     }
 
+    /// 32 random bits: a seed for a generator that is not ours.
+    pub fn bits(&mut self) -> u32 {
+        self.rng.next_u32()
+    }
+
     /// One value everywhere.
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
         self.fill(shape, |_| value)

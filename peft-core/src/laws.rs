@@ -32,7 +32,8 @@ pub fn distance(actual: &TensorData, wanted: &TensorData) -> f64 {
 /// Moves every tensor of an adapter by normal noise of this size.
 pub fn disturb<M: Module>(peft: &mut PeftModel<M>, name: &str, size: f64, device: &Device) -> Result<()> {
     let mut tensors = peft.adapter_tensors(name)?;
-    for stored in &mut tensors {
+    let trained: Vec<String> = state::trained(peft.model(), name).into_iter().map(|it| it.key).collect();
+    for stored in tensors.iter_mut().filter(|it| trained.contains(&it.key)) {
         let shape = stored.data.shape().clone();
         let site = Site {
             module: stored.key.clone(),
@@ -117,7 +118,7 @@ pub fn saved_is_loaded<M: Module>(
 #[track_caller]
 pub fn all_of_it_is_trained<M: Module>(what: &str, peft: &PeftModel<M>, name: &str, gradients: &Gradients) {
     let trained = state::gradients(peft.model(), name, gradients);
-    let tensors = state::tensors(peft.model(), name);
+    let tensors = state::trained(peft.model(), name);
     let keys = |stored: &[crate::checkpoint::Stored]| stored.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
     assert_eq!(keys(&trained), keys(&tensors), "{what}: tensors with a gradient");
     let elements: usize = tensors.iter().map(|it| it.data.num_elements()).sum();

@@ -20,19 +20,24 @@ pub mod seam;
 mod site;
 pub mod slots;
 
-pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter};
+pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter};
 pub use after_step::AfterStep;
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use prompt::{GatedPrompt, KeyValue, Prompt};
 pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
 mod init;
 mod plan;
+mod rows;
+mod status;
 mod targets;
+mod torch_random;
+mod update;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
     ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
 };
+pub use torch_random::TorchGenerator;
 pub mod checkpoint;
 mod folder;
 mod model;
@@ -45,4 +50,6 @@ pub use folder::{
 };
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
 pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
+pub use status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use tuner::{Methods, Tuner, is_off, refuse_unknown};
+pub use update::Update;

@@ -13,6 +13,8 @@ use crate::checkpoint::{Stored, TensorFile};
 use crate::error::{LoadReport, PeftError, Result};
 use crate::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::plan::Plan;
+use crate::replacement::is_replacement;
+use crate::rows;
 use crate::site::Sites;
 use crate::slots;
 use crate::state::{self, KEY_PREFIX};
@@ -195,7 +197,14 @@ impl<M: Module> PeftModel<M> {
             plan = plan.without_encoders();
         }
         let model = plan.apply(self.model.clone(), name, 0, &self.device);
-        self.model = self.filled(model, name, &folder)?;
+        let model = self.filled(model, name, &folder)?;
+        let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.site()).err());
+        if let Some(reason) = wrong {
+            return Err(PeftError::bad_file(&folder.path, reason));
+        }
+        self.model = slots::edit(model, |set| {
+            set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
+        });
         self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
         let mut active = self.active.clone();
         active.push(name.to_owned());
@@ -292,9 +301,76 @@ impl<M: Module> PeftModel<M> {
             info.trainable = wanted(name);
         }
         self.model = slots::edit(self.model.clone(), |set| {
-            set.map_adapters(|name, adapter| adapter.set_require_grad(wanted(name)))
+            set.map_adapters(|name, adapter| adapter.set_trainable(wanted(name)))
         });
         Ok(())
+    }
+
+    /// Scales what an adapter does: 1 is as trained, 0 nothing. Live and merged.
+    ///
+    /// Whatever the method, the layer's output is taken between those without and with the adapter, or beyond. For LoRA
+    /// that is a change of its scale. Modules that are saved whole stay as they are.
+    pub fn set_strength(&mut self, name: &str, strength: f64) -> Result<()> {
+        self.check_known(name)?;
+        if !strength.is_finite() {
+            return Err(PeftError::config("strength", format!("is {strength}, expected a finite number")));
+        }
+        self.model = slots::edit(self.model.clone(), |set| {
+            let rank = set.site().shape.len();
+            set.map_adapters(|it, adapter| {
+                if it == name && !is_replacement(&adapter, rank) { adapter.with_strength(strength) } else { adapter }
+            })
+        });
+        Ok(())
+    }
+
+    /// Gives an adapter another name.
+    ///
+    /// # Errors
+    /// If there is no such adapter, or the new name is taken.
+    pub fn rename_adapter(&mut self, old: &str, new: &str) -> Result<()> {
+        self.check_known(old)?;
+        self.check_free(new)?;
+        let renamed = |it: String| if it == old { new.to_owned() } else { it };
+        self.adapters = std::mem::take(&mut self.adapters).into_iter().map(|(name, it)| (renamed(name), it)).collect();
+        self.active = std::mem::take(&mut self.active).into_iter().map(renamed).collect();
+        self.model = slots::edit(self.model.clone(), |set| set.renamed(old, new));
+        Ok(())
+    }
+
+    /// Whether adapters act at all.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// A forward in which every row of the batch uses its own adapter, or none: the reference's `adapter_names`.
+    ///
+    /// Rows are grouped, so that each costs its own adapter only, however many are loaded; what is active does not matter.
+    /// The leading axis of every layer's input must count the rows, or a multiple of them, as in beam search.
+    ///
+    /// # Errors
+    /// If a name is unknown, adapters are disabled, or an adapter changes something that is not a linear layer or a table of
+    /// ours: a norm, a bias, a layer of `burn::nn`.
+    pub fn with_rows<R>(&self, rows: &[Option<&str>], run: impl FnOnce(&M) -> R) -> Result<R> {
+        for name in rows.iter().flatten() {
+            self.check_known(name)?;
+        }
+        if rows.is_empty() || !self.enabled {
+            let reason = "rows with adapters of their own need at least one row, and adapters that are not disabled";
+            return Err(PeftError::Invalid(reason.into()));
+        }
+        for set in slots::collect(&self.model) {
+            let named = |it: &&str| set.get(it).is_some_and(crate::AnyAdapter::touches_bias);
+            if let Some(name) = rows.iter().flatten().find(|it| named(it)).filter(|_| !set.site().is_layer_weight()) {
+                let reason = format!("it changes the bias of `{}`", set.site().module);
+                return Err(PeftError::unsupported(format!("rows with the adapter `{name}`"), reason));
+            }
+        }
+        let names = rows.iter().map(|it| it.map(str::to_owned)).collect();
+        rows::with(names, || run(&self.model)).map_err(|path| {
+            let reason = "which cannot tell rows apart; activate the adapter for a whole batch";
+            PeftError::unsupported(format!("rows with different adapters on `{path}`"), reason)
+        })
     }
 
     /// Removes an adapter.

@@ -30,6 +30,10 @@ pub struct BaseTensor {
 }
 
 impl BaseTensor {
+    pub(crate) fn new(site: Arc<Site>, tensor: Ranked) -> Self {
+        Self { site, tensor }
+    }
+
     /// The parameter's place.
     pub fn site(&self) -> &Arc<Site> {
         &self.site

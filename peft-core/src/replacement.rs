@@ -71,3 +71,8 @@ pub fn replacement_row_beside_prompt(site: &Arc<Site>, key: String) -> PlanRow {
 fn row(site: &Arc<Site>, copy: CopyOf) -> PlanRow {
     PlanRow { site: site.clone(), label: "trained whole".into(), parameters: site.len(), build: Arc::new(copy) }
 }
+
+/// Whether an adapter on a parameter of this rank is a copy that is trained whole.
+pub(crate) fn is_replacement(adapter: &AnyAdapter, rank: usize) -> bool {
+    with_rank!(rank, D => adapter.downcast_ref::<Replacement<D>>().is_some())
+}

@@ -11,6 +11,7 @@ use crate::nn::Dropout;
 use crate::ops;
 use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
+use crate::rows;
 use crate::site::{Layout, Site};
 use crate::slots;
 
@@ -28,6 +29,26 @@ pub fn linear<const D: usize>(
     bias: Option<&Param<Tensor<1>>>,
     layout: Layout,
 ) -> Tensor<D> {
+    let set = weight.reparameterization::<AdapterSet>();
+    if let Some(groups) = rows::groups(set, input.dims()[0]) {
+        let device = input.device();
+        let select = |input: Tensor<D>, rows| input.select(0, rows);
+        return rows::by_group(input, &device, &groups, select, |input, active| {
+            through(input, weight, bias, layout, active)
+        });
+    }
+    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
+    through(input, weight, bias, layout, &active)
+}
+
+/// The layer through these adapters.
+fn through<const D: usize>(
+    input: Tensor<D>,
+    weight: &Param<Tensor<2>>,
+    bias: Option<&Param<Tensor<1>>>,
+    layout: Layout,
+    active: &[&AnyAdapter],
+) -> Tensor<D> {
     let mut dims = input.dims();
     let d_in = dims[D - 1];
     let rows = dims[..D - 1].iter().product::<usize>();
@@ -36,11 +57,9 @@ pub fn linear<const D: usize>(
     owed::forget();
     let bias = bias.map(|it| it.val());
 
-    let set = weight.reparameterization::<AdapterSet>();
-    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
-    let output = match set {
+    let output = match weight.reparameterization::<AdapterSet>() {
         Some(set) if !active.is_empty() => {
-            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &active }.forward(input)
+            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: active }.forward(input)
         }
         _ => ops::linear(input, base, bias, layout),
     };
@@ -59,13 +78,23 @@ pub fn linear<const D: usize>(
 pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option<usize>) -> Tensor<3> {
     let base = weight.base();
     let set = weight.reparameterization::<AdapterSet>();
-    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
-    match set {
+    let through = |ids: Tensor<2, Int>, active: &[&AnyAdapter]| match set {
         Some(set) if !active.is_empty() => {
-            EmbeddingBelow { base: &base, padding, site: set.site(), adapters: &active }.forward(ids)
+            EmbeddingBelow { base: &base, padding, site: set.site(), adapters: active }.forward(ids)
         }
-        _ => burn::tensor::module::embedding(base, ids),
+        _ => burn::tensor::module::embedding(base.clone(), ids),
+    };
+    // Positions come once for all rows; with adapters of their own each row needs them.
+    let ids = match (rows::count(), ids.dims()) {
+        (Some(count), [1, seq]) if set.is_some() => ids.expand([count, seq]),
+        _ => ids,
+    };
+    if let Some(groups) = rows::groups(set, ids.dims()[0]) {
+        let device = ids.device();
+        return rows::by_group(ids, &device, &groups, |ids: Tensor<2, Int>, rows| ids.select(0, rows), through);
     }
+    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
+    through(ids, &active)
 }
 
 /// What active adapters put before the input of a model whose table of words is `table`; the first of them in front.

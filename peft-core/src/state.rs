@@ -1,13 +1,15 @@
 //! The tensors of an adapter under the keys of its file: reading them out, putting them back, their gradients.
 
+use std::any::Any;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Bool, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 
-use crate::adapter::AnyAdapter;
+use crate::adapter::{AnyAdapter, Kept};
 use crate::checkpoint::Stored;
 use crate::error::LoadReport;
 use crate::site::{PathStack, Site};
@@ -19,24 +21,36 @@ pub const KEY_PREFIX: &str = "base_model.model.";
 /// The tensors of the adapter `name`: all that it trains, keyed as in `adapter_model.safetensors`, or as in
 /// [`ENCODER_FILE`](crate::ENCODER_FILE) what is not saved there.
 pub fn tensors<M: Module>(model: &M, name: &str) -> Vec<Stored> {
-    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), None)
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Saved)
+}
+
+/// Those of [`tensors`] that are trained, not constants of the method.
+pub fn trained<M: Module>(model: &M, name: &str) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Trained)
 }
 
 /// What `adapter_model.safetensors` holds of the adapter `name`: its tensors, and prompts in place of their encoders.
 pub fn saved<M: Module>(model: &M, name: &str) -> Vec<Stored> {
-    collect(model, name, |it| Some(it.baked().map_or(Cow::Borrowed(it), Cow::Owned)), None)
+    collect(model, name, |it| Some(it.baked().map_or(Cow::Borrowed(it), Cow::Owned)), What::Saved)
 }
 
 /// Those of [`saved`] that are the outcome of an encoder, and the encoder's own tensors.
 pub fn encoders<M: Module>(model: &M, name: &str) -> (Vec<Stored>, Vec<Stored>) {
-    let outcome = collect(model, name, |it| it.baked().map(Cow::Owned), None);
-    let own = collect(model, name, |it| it.baked().map(|_| Cow::Borrowed(it)), None);
+    let outcome = collect(model, name, |it| it.baked().map(Cow::Owned), What::Saved);
+    let own = collect(model, name, |it| it.baked().map(|_| Cow::Borrowed(it)), What::Saved);
     (outcome, own)
 }
 
 /// The gradients of the adapter `name`, keyed as its tensors. Tensors without a gradient are left out.
 pub fn gradients<M: Module>(model: &M, name: &str, gradients: &Gradients) -> Vec<Stored> {
-    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), Some(gradients))
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Gradients(gradients))
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Saved,
+    Trained,
+    Gradients(&'a Gradients),
 }
 
 /// What the active adapters of a model add to the loss while training, `[1]`.
@@ -89,14 +103,13 @@ fn collect<M: Module>(
     model: &M,
     name: &str,
     form: impl Fn(&AnyAdapter) -> Option<Cow<'_, AnyAdapter>>,
-    gradients: Option<&Gradients>,
+    what: What<'_>,
 ) -> Vec<Stored> {
     let mut stored = Vec::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name).and_then(&form) {
             let adapter = adapter.as_ref();
-            let mut reader =
-                Read { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
+            let mut reader = Read { at: PathStack::default(), site: set.site(), adapter, what, stored: &mut stored };
             adapter.visit(&mut reader);
         }
     }
@@ -104,17 +117,66 @@ fn collect<M: Module>(
     stored
 }
 
+/// The key of a field in the file, if it is read at all.
+fn key(adapter: &AnyAdapter, site: &Site, field: &str) -> Option<String> {
+    match adapter.kept(field) {
+        Kept::Trained | Kept::Constant => Some(adapter.file_key(site, field)),
+        Kept::Shared(key) => Some(key),
+        Kept::Derived => None,
+    }
+}
+
+/// Keys of copies that a file may leave out.
+fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
+    struct Copies<'a>(PathStack, &'a AnyAdapter, &'a Site, HashSet<String>);
+    impl ModuleVisitor for Copies<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+            let field = self.0.path();
+            if matches!(self.1.kept(&field), Kept::Shared(_)) {
+                self.3.insert(self.1.file_key(self.2, &field));
+            }
+        }
+    }
+    let mut found = HashSet::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name) {
+            let mut visitor = Copies(PathStack::default(), adapter, set.site(), HashSet::new());
+            adapter.visit(&mut visitor);
+            found.extend(visitor.3);
+        }
+    }
+    found
+}
+
 struct Read<'a> {
     at: PathStack,
     site: &'a Site,
     adapter: &'a AnyAdapter,
-    gradients: Option<&'a Gradients>,
+    what: What<'a>,
     stored: &'a mut Vec<Stored>,
 }
 
 impl Read<'_> {
-    fn push(&mut self, data: TensorData) {
-        let key = self.adapter.file_key(self.site, &self.at.path());
+    fn push(&mut self, data: impl FnOnce(What<'_>) -> Option<TensorData>) {
+        let field = self.at.path();
+        let kept = self.adapter.kept(&field);
+        if kept != Kept::Trained && !matches!(self.what, What::Saved) {
+            return;
+        }
+        let Some(key) = key(self.adapter, self.site, &field) else { return };
+        let Some(data) = data(self.what) else { return };
+        if matches!(kept, Kept::Shared(_)) {
+            self.stored.push(Stored { key: self.adapter.file_key(self.site, &field), data: data.clone() });
+            if self.stored.iter().any(|it| it.key == key) {
+                return;
+            }
+        }
         self.stored.push(Stored { key, data });
     }
 }
@@ -129,26 +191,18 @@ impl ModuleVisitor for Read<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        match self.gradients {
-            None => self.push(param.base().into_data()),
-            Some(gradients) => {
-                if let Some(gradient) = param.base().grad(gradients) {
-                    self.push(gradient.into_data());
-                }
-            }
-        }
+        self.push(|what| match what {
+            What::Gradients(gradients) => param.base().grad(gradients).map(Tensor::into_data),
+            What::Saved | What::Trained => Some(param.base().into_data()),
+        });
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        if self.gradients.is_none() {
-            self.push(param.base().into_data());
-        }
+        self.push(|what| (!matches!(what, What::Gradients(_))).then(|| param.base().into_data()));
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        if self.gradients.is_none() {
-            self.push(param.base().into_data());
-        }
+        self.push(|what| (!matches!(what, What::Gradients(_))).then(|| param.base().into_data()));
     }
 }
 
@@ -166,13 +220,16 @@ pub fn compare<'a, M: Module>(model: &M, name: &str, file: impl Iterator<Item = 
             Some(_) => {}
         }
     }
-    report.missing = wanted.into_keys().collect();
+    let copies = copies(model, name);
+    report.missing = wanted.into_keys().filter(|key| !copies.contains(key)).collect();
     report
 }
 
 /// Puts values into the tensors of the adapter `name`. Keys that are not given keep their values; check with
 /// [`compare`] first.
 pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorData>) -> M {
+    // One tensor for all layers stays one.
+    let shared = RefCell::new(HashMap::new());
     slots::edit(model, |set| {
         let site = set.site().clone();
         set.map_adapters(|it, adapter| {
@@ -180,7 +237,13 @@ pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorDat
                 return adapter;
             }
             let keys = adapter.clone();
-            adapter.map(&mut Write { at: PathStack::default(), site: &site, adapter: &keys, values: &values })
+            adapter.map(&mut Write {
+                at: PathStack::default(),
+                site: &site,
+                adapter: &keys,
+                values: &values,
+                shared: &shared,
+            })
         })
     })
 }
@@ -190,12 +253,21 @@ struct Write<'a> {
     site: &'a Site,
     adapter: &'a AnyAdapter,
     values: &'a HashMap<String, TensorData>,
+    shared: &'a RefCell<HashMap<String, Box<dyn Any>>>,
 }
 
 impl Write<'_> {
-    fn value(&self) -> Option<TensorData> {
-        let key = self.adapter.file_key(self.site, &self.at.path());
-        self.values.get(&key).cloned()
+    fn value(&self) -> Option<&TensorData> {
+        self.values.get(&key(self.adapter, self.site, &self.at.path())?)
+    }
+
+    fn tensor<const D: usize>(&self, data: &TensorData, device: &Device) -> Tensor<D> {
+        let Kept::Shared(key) = self.adapter.kept(&self.at.path()) else {
+            return Tensor::from_data(data.clone(), device);
+        };
+        let mut shared = self.shared.borrow_mut();
+        let tensor = shared.entry(key).or_insert_with(|| Box::new(Tensor::<D>::from_data(data.clone(), device)));
+        tensor.downcast_ref::<Tensor<D>>().cloned().unwrap_or_else(|| Tensor::from_data(data.clone(), device))
     }
 }
 
@@ -212,7 +284,7 @@ impl ModuleMapper for Write<'_> {
         match self.value() {
             Some(data) => {
                 let id = param.id;
-                let tensor = Tensor::from_data(data, &param.lazy_device());
+                let tensor = self.tensor(data, &param.lazy_device());
                 param.transform_for_load(tensor, id)
             }
             None => param,
@@ -223,7 +295,7 @@ impl ModuleMapper for Write<'_> {
         match self.value() {
             Some(data) => {
                 let id = param.id;
-                let tensor = Tensor::from_data(data, &param.lazy_device());
+                let tensor = Tensor::from_data(data.clone().convert::<i64>(), &param.lazy_device());
                 param.transform_for_load(tensor, id)
             }
             None => param,

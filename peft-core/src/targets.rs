@@ -314,11 +314,13 @@ impl<'a, T> Patterns<'a, T> {
     /// The order is that of the JSON file. The reference keeps the order in which its user wrote the dictionary while
     /// it trains, but writes the file with sorted keys, so after a reload it too goes by the file.
     pub fn new(field: &str, map: &'a IndexMap<String, T>) -> Result<Self> {
-        let entries = map
-            .iter()
-            .map(|(key, value)| Ok((compile(field, &format!(r"\A(?:.*\.)?(?:{key})\z"))?, value)))
-            .collect::<Result<_>>()?;
-        Ok(Self { entries })
+        Self::spelled(field, map, |key| format!(r"\A(?:.*\.)?(?:{key})\z"))
+    }
+
+    /// Compiles keys that a method matches in a way of its own.
+    pub fn spelled(field: &str, map: &'a IndexMap<String, T>, spell: impl Fn(&str) -> String) -> Result<Self> {
+        let entries = map.iter().map(|(key, value)| Ok((compile(field, &spell(key))?, value)));
+        Ok(Self { entries: entries.collect::<Result<_>>()? })
     }
 
     /// The value for a layer.

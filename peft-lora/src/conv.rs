@@ -28,8 +28,12 @@ pub struct LoraConv<const D: usize> {
 }
 
 impl<const D: usize> LoraConv<D> {
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
     /// `A` as `[rank, in · kernel]`, `B` as `[out, rank]`
-    fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+    pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
         let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
         let [rank, out] = [a.dims()[0], b.dims()[0]];
         let width = a.dims()[1..].iter().product::<usize>();

@@ -23,6 +23,10 @@ pub struct LoraEmbedding {
 }
 
 impl LoraEmbedding {
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
     /// `magnitude / ‖E + ΔE‖` per feature, `[d_model]`. `base` is `[rows, d_model]`.
     fn direction_scale(&self, magnitude: &Param<Tensor<1>>, base: Tensor<2>) -> Tensor<1> {
         magnitude.val() / self.norms(base)

@@ -44,6 +44,10 @@ pub struct LoraLinear {
 }
 
 impl LoraLinear {
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
     /// `s · B A − s · B₀ A₀`, `[out, in]`.
     fn delta(&self) -> Tensor<2> {
         let delta = self.lora_B.weight.val().matmul(self.lora_A.weight.val());

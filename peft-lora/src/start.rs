@@ -5,11 +5,12 @@
 //! for bit. The function computed is the same.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use faer::Mat;
 use peft_core::{Init, Site};
 
 use crate::config::Start;
+use crate::svd::{self, to_mat, to_tensor};
 
 /// A pair of factors that is not trained.
 #[derive(Module, Debug)]
@@ -73,7 +74,7 @@ fn pissa(
     init: &mut Init,
 ) -> (Mat<f32>, Mat<f32>) {
     let (u, s, v) = match iterations {
-        None => thin_svd(&weight),
+        None => svd::thin(&weight),
         Some(iterations) => randomised_svd(&weight, rank, iterations, init),
     };
     let root = |at: usize| (f64::from(s[at]) / scale).sqrt() as f32;
@@ -108,12 +109,6 @@ fn orthogonal(rank: usize, d_in: usize, d_out: usize, init: &mut Init) -> (Param
     (init.given(tenth(&a)), init.given(tenth(&b)))
 }
 
-fn thin_svd(weight: &Mat<f32>) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
-    let svd = weight.thin_svd().expect("the singular values of a finite matrix converge");
-    let values = svd.S().column_vector().iter().copied().collect();
-    (svd.U().to_owned(), values, svd.V().to_owned())
-}
-
 /// The leading part of an SVD by subspace iteration (arXiv 0909.4061, algorithms 4.4 and 5.1), as torch's
 /// `svd_lowrank` does it.
 fn randomised_svd(
@@ -128,19 +123,6 @@ fn randomised_svd(
         let back = (weight.transpose() * &basis).qr().compute_thin_Q();
         basis = (weight * &back).qr().compute_thin_Q();
     }
-    let (u, s, v) = thin_svd(&(basis.transpose() * weight));
+    let (u, s, v) = svd::thin(&(basis.transpose() * weight));
     (&basis * &u, s, v)
-}
-
-fn to_mat(tensor: &Tensor<2>) -> Mat<f32> {
-    let [rows, cols] = tensor.dims();
-    let data = tensor.to_data().convert::<f32>();
-    let values = data.as_slice::<f32>().expect("converted to f32");
-    Mat::from_fn(rows, cols, |row, col| values[row * cols + col])
-}
-
-fn to_tensor(mat: &Mat<f32>, device: &burn::tensor::Device) -> Tensor<2> {
-    let (rows, cols) = (mat.nrows(), mat.ncols());
-    let values: Vec<f32> = (0..rows * cols).map(|at| mat[(at / cols, at % cols)]).collect();
-    Tensor::from_data(TensorData::new(values, [rows, cols]), device)
 }

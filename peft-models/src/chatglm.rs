@@ -185,6 +185,7 @@ impl GlmMlp {
 }
 
 /// Where tokens of the first generation stand: in their text, and in what is to be filled in.
+#[allow(clippy::large_enum_variant)] // one on the stack of a forward
 enum Places {
     /// Half of a head turns by the one, half by the other.
     Two(RotaryTable, RotaryTable),

@@ -36,7 +36,14 @@ pub fn methods() -> Methods {
         .with(peft_lora::loha::PEFT_TYPE, peft_lora::LoHaConfig::parse)
         .with(peft_lora::lokr::PEFT_TYPE, peft_lora::LoKrConfig::parse)
         .with(peft_lora::norms::PEFT_TYPE, peft_lora::LnTuningConfig::parse)
-        .with(peft_lora::tokens::PEFT_TYPE, peft_lora::TrainableTokensConfig::parse);
+        .with(peft_lora::tokens::PEFT_TYPE, peft_lora::TrainableTokensConfig::parse)
+        .with(peft_lora::miss::PEFT_TYPE, peft_lora::MissConfig::parse)
+        .with(peft_lora::hira::PEFT_TYPE, peft_lora::HiraConfig::parse)
+        .with(peft_lora::shira::PEFT_TYPE, peft_lora::ShiraConfig::parse)
+        .with(peft_lora::oft::PEFT_TYPE, peft_lora::OftConfig::parse)
+        .with(peft_lora::boft::PEFT_TYPE, peft_lora::BoftConfig::parse)
+        .with(peft_lora::fourierft::PEFT_TYPE, peft_lora::FourierFtConfig::parse)
+        .with(peft_lora::randlora::PEFT_TYPE, peft_lora::RandLoraConfig::parse);
     #[cfg(feature = "ia3")]
     let methods = methods.with(peft_ia3::PEFT_TYPE, peft_ia3::Ia3Config::parse);
     #[cfg(feature = "prompt")]

@@ -52,10 +52,11 @@ const MODELS: [Names; 2] = [
 
 mod lora;
 mod prompts;
+mod relatives;
 mod variants;
 
 fn rows() -> Vec<Row> {
-    [lora::rows(), prompts::rows(), variants::rows()].into_iter().flatten().collect()
+    [lora::rows(), prompts::rows(), variants::rows(), relatives::rows()].into_iter().flatten().collect()
 }
 
 fn for_all(law: impl Fn(&str, &Names, &Row, PeftModel<AutoCausalLm>, TensorData)) {

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod bad_input;
+mod combined;
 mod generation;
 mod hub;
 mod inspect;

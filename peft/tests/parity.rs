@@ -28,9 +28,11 @@ mod decoders;
 mod encoders;
 mod lora;
 mod prompts;
+mod relatives;
 mod variants;
 
-const TABLES: &[&[&str]] = &[decoders::CASES, encoders::CASES, lora::CASES, prompts::CASES, variants::CASES];
+const TABLES: &[&[&str]] =
+    &[decoders::CASES, encoders::CASES, lora::CASES, prompts::CASES, relatives::CASES, variants::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);

@@ -109,8 +109,10 @@ macro_rules! steps {
 }
 
 steps! {
-    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default, gpt2_adalora_default, llama_adalora_default,
-        llama_loha_default, llama_lokr_default, gpt2_norms_default, gpt2_tokens, llama_lora_tokens;
+    causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default,
+        gpt2_adalora_default, llama_adalora_default, llama_loha_default, llama_lokr_default, gpt2_norms_default,
+        gpt2_tokens, llama_lora_tokens, llama_miss, llama_hira, llama_shira, llama_oft, llama_boft, llama_fourierft,
+        llama_randlora;
     classifier_steps: bert_lora_default, llama_cls_lora;
 }
 

@@ -1,0 +1,88 @@
+//! Any weight method as LoRA of a given rank. Source: `convert_to_lora` in `peft/tuners/lora/conversion.py`.
+
+use burn::module::Module;
+use peft_core::{Names, PeftError, PeftModel, Result};
+use serde_json::Value;
+
+use crate::combine::{add_quietly, stored};
+use crate::config::LoraConfig;
+use crate::svd;
+
+/// How well one parameter's update survived.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversion {
+    /// Path of the layer.
+    pub module: String,
+    /// Norm of what was lost over the norm of the update: 0 is exact, 1 is nothing left.
+    pub error: f64,
+    /// The lowest rank that keeps all but a millionth of the update.
+    pub rank_needed: usize,
+}
+
+/// Turns adapters into LoRA.
+pub trait ConvertToLora {
+    /// Adds a LoRA adapter `name` of this rank, scale 1, that is the best approximation of the update of `adapter`, and
+    /// says what each layer lost. What is active stays so.
+    ///
+    /// Any method that changes weights can be converted, also one that multiplies. Modules that it saves whole and
+    /// trained biases go along.
+    ///
+    /// # Errors
+    /// If the adapter is unknown, changes a bias or a norm by its method, or nothing is left to convert.
+    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: usize) -> Result<Vec<Conversion>>;
+}
+
+impl<M: Module> ConvertToLora for PeftModel<M> {
+    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: usize) -> Result<Vec<Conversion>> {
+        crate::common::check_positive("r", rank)?;
+        let mut report = Vec::new();
+        let mut tensors = Vec::new();
+        let mut modules = Vec::new();
+        let mut whole = Vec::new();
+        for update in self.updates(adapter)? {
+            let site = &update.site;
+            if let Some(key) = update.replacement {
+                whole.push(key);
+                continue;
+            }
+            if !site.is_layer_weight() || update.touches_bias {
+                let reason = format!("it changes more than the weight of `{}`", site.module);
+                return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
+            }
+            let matrix = svd::to_mat(&update.delta);
+            let (a, b, values) = svd::factors(&matrix, rank);
+            let energy = |values: &[f32]| values.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
+            let all = energy(&values);
+            let lost = energy(&values[rank.min(values.len())..]);
+            let rank_needed =
+                (0..=values.len()).find(|it| energy(&values[*it..]) <= 1e-12 * all).unwrap_or(values.len());
+            let error = if all > 0.0 { (lost / all).sqrt() } else { 0.0 };
+            report.push(Conversion { module: site.module.clone(), error, rank_needed });
+            modules.push(site.module.clone());
+            tensors.extend(stored(site, rank, &a, &b));
+        }
+        if report.is_empty() {
+            return Err(PeftError::unsupported(
+                format!("converting `{adapter}` to LoRA"),
+                "it adapts no layer's weight",
+            ));
+        }
+        let json = self.adapter_config(adapter)?;
+        let mut config = serde_json::Map::new();
+        for field in ["modules_to_save", "bias", "task_type", "base_model_name_or_path", "revision"] {
+            config.extend(json.get(field).filter(|it| !it.is_null()).map(|it| (field.to_owned(), it.clone())));
+        }
+        if config.get("bias").and_then(Value::as_str).is_some_and(|it| it.ends_with("_only")) {
+            config.insert("bias".into(), "lora_only".into());
+        }
+        let config = LoraConfig {
+            r: rank,
+            lora_alpha: rank as f64,
+            target_modules: Some(Names::List(modules)),
+            ..LoraConfig::parse(config)?
+        };
+        tensors.extend(self.adapter_tensors(adapter)?.into_iter().filter(|it| whole.contains(&it.key)));
+        add_quietly(self, name, config, tensors)?;
+        Ok(report)
+    }
+}
