@@ -27,6 +27,10 @@ use crate::gpt2::{
 };
 use crate::input::{KvCache, ModelInput, Seq2SeqCache};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
+use crate::modernbert::{
+    self, ModernBertConfig, ModernBertForQuestionAnswering, ModernBertForSequenceClassification,
+    ModernBertForTokenClassification, ModernBertModel,
+};
 use crate::roberta::{
     self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
     RobertaModel,
@@ -94,6 +98,7 @@ architectures! { $
     DebertaV2(DebertaV2ForSequenceClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForSequenceClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    ModernBert(ModernBertForSequenceClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForSequenceClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -104,6 +109,7 @@ architectures! { $
     Deberta(DebertaForTokenClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForTokenClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForTokenClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    ModernBert(ModernBertForTokenClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForTokenClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -114,6 +120,7 @@ architectures! { $
     Deberta(DebertaForQuestionAnswering, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForQuestionAnswering, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForQuestionAnswering, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    ModernBert(ModernBertForQuestionAnswering, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForQuestionAnswering, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -132,6 +139,7 @@ architectures! { $
     DebertaV2(DebertaV2Model, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2Model, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
     Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    ModernBert(ModernBertModel, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaModel, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -173,7 +181,7 @@ pub fn load_sequence_classifier(
     options.write_into(&mut raw);
     let model = AutoSequenceClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
@@ -187,7 +195,7 @@ pub fn load_token_classifier(
     options.write_into(&mut raw);
     let model = AutoTokenClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
@@ -200,7 +208,7 @@ pub fn load_question_answerer(
     let raw = RawConfig::read(&folder)?;
     let model = AutoQuestionAnswerer::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs", "classifier", "head"])?;
     Ok((start(model, &report.missing, &raw, seed, device), report))
 }
 
@@ -259,7 +267,7 @@ impl AutoSequenceClassifier {
     /// Whether every token sees the whole text. A decoder's classifier looks at the last token, so that it must know
     /// which is padding.
     pub fn is_encoder(&self) -> bool {
-        matches!(self, Self::Bert(_) | Self::Deberta(_) | Self::DebertaV2(_) | Self::Roberta(_))
+        matches!(self, Self::Bert(_) | Self::Deberta(_) | Self::DebertaV2(_) | Self::ModernBert(_) | Self::Roberta(_))
     }
 }
 

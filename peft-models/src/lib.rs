@@ -15,6 +15,7 @@ pub mod gpt2;
 mod input;
 pub mod llama;
 pub mod mask;
+pub mod modernbert;
 pub mod prompt;
 pub mod roberta;
 pub mod rope;

@@ -113,7 +113,7 @@ mod targets {
         bart_all_linear, bart_base, bart_base_bare, bart_base_left, bart_forced, bart_lora, mbart_all_linear,
         mbart_base, mbart_base_bare, mbart_base_left, mbart_lora, mt5_base, t5_all_linear, t5_base, t5_base_bare,
         t5_base_left, t5_beams_early, t5_beams_eos, t5_beams_long, t5_beams_never, t5_beams_short, t5_gated_base,
-        t5_gated_eos, t5_lora,
+        t5_gated_eos, t5_lora, t5_prompt_tuning, t5_p_tuning, t5_prefix, bart_prompt_tuning, bart_p_tuning, bart_prefix,
     }
 }
 

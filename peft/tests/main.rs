@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod generation;
+mod golden;
 mod hub;
 mod inspect;
 mod laws;

@@ -24,11 +24,12 @@ macro_rules! parity {
     };
 }
 
+mod encoder_prompts;
 mod encoders;
 mod lora;
 mod prompts;
 
-const TABLES: &[&[&str]] = &[encoders::CASES, lora::CASES, prompts::CASES];
+const TABLES: &[&[&str]] = &[encoder_prompts::CASES, encoders::CASES, lora::CASES, prompts::CASES];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);
