@@ -102,7 +102,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             }
             run(request, model, device, &inputs, |model, input| {
                 let labels = inputs.integers("labels")?;
-                let logits = model.logits(input, &inputs.target(model, labels.as_ref())?);
+                let logits = model.logits(input, &inputs.target(model, input, labels.as_ref())?);
                 let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
@@ -282,7 +282,12 @@ impl Inputs<'_> {
     }
 
     /// What a decoder reads: as given, or the labels one position late.
-    fn target(&self, model: &impl Seq2SeqLm, labels: Option<&Tensor<2, Int>>) -> Result<ModelInput> {
+    fn target(
+        &self,
+        model: &impl Seq2SeqLm,
+        source: &ModelInput,
+        labels: Option<&Tensor<2, Int>>,
+    ) -> Result<ModelInput> {
         let tokens = match (self.integers("decoder_input_ids")?, self.file.shape("decoder_inputs_embeds"), labels) {
             (Some(ids), _, _) => Tokens::Ids(ids),
             (None, Some([_, _, _]), _) => {
@@ -294,7 +299,8 @@ impl Inputs<'_> {
                 return Err(PeftError::bad_file(self.file.path(), reason));
             }
         };
-        Ok(ModelInput { attention_mask: self.integers("decoder_attention_mask")?, ..ModelInput::new(tokens) })
+        let attention_mask = self.integers("decoder_attention_mask")?;
+        Ok(ModelInput { attention_mask, task_ids: source.task_ids.clone(), ..ModelInput::new(tokens) })
     }
 
     fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
