@@ -87,8 +87,8 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         "question-answering" => {
             let (model, _) = auto::load_question_answerer(&request.model, device, 0)?;
             run(request, model, device, &inputs, |model, input| {
-                // The reference's wrapper of this task loses both on the way, so that its numbers are without them.
-                let adapted = !request.adapters.is_empty();
+                // The reference's wrapper of this task loses both on the way; a merged model has no wrapper.
+                let adapted = !request.adapters.is_empty() && !request.merge;
                 let input = &ModelInput {
                     token_type_ids: input.token_type_ids.clone().filter(|_| !adapted),
                     position_ids: input.position_ids.clone().filter(|_| !adapted),
