@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{PeftError, Result, nearest};
 use crate::plan::{Plan, PlanRow};
 use crate::replacement::replacement_row;
-use crate::site::{Site, SiteKind, Sites};
+use crate::site::{Site, Sites};
 use crate::targets::is_saved_whole;
 
 /// Fields of every `adapter_config.json` that say nothing about the numbers of a trained adapter.
@@ -44,7 +44,7 @@ impl Bias {
             return;
         }
         let adapted: Vec<String> = plan.rows.iter().map(|it| it.site.module.clone()).collect();
-        for site in sites.iter().filter(|it| it.param.contains("bias") && it.kind != SiteKind::Buffer) {
+        for site in sites.iter().filter(|it| it.param == "bias") {
             let is_adapted = adapted.contains(&site.module);
             if saved.contains(&site.module) || (self == Self::AdaptedOnly && !is_adapted) {
                 continue;

@@ -32,6 +32,10 @@ use crate::gpt2::{
 use crate::gptj::{self, GptJConfig, GptJForCausalLm, GptJForSequenceClassification, GptJModel};
 use crate::input::{KvCache, ModelInput, Seq2SeqCache};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
+use crate::modernbert::{
+    self, ModernBertConfig, ModernBertForQuestionAnswering, ModernBertForSequenceClassification,
+    ModernBertForTokenClassification, ModernBertModel,
+};
 use crate::opt::{self, OptConfig, OptForCausalLm, OptForSequenceClassification, OptModel};
 use crate::roberta::{
     self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
@@ -111,6 +115,7 @@ architectures! { $
     GptNeo(GptNeoForSequenceClassification, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
     GptJ(GptJForSequenceClassification, GptJConfig, gptj::BASE_PREFIX) = "gptj",
     GptNeoX(GptNeoXForSequenceClassification, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
+    ModernBert(ModernBertForSequenceClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForSequenceClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -121,6 +126,7 @@ architectures! { $
     Deberta(DebertaForTokenClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForTokenClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForTokenClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    ModernBert(ModernBertForTokenClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForTokenClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -131,6 +137,7 @@ architectures! { $
     Deberta(DebertaForQuestionAnswering, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForQuestionAnswering, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForQuestionAnswering, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    ModernBert(ModernBertForQuestionAnswering, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForQuestionAnswering, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -155,6 +162,7 @@ architectures! { $
     GptJ(GptJModel, GptJConfig, gptj::BASE_PREFIX) = "gptj",
     GptNeoX(GptNeoXModel, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
     ChatGlm(ChatGlmModel, ChatGlmConfig, chatglm::BASE_PREFIX) = "chatglm",
+    ModernBert(ModernBertModel, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaModel, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
 
@@ -196,7 +204,7 @@ pub fn load_sequence_classifier(
     options.write_into(&mut raw);
     let model = AutoSequenceClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
@@ -210,7 +218,7 @@ pub fn load_token_classifier(
     options.write_into(&mut raw);
     let model = AutoTokenClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
@@ -223,7 +231,7 @@ pub fn load_question_answerer(
     let raw = RawConfig::read(&folder)?;
     let model = AutoQuestionAnswerer::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs", "classifier", "head"])?;
     Ok((start(model, &report.missing, &raw, seed, device), report))
 }
 
@@ -286,7 +294,7 @@ impl AutoSequenceClassifier {
     /// Whether every token sees the whole text. A decoder's classifier looks at the last token, so that it must know
     /// which is padding.
     pub fn is_encoder(&self) -> bool {
-        matches!(self, Self::Bert(_) | Self::Deberta(_) | Self::DebertaV2(_) | Self::Roberta(_))
+        matches!(self, Self::Bert(_) | Self::Deberta(_) | Self::DebertaV2(_) | Self::ModernBert(_) | Self::Roberta(_))
     }
 }
 

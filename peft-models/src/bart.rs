@@ -429,7 +429,8 @@ impl Describe for BartForConditionalGeneration {
         let prompts = PromptShape {
             table: "shared".into(),
             d_model: config.d_model,
-            layers: config.decoder_layers,
+            // The reference counts the encoder's, and leaves over what the decoder has no layer for.
+            layers: config.encoder_layers,
             heads: config.decoder_attention_heads,
             kv_heads: config.decoder_attention_heads,
             d_head: config.d_model / config.decoder_attention_heads,

@@ -21,6 +21,7 @@ pub mod gptj;
 mod input;
 pub mod llama;
 pub mod mask;
+pub mod modernbert;
 pub mod opt;
 pub mod prompt;
 pub mod roberta;

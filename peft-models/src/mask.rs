@@ -131,6 +131,23 @@ pub fn bidirectional(input: &ModelInput, past: usize) -> Option<AttentionMask> {
     hidden.map(|it| AttentionMask::new(it, true))
 }
 
+/// Every query sees the tokens at most `reach` away that are not padding.
+pub fn nearby(input: &ModelInput, reach: usize) -> Option<AttentionMask> {
+    let [_, seq] = input.dims();
+    let device = input.device();
+    let places = Tensor::<1, Int>::arange(0..seq as i64, &device);
+    let query = places.clone().reshape([1, 1, seq, 1]).expand([1, 1, seq, seq]);
+    let key = places.reshape([1, 1, 1, seq]).expand([1, 1, seq, seq]);
+    let mut hidden = (query - key).abs().greater_elem(reach as i64);
+    if let Some(mask) = &input.attention_mask {
+        hidden = either(hidden, padding(mask.clone()));
+    }
+    if let Some(segments) = &input.segment_ids {
+        hidden = either(hidden, across_segments(segments.clone(), 0));
+    }
+    Some(AttentionMask::new(hidden, true))
+}
+
 /// Every query sees every token of another text that is not padding.
 ///
 /// # Shapes

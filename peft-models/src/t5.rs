@@ -486,7 +486,8 @@ impl Describe for T5ForConditionalGeneration {
         let prompts = PromptShape {
             table: "shared".into(),
             d_model: config.d_model,
-            layers: config.num_decoder_layers.unwrap_or(config.num_layers),
+            // The reference counts the encoder's, and leaves over what the decoder has no layer for.
+            layers: config.num_layers,
             heads: config.num_heads,
             kv_heads: config.num_heads,
             d_head: config.d_kv,

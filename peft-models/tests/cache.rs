@@ -1,9 +1,10 @@
 //! Decoding piece by piece gives what one pass over the whole text gives.
 
 use burn::tensor::Tensor;
-use peft_models::{KvCache, ModelInput};
+use peft_models::auto::load_seq2seq_lm;
+use peft_models::{KvCache, ModelInput, Seq2SeqCache, Seq2SeqLm};
 
-use crate::support::{assert_close, causal_lm, ids, logits};
+use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
 
 macro_rules! decoders {
     ($($test:ident: $model:literal),+ $(,)?) => {
@@ -53,6 +54,35 @@ fn check(name: &str) {
         // What stands in for padding is nobody's: where it averages over all keys, it depends on how many there are.
         let kept = mask.map_or(want.ones_like(), |it| it.float().unsqueeze_dim::<3>(2).expand(want.dims()));
         assert_close(what, (Tensor::cat(pieces, 1) * kept.clone()).into_data(), (want * kept).into_data());
+    }
+}
+
+/// Distances beyond the last bucket of T5, and positions that go on where BART's cache ends.
+#[test]
+fn targets_in_pieces() {
+    let source = ids([[9, 71, 5, 33, 18, 92], [51, 3, 28, 80, 1, 1]]);
+    let source = ModelInput::ids(source).with_mask(ids([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]));
+    let text = ids([[2, 40, 64, 7, 97, 44, 62, 5, 11, 39, 73, 18], [2, 16, 9, 55, 31, 80, 21, 66, 4, 3, 90, 12]]);
+    for name in ["t5-tiny", "t5-gated", "mt5-tiny", "bart-tiny", "mbart-tiny"] {
+        let model = still(load_seq2seq_lm(model_folder(name), &device()).unwrap().0);
+        let encoded = model.encode(&source);
+        let want = model.decode(&ModelInput::ids(text.clone()), &encoded, None);
+        let mut cache = Seq2SeqCache::new();
+        let mut pieces = Vec::new();
+        for width in [5, 3, 1, 1, 1, 1] {
+            let piece = ModelInput::ids(text.clone().narrow(1, cache.len(), width));
+            pieces.push(model.decode(&piece, &encoded, Some(&mut cache)));
+        }
+        assert_close(name, Tensor::cat(pieces, 1).into_data(), want.clone().into_data());
+
+        // Beams part: the second row goes on twice.
+        let rows = Tensor::from_ints([1, 1], &device());
+        let mut cache = Seq2SeqCache::new();
+        model.decode(&ModelInput::ids(text.clone().narrow(1, 0, 11)), &encoded, Some(&mut cache));
+        cache.select(rows.clone());
+        let last = ModelInput::ids(ids([[12], [12]]));
+        let got = model.decode(&last, &encoded.select(rows.clone()), Some(&mut cache));
+        assert_close(name, got.into_data(), want.narrow(1, 11, 1).select(0, rows).into_data());
     }
 }
 

@@ -230,7 +230,7 @@ fn a_new_head_is_seeded_and_reported() {
                 AutoSequenceClassifier::Bert(it) => &it.classifier.weight,
                 AutoSequenceClassifier::Gpt2(it) => &it.score.weight,
                 AutoSequenceClassifier::Llama(it) => &it.score.weight,
-                other => panic!("not among the models of this test: {other:?}"),
+                other => panic!("no case for {other:?}"),
             };
             assert!(!weight.val().is_require_grad(), "a base model is frozen");
             weight.val().into_data()

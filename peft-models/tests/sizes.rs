@@ -1,7 +1,9 @@
 //! Real models are counted, never allocated.
 
 use peft_core::Describe;
-use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor};
+use peft_models::auto::{
+    AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+};
 use peft_models::config::RawConfig;
 
 use crate::support::device;
@@ -107,4 +109,66 @@ fn bert_base_uncased() {
     let raw = RawConfig::parse_text(r#"{"model_type": "bert", "position_embedding_type": "absolute"}"#).unwrap();
     let model = AutoFeatureExtractor::from_config(&raw, &device()).unwrap();
     assert_eq!(model.describe().parameters(), 109_482_240);
+}
+
+fn counted(task: &str, json: &str) -> usize {
+    let raw = RawConfig::parse_text(json).unwrap();
+    let sites = match task {
+        "features" => AutoFeatureExtractor::from_config(&raw, &device()).unwrap().describe(),
+        "classes" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().describe(),
+        "tokens" => AutoTokenClassifier::from_config(&raw, &device()).unwrap().describe(),
+        "targets" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().describe(),
+        other => panic!("{other}"),
+    };
+    sites.parameters()
+}
+
+const ROBERTA_LARGE: &str = r#"{"model_type": "roberta", "hidden_size": 1024, "intermediate_size": 4096,
+    "layer_norm_eps": 1e-05, "max_position_embeddings": 514, "num_attention_heads": 16, "num_hidden_layers": 24,
+    "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265, "num_labels": 11}"#;
+
+#[test]
+fn roberta_large() {
+    assert_eq!(counted("features", ROBERTA_LARGE), 355_359_744);
+    assert_eq!(counted("tokens", ROBERTA_LARGE), 354_321_419);
+    assert_eq!(counted("classes", &ROBERTA_LARGE.replace("11", "2")), 355_361_794);
+}
+
+#[test]
+fn deberta_base_and_its_followers() {
+    let base = r#"{"model_type": "deberta", "relative_attention": true, "pos_att_type": "c2p|p2c",
+        "position_biased_input": false, "max_relative_positions": -1}"#;
+    assert_eq!(counted("features", base), 138_601_728);
+    let v3 = r#"{"model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": true,
+        "pos_att_type": "p2c|c2p", "relative_attention": true, "position_biased_input": false}"#;
+    assert_eq!(counted("features", v3), 183_831_552);
+    let xlarge = r#"{"model_type": "deberta-v2", "conv_kernel_size": 3, "conv_act": "gelu", "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm", "share_att_key": true, "pos_att_type": "p2c|c2p", "relative_attention": true,
+        "position_biased_input": false, "attention_head_size": 64}"#;
+    assert_eq!(counted("features", xlarge), 884_593_152);
+}
+
+#[test]
+fn modernbert_base() {
+    assert_eq!(counted("features", r#"{"model_type": "modernbert"}"#), 149_014_272);
+}
+
+#[test]
+fn t5_large_and_mt0_large() {
+    let large = r#"{"model_type": "t5", "d_ff": 4096, "d_kv": 64, "d_model": 1024, "num_layers": 24, "num_heads": 16,
+        "vocab_size": 32128}"#;
+    assert_eq!(counted("targets", large), 737_668_096);
+    let large = r#"{"model_type": "mt5", "d_ff": 2816, "d_kv": 64, "d_model": 1024, "num_layers": 24, "num_heads": 16,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false, "vocab_size": 250112}"#;
+    assert_eq!(counted("targets", large), 1_229_581_312);
+}
+
+#[test]
+fn bart_base_and_mbart_large() {
+    let base = r#"{"model_type": "bart", "d_model": 768, "encoder_layers": 6, "decoder_layers": 6,
+        "encoder_attention_heads": 12, "decoder_attention_heads": 12, "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072, "is_encoder_decoder": true}"#;
+    assert_eq!(counted("targets", base), 139_420_416);
+    assert_eq!(counted("targets", r#"{"model_type": "mbart", "vocab_size": 250027}"#), 610_851_840);
 }

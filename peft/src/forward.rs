@@ -87,6 +87,13 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         "question-answering" => {
             let (model, _) = auto::load_question_answerer(&request.model, device, 0)?;
             run(request, model, device, &inputs, |model, input| {
+                // The reference's wrapper of this task loses both on the way; a merged model has no wrapper.
+                let adapted = !request.adapters.is_empty() && !request.merge;
+                let input = &ModelInput {
+                    token_type_ids: input.token_type_ids.clone().filter(|_| !adapted),
+                    position_ids: input.position_ids.clone().filter(|_| !adapted),
+                    ..input.clone()
+                };
                 let logits = model.logits(input);
                 let places = inputs.places("start_positions")?.zip(inputs.places("end_positions")?);
                 let loss = places.map(|(starts, ends)| loss::question_answering(logits.clone(), starts, ends));
@@ -102,7 +109,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             }
             run(request, model, device, &inputs, |model, input| {
                 let labels = inputs.integers("labels")?;
-                let logits = model.logits(input, &inputs.target(model, labels.as_ref())?);
+                let logits = model.logits(input, &inputs.target(model, input, labels.as_ref())?);
                 let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
@@ -287,7 +294,12 @@ impl Inputs<'_> {
     }
 
     /// What a decoder reads: as given, or the labels one position late.
-    fn target(&self, model: &impl Seq2SeqLm, labels: Option<&Tensor<2, Int>>) -> Result<ModelInput> {
+    fn target(
+        &self,
+        model: &impl Seq2SeqLm,
+        source: &ModelInput,
+        labels: Option<&Tensor<2, Int>>,
+    ) -> Result<ModelInput> {
         let tokens = match (self.integers("decoder_input_ids")?, self.file.shape("decoder_inputs_embeds"), labels) {
             (Some(ids), _, _) => Tokens::Ids(ids),
             (None, Some([_, _, _]), _) => {
@@ -300,7 +312,7 @@ impl Inputs<'_> {
             }
         };
         let attention_mask = self.integers("decoder_attention_mask")?;
-        Ok(ModelInput { attention_mask, task_ids: self.tasks()?, ..ModelInput::new(tokens) })
+        Ok(ModelInput { attention_mask, task_ids: source.task_ids.clone(), ..ModelInput::new(tokens) })
     }
 
     fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {

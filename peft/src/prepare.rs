@@ -1,5 +1,6 @@
 //! From a data file and a tokenizer to a task.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use peft_core::{PeftError, Result};
@@ -11,7 +12,10 @@ use peft_tasks::columns::Columns;
 use peft_tasks::data::{Dataset, Row, TextRows};
 use peft_tasks::labels::LabelSet;
 use peft_tasks::language_modelling::LanguageModelling;
+use peft_tasks::sequence_to_sequence::SequenceToSequence;
+use peft_tasks::token_classification::TokenClassification;
 use peft_tasks::tokenizer::Tokenizer;
+use serde_json::Value;
 
 /// Where the rows come from and how they become samples.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +46,17 @@ impl DataOptions {
 
     fn max_length(&self, model: &Path) -> Result<usize> {
         let raw = RawConfig::read(model)?;
-        let limit = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
+        let named = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
+        let limit = match raw.model_type()? {
+            // Their positions are distances, which have no end; `n_positions` says what T5 was trained on.
+            "t5" | "mt5" => None,
+            // Positions count from one behind the padding token.
+            "roberta" | "xlm-roberta" => {
+                let first = raw.json.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) + 1;
+                named.map(|it| it.saturating_sub(first))
+            }
+            _ => named,
+        };
         let limit = limit.map_or(usize::MAX, |it| (it as usize).saturating_sub(self.reserved));
         let wanted = self.max_length.unwrap_or(MAX_LENGTH.min(limit));
         if wanted > limit {
@@ -135,5 +149,107 @@ impl DataOptions {
         }
         let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
         Classification::new(samples, labels, set.clone(), Padding::right(pad))
+    }
+
+    /// Words and tags: lists in two columns, by their usual names or those that were given for text and label.
+    fn words(&self) -> Result<(Dataset, String, String)> {
+        let data = Dataset::read(&self.file, TextRows::Lines)?;
+        let columns = data.columns();
+        let find = |given: &Option<String>, what: &'static str, usual: &[&str]| {
+            let hit = usual.iter().find_map(|it| columns.iter().find(|name| name == it)).cloned();
+            given.clone().or(hit).ok_or_else(|| {
+                PeftError::config(what, format!("is not set, and no column is called {}", usual.join(", ")))
+            })
+        };
+        let words = find(&self.columns.text, "text", &["tokens", "words", "text"])?;
+        let tags = find(&self.columns.label, "label", &["ner_tags", "tags", "pos_tags", "labels", "label"])?;
+        Ok((data, words, tags))
+    }
+
+    /// The tags that a file of words holds: names in order, or numbers from 0.
+    pub fn tag_names(&self) -> Result<Vec<String>> {
+        let (data, _, column) = self.words()?;
+        let mut names = BTreeSet::new();
+        let mut largest = None;
+        for row in &data.rows {
+            for tag in list(&data, row, &column)? {
+                match (tag.as_str(), tag.as_u64()) {
+                    (Some(name), _) => names.extend([name.to_owned()]),
+                    (None, Some(number)) if number < MAX_TAGS => largest = largest.max(Some(number)),
+                    _ => return Err(data.bad_row(row, format!("column `{column}` holds {tag}, expected tags"))),
+                }
+            }
+        }
+        match (names.is_empty(), largest) {
+            (false, None) => Ok(names.into_iter().collect()),
+            (true, Some(largest)) => Ok((0..=largest).map(|it| it.to_string()).collect()),
+            (true, None) => Err(PeftError::bad_file(&self.file, format!("column `{column}` holds no tag"))),
+            (false, Some(_)) => {
+                Err(PeftError::bad_file(&self.file, format!("column `{column}` holds names as well as numbers")))
+            }
+        }
+    }
+
+    /// The task of a token classifier. A word's tag goes to its first token.
+    pub fn token_classification(
+        &self,
+        model: &Path,
+        tokenizer: &Tokenizer,
+        names: &[String],
+    ) -> Result<TokenClassification> {
+        let (data, words, tags) = self.words()?;
+        let mut builder = SampleBuilder::new(tokenizer);
+        builder.max_length = Some(self.max_length(model)?);
+        let mut samples = Vec::new();
+        for row in &data.rows {
+            let items = list(&data, row, &words)?;
+            let text = items.iter().map(|it| match it.as_str() {
+                Some(word) => Ok(word.to_owned()),
+                None => Err(data.bad_row(row, format!("column `{words}` holds {it}, expected words"))),
+            });
+            let text = text.collect::<Result<Vec<_>>>()?;
+            let number = |tag: &Value| {
+                let name = tag.as_str().map_or_else(|| tag.to_string(), str::to_owned);
+                let place = names.iter().position(|it| *it == name);
+                place
+                    .map(|it| it as i64)
+                    .ok_or_else(|| data.bad_row(row, format!("tag `{name}` is none of {}", names.join(", "))))
+            };
+            let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
+            samples.push(builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?);
+        }
+        TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
+    }
+
+    /// The task of an encoder with a decoder: prompts are sources, completions are targets.
+    pub fn sequence_to_sequence(&self, model: &Path, tokenizer: &Tokenizer) -> Result<SequenceToSequence> {
+        let (data, columns) = self.read()?;
+        let completion = peft_tasks::columns::required("completion", &columns.completion)?;
+        let max_length = self.max_length(model)?;
+        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        for row in &data.rows {
+            let encode = |text: &str| {
+                let encoded = tokenizer.encode_within(text, None, max_length)?;
+                if encoded.ids.is_empty() {
+                    return Err(data.bad_row(row, "a text is empty"));
+                }
+                Ok(Sample { input_ids: encoded.ids, ..Sample::default() })
+            };
+            sources.push(encode(&columns.prompt_of(&data, row)?)?);
+            targets.push(encode(&data.text(row, completion)?)?);
+        }
+        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
+    }
+}
+
+/// More tags than any scheme has: beyond it the column holds something else.
+const MAX_TAGS: u64 = 10_000;
+
+/// A list in a column; text is a list of words.
+fn list(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Value>> {
+    match data.value(row, column)? {
+        Value::Array(items) => Ok(items.clone()),
+        Value::String(text) => Ok(text.split_whitespace().map(Value::from).collect()),
+        other => Err(data.bad_row(row, format!("column `{column}` holds {other}, expected a list"))),
     }
 }

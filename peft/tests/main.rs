@@ -4,6 +4,7 @@ mod allocations;
 mod bad_input;
 mod combined;
 mod generation;
+mod golden;
 mod hub;
 mod inspect;
 mod laws;

@@ -25,14 +25,22 @@ macro_rules! parity {
 }
 
 mod decoders;
+mod encoder_prompts;
 mod encoders;
 mod lora;
 mod prompts;
 mod relatives;
 mod variants;
 
-const TABLES: &[&[&str]] =
-    &[decoders::CASES, encoders::CASES, lora::CASES, prompts::CASES, relatives::CASES, variants::CASES];
+const TABLES: &[&[&str]] = &[
+    decoders::CASES,
+    encoder_prompts::CASES,
+    encoders::CASES,
+    lora::CASES,
+    prompts::CASES,
+    relatives::CASES,
+    variants::CASES,
+];
 
 fn request(name: &str) -> ForwardRequest {
     let case = case(name);
@@ -147,8 +155,13 @@ fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[Pa
             }
         }
         // What the reference writes beyond ours are copies of frozen tensors, and biases a second time.
-        let copies =
-            [".base_layer.weight", ".modules_to_save.bias", "lm_head.weight", "lm_head.trainable_tokens_delta"];
+        let copies = [
+            ".base_layer.weight",
+            ".modules_to_save.bias",
+            ".original_module.bias",
+            "lm_head.weight",
+            "lm_head.trainable_tokens_delta",
+        ];
         let spare = |key: &String| ours.tensors.shape(key).is_none() && !copies.iter().any(|it| key.ends_with(it));
         assert_eq!(theirs.tensors.keys().into_iter().find(spare), None);
         for (field, value) in &theirs.config {

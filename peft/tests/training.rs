@@ -4,17 +4,19 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use peft::core::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Tuner, nn};
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
-use peft::models::{CausalLm, ModelInput, SequenceClassifier};
-use peft::tasks::collate::Sample;
+use peft::models::{CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft::tasks::collate::{Padding, Sample};
 use peft::tasks::language_modelling::LanguageModelling;
 use peft::tasks::loss;
 use peft::tasks::runlog::{Record, read};
-use peft::tasks::task::scalar;
+use peft::tasks::sequence_to_sequence::SequenceToSequence;
+use peft::tasks::task::{Evaluation, Task, scalar};
+use peft::tasks::token_classification::TokenClassification;
 use peft::tasks::trainer::{TrainConfig, train};
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
@@ -104,6 +106,16 @@ fn classifier_steps(name: &str) {
     });
 }
 
+fn target_steps(name: &str) {
+    let (model, _) = auto::load_seq2seq_lm(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels: Tensor<2, Int> = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        let target = ModelInput::ids(model.shift_right(labels.clone()).unwrap());
+        loss::every_position(model.logits(&model_input(&file, &device()), &target), labels)
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -113,7 +125,9 @@ steps! {
         gpt2_adalora_default, llama_adalora_default, llama_loha_default, llama_lokr_default, gpt2_norms_default,
         gpt2_tokens, llama_lora_tokens, llama_miss, llama_hira, llama_shira, llama_oft, llama_boft, llama_fourierft,
         llama_randlora;
-    classifier_steps: bert_lora_default, llama_cls_lora;
+    classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
+        modernbert_cls_lora;
+    target_steps: t5_lora, bart_lora, mbart_lora;
 }
 
 fn samples() -> Vec<Sample> {
@@ -256,4 +270,55 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let config = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config(20) };
     let error = train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &config, None, false, &device(), &mut ());
     assert!(matches!(error, Err(PeftError::NotFinite(_))), "{error:?}");
+}
+
+/// A fresh adapter on a model of some task, trained until the task is learned.
+fn learn<M: Module + Describe, T: Task<M>>(model: M, task: &T, rate: f64, steps: usize) -> [Evaluation; 2] {
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let config = LoraConfig { task_type: Some("TOKEN_CLS".into()), ..LoraConfig::new(8, 16.0) }.all_linear();
+    peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
+    let measure =
+        |peft: &PeftModel<M>| task.evaluate(&nn::set_training(peft.model().valid(), false), 4, &device()).unwrap();
+    let before = measure(&peft);
+    let training = TrainConfig { learning_rate: rate, batch_size: 4, max_steps: Some(steps), ..TrainConfig::default() };
+    train(&mut peft, DEFAULT_ADAPTER, task, None, &training, None, false, &device(), &mut ()).unwrap();
+    [before, measure(&peft)]
+}
+
+#[test]
+fn tags_are_learned() {
+    let (model, _) =
+        auto::load_token_classifier(fixtures().join("models/roberta-tokens"), &device(), &Default::default()).unwrap();
+    let names = ["B-A", "B-B", "I-A", "I-B", "O"].map(str::to_owned).to_vec();
+    // The tag follows from the token; the second token of a pair belongs to the same word.
+    let sample = |row: i64| {
+        let tokens: Vec<i64> = (0..6 + row % 3).map(|at| 5 + (row * 11 + at * 7) % 90).collect();
+        let tag = |at: usize| if at % 2 == 1 { -100 } else { [0, 2, 4][tokens[at] as usize % 3] };
+        Sample {
+            labels: (0..tokens.len()).map(tag).collect(),
+            input_ids: tokens.iter().map(|it| *it as u32).collect(),
+            type_ids: None,
+        }
+    };
+    let task = TokenClassification::new((0..12).map(sample).collect(), names, Padding::right(1)).unwrap();
+    let [before, after] = learn(model, &task, 1e-2, 150);
+    assert!(after.loss < 0.5 * before.loss, "{} to {}", before.loss, after.loss);
+    assert!(after.metrics["f1"].as_f64() > before.metrics["f1"].as_f64(), "{:?}", after.metrics);
+}
+
+#[test]
+fn targets_are_learned() {
+    for name in ["t5-tiny", "bart-tiny"] {
+        let (model, _) = auto::load_seq2seq_lm(fixtures().join("models").join(name), &device()).unwrap();
+        let sample = |ids: &[u32]| Sample { input_ids: ids.to_vec(), ..Sample::default() };
+        let sources = (0..8u32).map(|row| sample(&[10 + row, 40 + 2 * row, 2][..2 + row as usize % 2])).collect();
+        let targets = (0..8u32).map(|row| sample(&[30 + row, 60 + row, 2])).collect();
+        let pad = if name == "t5-tiny" { 0 } else { 1 };
+        let task = SequenceToSequence::new(sources, targets, Padding::right(pad)).unwrap();
+        let [before, after] = learn(model, &task, 1e-2, 150);
+        assert!(after.loss < 0.9 * before.loss, "{name}: {} to {}", before.loss, after.loss);
+        let perplexity = after.metrics["perplexity"].as_f64().unwrap();
+        assert!((perplexity - after.loss.exp()).abs() < 1e-6 * perplexity);
+    }
 }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use peft::core::{Describe, PeftError, PeftModel, Result};
+use peft::models::Seq2SeqLm;
 use peft::prepare::DataOptions;
+use peft::tasks::sampling::GenerationConfig;
+use peft::tasks::sequence_to_sequence::Written;
 use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
@@ -20,7 +23,7 @@ pub(crate) struct Args {
     /// Adapter folder or hub id; several are all active, in this order.
     #[arg(long, value_name = "DIR or ID")]
     adapter: Vec<String>,
-    /// causal-lm or seq-cls.
+    /// causal-lm, seq2seq-lm, seq-cls or token-cls.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -31,6 +34,9 @@ pub(crate) struct Args {
     /// Longest row in tokens.
     #[arg(long)]
     max_length: Option<usize>,
+    /// Most tokens of a written target.
+    #[arg(long, default_value_t = 64)]
+    max_new_tokens: usize,
     /// Rows in a forward pass.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
@@ -66,7 +72,44 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             load_adapters(&mut peft, &adapters)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
-        other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
+        "token-cls" => {
+            let options_of_head = peft::forward::classifier_options(&adapters);
+            let (model, _) = peft::models::auto::load_token_classifier(&folder, &device, &options_of_head)?;
+            let names = match model.labels().label_names() {
+                Some(names) if adapters.is_empty() => names,
+                _ => options.tag_names()?,
+            };
+            if names.len() != model.labels().num_labels() {
+                let outputs = model.labels().num_labels();
+                let reason = format!("holds {} tags, but the head has {outputs} outputs", names.len());
+                return Err(PeftError::config("data", reason));
+            }
+            let task = options.token_classification(&folder, &tokenizer, &names)?;
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &adapters)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        "seq2seq-lm" => {
+            let (mut model, _) = peft::models::auto::load_seq2seq_lm(&folder, &device)?;
+            for adapter in &adapters {
+                if peft::forward::names_head(&peft::core::read_config(adapter)?) {
+                    model.untie();
+                }
+            }
+            let mut config = GenerationConfig::load(&folder)?;
+            config.max_new_tokens = Some(args.max_new_tokens);
+            let written = Written { tokenizer: tokenizer.clone(), plan: config.plan()? };
+            let task = options.sequence_to_sequence(&folder, &tokenizer)?.with_writing(written);
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &adapters)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        other => {
+            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls or token-cls");
+            return Err(PeftError::config("task", reason));
+        }
     };
     print(&evaluation);
     Ok(())

@@ -7,8 +7,8 @@ use burn::module::Module;
 use peft::configure::{configure, virtual_positions};
 use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, Tuner, nn};
 use peft::lora::{Bias, LoraConfig};
-use peft::models::CausalLm;
 use peft::models::auto::{self, ClassifierOptions};
+use peft::models::{CausalLm, Seq2SeqLm};
 use peft::prepare::DataOptions;
 use peft::tasks::curve::Curve;
 use peft::tasks::labels::LabelKind;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// causal-lm or seq-cls.
+    /// causal-lm, seq2seq-lm, seq-cls or token-cls.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -270,7 +270,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             println!("labels: {}", set.names.join(", "));
             fit(args, model, args.tuner("SEQ_CLS", &folder)?, &task, eval.transpose()?.as_ref(), &device)
         }
-        other => Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
+        "token-cls" => {
+            let data = args.data(&args.data)?;
+            let names = data.tag_names()?;
+            let task = data.token_classification(&folder, &tokenizer, &names)?;
+            let eval =
+                args.eval_data.as_ref().map(|it| args.data(it)?.token_classification(&folder, &tokenizer, &names));
+            let options = ClassifierOptions { num_labels: Some(names.len()), seed: args.seed, ..Default::default() };
+            let (model, _) = auto::load_token_classifier(&folder, &device, &options)?;
+            println!("tags: {}", names.join(", "));
+            fit(args, model, args.tuner("TOKEN_CLS", &folder)?, &task, eval.transpose()?.as_ref(), &device)
+        }
+        "seq2seq-lm" => {
+            let task = args.data(&args.data)?.sequence_to_sequence(&folder, &tokenizer)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.sequence_to_sequence(&folder, &tokenizer));
+            let config = args.tuner("SEQ_2_SEQ_LM", &folder)?;
+            let (mut model, _) = auto::load_seq2seq_lm(&folder, &device)?;
+            if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
+                model.untie();
+            }
+            fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
+        }
+        other => {
+            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls or token-cls");
+            Err(PeftError::config("task", reason))
+        }
     }
 }
 
