@@ -10,7 +10,7 @@ use crate::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
 
 /// A model that predicts the next token.
 pub trait CausalLm: Module {
-    /// The last hidden state, `[batch, seq, d_model]`.
+    /// The last hidden state, `[batch, seq, d_model]`; virtual tokens of an active prompt are part of `seq`, in front.
     fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
 
     /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.

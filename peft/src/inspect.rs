@@ -794,8 +794,10 @@ fn is_tied(raw: &RawConfig) -> bool {
 /// Compares an adapter with a base of which only `config.json` is read.
 fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fit {
     let heads = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
-    let labels = heads.iter().find_map(|it| folder.tensors.shape(&format!("{KEY_PREFIX}{it}")));
-    if let Some([labels, ..]) = labels {
+    // The head beside a prompt has the shorter prefix.
+    let keys = heads.iter().flat_map(|it| [KEY_PREFIX, "base_model."].map(|prefix| format!("{prefix}{it}")));
+    let labels = keys.into_iter().find_map(|key| folder.tensors.shape(&key).map(<[usize]>::to_vec));
+    if let Some(labels) = labels.and_then(|shape| shape.first().copied()) {
         raw.json.insert("num_labels".into(), json!(labels));
     }
     if crate::forward::names_head(&folder.config) {
