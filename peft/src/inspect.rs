@@ -10,7 +10,10 @@ use peft_core::state::KEY_PREFIX;
 use peft_core::{
     AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Plan, Result, SiteKind, Sites, is_off, thousands,
 };
-use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor, AutoSequenceClassifier};
+use peft_models::auto::{
+    AutoCausalLm, AutoFeatureExtractor, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoTokenClassifier,
+};
 use peft_models::config::RawConfig;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -817,6 +820,9 @@ fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fit {
         Some("CAUSAL_LM") => told(causal()),
         Some("SEQ_CLS") => told(classifier()),
         Some("FEATURE_EXTRACTION") => told(features()),
+        Some("TOKEN_CLS") => told(check(AutoTokenClassifier::from_config(&raw, &device), folder, &device)),
+        Some("QUESTION_ANS") => told(check(AutoQuestionAnswerer::from_config(&raw, &device), folder, &device)),
+        Some("SEQ_2_SEQ_LM") => told(check(AutoSeq2SeqLm::from_config(&raw, &device), folder, &device)),
         Some(other) => (None, format!("models for task_type {other} are not there in this version")),
         None => {
             // The first answer is as good as any if all are bad.
