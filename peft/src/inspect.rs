@@ -873,6 +873,12 @@ fn compare(plan: &Plan, folder: &AdapterFolder) -> LoadReport {
     let mut wanted: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for row in &plan.rows {
         let (site, module) = (&row.site, format!("{KEY_PREFIX}{}", row.site.module));
+        if row.label.ends_with(" rows") {
+            let width = site.shape[1];
+            let key = format!("{module}.token_adapter.trainable_tokens_delta");
+            wanted.insert(key, vec![row.parameters / width, width]);
+            continue;
+        }
         if !row.label.starts_with("r=") {
             let wrapped = format!("{module}.base_layer.{}", site.param);
             let key =
