@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{self, AttentionMask, attention};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::config::{LabelConfig, RawConfig, heads_divide};
@@ -175,6 +175,8 @@ pub struct BloomModel {
     pub h: Vec<BloomBlock>,
     pub ln_f: LayerNorm,
     heads: usize,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl BloomModel {
@@ -187,12 +189,20 @@ impl BloomModel {
             h: (0..config.n_layer).map(|_| BloomBlock::new(config, device)).collect(),
             ln_f: norm(),
             heads: config.n_head,
+            prompts: PromptShape {
+                table: "word_embeddings".into(),
+                d_model: config.hidden_size,
+                layers: config.n_layer,
+                heads: config.n_head,
+                kv_heads: config.n_head,
+                d_head: config.hidden_size / config.n_head,
+            },
         }
     }
 }
 
 impl Decoder for BloomModel {
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let embedded = input.tokens.embed(|ids| self.word_embeddings.forward(ids));
         let mut hidden = self.word_embeddings_layernorm.forward(embedded);
@@ -206,6 +216,10 @@ impl Decoder for BloomModel {
 
     fn embedding(&self) -> &Embedding {
         &self.word_embeddings
+    }
+
+    fn prompts(&self) -> Option<PromptShape> {
+        Some(self.prompts.clone())
     }
 
     fn model_type(&self) -> &'static str {

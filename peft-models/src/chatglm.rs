@@ -546,7 +546,7 @@ impl ChatGlmModel {
 }
 
 impl Decoder for ChatGlmModel {
-    fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
         match self {
             Self::First(it) => it.forward(input, cache),
             Self::Second(it) => it.forward(input, cache),

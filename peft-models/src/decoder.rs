@@ -3,13 +3,34 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::nn::Embedding;
+use peft_core::{PromptShape, Sites};
 
 use crate::input::{KvCache, ModelInput};
+use crate::prompt;
 
 /// A stack of causal layers without a head.
 pub trait Decoder: Module {
-    /// The last hidden state, `[batch, seq, d_output]`.
-    fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
+    /// The layers alone: the last hidden state, `[batch, seq, d_output]`.
+    fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
+
+    /// The last hidden state behind active prompts, `[batch, seq, d_output]`.
+    fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        prompt::around(self.embedding(), input, cache, |input, cache| self.stack(input, cache))
+    }
+
+    /// Where prompts go and how wide they are. `None` where what they do to this model is not written.
+    fn prompts(&self) -> Option<PromptShape> {
+        None
+    }
+
+    /// The model's parameters for plans. `prefix` is the field that holds the stack.
+    fn sites(&self, sites: Sites, prefix: &str) -> Sites {
+        let sites = sites.with_model_type(self.model_type());
+        match self.prompts() {
+            Some(prompts) => sites.with_prompts(prefix, prompts),
+            None => sites,
+        }
+    }
 
     /// The table that turns ids into vectors.
     fn embedding(&self) -> &Embedding;
@@ -40,7 +61,7 @@ macro_rules! decoder_heads {
     (@base $model:ident) => {
         impl peft_core::Describe for $model {
             fn describe(&self) -> peft_core::Sites {
-                peft_core::Sites::of(self).with_model_type($crate::decoder::Decoder::model_type(self))
+                $crate::decoder::Decoder::sites(self, peft_core::Sites::of(self), "")
             }
         }
 
@@ -72,8 +93,8 @@ macro_rules! decoder_heads {
 
         impl peft_core::Describe for $causal {
             fn describe(&self) -> peft_core::Sites {
-                let model_type = $crate::decoder::Decoder::model_type(&self.$field);
-                peft_core::Sites::of(self).with_model_type(model_type).with_heads(["lm_head"])
+                let sites = peft_core::Sites::of(self).with_heads(["lm_head"]);
+                $crate::decoder::Decoder::sites(&self.$field, sites, stringify!($field))
             }
         }
 
@@ -135,8 +156,8 @@ macro_rules! decoder_heads {
 
         impl peft_core::Describe for $classifier {
             fn describe(&self) -> peft_core::Sites {
-                let model_type = $crate::decoder::Decoder::model_type(&self.$field);
-                peft_core::Sites::of(self).with_model_type(model_type).with_heads(["score"])
+                let sites = peft_core::Sites::of(self).with_heads(["score"]);
+                $crate::decoder::Decoder::sites(&self.$field, sites, stringify!($field))
             }
         }
 

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
@@ -217,6 +217,8 @@ pub struct GptNeoModel {
     drop: Dropout,
     #[module(skip)]
     windows: Vec<Option<usize>>,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl GptNeoModel {
@@ -229,12 +231,20 @@ impl GptNeoModel {
             ln_f: LayerNorm::new(config.hidden_size, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embed_dropout),
             windows: config.windows.clone(),
+            prompts: PromptShape {
+                table: "wte".into(),
+                d_model: config.hidden_size,
+                layers: config.windows.len(),
+                heads: config.num_heads,
+                kv_heads: config.num_heads,
+                d_head: config.hidden_size / config.num_heads,
+            },
         }
     }
 }
 
 impl Decoder for GptNeoModel {
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mut hidden = input.tokens.embed(|ids| self.wte.forward(ids)) + self.wpe.forward(input.positions(past));
         if let Some(types) = &input.token_type_ids {
@@ -250,6 +260,10 @@ impl Decoder for GptNeoModel {
 
     fn embedding(&self) -> &Embedding {
         &self.wte
+    }
+
+    fn prompts(&self) -> Option<PromptShape> {
+        Some(self.prompts.clone())
     }
 
     fn model_type(&self) -> &'static str {

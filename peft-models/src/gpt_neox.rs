@@ -2,9 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use peft_core::Result;
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, RotaryTable, attention};
+use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -201,6 +201,8 @@ pub struct GptNeoXModel {
     emb_dropout: Dropout,
     #[module(skip)]
     rope: Rope,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl GptNeoXModel {
@@ -212,12 +214,20 @@ impl GptNeoXModel {
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, device),
             emb_dropout: Dropout::new(config.hidden_dropout),
             rope: config.rope.clone(),
+            prompts: PromptShape {
+                table: "embed_in".into(),
+                d_model: config.hidden_size,
+                layers: config.num_hidden_layers,
+                heads: config.num_attention_heads,
+                kv_heads: config.num_attention_heads,
+                d_head: config.hidden_size / config.num_attention_heads,
+            },
         }
     }
 }
 
 impl Decoder for GptNeoXModel {
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let rotary = self.rope.table(input, past);
         let mask = mask::causal(input, past, None);
@@ -230,6 +240,10 @@ impl Decoder for GptNeoXModel {
 
     fn embedding(&self) -> &Embedding {
         &self.embed_in
+    }
+
+    fn prompts(&self) -> Option<PromptShape> {
+        Some(self.prompts.clone())
     }
 
     fn model_type(&self) -> &'static str {

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, Pairing, RotaryTable, attention};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
@@ -199,6 +199,8 @@ pub struct GptJModel {
     drop: Dropout,
     #[module(skip)]
     rope: Rope,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl GptJModel {
@@ -210,12 +212,20 @@ impl GptJModel {
             ln_f: LayerNorm::new(config.n_embd, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embd_pdrop),
             rope: Rope::plain(10_000.0, config.rotary()).with_pairing(Pairing::Neighbours),
+            prompts: PromptShape {
+                table: "wte".into(),
+                d_model: config.n_embd,
+                layers: config.n_layer,
+                heads: config.n_head,
+                kv_heads: config.n_head,
+                d_head: config.n_embd / config.n_head,
+            },
         }
     }
 }
 
 impl Decoder for GptJModel {
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mut hidden = input.tokens.embed(|ids| self.wte.forward(ids));
         if let Some(types) = &input.token_type_ids {
@@ -232,6 +242,10 @@ impl Decoder for GptJModel {
 
     fn embedding(&self) -> &Embedding {
         &self.wte
+    }
+
+    fn prompts(&self) -> Option<PromptShape> {
+        Some(self.prompts.clone())
     }
 
     fn model_type(&self) -> &'static str {

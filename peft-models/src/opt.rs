@@ -2,9 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use peft_core::Result;
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
+use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
@@ -209,6 +209,8 @@ pub struct OptDecoder {
 pub struct OptModel {
     /// The stack.
     pub decoder: OptDecoder,
+    #[module(skip)]
+    prompts: PromptShape,
 }
 
 impl OptModel {
@@ -226,12 +228,21 @@ impl OptModel {
             final_layer_norm: ends_with_norm.then(|| config.norm(device)),
             layers: (0..config.num_hidden_layers).map(|_| OptDecoderLayer::new(config, device)).collect(),
         };
-        Self { decoder }
+        let heads = config.num_attention_heads;
+        let prompts = PromptShape {
+            table: "decoder.embed_tokens".into(),
+            d_model: d_embed,
+            layers: config.num_hidden_layers,
+            heads,
+            kv_heads: heads,
+            d_head: d_model / heads,
+        };
+        Self { decoder, prompts }
     }
 }
 
 impl Decoder for OptModel {
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let it = &self.decoder;
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mut hidden = input.tokens.embed(|ids| it.embed_tokens.forward(ids));
@@ -255,6 +266,10 @@ impl Decoder for OptModel {
 
     fn embedding(&self) -> &Embedding {
         &self.decoder.embed_tokens
+    }
+
+    fn prompts(&self) -> Option<PromptShape> {
+        Some(self.prompts.clone())
     }
 
     fn model_type(&self) -> &'static str {

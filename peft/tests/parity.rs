@@ -24,6 +24,7 @@ macro_rules! parity {
     };
 }
 
+mod decoder_cells;
 mod decoders;
 mod encoder_prompts;
 mod encoders;
@@ -33,6 +34,7 @@ mod relatives;
 mod variants;
 
 const TABLES: &[&[&str]] = &[
+    decoder_cells::CASES,
     decoders::CASES,
     encoder_prompts::CASES,
     encoders::CASES,

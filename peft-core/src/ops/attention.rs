@@ -17,6 +17,8 @@ pub struct AttentionMask {
     /// `true` marks a query that may see nothing at all, `[batch or 1, 1, q_len, 1]`: its output is zero.
     blind: Option<Tensor<4, Bool>>,
     added: bool,
+    /// Added to the scores when those of hidden keys are set already.
+    then: Option<Tensor<4>>,
     /// Added to the scaled scores; `[batch or 1, heads, q_len or 1, kv_len]`.
     bias: Option<Tensor<4>>,
 }
@@ -42,11 +44,10 @@ impl AttentionMask {
     /// A mask of which one part hides by setting a score to the lowest number, and the other then adds that number.
     ///
     /// Hidden by both is lower than hidden by one, which shows where a query may see no key: it gives the mean of the
-    /// values that only one part hides.
+    /// values that only one part hides. No gradient goes through a score that was set.
     pub fn added_twice(first: Tensor<4, Bool>, then: Tensor<4, Bool>) -> Self {
-        let lowest = |hidden: Tensor<4, Bool>| hidden.float().mul_scalar(f32::MIN);
         // Twice the lowest number is −∞.
-        Self { added: true, bias: Some(lowest(first) + lowest(then)), ..Self::default() }
+        Self { hidden: Some(first), then: Some(then.float().mul_scalar(f32::MIN)), ..Self::default() }
     }
 
     /// With a term for the scores, such as ALiBi or relative positions; `[batch or 1, heads, q_len or 1, kv_len]`.
@@ -78,7 +79,7 @@ pub fn attention(
     #[cfg(feature = "flex")]
     {
         let bias = mask.and_then(|it| it.bias.as_ref());
-        let added = mask.is_some_and(|it| it.added);
+        let added = mask.is_some_and(|it| it.added || it.then.is_some());
         if !added && [Some(&query), Some(&key), Some(&value), bias].into_iter().flatten().all(kernel::fits) {
             let device = query.device().without_autodiff();
             let settings = fused::Settings {
@@ -115,6 +116,9 @@ pub fn attention_plain(
         Some(hidden) => scores.mask_fill(hidden.expand(shape), f32::MIN),
         None => scores,
     };
+    if let Some(then) = mask.and_then(|it| it.then.clone()) {
+        scores = scores + then.expand(shape);
+    }
     let mut weights = activation::softmax(scores, 3);
     if let Some(blind) = mask.and_then(|it| it.blind.clone()) {
         weights = weights.mask_fill(blind.expand(shape), 0.0);
