@@ -171,3 +171,17 @@ pub fn config_json<T: Serialize>(config: &T, saved: &SavedModules) -> Result<Map
     }
     Ok(json)
 }
+
+/// Refuses 0 for a number that counts something.
+pub fn check_positive(field: &str, value: usize) -> Result<()> {
+    if value == 0 { Err(PeftError::config(field, "must be at least 1")) } else { Ok(()) }
+}
+
+/// Refuses a share of dropped elements outside 0 ≤ p < 1.
+pub fn check_dropout(field: &str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(PeftError::config(field, format!("is {value}, but must lie in 0 ≤ p < 1")))
+    }
+}

@@ -31,6 +31,17 @@ pub enum SiteKind {
     Buffer,
 }
 
+impl fmt::Display for SiteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linear(_) => "a linear layer",
+            Self::Embedding => "an embedding",
+            Self::Conv => "a convolution",
+            Self::Other | Self::Buffer => "no layer",
+        })
+    }
+}
+
 /// A parameter that a plan may adapt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -115,6 +126,13 @@ pub struct PromptShape {
     pub kv_heads: usize,
     /// Width of a key head.
     pub d_head: usize,
+}
+
+impl PromptShape {
+    /// Of a model whose heads share `d_model` evenly, each with keys of its own.
+    pub fn even(table: &str, d_model: usize, layers: usize, heads: usize) -> Self {
+        Self { table: table.to_owned(), d_model, layers, heads, kv_heads: heads, d_head: d_model / heads }
+    }
 }
 
 /// All parameters of a model, and what a plan must know about the model as a whole.

@@ -46,11 +46,17 @@ pub fn gradients<M: Module>(model: &M, name: &str, gradients: &Gradients) -> Vec
     collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Gradients(gradients))
 }
 
+/// As [`gradients`], in the form in which an optimizer gets them.
+pub fn step_gradients<M: Module>(model: &M, name: &str, gradients: &GradientsParams) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::StepGradients(gradients))
+}
+
 #[derive(Clone, Copy)]
 enum What<'a> {
     Saved,
     Trained,
     Gradients(&'a Gradients),
+    StepGradients(&'a GradientsParams),
 }
 
 /// What the active adapters of a model add to the loss while training, `[1]`.
@@ -58,44 +64,6 @@ pub fn loss<M: Module>(model: &M) -> Option<Tensor<1>> {
     let sets = slots::collect(model);
     let terms = sets.iter().flat_map(|set| set.active().filter_map(AnyAdapter::loss).collect::<Vec<_>>());
     terms.reduce(|a, b| a + b)
-}
-
-/// The gradients of the adapter `name` as an optimizer gets them, keyed as its tensors.
-pub fn step_gradients<M: Module>(model: &M, name: &str, gradients: &GradientsParams) -> Vec<Stored> {
-    let mut stored = Vec::new();
-    for set in slots::collect(model) {
-        if let Some(adapter) = set.get(name) {
-            let mut reader =
-                ReadStep { at: PathStack::default(), site: set.site(), adapter, gradients, stored: &mut stored };
-            adapter.visit(&mut reader);
-        }
-    }
-    stored
-}
-
-struct ReadStep<'a> {
-    at: PathStack,
-    site: &'a Site,
-    adapter: &'a AnyAdapter,
-    gradients: &'a GradientsParams,
-    stored: &'a mut Vec<Stored>,
-}
-
-impl ModuleVisitor for ReadStep<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            let key = self.adapter.file_key(self.site, &self.at.path());
-            self.stored.push(Stored { key, data: gradient.into_data() });
-        }
-    }
 }
 
 /// Reads the adapters of a name in the form that is asked for.
@@ -193,16 +161,17 @@ impl ModuleVisitor for Read<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         self.push(|what| match what {
             What::Gradients(gradients) => param.base().grad(gradients).map(Tensor::into_data),
+            What::StepGradients(gradients) => gradients.get::<D>(param.id).map(Tensor::into_data),
             What::Saved | What::Trained => Some(param.base().into_data()),
         });
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        self.push(|what| (!matches!(what, What::Gradients(_))).then(|| param.base().into_data()));
+        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        self.push(|what| (!matches!(what, What::Gradients(_))).then(|| param.base().into_data()));
+        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
     }
 }
 

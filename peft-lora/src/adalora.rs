@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use peft_core::checkpoint::Stored;
 use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
-use peft_core::shared;
+use peft_core::shared::{self, SavedModules};
 use peft_core::state::KEY_PREFIX;
 use peft_core::{
     Adapter, AfterStep, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
@@ -25,7 +25,6 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common;
 use crate::config::LoraConfig;
 use crate::kernel;
 
@@ -209,15 +208,15 @@ impl AdaLoraConfig {
                 "leaves no step to reduce ranks in: lower `tinit` or `tfinal`, or raise `total_step`",
             );
         }
-        common::check_positive("init_r", self.init_r)?;
-        common::check_positive("deltaT", self.delta_t)?;
+        shared::check_positive("init_r", self.init_r)?;
+        shared::check_positive("deltaT", self.delta_t)?;
         if !(self.orth_reg_weight >= 0.0 && self.orth_reg_weight.is_finite()) {
             return refuse("orth_reg_weight", "must not be negative");
         }
         if ![self.beta1, self.beta2].iter().all(|it| (0.0..1.0).contains(it) && *it > 0.0) {
             return refuse("beta1", "and `beta2` must lie between 0 and 1");
         }
-        common::check_dropout("lora_dropout", self.lora.lora_dropout)?;
+        shared::check_dropout("lora_dropout", self.lora.lora_dropout)?;
         let unread = [
             ("use_dora", self.lora.use_dora),
             ("use_rslora", self.lora.use_rslora),
@@ -283,8 +282,7 @@ impl Tuner for AdaLoraConfig {
 
     fn to_json(&self) -> Result<Map<String, Value>> {
         let mut json = self.lora.to_json()?;
-        let own = serde_json::to_value(self).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        json.extend(own.as_object().cloned().unwrap_or_default());
+        json.extend(shared::config_json(self, &SavedModules::default())?);
         Ok(json)
     }
 

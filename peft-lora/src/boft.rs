@@ -13,7 +13,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
-use peft_core::shared::Bias;
+use peft_core::shared::{self, Bias};
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, SiteKind,
     Sites, Tuner,
@@ -21,7 +21,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 use crate::rotation;
 
 /// `peft_type` of BOFT.
@@ -180,7 +180,7 @@ impl Default for BoftConfig {
 impl BoftConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -242,8 +242,8 @@ impl Tuner for BoftConfig {
             let reason = format!("and `boft_block_num` are {size} and {num}: give one, and 0 for the other");
             return Err(PeftError::config("boft_block_size", reason));
         }
-        common::check_positive("boft_n_butterfly_factor", self.boft_n_butterfly_factor)?;
-        common::check_dropout("boft_dropout", self.boft_dropout)?;
+        shared::check_positive("boft_n_butterfly_factor", self.boft_n_butterfly_factor)?;
+        shared::check_dropout("boft_dropout", self.boft_dropout)?;
         let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
         self.common().note_conv1d(&mut plan);
         if self.boft_n_butterfly_factor > 1 {

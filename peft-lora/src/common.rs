@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use peft_core::shared::{Bias, SavedModules};
+use peft_core::shared::{self, Bias, SavedModules};
 use peft_core::{
     Indices, Layout, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, refuse_unknown,
 };
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::defaults;
@@ -60,7 +59,16 @@ impl Common<'_> {
         defaults: impl Fn(&str) -> Option<&'static [&'static str]>,
         row: impl Fn(&Arc<Site>) -> Result<PlanRow>,
     ) -> Result<Plan> {
-        let (selected, unmatched) = self.sites(sites, defaults)?;
+        self.plan_of(sites, self.sites(sites, defaults)?, row)
+    }
+
+    /// The plan for layers that [`Common::sites`] gave.
+    pub(crate) fn plan_of(
+        &self,
+        sites: &Sites,
+        (selected, unmatched): (Vec<Arc<Site>>, Vec<String>),
+        row: impl Fn(&Arc<Site>) -> Result<PlanRow>,
+    ) -> Result<Plan> {
         let mut plan = Plan::new(self.method, sites);
         plan.rows = selected.iter().map(row).collect::<Result<_>>()?;
         let saved = self.saved();
@@ -72,29 +80,19 @@ impl Common<'_> {
 
     /// The configuration as `adapter_config.json` holds it.
     pub(crate) fn to_json(&self, config: &impl Serialize) -> Result<Map<String, Value>> {
-        let json = serde_json::to_value(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        let Value::Object(mut json) = json else {
-            return Err(PeftError::Invalid("a configuration is an object".into()));
-        };
+        let mut json = shared::config_json(config, &self.saved())?;
         if self.bias == Bias::AdaptedOnly {
             json.insert("bias".into(), self.bias_only.into());
-        }
-        let saved = self.saved().names();
-        if !saved.is_empty() {
-            json.insert("modules_to_save".into(), saved.into());
         }
         Ok(json)
     }
 
     /// Refuses layers that are not linear.
     pub(crate) fn only_linear(&self, site: &Site) -> Result<()> {
-        let what = match site.kind {
-            SiteKind::Linear(_) => return Ok(()),
-            SiteKind::Embedding => "an embedding",
-            SiteKind::Conv => "a convolution",
-            SiteKind::Other | SiteKind::Buffer => "no layer",
-        };
-        let reason = format!("names `{}`, {what}; {} adapts linear layers only", site.module, self.method);
+        if matches!(site.kind, SiteKind::Linear(_)) {
+            return Ok(());
+        }
+        let reason = format!("names `{}`, {}; {} adapts linear layers only", site.module, site.kind, self.method);
         Err(PeftError::config("target_modules", reason))
     }
 
@@ -104,25 +102,5 @@ impl Common<'_> {
             plan.notes
                 .push(format!("Python's PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
         }
-    }
-}
-
-/// Reads a configuration from `adapter_config.json`.
-pub(crate) fn parse<T: DeserializeOwned>(json: Map<String, Value>) -> Result<T> {
-    serde_json::from_value(Value::Object(json))
-        .map_err(|error| PeftError::config("adapter_config.json", format!("cannot be read: {error}")))
-}
-
-/// A rank must be at least 1.
-pub(crate) fn check_positive(field: &str, value: usize) -> Result<()> {
-    if value == 0 { Err(PeftError::config(field, "must be at least 1")) } else { Ok(()) }
-}
-
-/// A dropout probability lies in 0 ≤ p < 1.
-pub(crate) fn check_dropout(field: &str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        Ok(())
-    } else {
-        Err(PeftError::config(field, format!("is {value}, but must lie in 0 ≤ p < 1")))
     }
 }

@@ -189,8 +189,7 @@ impl LoraConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = serde_json::from_value(Value::Object(json))
-            .map_err(|error| PeftError::config("adapter_config.json", format!("cannot be read: {error}")))?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &HARMLESS)?;
         Ok(config)
     }
@@ -234,18 +233,11 @@ impl LoraConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.r == 0 {
-            return Err(PeftError::config("r", "must be at least 1"));
-        }
+        shared::check_positive("r", self.r)?;
         if !self.lora_alpha.is_finite() {
             return Err(PeftError::config("lora_alpha", "must be a finite number"));
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(PeftError::config(
-                "lora_dropout",
-                format!("is {}, but must lie in 0 ≤ p < 1", self.lora_dropout),
-            ));
-        }
+        shared::check_dropout("lora_dropout", self.lora_dropout)?;
         let start = self.start()?;
         if self.lora_bias && (self.use_dora || start.reads_base() || self.bias != Bias::None) {
             let reason = "cannot be combined with `use_dora`, `bias`, or a start that reads the base (pissa, olora)";
@@ -297,19 +289,12 @@ impl Tuner for LoraConfig {
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
-        let json = serde_json::to_value(self).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        let Value::Object(mut json) = json else {
-            return Err(PeftError::Invalid("a configuration is an object".into()));
-        };
+        let mut json = shared::config_json(self, &self.saved_modules())?;
         for (field, off) in WRITTEN {
             if !json.contains_key(field) {
                 let off = serde_json::from_str(off).map_err(|error| PeftError::Invalid(error.to_string()))?;
                 json.insert(field.to_owned(), off);
             }
-        }
-        let saved = self.saved_modules().names();
-        if !saved.is_empty() {
-            json.insert("modules_to_save".into(), saved.into());
         }
         Ok(json)
     }

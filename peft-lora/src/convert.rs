@@ -34,7 +34,7 @@ pub trait ConvertToLora {
 
 impl<M: Module> ConvertToLora for PeftModel<M> {
     fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: usize) -> Result<Vec<Conversion>> {
-        crate::common::check_positive("r", rank)?;
+        peft_core::shared::check_positive("r", rank)?;
         let mut report = Vec::new();
         let mut tensors = Vec::new();
         let mut modules = Vec::new();

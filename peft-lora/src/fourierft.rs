@@ -26,7 +26,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 
 /// `peft_type` of FourierFT.
 pub const PEFT_TYPE: &str = "FOURIERFT";
@@ -140,7 +140,7 @@ fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
 impl FourierFtConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {

@@ -21,7 +21,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 
 /// `peft_type` of HiRA.
 pub const PEFT_TYPE: &str = "HIRA";
@@ -160,7 +160,7 @@ enum Start {
 impl HiraConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -203,8 +203,8 @@ impl Tuner for HiraConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_positive("r", self.r)?;
-        common::check_dropout("hira_dropout", self.hira_dropout)?;
+        shared::check_positive("r", self.r)?;
+        shared::check_dropout("hira_dropout", self.hira_dropout)?;
         let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
         if !self.rank_pattern.is_empty() {
             plan.notes.push("rank_pattern has no effect on HiRA: the reference writes `r` into every layer".into());

@@ -40,8 +40,7 @@ pub(crate) fn shape(site: &Site, method: &str) -> Result<(usize, usize, Vec<usiz
         }
         SiteKind::Conv if site.shape.len() <= 4 => Ok((site.shape[0], site.shape[1], site.shape[2..].to_vec())),
         SiteKind::Conv => refuse("a kernel of three axes"),
-        SiteKind::Embedding => refuse("an embedding"),
-        SiteKind::Other | SiteKind::Buffer => refuse("no layer"),
+        kind => refuse(&kind.to_string()),
     }
 }
 

@@ -15,7 +15,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 use crate::kernel::{self, UpdateDropout};
 
 /// `peft_type` of LoHa.
@@ -164,7 +164,7 @@ impl Default for LoHaConfig {
 impl LoHaConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -183,7 +183,7 @@ impl LoHaConfig {
     }
 
     fn row(&self, site: &Arc<Site>, rank: usize, alpha: f64) -> Result<PlanRow> {
-        common::check_positive("r", rank)?;
+        shared::check_positive("r", rank)?;
         let (out, inner, taps) = kernel::shape(site, "LoHa")?;
         let core = kernel::is_effective(self.use_effective_conv2d, &taps)
             .then(|| [taps[0], taps.get(1).copied().unwrap_or(1)]);
@@ -207,8 +207,8 @@ impl Tuner for LoHaConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_dropout("rank_dropout", self.rank_dropout)?;
-        common::check_dropout("module_dropout", self.module_dropout)?;
+        shared::check_dropout("rank_dropout", self.rank_dropout)?;
+        shared::check_dropout("module_dropout", self.module_dropout)?;
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
         let mut plan = self.common().plan(

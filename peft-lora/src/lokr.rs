@@ -16,7 +16,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 use crate::kernel::{self, UpdateDropout};
 
 /// `peft_type` of LoKr.
@@ -273,7 +273,7 @@ impl Default for LoKrConfig {
 impl LoKrConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -311,7 +311,7 @@ impl LoKrConfig {
     }
 
     fn row(&self, site: &Arc<Site>, rank: usize, alpha: f64) -> Result<PlanRow> {
-        common::check_positive("r", rank)?;
+        shared::check_positive("r", rank)?;
         let (out, inner, taps) = kernel::shape(site, "LoKr")?;
         let ((a, b), (c, d)) = (self.factors(out)?, self.factors(inner)?);
         let build = BuildLoKr {
@@ -337,8 +337,8 @@ impl Tuner for LoKrConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_dropout("rank_dropout", self.rank_dropout)?;
-        common::check_dropout("module_dropout", self.module_dropout)?;
+        shared::check_dropout("rank_dropout", self.rank_dropout)?;
+        shared::check_dropout("module_dropout", self.module_dropout)?;
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
         let mut plan = self.common().plan(

@@ -11,14 +11,14 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
-use peft_core::shared::Bias;
+use peft_core::shared::{self, Bias};
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 
 /// `peft_type` of MiSS.
 pub const PEFT_TYPE: &str = "MISS";
@@ -148,7 +148,7 @@ enum Form {
 impl MissConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -209,9 +209,9 @@ impl Tuner for MissConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_positive("r", self.r)?;
-        common::check_positive("mini_r", self.mini_r)?;
-        common::check_dropout("miss_dropout", self.miss_dropout)?;
+        shared::check_positive("r", self.r)?;
+        shared::check_positive("mini_r", self.mini_r)?;
+        shared::check_dropout("miss_dropout", self.miss_dropout)?;
         let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
         self.common().note_conv1d(&mut plan);
         Ok(plan)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::seam::{EmbeddingBelow, LinearBelow};
-use peft_core::shared::Bias;
+use peft_core::shared::{self, Bias};
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, SiteKind,
     Sites, Tuner,
@@ -23,7 +23,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 use crate::rotation;
 
 /// `peft_type` of OFT.
@@ -208,7 +208,7 @@ impl OftConfig {
             let reason = "is missing: adapters of PEFT before 0.15 have another form, which nothing newer reads";
             return Err(PeftError::config("oft_block_size", reason));
         }
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {

@@ -26,7 +26,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 
 /// `peft_type` of RandLoRA.
 pub const PEFT_TYPE: &str = "RANDLORA";
@@ -154,7 +154,7 @@ impl Default for RandLoraConfig {
 impl RandLoraConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -198,13 +198,13 @@ impl Tuner for RandLoraConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_positive("r", self.r)?;
-        common::check_dropout("randlora_dropout", self.randlora_dropout)?;
+        shared::check_positive("r", self.r)?;
+        shared::check_dropout("randlora_dropout", self.randlora_dropout)?;
         if !self.randlora_alpha.is_finite() {
             return Err(PeftError::config("randlora_alpha", "must be a finite number"));
         }
-        let (selected, _) = self.common().sites(sites, |_| None)?;
-        let widest = |side: fn((usize, usize)) -> usize| selected.iter().map(|it| side(it.features())).max();
+        let layers = self.common().sites(sites, |_| None)?;
+        let widest = |side: fn((usize, usize)) -> usize| layers.0.iter().map(|it| side(it.features())).max();
         let (d_in, d_out) = (widest(|it| it.0).unwrap_or(0), widest(|it| it.1).unwrap_or(0));
         let bases = Arc::new(Bases {
             rank: self.r,
@@ -218,7 +218,7 @@ impl Tuner for RandLoraConfig {
             },
             drawn: OnceLock::new(),
         });
-        self.common().plan(sites, |_| None, |site| self.row(site, &bases))
+        self.common().plan_of(sites, layers, |site| self.row(site, &bases))
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::seam::LinearBelow;
-use peft_core::shared::Bias;
+use peft_core::shared::{self, Bias};
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Init, Kept, Names, PeftError, Plan, PlanRow, Result, Site, Sites,
     TorchGenerator, Tuner,
@@ -17,7 +17,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::common::{self, Common};
+use crate::common::Common;
 
 /// `peft_type` of SHiRA.
 pub const PEFT_TYPE: &str = "SHIRA";
@@ -116,7 +116,7 @@ impl Default for ShiraConfig {
 impl ShiraConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        common::parse(json)
+        shared::parse_config(json)
     }
 
     fn common(&self) -> Common<'_> {
@@ -158,7 +158,7 @@ impl Tuner for ShiraConfig {
     }
 
     fn plan(&self, sites: &Sites) -> Result<Plan> {
-        common::check_positive("r", self.r)?;
+        shared::check_positive("r", self.r)?;
         let mut plan = self.common().plan(sites, defaults, |site| self.row(site))?;
         self.common().note_conv1d(&mut plan);
         if self.mask_type != "random" {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::seam::LinearBelow;
+use peft_core::shared::{self, SavedModules};
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
     Tuner, refuse_unknown,
@@ -13,7 +14,6 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{parse, to_object};
 use crate::{ADAPTION_PROMPT, NO_WEIGHT};
 
 /// Tokens and a gate. It rides on the output projection of the attention that looks at them.
@@ -95,7 +95,7 @@ impl AdaptionPromptConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = parse(json)?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -147,7 +147,7 @@ impl Tuner for AdaptionPromptConfig {
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
-        to_object(self)
+        shared::config_json(self, &SavedModules::default())
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use peft_core::shared::SavedModules;
+use peft_core::shared::{self, SavedModules};
 use peft_core::{PeftError, Plan, PlanRow, PromptShape, Result, Site, Sites, replacement_row_beside_prompt};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -152,24 +151,6 @@ impl PromptLearning {
 
     /// The fields of a configuration as the reference writes them.
     pub(crate) fn write<T: Serialize>(&self, config: &T) -> Result<Map<String, Value>> {
-        let mut json = to_object(config)?;
-        let saved = self.saved().names();
-        if !saved.is_empty() {
-            json.insert("modules_to_save".into(), saved.into());
-        }
-        Ok(json)
-    }
-}
-
-/// Parses `adapter_config.json`.
-pub(crate) fn parse<T: DeserializeOwned>(json: Map<String, Value>) -> Result<T> {
-    serde_json::from_value(Value::Object(json))
-        .map_err(|error| PeftError::config("adapter_config.json", format!("cannot be read: {error}")))
-}
-
-pub(crate) fn to_object<T: Serialize>(config: &T) -> Result<Map<String, Value>> {
-    match serde_json::to_value(config).map_err(|error| PeftError::Invalid(error.to_string()))? {
-        Value::Object(json) => Ok(json),
-        _ => Err(PeftError::Invalid("a configuration is an object".into())),
+        shared::config_json(config, &self.saved())
     }
 }

@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::checkpoint::TensorFile;
 use peft_core::seam::EmbeddingBelow;
+use peft_core::shared;
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
     refuse_unknown,
@@ -14,7 +15,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Kind, PromptLearning, Sizes, parse};
+use crate::config::{Kind, PromptLearning, Sizes};
 use crate::start::Start;
 use crate::tokens::from_text;
 use crate::{MULTITASK_PROMPT_TUNING, NO_WEIGHT};
@@ -199,7 +200,7 @@ impl MultitaskPromptTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = parse(json)?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -263,11 +264,8 @@ impl Tuner for MultitaskPromptTuningConfig {
         refuse_unknown(&self.other, &[])?;
         let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
         let (tasks, ranks) = (self.num_tasks.unwrap_or(1), self.num_ranks.unwrap_or(1));
-        for (field, value) in [("num_tasks", tasks), ("num_ranks", ranks)] {
-            if value == 0 {
-                return Err(PeftError::config(field, "must be at least 1"));
-            }
-        }
+        shared::check_positive("num_tasks", tasks)?;
+        shared::check_positive("num_ranks", ranks)?;
         let (start, given, lacks) = match self.prompt_tuning_init {
             MultitaskInit::Random => (Start::Random, None, None),
             MultitaskInit::Text => {

@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use peft_core::nn::Dropout;
 use peft_core::seam::EmbeddingBelow;
+use peft_core::shared;
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
     refuse_unknown,
@@ -13,7 +14,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Kind, PromptLearning, Sizes, parse};
+use crate::config::{Kind, PromptLearning, Sizes};
 use crate::dense::{Dense, Table, relu, sequence, sequence_key};
 use crate::lstm::Lstm;
 use crate::start::Start;
@@ -168,7 +169,7 @@ impl PromptEncoderConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = parse(json)?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -183,13 +184,8 @@ impl Tuner for PromptEncoderConfig {
         refuse_unknown(&self.other, &[])?;
         let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
         let hidden = self.encoder_hidden_size.unwrap_or(sizes.width);
-        if hidden == 0 {
-            return Err(PeftError::config("encoder_hidden_size", "must be at least 1"));
-        }
-        if !(0.0..1.0).contains(&self.encoder_dropout) {
-            let reason = format!("is {}, but must lie in 0 ≤ p < 1", self.encoder_dropout);
-            return Err(PeftError::config("encoder_dropout", reason));
-        }
+        shared::check_positive("encoder_hidden_size", hidden)?;
+        shared::check_dropout("encoder_dropout", self.encoder_dropout)?;
         let recurrent = match self.encoder_reparameterization_type {
             EncoderType::Mlp => 0,
             EncoderType::Lstm if self.encoder_num_layers == 0 => {

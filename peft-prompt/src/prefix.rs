@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor};
 use peft_core::seam::EmbeddingBelow;
+use peft_core::shared;
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Init, KeyValue, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
     Tuner, refuse_unknown,
@@ -13,7 +14,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Kind, PromptLearning, Sizes, parse};
+use crate::config::{Kind, PromptLearning, Sizes};
 use crate::dense::{Dense, Table, sequence, sequence_key};
 use crate::{NO_WEIGHT, PREFIX_TUNING};
 
@@ -207,7 +208,7 @@ impl PrefixTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = parse(json)?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -229,9 +230,7 @@ impl Tuner for PrefixTuningConfig {
             }
         };
         let hidden = self.encoder_hidden_size.unwrap_or(sizes.width);
-        if hidden == 0 {
-            return Err(PeftError::config("encoder_hidden_size", "must be at least 1"));
-        }
+        shared::check_positive("encoder_hidden_size", hidden)?;
         let mut derived = sizes.derived();
         derived.insert("encoder_hidden_size".into(), hidden.into());
         let plain = BuildPrefix { sizes: sizes.clone(), zero, hidden: None }.row();

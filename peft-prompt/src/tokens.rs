@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::seam::EmbeddingBelow;
+use peft_core::shared;
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
     refuse_unknown,
@@ -12,7 +13,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Kind, PromptLearning, Sizes, parse};
+use crate::config::{Kind, PromptLearning, Sizes};
 use crate::start::Start;
 use crate::{NO_WEIGHT, PROMPT_TUNING};
 
@@ -139,7 +140,7 @@ impl PromptTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = parse(json)?;
+        let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
