@@ -426,15 +426,9 @@ impl BartForConditionalGeneration {
 impl Describe for BartForConditionalGeneration {
     fn describe(&self) -> Sites {
         let config = &self.config;
-        let prompts = PromptShape {
-            table: "shared".into(),
-            d_model: config.d_model,
-            // The reference counts the encoder's, and leaves over what the decoder has no layer for.
-            layers: config.encoder_layers,
-            heads: config.decoder_attention_heads,
-            kv_heads: config.decoder_attention_heads,
-            d_head: config.d_model / config.decoder_attention_heads,
-        };
+        // The reference counts the encoder's layers, and leaves over what the decoder has no layer for.
+        let prompts =
+            PromptShape::even("shared", config.d_model, config.encoder_layers, config.decoder_attention_heads);
         Sites::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
     }
 }

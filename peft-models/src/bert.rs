@@ -299,14 +299,12 @@ impl BertModel {
             embeddings: BertEmbeddings::new(config, device),
             encoder: BertEncoder::new(config, device),
             pooler: None,
-            prompts: PromptShape {
-                table: "embeddings.word_embeddings".into(),
-                d_model: config.hidden_size,
-                layers: config.num_hidden_layers,
-                heads: config.num_attention_heads,
-                kv_heads: config.num_attention_heads,
-                d_head: config.hidden_size / config.num_attention_heads,
-            },
+            prompts: PromptShape::even(
+                "embeddings.word_embeddings",
+                config.hidden_size,
+                config.num_hidden_layers,
+                config.num_attention_heads,
+            ),
         }
     }
 

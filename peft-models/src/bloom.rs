@@ -189,14 +189,7 @@ impl BloomModel {
             h: (0..config.n_layer).map(|_| BloomBlock::new(config, device)).collect(),
             ln_f: norm(),
             heads: config.n_head,
-            prompts: PromptShape {
-                table: "word_embeddings".into(),
-                d_model: config.hidden_size,
-                layers: config.n_layer,
-                heads: config.n_head,
-                kv_heads: config.n_head,
-                d_head: config.hidden_size / config.n_head,
-            },
+            prompts: PromptShape::even("word_embeddings", config.hidden_size, config.n_layer, config.n_head),
         }
     }
 }

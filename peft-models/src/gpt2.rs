@@ -231,14 +231,7 @@ impl Gpt2Model {
             h: (0..config.n_layer).map(|layer| Gpt2Block::new(config, layer, device)).collect(),
             ln_f: LayerNorm::new(config.n_embd, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embd_pdrop),
-            prompts: PromptShape {
-                table: "wte".into(),
-                d_model: config.n_embd,
-                layers: config.n_layer,
-                heads: config.n_head,
-                kv_heads: config.n_head,
-                d_head: config.n_embd / config.n_head,
-            },
+            prompts: PromptShape::even("wte", config.n_embd, config.n_layer, config.n_head),
         }
     }
 

@@ -231,14 +231,7 @@ impl GptNeoModel {
             ln_f: LayerNorm::new(config.hidden_size, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embed_dropout),
             windows: config.windows.clone(),
-            prompts: PromptShape {
-                table: "wte".into(),
-                d_model: config.hidden_size,
-                layers: config.windows.len(),
-                heads: config.num_heads,
-                kv_heads: config.num_heads,
-                d_head: config.hidden_size / config.num_heads,
-            },
+            prompts: PromptShape::even("wte", config.hidden_size, config.windows.len(), config.num_heads),
         }
     }
 }

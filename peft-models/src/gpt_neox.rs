@@ -214,14 +214,12 @@ impl GptNeoXModel {
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, device),
             emb_dropout: Dropout::new(config.hidden_dropout),
             rope: config.rope.clone(),
-            prompts: PromptShape {
-                table: "embed_in".into(),
-                d_model: config.hidden_size,
-                layers: config.num_hidden_layers,
-                heads: config.num_attention_heads,
-                kv_heads: config.num_attention_heads,
-                d_head: config.hidden_size / config.num_attention_heads,
-            },
+            prompts: PromptShape::even(
+                "embed_in",
+                config.hidden_size,
+                config.num_hidden_layers,
+                config.num_attention_heads,
+            ),
         }
     }
 }

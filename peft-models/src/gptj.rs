@@ -212,14 +212,7 @@ impl GptJModel {
             ln_f: LayerNorm::new(config.n_embd, config.layer_norm_epsilon, device),
             drop: Dropout::new(config.embd_pdrop),
             rope: Rope::plain(10_000.0, config.rotary()).with_pairing(Pairing::Neighbours),
-            prompts: PromptShape {
-                table: "wte".into(),
-                d_model: config.n_embd,
-                layers: config.n_layer,
-                heads: config.n_head,
-                kv_heads: config.n_head,
-                d_head: config.n_embd / config.n_head,
-            },
+            prompts: PromptShape::even("wte", config.n_embd, config.n_layer, config.n_head),
         }
     }
 }

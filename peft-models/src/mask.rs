@@ -33,13 +33,10 @@ pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) ->
     let shape = [batch, 1, seq, total];
     let key = Tensor::<1, Int>::arange(0..total as i64, &input.device()).reshape([1, 1, 1, total]).expand(shape);
     let written = key.greater_equal(begins.reshape([batch, 1, 1, 1]).expand(shape));
-    let mut hidden = after_or_far(input, past, None).expand(shape).bool_and(written);
+    let hidden = after_or_far(input, past, None).expand(shape).bool_and(written);
+    let mut hidden = and_foreign(hidden, input, past);
     if let Some(mask) = &input.attention_mask {
-        hidden = either(hidden, padding(mask.clone()));
         hidden = either(hidden, padded_queries(mask.clone(), seq));
-    }
-    if let Some(segments) = &input.segment_ids {
-        hidden = either(hidden, across_segments(segments.clone(), past));
     }
     AttentionMask::new(hidden, false)
 }
@@ -90,14 +87,18 @@ pub(crate) fn hidden_from_causal(input: &ModelInput, past: usize, window: Option
     {
         return None;
     }
-    let mut hidden = after_or_far(input, past, window);
+    Some(and_foreign(after_or_far(input, past, window), input, past))
+}
+
+/// Hides padding and the tokens of other documents too.
+fn and_foreign(mut hidden: Tensor<4, Bool>, input: &ModelInput, past: usize) -> Tensor<4, Bool> {
     if let Some(mask) = &input.attention_mask {
         hidden = either(hidden, padding(mask.clone()));
     }
     if let Some(segments) = &input.segment_ids {
         hidden = either(hidden, across_segments(segments.clone(), past));
     }
-    Some(hidden)
+    hidden
 }
 
 /// True where a key comes after a query or lies beyond its window, `[1, 1, seq, past + seq]`.
@@ -124,11 +125,7 @@ pub fn bidirectional(input: &ModelInput, past: usize) -> Option<AttentionMask> {
         padding(mask).expand([batch, 1, seq, total])
     });
     let apart = input.segment_ids.clone().map(|it| across_segments(it, past));
-    let hidden = match (hidden, apart) {
-        (Some(a), Some(b)) => Some(either(a, b)),
-        (a, b) => a.or(b),
-    };
-    hidden.map(|it| AttentionMask::new(it, true))
+    hidden.into_iter().chain(apart).reduce(either).map(|it| AttentionMask::new(it, true))
 }
 
 /// Every query sees the tokens at most `reach` away that are not padding.
@@ -138,13 +135,7 @@ pub fn nearby(input: &ModelInput, reach: usize) -> Option<AttentionMask> {
     let places = Tensor::<1, Int>::arange(0..seq as i64, &device);
     let query = places.clone().reshape([1, 1, seq, 1]).expand([1, 1, seq, seq]);
     let key = places.reshape([1, 1, 1, seq]).expand([1, 1, seq, seq]);
-    let mut hidden = (query - key).abs().greater_elem(reach as i64);
-    if let Some(mask) = &input.attention_mask {
-        hidden = either(hidden, padding(mask.clone()));
-    }
-    if let Some(segments) = &input.segment_ids {
-        hidden = either(hidden, across_segments(segments.clone(), 0));
-    }
+    let hidden = and_foreign((query - key).abs().greater_elem(reach as i64), input, 0);
     Some(AttentionMask::new(hidden, true))
 }
 
@@ -169,11 +160,7 @@ pub fn mutual(input: &ModelInput) -> Option<AttentionMask> {
         either(query, padding(mask))
     });
     let apart = input.segment_ids.clone().map(|it| across_segments(it, 0));
-    let hidden = match (hidden, apart) {
-        (Some(a), Some(b)) => Some(either(a, b)),
-        (a, b) => a.or(b),
-    };
-    hidden.map(|it| AttentionMask::new(it, false))
+    hidden.into_iter().chain(apart).reduce(either).map(|it| AttentionMask::new(it, false))
 }
 
 /// `[batch, total]` to `[batch, 1, 1, total]`, true where a key is padding.

@@ -339,15 +339,8 @@ impl ModernBertModel {
 
     fn describe_within(&self, sites: Sites, stack: &str) -> Sites {
         let config = &self.config;
-        let prompts = PromptShape {
-            table: "embeddings.tok_embeddings".into(),
-            d_model: config.hidden_size,
-            // There is no cache that a prefix could stand in.
-            layers: 0,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_attention_heads,
-            d_head: config.hidden_size / config.num_attention_heads,
-        };
+        // No layer takes a prefix: there is no cache that it could stand in.
+        let prompts = PromptShape::even("embeddings.tok_embeddings", config.hidden_size, 0, config.num_attention_heads);
         sites.with_model_type("modernbert").with_prompts(stack, prompts)
     }
 }

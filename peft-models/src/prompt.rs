@@ -32,6 +32,9 @@ impl PromptLength {
 
     /// An input whose tokens come after this prompt.
     fn shift(self, input: &ModelInput) -> ModelInput {
+        if self.total() == 0 {
+            return input.clone();
+        }
         let positions = input.position_ids.clone();
         ModelInput {
             attention_mask: input.attention_mask.clone().map(|it| before(it, self.total(), 1)),
@@ -58,27 +61,11 @@ pub fn around<T>(
     layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
 ) -> T {
     match cache {
-        Some(cache) if !cache.is_empty() => {
-            let length = cache.prompt;
-            if length.total() == 0 {
-                return layers(input, Some(cache));
-            }
-            layers(&length.shift(input), Some(cache))
-        }
-        cache => {
-            let Some(prompt) = seam::prompt(&table.weight, input.task_ids.as_ref()) else {
-                return layers(input, cache);
-            };
-            let length = PromptLength::of(&prompt);
-            let input = with_tokens(table, prompt.tokens, length, input);
-            if prompt.keys_values.is_empty() && cache.is_none() {
-                return layers(&input, None);
-            }
-            let mut own = KvCache::new();
-            let cache = cache.unwrap_or(&mut own);
-            *cache = start(prompt.keys_values, length, input.dims()[0]);
-            layers(&input, Some(cache))
-        }
+        Some(cache) if !cache.is_empty() => layers(&cache.prompt.shift(input), Some(cache)),
+        cache => match seam::prompt(&table.weight, input.task_ids.as_ref()) {
+            Some(prompt) => behind(prompt, table, input, cache, layers),
+            None => layers(input, cache),
+        },
     }
 }
 
@@ -112,15 +99,28 @@ pub fn around_decoder<T>(
                 return layers(input, cache);
             };
             let tokens = prompt.decoder_tokens.filter(|_| cache.is_none());
-            let prompt = Prompt { tokens, decoder_tokens: None, ..prompt };
-            let length = PromptLength::of(&prompt);
-            let input = with_tokens(table, prompt.tokens, length, input);
-            let mut own = KvCache::new();
-            let cache = cache.unwrap_or(&mut own);
-            *cache = start(prompt.keys_values, length, input.dims()[0]);
-            layers(&input, Some(cache))
+            behind(Prompt { tokens, decoder_tokens: None, ..prompt }, table, input, cache, layers)
         }
     }
+}
+
+/// Runs the layers on an input that a prompt stands before, with a cache if one is wanted or needed.
+fn behind<T>(
+    prompt: Prompt,
+    table: &Embedding,
+    input: &ModelInput,
+    cache: Option<&mut KvCache>,
+    layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
+) -> T {
+    let length = PromptLength::of(&prompt);
+    let input = with_tokens(table, prompt.tokens, length, input);
+    if prompt.keys_values.is_empty() && cache.is_none() {
+        return layers(&input, None);
+    }
+    let mut own = KvCache::new();
+    let cache = cache.unwrap_or(&mut own);
+    *cache = start(prompt.keys_values, length, input.dims()[0]);
+    layers(&input, Some(cache))
 }
 
 /// A cache that begins with a prefix, the same in every row.

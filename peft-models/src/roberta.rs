@@ -135,14 +135,12 @@ impl RobertaModel {
             encoder: BertEncoder::new(&config.bert, device),
             pooler: None,
             model_type: config.model_type.clone(),
-            prompts: PromptShape {
-                table: "embeddings.word_embeddings".into(),
-                d_model: config.bert.hidden_size,
-                layers: config.bert.num_hidden_layers,
-                heads: config.bert.num_attention_heads,
-                kv_heads: config.bert.num_attention_heads,
-                d_head: config.bert.hidden_size / config.bert.num_attention_heads,
-            },
+            prompts: PromptShape::even(
+                "embeddings.word_embeddings",
+                config.bert.hidden_size,
+                config.bert.num_hidden_layers,
+                config.bert.num_attention_heads,
+            ),
         }
     }
 
