@@ -14,7 +14,8 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
+use crate::task::{FeatureExtractor, SequenceClassifier};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "bert.";
@@ -329,6 +330,10 @@ impl BertModel {
         let first = hidden.narrow(1, 0, 1).reshape([batch, d_model]);
         self.pooler.as_ref().map(|it| it.dense.forward(first).tanh())
     }
+
+    fn describe_below_head(&self, sites: Sites) -> Sites {
+        sites.with_model_type("bert").with_prompts("bert", self.prompts.clone())
+    }
 }
 
 impl Describe for BertModel {
@@ -374,8 +379,7 @@ impl BertForSequenceClassification {
 
 impl Describe for BertForSequenceClassification {
     fn describe(&self) -> Sites {
-        let sites = Sites::of(self).with_model_type("bert").with_heads(["classifier"]);
-        sites.with_prompts("bert", self.bert.prompts.clone())
+        self.bert.describe_below_head(Sites::of(self)).with_heads(["classifier"])
     }
 }
 
@@ -394,78 +398,11 @@ impl SequenceClassifier for BertForSequenceClassification {
     }
 }
 
-/// BERT that classifies every token.
-#[derive(Module, Debug)]
-pub struct BertForTokenClassification {
-    /// The encoder, without a pooler.
-    pub bert: BertModel,
-    dropout: Dropout,
-    /// `[num_labels, d_model]`
-    pub classifier: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl BertForTokenClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &BertConfig, device: &Device) -> Self {
-        Self {
-            bert: BertModel::without_pooler(config, device),
-            dropout: Dropout::new(config.classifier_dropout.unwrap_or(config.hidden_dropout_prob)),
-            classifier: Projection::new(config.hidden_size, config.labels.num_labels(), true, device),
-            labels: config.labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for BertForTokenClassification {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("bert").with_prompts("bert", self.bert.prompts.clone())
-    }
-}
-
-impl TokenClassifier for BertForTokenClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.classifier.forward(self.dropout.forward(self.bert.forward(input)))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-}
-
-/// BERT that finds answers.
-#[derive(Module, Debug)]
-pub struct BertForQuestionAnswering {
-    /// The encoder, without a pooler.
-    pub bert: BertModel,
-    /// `[2, d_model]`
-    pub qa_outputs: Projection,
-}
-
-impl BertForQuestionAnswering {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &BertConfig, device: &Device) -> Self {
-        Self {
-            bert: BertModel::without_pooler(config, device),
-            qa_outputs: Projection::new(config.hidden_size, 2, true, device),
-        }
-    }
-}
-
-impl Describe for BertForQuestionAnswering {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("bert").with_prompts("bert", self.bert.prompts.clone())
-    }
-}
-
-impl QuestionAnswerer for BertForQuestionAnswering {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.qa_outputs.forward(self.bert.forward(input))
-    }
+word_heads! {
+    BertModel, BertConfig, bert: BertModel::without_pooler,
+    width: |it| it.hidden_size,
+    labels: |it| &it.labels,
+    dropout: |it| Dropout::new(it.classifier_dropout.unwrap_or(it.hidden_dropout_prob)),
+    tokens: BertForTokenClassification,
+    answers: BertForQuestionAnswering,
 }

@@ -15,7 +15,8 @@ use crate::disentangled::{Distances, Positions, disentangled_attention};
 use crate::input::ModelInput;
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
+use crate::task::{FeatureExtractor, SequenceClassifier};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "deberta.";
@@ -539,78 +540,11 @@ impl SequenceClassifier for DebertaForSequenceClassification {
     }
 }
 
-/// DeBERTa that classifies every token.
-#[derive(Module, Debug)]
-pub struct DebertaForTokenClassification {
-    /// The encoder.
-    pub deberta: DebertaModel,
-    dropout: Dropout,
-    /// `[num_labels, d_model]`
-    pub classifier: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl DebertaForTokenClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &DebertaConfig, device: &Device) -> Self {
-        Self {
-            deberta: DebertaModel::new(config, device),
-            dropout: Dropout::new(config.hidden_dropout_prob),
-            classifier: Projection::new(config.hidden_size, config.labels.num_labels(), true, device),
-            labels: config.labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for DebertaForTokenClassification {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl TokenClassifier for DebertaForTokenClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.classifier.forward(self.dropout.forward(self.deberta.forward(input)))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-}
-
-/// DeBERTa that finds answers.
-#[derive(Module, Debug)]
-pub struct DebertaForQuestionAnswering {
-    /// The encoder.
-    pub deberta: DebertaModel,
-    /// `[2, d_model]`
-    pub qa_outputs: Projection,
-}
-
-impl DebertaForQuestionAnswering {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &DebertaConfig, device: &Device) -> Self {
-        Self {
-            deberta: DebertaModel::new(config, device),
-            qa_outputs: Projection::new(config.hidden_size, 2, true, device),
-        }
-    }
-}
-
-impl Describe for DebertaForQuestionAnswering {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl QuestionAnswerer for DebertaForQuestionAnswering {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.qa_outputs.forward(self.deberta.forward(input))
-    }
+word_heads! {
+    DebertaModel, DebertaConfig, deberta: DebertaModel::new,
+    width: |it| it.hidden_size,
+    labels: |it| &it.labels,
+    dropout: |it| Dropout::new(it.hidden_dropout_prob),
+    tokens: DebertaForTokenClassification,
+    answers: DebertaForQuestionAnswering,
 }

@@ -21,7 +21,8 @@ use crate::disentangled::{Distances, Positions, disentangled_attention};
 use crate::input::ModelInput;
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
+use crate::task::{FeatureExtractor, SequenceClassifier};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "deberta.";
@@ -446,80 +447,13 @@ impl SequenceClassifier for DebertaV2ForSequenceClassification {
     }
 }
 
-/// DeBERTa v2 that classifies every token.
-#[derive(Module, Debug)]
-pub struct DebertaV2ForTokenClassification {
-    /// The encoder.
-    pub deberta: DebertaV2Model,
-    dropout: Dropout,
-    /// `[num_labels, d_model]`
-    pub classifier: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl DebertaV2ForTokenClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &DebertaV2Config, device: &Device) -> Self {
-        Self {
-            deberta: DebertaV2Model::new(config, device),
-            dropout: Dropout::new(config.base.hidden_dropout_prob),
-            classifier: Projection::new(config.base.hidden_size, config.base.labels.num_labels(), true, device),
-            labels: config.base.labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for DebertaV2ForTokenClassification {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl TokenClassifier for DebertaV2ForTokenClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.classifier.forward(self.dropout.forward(self.deberta.forward(input)))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-}
-
-/// DeBERTa v2 that finds answers.
-#[derive(Module, Debug)]
-pub struct DebertaV2ForQuestionAnswering {
-    /// The encoder.
-    pub deberta: DebertaV2Model,
-    /// `[2, d_model]`
-    pub qa_outputs: Projection,
-}
-
-impl DebertaV2ForQuestionAnswering {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &DebertaV2Config, device: &Device) -> Self {
-        Self {
-            deberta: DebertaV2Model::new(config, device),
-            qa_outputs: Projection::new(config.base.hidden_size, 2, true, device),
-        }
-    }
-}
-
-impl Describe for DebertaV2ForQuestionAnswering {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl QuestionAnswerer for DebertaV2ForQuestionAnswering {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.qa_outputs.forward(self.deberta.forward(input))
-    }
+word_heads! {
+    DebertaV2Model, DebertaV2Config, deberta: DebertaV2Model::new,
+    width: |it| it.base.hidden_size,
+    labels: |it| &it.base.labels,
+    dropout: |it| Dropout::new(it.base.hidden_dropout_prob),
+    tokens: DebertaV2ForTokenClassification,
+    answers: DebertaV2ForQuestionAnswering,
 }
 
 #[cfg(test)]

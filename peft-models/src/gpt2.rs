@@ -11,7 +11,8 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::prompt;
-use crate::task::{CausalLm, FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier, pool_last_token};
+use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -256,6 +257,10 @@ impl Gpt2Model {
         }
         self.ln_f.forward(hidden)
     }
+
+    fn describe_below_head(&self, sites: Sites) -> Sites {
+        sites.with_model_type("gpt2").with_prompts("transformer", self.prompts.clone())
+    }
 }
 
 impl Describe for Gpt2Model {
@@ -289,8 +294,7 @@ impl Gpt2LmHeadModel {
 
 impl Describe for Gpt2LmHeadModel {
     fn describe(&self) -> Sites {
-        let prompts = self.transformer.prompts.clone();
-        Sites::of(self).with_model_type("gpt2").with_heads(["lm_head"]).with_prompts("transformer", prompts)
+        self.transformer.describe_below_head(Sites::of(self)).with_heads(["lm_head"])
     }
 }
 
@@ -351,8 +355,7 @@ impl Gpt2ForSequenceClassification {
 
 impl Describe for Gpt2ForSequenceClassification {
     fn describe(&self) -> Sites {
-        let prompts = self.transformer.prompts.clone();
-        Sites::of(self).with_model_type("gpt2").with_heads(["score"]).with_prompts("transformer", prompts)
+        self.transformer.describe_below_head(Sites::of(self)).with_heads(["score"])
     }
 }
 
@@ -371,78 +374,11 @@ impl SequenceClassifier for Gpt2ForSequenceClassification {
     }
 }
 
-/// GPT-2 that classifies every token.
-#[derive(Module, Debug)]
-pub struct Gpt2ForTokenClassification {
-    /// The stack.
-    pub transformer: Gpt2Model,
-    dropout: Dropout,
-    /// `[num_labels, d_model]`
-    pub classifier: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl Gpt2ForTokenClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
-        Self {
-            transformer: Gpt2Model::new(config, device),
-            dropout: Dropout::new(config.classifier_dropout.or(config.hidden_dropout).unwrap_or(0.1)),
-            classifier: Projection::new(config.n_embd, config.labels.num_labels(), true, device),
-            labels: config.labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for Gpt2ForTokenClassification {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2").with_prompts("transformer", self.transformer.prompts.clone())
-    }
-}
-
-impl TokenClassifier for Gpt2ForTokenClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.classifier.forward(self.dropout.forward(self.transformer.forward(input, None)))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-}
-
-/// GPT-2 that finds answers.
-#[derive(Module, Debug)]
-pub struct Gpt2ForQuestionAnswering {
-    /// The stack.
-    pub transformer: Gpt2Model,
-    /// `[2, d_model]`
-    pub qa_outputs: Projection,
-}
-
-impl Gpt2ForQuestionAnswering {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
-        Self {
-            transformer: Gpt2Model::new(config, device),
-            qa_outputs: Projection::new(config.n_embd, 2, true, device),
-        }
-    }
-}
-
-impl Describe for Gpt2ForQuestionAnswering {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2").with_prompts("transformer", self.transformer.prompts.clone())
-    }
-}
-
-impl QuestionAnswerer for Gpt2ForQuestionAnswering {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.qa_outputs.forward(self.transformer.forward(input, None))
-    }
+word_heads! {
+    Gpt2Model, Gpt2Config, transformer: Gpt2Model::new,
+    width: |it| it.n_embd,
+    labels: |it| &it.labels,
+    dropout: |it| Dropout::new(it.classifier_dropout.or(it.hidden_dropout).unwrap_or(0.1)),
+    tokens: Gpt2ForTokenClassification,
+    answers: Gpt2ForQuestionAnswering,
 }

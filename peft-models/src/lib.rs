@@ -28,6 +28,7 @@ pub mod roberta;
 pub mod rope;
 pub mod t5;
 mod task;
+mod word_heads;
 
 pub use decoder::Decoder;
 pub use input::{KvCache, ModelInput, Seq2SeqCache, Tokens};

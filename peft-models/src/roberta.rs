@@ -17,7 +17,8 @@ use crate::config::{LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, Tokens};
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
+use crate::task::{FeatureExtractor, SequenceClassifier};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "roberta.";
@@ -251,79 +252,11 @@ impl SequenceClassifier for RobertaForSequenceClassification {
     }
 }
 
-/// RoBERTa that classifies every token.
-#[derive(Module, Debug)]
-pub struct RobertaForTokenClassification {
-    /// The encoder, without a pooler.
-    pub roberta: RobertaModel,
-    dropout: Dropout,
-    /// `[num_labels, d_model]`
-    pub classifier: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl RobertaForTokenClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &RobertaConfig, device: &Device) -> Self {
-        let labels = &config.bert.labels;
-        Self {
-            roberta: RobertaModel::without_pooler(config, device),
-            dropout: config.dropout_of_head(),
-            classifier: Projection::new(config.bert.hidden_size, labels.num_labels(), true, device),
-            labels: labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for RobertaForTokenClassification {
-    fn describe(&self) -> Sites {
-        self.roberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl TokenClassifier for RobertaForTokenClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.classifier.forward(self.dropout.forward(self.roberta.forward(input)))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-}
-
-/// RoBERTa that finds answers.
-#[derive(Module, Debug)]
-pub struct RobertaForQuestionAnswering {
-    /// The encoder, without a pooler.
-    pub roberta: RobertaModel,
-    /// `[2, d_model]`
-    pub qa_outputs: Projection,
-}
-
-impl RobertaForQuestionAnswering {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &RobertaConfig, device: &Device) -> Self {
-        Self {
-            roberta: RobertaModel::without_pooler(config, device),
-            qa_outputs: Projection::new(config.bert.hidden_size, 2, true, device),
-        }
-    }
-}
-
-impl Describe for RobertaForQuestionAnswering {
-    fn describe(&self) -> Sites {
-        self.roberta.describe_below_head(Sites::of(self))
-    }
-}
-
-impl QuestionAnswerer for RobertaForQuestionAnswering {
-    fn logits(&self, input: &ModelInput) -> Tensor<3> {
-        self.qa_outputs.forward(self.roberta.forward(input))
-    }
+word_heads! {
+    RobertaModel, RobertaConfig, roberta: RobertaModel::without_pooler,
+    width: |it| it.bert.hidden_size,
+    labels: |it| &it.bert.labels,
+    dropout: RobertaConfig::dropout_of_head,
+    tokens: RobertaForTokenClassification,
+    answers: RobertaForQuestionAnswering,
 }

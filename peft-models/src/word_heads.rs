@@ -1,0 +1,102 @@
+//! Heads that score every token, which differ between architectures in names only.
+
+/// `word_heads! { Model, Config, field: new, width: …, labels: …, dropout: …, tokens: A, answers: B }` makes `A`, which
+/// classifies tokens, and `B`, which finds answers. Both hold the model in `field`, as their checkpoints name it, and
+/// build it with `new`. `width`, `labels` and `dropout` are functions of the configuration: how wide the hidden state is,
+/// what the labels are, and what drops elements before tokens are scored.
+///
+/// The model is a [`FeatureExtractor`](crate::task::FeatureExtractor) with a method `describe_below_head`.
+macro_rules! word_heads {
+    (
+        $model:ident, $config:ident, $field:ident: $new:expr,
+        width: $width:expr,
+        labels: $labels:expr,
+        dropout: $dropout:expr,
+        tokens: $tokens:ident,
+        answers: $answers:ident $(,)?
+    ) => {
+        /// The stack that classifies every token.
+        #[derive(burn::module::Module, Debug)]
+        pub struct $tokens {
+            /// The stack, without a pooler.
+            pub $field: $model,
+            dropout: peft_core::nn::Dropout,
+            /// `[num_labels, d_model]`
+            pub classifier: peft_core::nn::Projection,
+            #[module(skip)]
+            labels: $crate::config::LabelConfig,
+        }
+
+        impl $tokens {
+            /// A model whose parameters are not allocated yet.
+            pub fn new(config: &$config, device: &burn::tensor::Device) -> Self {
+                let (width, dropout): (fn(&$config) -> usize, fn(&$config) -> peft_core::nn::Dropout) =
+                    ($width, $dropout);
+                let labels: fn(&$config) -> &$crate::config::LabelConfig = $labels;
+                let labels = labels(config).clone();
+                Self {
+                    $field: $new(config, device),
+                    dropout: dropout(config),
+                    classifier: peft_core::nn::Projection::new(width(config), labels.num_labels(), true, device),
+                    labels,
+                }
+            }
+
+            /// What the labels are.
+            pub fn labels(&self) -> &$crate::config::LabelConfig {
+                &self.labels
+            }
+        }
+
+        impl peft_core::Describe for $tokens {
+            fn describe(&self) -> peft_core::Sites {
+                self.$field.describe_below_head(peft_core::Sites::of(self))
+            }
+        }
+
+        impl $crate::task::TokenClassifier for $tokens {
+            fn logits(&self, input: &$crate::input::ModelInput) -> burn::tensor::Tensor<3> {
+                let hidden = $crate::task::FeatureExtractor::last_hidden_state(&self.$field, input);
+                self.classifier.forward(self.dropout.forward(hidden))
+            }
+
+            fn num_labels(&self) -> usize {
+                self.labels.num_labels()
+            }
+        }
+
+        /// The stack that finds answers.
+        #[derive(burn::module::Module, Debug)]
+        pub struct $answers {
+            /// The stack, without a pooler.
+            pub $field: $model,
+            /// `[2, d_model]`
+            pub qa_outputs: peft_core::nn::Projection,
+        }
+
+        impl $answers {
+            /// A model whose parameters are not allocated yet.
+            pub fn new(config: &$config, device: &burn::tensor::Device) -> Self {
+                let width: fn(&$config) -> usize = $width;
+                Self {
+                    $field: $new(config, device),
+                    qa_outputs: peft_core::nn::Projection::new(width(config), 2, true, device),
+                }
+            }
+        }
+
+        impl peft_core::Describe for $answers {
+            fn describe(&self) -> peft_core::Sites {
+                self.$field.describe_below_head(peft_core::Sites::of(self))
+            }
+        }
+
+        impl $crate::task::QuestionAnswerer for $answers {
+            fn logits(&self, input: &$crate::input::ModelInput) -> burn::tensor::Tensor<3> {
+                self.qa_outputs.forward($crate::task::FeatureExtractor::last_hidden_state(&self.$field, input))
+            }
+        }
+    };
+}
+
+pub(crate) use word_heads;
