@@ -132,13 +132,14 @@ pub fn gated(
     let set = output.reparameterization::<AdapterSet>()?;
     let attend = |prompt: GatedPrompt| {
         let (key, value) = project(prompt.tokens);
-        let [batch, _, _, d_head] = query.dims();
-        let wide = |it: Tensor<4>| {
-            let [_, kv_heads, virtual_tokens, _] = it.dims();
-            it.expand([batch, kv_heads, virtual_tokens, d_head])
-        };
+        // Every row of the batch attends to the same tokens: its queries stand in one long row. (Widening the keys instead
+        // costs memory, and the sum over the batch behind it comes out wrong on Burn 0.22.1's CubeCL backends, whose
+        // `sum_dim` misreads a tensor with swapped dimensions.)
+        let [batch, heads, q_len, d_head] = query.dims();
+        let rows = query.clone().swap_dims(0, 1).reshape([1, heads, batch * q_len, d_head]);
         let scale = (d_head as f64).powf(-0.5);
-        let seen = ops::attention(query.clone(), wide(key), wide(value), None, scale, &Dropout::new(0.0));
+        let seen = ops::attention(rows, key, value, None, scale, &Dropout::new(0.0));
+        let seen = seen.reshape([heads, batch, q_len, d_head]).swap_dims(0, 1);
         seen * prompt.gate.reshape([1, 1, 1, 1])
     };
     set.active().filter_map(AnyAdapter::gated).map(attend).reduce(|a, b| a + b)
