@@ -7,7 +7,7 @@ use burn::module::{Flag, Module, Param, ParamId};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
-use crate::adapter::AdapterSet;
+use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::ops;
 use crate::seam;
 use crate::site::Layout;
@@ -56,7 +56,7 @@ impl Projection {
     /// The weight, `[out, in]`, if the forward is a product with it: without a bias and without an active adapter.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
         let adapted = self.weight.reparameterization::<AdapterSet>().is_some_and(|it| it.active().next().is_some());
-        (self.bias.is_none() && !adapted).then(|| self.weight.base())
+        (self.bias.is_none() && !adapted).then(|| seam::unadapted(&self.weight))
     }
 
     /// # Shapes
@@ -180,6 +180,13 @@ impl Embedding {
     /// - output: `[.., rows]`
     pub fn attend<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         seam::attend(hidden, &self.weight)
+    }
+
+    /// The table, `[rows, d_model]`, if [`Embedding::attend`] is a product with it: no active adapter moves it along.
+    pub fn bare_weight(&self) -> Option<Tensor<2>> {
+        let set = self.weight.reparameterization::<AdapterSet>();
+        let moved = set.is_some_and(|it| it.active().any(AnyAdapter::moves_tied_head));
+        (!moved).then(|| seam::unadapted(&self.weight))
     }
 
     /// An output layer of its own that starts as the table and shares its memory.

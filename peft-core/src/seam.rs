@@ -41,6 +41,14 @@ pub fn linear<const D: usize>(
     through(input, weight, bias, layout, &active)
 }
 
+/// What lies below the adapters: the frozen weight, or what a reparameterization that is not ours makes of its own.
+pub(crate) fn unadapted(weight: &Param<Tensor<2>>) -> Tensor<2> {
+    match weight.reparameterization::<AdapterSet>() {
+        Some(_) => weight.base(),
+        None => weight.val(),
+    }
+}
+
 /// The layer through these adapters.
 fn through<const D: usize>(
     input: Tensor<D>,
@@ -53,7 +61,7 @@ fn through<const D: usize>(
     let d_in = dims[D - 1];
     let rows = dims[..D - 1].iter().product::<usize>();
     let input = input.reshape([rows, d_in]);
-    let base = weight.base();
+    let base = unadapted(weight);
     owed::forget();
     let bias = bias.map(|it| it.val());
 
@@ -76,7 +84,7 @@ fn through<const D: usize>(
 ///
 /// `padding` is torch's `padding_idx`: its row gets no gradient.
 pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option<usize>) -> Tensor<3> {
-    let base = weight.base();
+    let base = unadapted(weight);
     let set = weight.reparameterization::<AdapterSet>();
     let through = |ids: Tensor<2, Int>, active: &[&AnyAdapter]| match set {
         Some(set) if !active.is_empty() => {
@@ -152,7 +160,7 @@ pub fn gated(
 /// - weight: `[rows, d_model]`
 /// - output: `[.., rows]`
 pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> Tensor<D> {
-    let base = weight.base();
+    let base = unadapted(weight);
     let set = weight.reparameterization::<AdapterSet>();
     let moving: Vec<&AnyAdapter> =
         set.map(|it| it.active().filter(|it| it.moves_tied_head()).collect()).unwrap_or_default();

@@ -313,7 +313,7 @@ impl CausalLm for Gpt2LmHeadModel {
     fn head_weight(&self) -> Option<Tensor<2>> {
         match &self.lm_head {
             Some(head) => head.bare_weight(),
-            None => Some(self.transformer.wte.weight.base()),
+            None => self.transformer.wte.bare_weight(),
         }
     }
 

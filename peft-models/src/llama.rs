@@ -457,7 +457,7 @@ impl CausalLm for LlamaForCausalLm {
     fn head_weight(&self) -> Option<Tensor<2>> {
         match &self.lm_head {
             Some(head) => head.bare_weight(),
-            None => Some(self.model.embed_tokens.weight.base()),
+            None => self.model.embed_tokens.bare_weight(),
         }
     }
 

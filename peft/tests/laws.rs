@@ -1,6 +1,6 @@
 //! What holds for every method and option, whatever the numbers.
 
-use burn::module::Module;
+use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{Tensor, TensorData};
 use peft::core::laws::{distance, numbers};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, laws, slots};
@@ -139,4 +139,59 @@ fn adapters_are_named_activated_stacked_and_deleted() {
     peft.delete_adapter("two").unwrap();
     assert_eq!(numbers(&of(&mut peft, &["one"])), numbers(&one));
     assert_eq!(slots::collect(peft.model()).iter().map(|it| it.adapters().len()).max(), Some(1));
+}
+
+#[test]
+fn a_head_that_offers_its_weight_is_a_product_with_it() {
+    for_all(|what, _, _, mut peft, _| {
+        laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
+        let model = peft::core::nn::set_training(peft.model().valid(), false);
+        let ids = Tensor::from_data(TensorData::from([[5i64, 17, 3, 88]]), &device());
+        let hidden = model.hidden(&ModelInput::ids(ids), None).flatten::<2>(0, 1);
+        if let Some(weight) = model.head_weight() {
+            let product = hidden.clone().matmul(weight.transpose());
+            let error = distance(&product.into_data(), &model.head(hidden).into_data());
+            assert!(error < 1e-5, "{what}: {error}");
+        }
+    });
+}
+
+/// A reparameterization from outside: the weight, scaled.
+#[derive(Module, Debug)]
+struct Scaled {
+    #[module(skip)]
+    factor: f64,
+}
+
+impl Reparameterization for Scaled {
+    const NAME: &'static str = "scaled";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        base.mul_scalar(self.factor)
+    }
+}
+
+struct ScaleMatrices(f64);
+
+impl Reparameterizer for ScaleMatrices {
+    type Reparam = Scaled;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Scaled>) {
+        (param, (D == 2).then_some(Scaled { factor: self.0 }))
+    }
+}
+
+#[test]
+fn a_reparameterization_that_is_not_ours_takes_part() {
+    for names in &MODELS {
+        let model = base(names.model).model().valid();
+        let scaled = model.clone().apply_reparameterization(ScaleMatrices(0.5));
+        let dense = logits(&scaled.clone().materialize());
+        assert!(distance(&dense, &logits(&model)) > 0.01, "{}: halved matrices change nothing", names.model);
+        assert!(distance(&dense, &logits(&scaled)) < 1e-6, "{}", names.model);
+    }
 }
