@@ -12,7 +12,9 @@ use crate::bart::{self, BartConfig, BartForConditionalGeneration};
 use crate::bert::{
     self, BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel,
 };
-use crate::bloom::{self, BloomConfig, BloomForCausalLm, BloomForSequenceClassification, BloomModel};
+use crate::bloom::{
+    self, BloomConfig, BloomForCausalLm, BloomForSequenceClassification, BloomForTokenClassification, BloomModel,
+};
 use crate::chatglm::{self, ChatGlmConfig, ChatGlmForConditionalGeneration, ChatGlmModel};
 use crate::config::{LabelConfig, RawConfig};
 use crate::deberta::{
@@ -23,20 +25,27 @@ use crate::deberta_v2::{
     self, DebertaV2Config, DebertaV2ForQuestionAnswering, DebertaV2ForSequenceClassification,
     DebertaV2ForTokenClassification, DebertaV2Model,
 };
-use crate::gpt_neo::{self, GptNeoConfig, GptNeoForCausalLm, GptNeoForSequenceClassification, GptNeoModel};
-use crate::gpt_neox::{self, GptNeoXConfig, GptNeoXForCausalLm, GptNeoXForSequenceClassification, GptNeoXModel};
+use crate::gpt_neo::{
+    self, GptNeoConfig, GptNeoForCausalLm, GptNeoForSequenceClassification, GptNeoForTokenClassification, GptNeoModel,
+};
+use crate::gpt_neox::{
+    self, GptNeoXConfig, GptNeoXForCausalLm, GptNeoXForSequenceClassification, GptNeoXForTokenClassification,
+    GptNeoXModel,
+};
 use crate::gpt2::{
     self, Gpt2Config, Gpt2ForQuestionAnswering, Gpt2ForSequenceClassification, Gpt2ForTokenClassification,
     Gpt2LmHeadModel, Gpt2Model,
 };
-use crate::gptj::{self, GptJConfig, GptJForCausalLm, GptJForSequenceClassification, GptJModel};
+use crate::gptj::{
+    self, GptJConfig, GptJForCausalLm, GptJForSequenceClassification, GptJForTokenClassification, GptJModel,
+};
 use crate::input::{KvCache, ModelInput, Seq2SeqCache};
 use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
 use crate::modernbert::{
     self, ModernBertConfig, ModernBertForQuestionAnswering, ModernBertForSequenceClassification,
     ModernBertForTokenClassification, ModernBertModel,
 };
-use crate::opt::{self, OptConfig, OptForCausalLm, OptForSequenceClassification, OptModel};
+use crate::opt::{self, OptConfig, OptForCausalLm, OptForSequenceClassification, OptForTokenClassification, OptModel};
 use crate::roberta::{
     self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
     RobertaModel,
@@ -126,6 +135,11 @@ architectures! { $
     Deberta(DebertaForTokenClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForTokenClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForTokenClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
+    Bloom(BloomForTokenClassification, BloomConfig, bloom::BASE_PREFIX) = "bloom",
+    Opt(OptForTokenClassification, OptConfig, opt::BASE_PREFIX) = "opt",
+    GptNeo(GptNeoForTokenClassification, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
+    GptJ(GptJForTokenClassification, GptJConfig, gptj::BASE_PREFIX) = "gptj",
+    GptNeoX(GptNeoXForTokenClassification, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
     ModernBert(ModernBertForTokenClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForTokenClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
@@ -218,7 +232,7 @@ pub fn load_token_classifier(
     options.write_into(&mut raw);
     let model = AutoTokenClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier", "head"])?;
+    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier", "score", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 

@@ -403,6 +403,6 @@ word_heads! {
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.unwrap_or(it.hidden_dropout_prob)),
-    tokens: BertForTokenClassification,
+    tokens: BertForTokenClassification(classifier),
     answers: BertForQuestionAnswering,
 }

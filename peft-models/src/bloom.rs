@@ -11,6 +11,7 @@ use crate::config::{LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -224,4 +225,12 @@ decoder_heads! {
     BloomModel, BloomConfig, transformer: hidden_size,
     causal: BloomForCausalLm,
     classifier: BloomForSequenceClassification,
+}
+
+word_heads! {
+    BloomModel, BloomConfig, transformer: BloomModel::new,
+    width: |it| it.hidden_size,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(Some(it.hidden_dropout)),
+    tokens: BloomForTokenClassification(classifier),
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use peft_core::nn::Dropout;
 use peft_core::{PeftError, Result, is_off, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -116,12 +117,19 @@ pub struct LabelConfig {
     pub problem_type: Option<String>,
     /// Padding token, which decoders must know to find a row's last word.
     pub pad_token_id: Option<i64>,
+    classifier_dropout: Option<f64>,
 }
 
 impl LabelConfig {
     /// Number of outputs; the reference's default is 2.
     pub fn num_labels(&self) -> usize {
         self.num_labels.or_else(|| self.id2label.as_ref().map(Map::len)).unwrap_or(2)
+    }
+
+    /// What drops elements before a decoder's tokens are scored: as the file says, else as in the layers where they have
+    /// such a number, else 0.1.
+    pub(crate) fn dropout(&self, hidden_dropout: Option<f64>) -> Dropout {
+        Dropout::new(self.classifier_dropout.or(hidden_dropout).unwrap_or(0.1))
     }
 
     /// The names of the labels, if the checkpoint has as many names as labels.

@@ -545,6 +545,6 @@ word_heads! {
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.hidden_dropout_prob),
-    tokens: DebertaForTokenClassification,
+    tokens: DebertaForTokenClassification(classifier),
     answers: DebertaForQuestionAnswering,
 }

@@ -452,7 +452,7 @@ word_heads! {
     width: |it| it.base.hidden_size,
     labels: |it| &it.base.labels,
     dropout: |it| Dropout::new(it.base.hidden_dropout_prob),
-    tokens: DebertaV2ForTokenClassification,
+    tokens: DebertaV2ForTokenClassification(classifier),
     answers: DebertaV2ForQuestionAnswering,
 }
 

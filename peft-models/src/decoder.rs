@@ -53,6 +53,12 @@ macro_rules! decoder_heads {
         $crate::decoder::decoder_heads! { @base $model }
         $crate::decoder::decoder_heads! { @causal $model, $config, $field: $width, $causal $($bias)? }
         $crate::decoder::decoder_heads! { @classifier $model, $config, $field: $width, $classifier }
+
+        impl $model {
+            fn describe_below_head(&self, sites: peft_core::Sites) -> peft_core::Sites {
+                $crate::decoder::Decoder::sites(self, sites, stringify!($field))
+            }
+        }
     };
 
     (@bias) => { false };
@@ -93,8 +99,7 @@ macro_rules! decoder_heads {
 
         impl peft_core::Describe for $causal {
             fn describe(&self) -> peft_core::Sites {
-                let sites = peft_core::Sites::of(self).with_heads(["lm_head"]);
-                $crate::decoder::Decoder::sites(&self.$field, sites, stringify!($field))
+                self.$field.describe_below_head(peft_core::Sites::of(self)).with_heads(["lm_head"])
             }
         }
 
@@ -156,8 +161,7 @@ macro_rules! decoder_heads {
 
         impl peft_core::Describe for $classifier {
             fn describe(&self) -> peft_core::Sites {
-                let sites = peft_core::Sites::of(self).with_heads(["score"]);
-                $crate::decoder::Decoder::sites(&self.$field, sites, stringify!($field))
+                self.$field.describe_below_head(peft_core::Sites::of(self)).with_heads(["score"])
             }
         }
 

@@ -379,6 +379,6 @@ word_heads! {
     width: |it| it.n_embd,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.or(it.hidden_dropout).unwrap_or(0.1)),
-    tokens: Gpt2ForTokenClassification,
+    tokens: Gpt2ForTokenClassification(classifier),
     answers: Gpt2ForQuestionAnswering,
 }

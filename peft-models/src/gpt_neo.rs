@@ -11,6 +11,7 @@ use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -268,4 +269,12 @@ decoder_heads! {
     GptNeoModel, GptNeoConfig, transformer: hidden_size,
     causal: GptNeoForCausalLm,
     classifier: GptNeoForSequenceClassification,
+}
+
+word_heads! {
+    GptNeoModel, GptNeoConfig, transformer: GptNeoModel::new,
+    width: |it| it.hidden_size,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(None),
+    tokens: GptNeoForTokenClassification(classifier),
 }

@@ -13,6 +13,7 @@ use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::rope::Rope;
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "gpt_neox.";
@@ -253,4 +254,12 @@ decoder_heads! {
     GptNeoXModel, GptNeoXConfig, gpt_neox: hidden_size,
     causal: GptNeoXForCausalLm,
     classifier: GptNeoXForSequenceClassification,
+}
+
+word_heads! {
+    GptNeoXModel, GptNeoXConfig, gpt_neox: GptNeoXModel::new,
+    width: |it| it.hidden_size,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(None),
+    tokens: GptNeoXForTokenClassification(classifier),
 }

@@ -12,6 +12,7 @@ use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
 use crate::rope::Rope;
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
@@ -250,4 +251,12 @@ decoder_heads! {
     GptJModel, GptJConfig, transformer: n_embd,
     causal: GptJForCausalLm with bias,
     classifier: GptJForSequenceClassification,
+}
+
+word_heads! {
+    GptJModel, GptJConfig, transformer: GptJModel::new,
+    width: |it| it.n_embd,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(None),
+    tokens: GptJForTokenClassification(score),
 }

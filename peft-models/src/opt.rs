@@ -11,6 +11,7 @@ use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
@@ -281,4 +282,12 @@ decoder_heads! {
     OptModel, OptConfig, model: d_embed,
     causal: OptForCausalLm,
     classifier: OptForSequenceClassification,
+}
+
+word_heads! {
+    OptModel, OptConfig, model: OptModel::new,
+    width: |it| it.d_embed,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(None),
+    tokens: OptForTokenClassification(score),
 }

@@ -257,6 +257,6 @@ word_heads! {
     width: |it| it.bert.hidden_size,
     labels: |it| &it.bert.labels,
     dropout: RobertaConfig::dropout_of_head,
-    tokens: RobertaForTokenClassification,
+    tokens: RobertaForTokenClassification(classifier),
     answers: RobertaForQuestionAnswering,
 }

@@ -1,9 +1,10 @@
 //! Heads that score every token, which differ between architectures in names only.
 
-/// `word_heads! { Model, Config, field: new, width: …, labels: …, dropout: …, tokens: A, answers: B }` makes `A`, which
-/// classifies tokens, and `B`, which finds answers. Both hold the model in `field`, as their checkpoints name it, and
-/// build it with `new`. `width`, `labels` and `dropout` are functions of the configuration: how wide the hidden state is,
-/// what the labels are, and what drops elements before tokens are scored.
+/// `word_heads! { Model, Config, field: new, width: …, labels: …, dropout: …, tokens: A(head), answers: B }` makes `A`,
+/// which classifies tokens with a layer called `head`, and `B`, which finds answers. Both hold the model in `field`, as
+/// their checkpoints name it, and build it with `new`. `width`, `labels` and `dropout` are functions of the
+/// configuration: how wide the hidden state is, what the labels are, and what drops elements before tokens are scored.
+/// `answers` may be left out.
 ///
 /// The model is a [`FeatureExtractor`](crate::task::FeatureExtractor) with a method `describe_below_head`.
 macro_rules! word_heads {
@@ -12,8 +13,18 @@ macro_rules! word_heads {
         width: $width:expr,
         labels: $labels:expr,
         dropout: $dropout:expr,
-        tokens: $tokens:ident,
-        answers: $answers:ident $(,)?
+        tokens: $tokens:ident($head:ident)
+        $(, answers: $answers:ident)? $(,)?
+    ) => {
+        $crate::word_heads::word_heads! {
+            @tokens $model, $config, $field: $new, width: $width, labels: $labels, dropout: $dropout, $tokens($head)
+        }
+        $($crate::word_heads::word_heads! { @answers $model, $config, $field: $new, width: $width, $answers })?
+    };
+
+    (
+        @tokens $model:ident, $config:ident, $field:ident: $new:expr,
+        width: $width:expr, labels: $labels:expr, dropout: $dropout:expr, $tokens:ident($head:ident)
     ) => {
         /// The stack that classifies every token.
         #[derive(burn::module::Module, Debug)]
@@ -22,7 +33,7 @@ macro_rules! word_heads {
             pub $field: $model,
             dropout: peft_core::nn::Dropout,
             /// `[num_labels, d_model]`
-            pub classifier: peft_core::nn::Projection,
+            pub $head: peft_core::nn::Projection,
             #[module(skip)]
             labels: $crate::config::LabelConfig,
         }
@@ -37,7 +48,7 @@ macro_rules! word_heads {
                 Self {
                     $field: $new(config, device),
                     dropout: dropout(config),
-                    classifier: peft_core::nn::Projection::new(width(config), labels.num_labels(), true, device),
+                    $head: peft_core::nn::Projection::new(width(config), labels.num_labels(), true, device),
                     labels,
                 }
             }
@@ -57,14 +68,16 @@ macro_rules! word_heads {
         impl $crate::task::TokenClassifier for $tokens {
             fn logits(&self, input: &$crate::input::ModelInput) -> burn::tensor::Tensor<3> {
                 let hidden = $crate::task::FeatureExtractor::last_hidden_state(&self.$field, input);
-                self.classifier.forward(self.dropout.forward(hidden))
+                self.$head.forward(self.dropout.forward(hidden))
             }
 
             fn num_labels(&self) -> usize {
                 self.labels.num_labels()
             }
         }
+    };
 
+    (@answers $model:ident, $config:ident, $field:ident: $new:expr, width: $width:expr, $answers:ident) => {
         /// The stack that finds answers.
         #[derive(burn::module::Module, Debug)]
         pub struct $answers {
