@@ -139,9 +139,13 @@ pub enum Kept {
     Trained,
     /// Saved, not trained.
     Constant,
-    /// Not trained, and one tensor for all layers. The file has it under this whole key, and a copy for every layer that
-    /// need not be there when it is read.
-    Shared(String),
+    /// Not trained, and one tensor for all layers.
+    Shared {
+        /// The whole key under which the file has it.
+        key: String,
+        /// Whether the file has it for every layer too. Such copies need not be there when it is read.
+        copies: bool,
+    },
     /// Neither trained nor saved, for it follows from the configuration.
     Derived,
 }

@@ -89,7 +89,7 @@ fn collect<M: Module>(
 fn key(adapter: &AnyAdapter, site: &Site, field: &str) -> Option<String> {
     match adapter.kept(field) {
         Kept::Trained | Kept::Constant => Some(adapter.file_key(site, field)),
-        Kept::Shared(key) => Some(key),
+        Kept::Shared { key, .. } => Some(key),
         Kept::Derived => None,
     }
 }
@@ -106,7 +106,7 @@ fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
         }
         fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
             let field = self.0.path();
-            if matches!(self.1.kept(&field), Kept::Shared(_)) {
+            if matches!(self.1.kept(&field), Kept::Shared { copies: true, .. }) {
                 self.3.insert(self.1.file_key(self.2, &field));
             }
         }
@@ -139,8 +139,10 @@ impl Read<'_> {
         }
         let Some(key) = key(self.adapter, self.site, &field) else { return };
         let Some(data) = data(self.what) else { return };
-        if matches!(kept, Kept::Shared(_)) {
-            self.stored.push(Stored { key: self.adapter.file_key(self.site, &field), data: data.clone() });
+        if let Kept::Shared { copies, .. } = kept {
+            if copies {
+                self.stored.push(Stored { key: self.adapter.file_key(self.site, &field), data: data.clone() });
+            }
             if self.stored.iter().any(|it| it.key == key) {
                 return;
             }
@@ -231,7 +233,7 @@ impl Write<'_> {
     }
 
     fn tensor<const D: usize>(&self, data: &TensorData, device: &Device) -> Tensor<D> {
-        let Kept::Shared(key) = self.adapter.kept(&self.at.path()) else {
+        let Kept::Shared { key, .. } = self.adapter.kept(&self.at.path()) else {
             return Tensor::from_data(data.clone(), device);
         };
         let mut shared = self.shared.borrow_mut();

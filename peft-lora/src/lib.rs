@@ -27,6 +27,7 @@ pub mod randlora;
 mod rotation;
 pub mod shira;
 mod svd;
+pub mod vera;
 
 pub use boft::BoftConfig;
 pub use config::{LoraConfig, PEFT_TYPE};
@@ -45,3 +46,4 @@ pub use randlora::RandLoraConfig;
 pub use shira::ShiraConfig;
 pub use start::Factors;
 pub use tokens::{TokenIndices, TrainableTokensConfig};
+pub use vera::VeraConfig;

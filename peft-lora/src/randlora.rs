@@ -81,7 +81,9 @@ impl Adapter for RandLora {
 
     fn kept(&self, field: &str) -> Kept {
         match field {
-            "randlora_A" | "randlora_B" if self.saved => Kept::Shared(format!("base_model.{field}")),
+            "randlora_A" | "randlora_B" if self.saved => {
+                Kept::Shared { key: format!("base_model.{field}"), copies: true }
+            }
             "randlora_A" | "randlora_B" => Kept::Derived,
             _ => Kept::Trained,
         }

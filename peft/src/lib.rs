@@ -43,7 +43,8 @@ pub fn methods() -> Methods {
         .with(peft_lora::oft::PEFT_TYPE, peft_lora::OftConfig::parse)
         .with(peft_lora::boft::PEFT_TYPE, peft_lora::BoftConfig::parse)
         .with(peft_lora::fourierft::PEFT_TYPE, peft_lora::FourierFtConfig::parse)
-        .with(peft_lora::randlora::PEFT_TYPE, peft_lora::RandLoraConfig::parse);
+        .with(peft_lora::randlora::PEFT_TYPE, peft_lora::RandLoraConfig::parse)
+        .with(peft_lora::vera::PEFT_TYPE, peft_lora::VeraConfig::parse);
     #[cfg(feature = "ia3")]
     let methods = methods.with(peft_ia3::PEFT_TYPE, peft_ia3::Ia3Config::parse);
     #[cfg(feature = "prompt")]

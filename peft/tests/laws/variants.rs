@@ -4,13 +4,18 @@ use peft::core::Names as Targets;
 use peft::ia3::Ia3Config;
 
 use peft::lora::{
-    AdaLoraConfig, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, TokenIndices, TrainableTokensConfig,
+    AdaLoraConfig, Bias, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, TokenIndices, TrainableTokensConfig,
+    VeraConfig,
 };
 
 use super::{Row, row};
 
 fn all_linear() -> Option<Targets> {
     Some(Targets::Pattern("all-linear".into()))
+}
+
+fn vera() -> VeraConfig {
+    VeraConfig { r: 5, target_modules: all_linear(), ..VeraConfig::default() }
 }
 
 pub(super) fn rows() -> Vec<Row> {
@@ -39,6 +44,15 @@ pub(super) fn rows() -> Vec<Row> {
             let plain = LoKrConfig { r: 1, alpha: 5.0, decompose_both: true, ..LoKrConfig::default() };
             Box::new(LoKrConfig { target_modules: all_linear(), modules_to_save, init_weights, ..plain })
         }),
+        row("vera", |_| Box::new(vera())),
+        row("vera, drawn again, and a saved norm", |names| {
+            let modules_to_save = Some(vec![names.norm.into()]);
+            Box::new(VeraConfig { save_projection: false, projection_prng_key: -7, modules_to_save, ..vera() })
+        }),
+        Row {
+            starts_as_base: false,
+            ..row("vera at random", |_| Box::new(VeraConfig { init_weights: false, bias: Bias::AdaptedOnly, ..vera() }))
+        },
         row("norms", |_| Box::new(LnTuningConfig::default())),
         row("tokens", |_| Box::new(TrainableTokensConfig { token_indices: vec![17, 3, 99], ..Default::default() })),
         row("lora and tokens", |_| {

@@ -10,4 +10,5 @@ layers! {
     linear_loha,
     conv1d_lokr, conv1d_lokr_whole, conv2d_lokr, conv2d_lokr_1x1, conv2d_lokr_effective, conv2d_lokr_groups,
     conv2d_lokr_whole, linear_lokr, linear_lokr_both,
+    linear_vera,
 }

@@ -10,4 +10,5 @@ parity! {
     bert_norms, bert_norms_features, bert_norms_some, gpt2_norms_default, llama_norms_default, llama_norms_regex,
     bert_lora_tokens, bert_tokens, bert_tokens_types, gpt2_lora_tokens, gpt2_tokens, llama_lora_tokens,
     llama_tied_lora_tokens, llama_tied_tokens, llama_tokens,
+    bert_vera_default, gpt2_vera_bias, gpt2_vera_default, llama_vera_default, llama_vera_drawn,
 }
