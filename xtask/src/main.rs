@@ -1,24 +1,30 @@
 //! The chores of this workspace, in plain Rust and without dependencies, so that they start at once.
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
-//! bench` measures training steps, alone or beside other programs.
+//! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the README's support
+//! table.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod support;
 
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, format, clippy, docs, tests, examples, demo; cheapest first, stops at the first failure
+  check            crate graph, format, clippy, docs, tests, support table, examples, demo; cheapest first, stops at the
+                   first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
+
+  support          writes the support table of README.md from the tests that passed; --check compares
 
   bench            measures; `cargo xtask bench --help` says what and how";
 
@@ -39,6 +45,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((word, rest)) if word == "bench" => bench::run(rest),
+        Some((word, rest)) if word == "support" => support::run(rest),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -97,7 +104,13 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run_command("clippy", &mut cargo(&deny))?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
     steps.run_command("docs", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    steps.run_command("tests", &mut cargo(&["test", "--workspace"]))?;
+    let mut printed = String::new();
+    steps.run("tests", || {
+        let (text, status) = run_and_keep(&mut cargo(&["test", "--workspace"]))?;
+        printed = text;
+        if status.success() { Ok(()) } else { Err(format!("{status}")) }
+    })?;
+    steps.run("support table", || support::compare(&printed))?;
     // Built with the whole workspace, as the tests were: `-p` would choose other features and compile our crates again.
     steps.run_command("examples", &mut cargo(&["build", "--workspace", "--examples"]))?;
     for name in EXAMPLES {
@@ -145,6 +158,23 @@ impl Steps {
         }
         Ok(())
     }
+}
+
+/// Runs a command and shows what it prints; returns it too.
+fn run_and_keep(command: &mut Command) -> Result<(String, ExitStatus), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let cannot = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {program}: {error}");
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| cannot("start", &error))?;
+    let mut kept = String::new();
+    // A test may print bytes that are no text.
+    for line in child.stdout.take().into_iter().flat_map(|it| BufReader::new(it).split(b'\n')) {
+        let line = line.map_err(|error| cannot("read", &error))?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        kept += &line;
+        kept.push('\n');
+    }
+    Ok((kept, child.wait().map_err(|error| cannot("wait for", &error))?))
 }
 
 fn cargo(arguments: &[&str]) -> Command {
