@@ -75,6 +75,12 @@ pub trait Adapter: Module + Sync + 'static {
         false
     }
 
+    /// Rows of the parameter in whose place this adapter puts values of its own: another that does it to the same rows
+    /// would hide them, so that both cannot act at once. None for most methods, which add to what there is.
+    fn replaced_rows(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
     /// What becomes of a field: trained, as most are, or kept as it is.
     fn kept(&self, field: &str) -> Kept {
         let _ = field;
@@ -128,7 +134,7 @@ pub trait Adapter: Module + Sync + 'static {
 
     /// Key of a parameter in the adapter file, without the [`key_prefix`](Adapter::key_prefix).
     fn file_key(&self, site: &Site, field: &str) -> String {
-        if site.module.is_empty() { field.to_owned() } else { format!("{}.{field}", site.module) }
+        crate::site::join(&site.module, field)
     }
 }
 
@@ -219,6 +225,10 @@ impl AnyAdapter {
 
     pub(crate) fn moves_tied_head(&self) -> bool {
         self.inner.moves_tied_head()
+    }
+
+    pub(crate) fn replaced_rows(&self) -> Vec<usize> {
+        self.inner.replaced_rows()
     }
 
     pub(crate) fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
@@ -344,6 +354,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn key_prefix(&self) -> &'static str;
     fn loss(&self) -> Option<Tensor<1>>;
     fn moves_tied_head(&self) -> bool;
+    fn replaced_rows(&self) -> Vec<usize>;
     fn file_key(&self, site: &Site, field: &str) -> String;
     fn kept(&self, field: &str) -> Kept;
     fn check(&self, site: &Site) -> Result<(), String>;
@@ -409,6 +420,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn moves_tied_head(&self) -> bool {
         self.0.moves_tied_head()
+    }
+    fn replaced_rows(&self) -> Vec<usize> {
+        self.0.replaced_rows()
     }
     fn file_key(&self, site: &Site, field: &str) -> String {
         self.0.file_key(site, field)

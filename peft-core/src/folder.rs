@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_together};
 use crate::error::{PeftError, Result};
+use crate::site::Sites;
+use crate::state::KEY_PREFIX;
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -52,6 +54,28 @@ impl AdapterFolder {
         let encoder = path.join(ENCODER_FILE);
         let encoder = encoder.is_file().then(|| TensorFile::open(encoder)).transpose()?;
         Ok(Self { path: path.to_path_buf(), config, tensors, encoder })
+    }
+
+    /// Whether a tensor is one that the reference writes beside the adapter's own, and that the base has: loading passes
+    /// over it.
+    pub fn is_copy(&self, key: &str, sites: &Sites) -> bool {
+        let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
+        // With `bias = "all"` it writes the biases of a saved module three times, under the names of its wrapper too.
+        if path.contains(".modules_to_save.") || path.contains(".original_module.") {
+            return true;
+        }
+        // A tied head is the table by another name.
+        let is_tied = |head: &&String| {
+            let weight = format!("{head}.weight");
+            let rows = format!("{head}.trainable_tokens_delta");
+            sites.get(&weight).is_none() && (path == weight || path == rows)
+        };
+        if sites.heads.iter().any(|head| is_tied(&head)) {
+            return true;
+        }
+        let path = path.replace(".base_layer.", ".");
+        let shape = self.tensors.shape(key).unwrap_or(&[]);
+        sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)
     }
 }
 

@@ -51,5 +51,5 @@ pub use folder::{
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
 pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
 pub use status::{AdapterStatus, LayerStatus, ModelStatus};
-pub use tuner::{Methods, Tuner, is_off, refuse_unknown};
+pub use tuner::{About, KnownMethod, Method, Methods, Tuner, is_off, refuse_unknown};
 pub use update::Update;

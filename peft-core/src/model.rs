@@ -9,6 +9,7 @@ use burn::tensor::{Device, Gradients, TensorData};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
+use crate::adapter::AdapterSet;
 use crate::checkpoint::{Stored, TensorFile};
 use crate::error::{LoadReport, PeftError, Result};
 use crate::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
@@ -17,7 +18,7 @@ use crate::replacement::is_replacement;
 use crate::rows;
 use crate::site::Sites;
 use crate::slots;
-use crate::state::{self, KEY_PREFIX};
+use crate::state;
 use crate::tuner::{Methods, Tuner};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
@@ -202,12 +203,13 @@ impl<M: Module> PeftModel<M> {
         if let Some(reason) = wrong {
             return Err(PeftError::bad_file(&folder.path, reason));
         }
+        let mut active = self.active.clone();
+        active.push(name.to_owned());
+        check_together(&model, &active)?;
         self.model = slots::edit(model, |set| {
             set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
         });
         self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
-        let mut active = self.active.clone();
-        active.push(name.to_owned());
         self.set_active(&active)
     }
 
@@ -232,7 +234,7 @@ impl<M: Module> PeftModel<M> {
         let mut report = state::compare(&model, name, shapes);
         report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
         // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
-        report.unexpected.retain(|key| !self.is_frozen_copy(key, folder));
+        report.unexpected.retain(|key| !folder.is_copy(key, &self.sites));
         if !report.is_clean() {
             return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
         }
@@ -250,32 +252,17 @@ impl<M: Module> PeftModel<M> {
         Ok(model)
     }
 
-    fn is_frozen_copy(&self, key: &str, folder: &AdapterFolder) -> bool {
-        let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
-        // With `bias = "all"` it writes the biases of a saved module three times, under the names of its wrapper too.
-        if path.contains(".modules_to_save.") || path.contains(".original_module.") {
-            return true;
-        }
-        // A tied head is the table by another name.
-        let is_tied = |head: &&String| {
-            let weight = format!("{head}.weight");
-            let rows = format!("{head}.trainable_tokens_delta");
-            self.sites.get(&weight).is_none() && (path == weight || path == rows)
-        };
-        if self.sites.heads.iter().any(|head| is_tied(&head)) {
-            return true;
-        }
-        let path = path.replace(".base_layer.", ".");
-        let shape = folder.tensors.shape(key).unwrap_or(&[]);
-        self.sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)
-    }
-
     /// Chooses the adapters that act, in order of application.
+    ///
+    /// # Errors
+    /// If there is no such adapter, or two of them train the same module or bias whole, so that one would hide the other.
     pub fn set_active<S: AsRef<str>>(&mut self, names: &[S]) -> Result<()> {
         for name in names {
             self.check_known(name.as_ref())?;
         }
-        self.active = names.iter().map(|it| it.as_ref().to_owned()).collect();
+        let names: Vec<String> = names.iter().map(|it| it.as_ref().to_owned()).collect();
+        check_together(&self.model, &names)?;
+        self.active = names;
         self.apply_activation();
         Ok(())
     }
@@ -310,10 +297,18 @@ impl<M: Module> PeftModel<M> {
     ///
     /// Whatever the method, the layer's output is taken between those without and with the adapter, or beyond. For LoRA
     /// that is a change of its scale. Modules that are saved whole stay as they are.
+    ///
+    /// # Errors
+    /// If there is no such adapter, the number is not finite, or the adapter is a prompt, which is there or is not.
     pub fn set_strength(&mut self, name: &str, strength: f64) -> Result<()> {
         self.check_known(name)?;
         if !strength.is_finite() {
             return Err(PeftError::config("strength", format!("is {strength}, expected a finite number")));
+        }
+        let is_prompt = |set: &AdapterSet| set.get(name).is_some_and(|it| it.unmergeable().is_some());
+        if strength != 1.0 && slots::collect(&self.model).iter().any(is_prompt) {
+            let reason = "it is a prompt, which is there or is not: deactivate it instead";
+            return Err(PeftError::unsupported(format!("a strength of {strength} for `{name}`"), reason));
         }
         self.model = slots::edit(self.model.clone(), |set| {
             let rank = set.site().shape.len();
@@ -385,8 +380,15 @@ impl<M: Module> PeftModel<M> {
     /// A plain model in which the active adapters are folded into the weights. `self` stays as it is.
     ///
     /// # Errors
-    /// If an adapter adds a bias to a layer that has none.
+    /// If an adapter adds a bias to a layer that has none, or one of its values is no finite number.
     pub fn merge(&self) -> Result<M> {
+        for name in self.active.iter().filter(|_| self.enabled) {
+            let is_bad = |it: &Stored| it.data.dtype().is_float() && !it.data.iter::<f32>().all(f32::is_finite);
+            if let Some(bad) = state::tensors(&self.model, name).iter().find(|it| is_bad(it)) {
+                let reason = format!("refusing to merge: `{}` of the adapter `{name}` holds NaN or infinity", bad.key);
+                return Err(PeftError::NotFinite(reason));
+            }
+        }
         slots::merge(self.model.valid())
     }
 
@@ -462,6 +464,29 @@ impl<M: Module> PeftModel<M> {
         let encoder = state::encoders(&self.model, name).1;
         write_folder_with_encoder(folder, &config, saved, encoder)
     }
+}
+
+/// Refuses adapters of which one would hide the other.
+fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
+    for set in slots::collect(model) {
+        let rank = set.site().shape.len();
+        let mut wholes: Vec<&String> = Vec::new();
+        let mut rows: Vec<(&String, usize)> = Vec::new();
+        for (name, adapter) in names.iter().filter_map(|name| Some((name, set.get(name)?))) {
+            wholes.extend(is_replacement(adapter, rank).then_some(name));
+            rows.extend(adapter.replaced_rows().into_iter().map(|row| (name, row)));
+        }
+        rows.sort_by_key(|it| it.1);
+        let same_row = rows.windows(2).find(|it| it[0].1 == it[1].1).map(|it| [it[0].0, it[1].0]);
+        let both = if let [first, second, ..] = wholes[..] { Some([first, second]) } else { same_row };
+        if let Some([first, second]) = both {
+            let path = set.site().path();
+            let what = if wholes.len() > 1 { format!("`{path}` whole") } else { format!("the same rows of `{path}`") };
+            let reason = format!("`{first}` and `{second}` both train {what}: activate one of them at a time");
+            return Err(PeftError::Invalid(reason));
+        }
+    }
+    Ok(())
 }
 
 /// Whether two tensors are the same but for rounding.

@@ -21,6 +21,12 @@ use crate::slots;
 pub trait Build: Debug + Send + Sync {
     /// The adapter with its starting values.
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter;
+
+    /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
+    /// without building. Nothing if the method does not say.
+    fn tensors(&self, _site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        None
+    }
 }
 
 /// The frozen parameter that an adapter is built for.
@@ -110,6 +116,12 @@ impl Plan {
     pub fn without_encoders(mut self) -> Self {
         self.rows = self.baked.take().unwrap_or(self.rows);
         self
+    }
+
+    /// Keys and shapes of all tensors of the file, if every row says its own.
+    pub fn tensors(&self) -> Option<BTreeMap<String, Vec<usize>>> {
+        let rows = self.rows.iter().map(|row| row.build.tensors(&row.site)).collect::<Option<Vec<_>>>()?;
+        Some(rows.into_iter().flatten().collect())
     }
 
     /// Trainable elements.

@@ -31,12 +31,16 @@ impl<const D: usize> Adapter for Replacement<D> {
 
     /// The reference does not wrap a model again that it puts a prompt before.
     fn key_prefix(&self) -> &'static str {
-        if self.beside_prompt { "base_model." } else { KEY_PREFIX }
+        prefix(self.beside_prompt)
     }
 
     fn file_key(&self, _site: &Site, _field: &str) -> String {
         self.key.clone()
     }
+}
+
+fn prefix(beside_prompt: bool) -> &'static str {
+    if beside_prompt { "base_model." } else { KEY_PREFIX }
 }
 
 #[derive(Debug)]
@@ -55,6 +59,10 @@ impl Build for CopyOf {
             let (key, beside_prompt) = (self.key.clone(), self.beside_prompt);
             AnyAdapter::new(Replacement { value: init.given(value), key, transposed, beside_prompt })
         })
+    }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        Some(vec![(format!("{}{}", prefix(self.beside_prompt), self.key), site.shape_on_disk())])
     }
 }
 

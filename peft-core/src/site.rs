@@ -63,6 +63,11 @@ impl Site {
         join(&self.module, &self.param)
     }
 
+    /// Key of a tensor of an adapter on this layer in its file: `base_model.model.<module>.<field>`.
+    pub fn file_key(&self, field: &str) -> String {
+        format!("{}{}", crate::state::KEY_PREFIX, join(&self.module, field))
+    }
+
     /// `(in, out)` of the map that a weight stands for; a convolution counts its kernel into `in`.
     pub fn features(&self) -> (usize, usize) {
         match self.kind {
@@ -216,7 +221,7 @@ pub(crate) fn is_below(path: &str, module: &str) -> bool {
     path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
 }
 
-fn join(module: &str, param: &str) -> String {
+pub(crate) fn join(module: &str, param: &str) -> String {
     if module.is_empty() { param.to_owned() } else { format!("{module}.{param}") }
 }
 

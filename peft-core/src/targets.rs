@@ -373,4 +373,26 @@ mod tests {
         assert_eq!(patterns.get("model.layers.1.k_proj"), None);
         assert_eq!(patterns.get("model.xq_proj"), None);
     }
+
+    #[test]
+    fn patterns_tell_nested_layers_apart() {
+        const PATHS: [&str; 3] = ["foo", "middle.foo", "middle.inner.foo"];
+        let values = |entries: &[(&str, usize)]| {
+            let map: IndexMap<String, usize> = entries.iter().map(|(key, value)| ((*key).into(), *value)).collect();
+            let patterns = Patterns::new("rank_pattern", &map).unwrap();
+            PATHS.map(|path| patterns.get(path).copied())
+        };
+        assert_eq!(values(&[("foo", 4)]), [Some(4); 3]);
+        assert_eq!(values(&[("bar", 4)]), [None; 3]);
+        assert_eq!(values(&[("^foo", 4)]), [Some(4), None, None]);
+        assert_eq!(values(&[("middle.foo", 4)]), [None, Some(4), None]);
+        assert_eq!(values(&[("inner.foo", 4)]), [None, None, Some(4)]);
+        assert_eq!(values(&[("^middle.inner.foo", 4)]), [None, None, Some(4)]);
+        assert_eq!(values(&[("middle.foo", 4), ("inner.foo", 5)]), [None, Some(4), Some(5)]);
+        assert_eq!(values(&[("^foo", 3), ("middle.foo", 4), ("inner.foo", 5)]), [Some(3), Some(4), Some(5)]);
+        // The first that matches wins, so the order decides.
+        assert_eq!(values(&[("foo", 3), ("middle.foo", 4)]), [Some(3); 3]);
+        assert_eq!(values(&[("middle.foo", 4), ("foo", 3)]), [Some(3), Some(4), Some(3)]);
+        assert_eq!(values(&[(r"(?:middle\.)?foo", 4), ("inner.foo", 5)]), [Some(4); 3]);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::after_step::AfterStep;
@@ -36,6 +37,48 @@ pub trait Tuner: Debug + Send + Sync {
     }
 }
 
+/// What a method is called and where it comes from, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Its name.
+    pub name: &'static str,
+    /// `peft_type` of its files.
+    pub peft_type: &'static str,
+    /// What it trains, in a line.
+    pub what: &'static str,
+    /// Where it was published, or where the reference has it.
+    pub paper: &'static str,
+    /// The crate that has it.
+    pub package: &'static str,
+}
+
+/// A configuration that can be read, and says of itself what it is: what [`Methods::with_method`] registers.
+pub trait Method: Tuner + Serialize + Sized + 'static {
+    /// Name, paper and crate.
+    const ABOUT: About;
+
+    /// Parses `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If a field is wrong, or switched on and unknown.
+    fn from_json(json: Map<String, Value>) -> Result<Self>;
+
+    /// The fields of the configuration with their defaults.
+    ///
+    /// # Errors
+    /// If nothing at all is no configuration.
+    fn defaults() -> Result<Map<String, Value>> {
+        let json = Map::from_iter([("peft_type".to_owned(), Value::from(Self::ABOUT.peft_type))]);
+        let fields = serde_json::to_value(Self::from_json(json)?);
+        let mut fields = match fields {
+            Ok(Value::Object(fields)) => fields,
+            _ => return Err(PeftError::Invalid("a configuration is an object".into())),
+        };
+        fields.retain(|field, _| !COMMON_FIELDS.contains(&field.as_str()));
+        Ok(fields)
+    }
+}
+
 impl<T: Tuner + ?Sized> Tuner for Box<T> {
     fn peft_type(&self) -> &str {
         (**self).peft_type()
@@ -56,10 +99,22 @@ impl<T: Tuner + ?Sized> Tuner for Box<T> {
 
 type Parse = Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Tuner>> + Send + Sync>;
 
+/// A method that is known and says what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownMethod {
+    /// Name, paper and crate.
+    pub about: About,
+    /// Name of the configuration's type.
+    pub config: &'static str,
+    /// The fields of the configuration with their defaults.
+    pub defaults: fn() -> Result<Map<String, Value>>,
+}
+
 /// The methods that a program knows, by `peft_type`.
 #[derive(Default)]
 pub struct Methods {
     known: Vec<(String, Parse)>,
+    described: Vec<KnownMethod>,
 }
 
 impl Debug for Methods {
@@ -83,6 +138,19 @@ impl Methods {
         let parse: Parse = Box::new(move |config| Ok(Box::new(parse(config)?)));
         self.known.push((peft_type.into(), parse));
         self
+    }
+
+    /// Learns a method that says of itself what it is.
+    pub fn with_method<T: Method>(mut self) -> Self {
+        let config = std::any::type_name::<T>();
+        let config = config.rsplit("::").next().unwrap_or(config);
+        self.described.push(KnownMethod { about: T::ABOUT, config, defaults: T::defaults });
+        self.with(T::ABOUT.peft_type, T::from_json)
+    }
+
+    /// The methods that say what they are.
+    pub fn described(&self) -> &[KnownMethod] {
+        &self.described
     }
 
     /// The `peft_type`s that are known.

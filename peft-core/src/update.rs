@@ -14,7 +14,6 @@ use crate::plan::BaseTensor;
 use crate::replacement::is_replacement;
 use crate::site::{PathStack, Site, SiteKind};
 use crate::slots;
-use crate::state::KEY_PREFIX;
 
 /// What one adapter does to one parameter.
 #[derive(Debug, Clone)]
@@ -76,8 +75,7 @@ impl ModuleVisitor for Updates<'_> {
         let after = adapter.weight(base.clone(), &base, &site);
         let delta = BaseTensor::new(site.clone(), Ranked::new(D, after - base)).matrix();
         let delta = if site.kind == SiteKind::Embedding { delta.transpose() } else { delta };
-        let replacement =
-            is_replacement(adapter, D).then(|| format!("{KEY_PREFIX}{}", adapter.file_key(&site, "value")));
+        let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&site, "value"));
         self.found.push(Update { site, delta, touches_bias: adapter.touches_bias(), replacement });
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use peft_core::shared::{self, SavedModules};
-use peft_core::{Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, refuse_unknown};
+use peft_core::{
+    About, Method, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, refuse_unknown,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -107,6 +109,20 @@ impl Ia3Config {
             parameters: build.length(site),
             build: Arc::new(build),
         })
+    }
+}
+
+impl Method for Ia3Config {
+    const ABOUT: About = About {
+        name: "IA3",
+        peft_type: PEFT_TYPE,
+        what: "a vector that scales activations",
+        paper: "arXiv 2205.05638",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

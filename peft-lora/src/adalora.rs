@@ -19,8 +19,8 @@ use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, SavedModules};
 use peft_core::state::KEY_PREFIX;
 use peft_core::{
-    Adapter, AfterStep, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
-    Tuner,
+    About, Adapter, AfterStep, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Result, Site,
+    SiteKind, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -258,6 +258,20 @@ impl AdaLoraConfig {
         };
         let label = format!("r={rank} α={alpha}");
         Ok(PlanRow { site: site.clone(), label, parameters: rank * (inner + out + 1), build: Arc::new(build) })
+    }
+}
+
+impl Method for AdaLoraConfig {
+    const ABOUT: About = About {
+        name: "AdaLoRA",
+        peft_type: PEFT_TYPE,
+        what: "a singular value decomposition whose rank is spent where it matters",
+        paper: "arXiv 2303.10512",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -15,8 +15,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, SiteKind,
-    Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
+    Site, SiteKind, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -228,6 +228,20 @@ impl BoftConfig {
         let label = format!("{factors} × {blocks} blocks of {size}");
         let build = BuildBoft { factors, blocks, size, dropout: self.boft_dropout, identity: self.init_weights };
         Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+    }
+}
+
+impl Method for BoftConfig {
+    const ABOUT: About = About {
+        name: "BOFT",
+        peft_type: PEFT_TYPE,
+        what: "a butterfly of rotations of the input",
+        paper: "arXiv 2311.06243",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 use faer::Mat;
 use peft_core::checkpoint::Stored;
-use peft_core::{AdapterSet, Init, Names, PeftError, PeftModel, Result, Site, SiteKind, TorchGenerator, slots};
+use peft_core::{AdapterSet, Layout, Names, PeftError, PeftModel, Result, Site, SiteKind, TorchGenerator, slots};
 use serde_json::Value;
 
 use crate::config::LoraConfig;
@@ -69,7 +69,8 @@ pub enum Combination {
         merge: Merge,
         /// Rank of the new adapter.
         rank: Option<usize>,
-        /// Quantile beyond which the new factors are cut off.
+        /// Quantile beyond which the new factors are cut off. It is taken of the values with their signs, as the
+        /// reference does, so that it depends on the signs of singular vectors, which are arbitrary.
         clamp: Option<f64>,
     },
 }
@@ -109,7 +110,8 @@ pub trait Combine {
     /// Adds a LoRA adapter, `name`, that is the weighted combination of others. What is active stays so.
     ///
     /// The result has the numbers of the reference's `add_weighted_adapter`, with a scale of 1. `seed` matters to the
-    /// random choices of `dare_*` only.
+    /// random choices of `dare_*` only. They are those that the reference makes on a CPU if `torch.manual_seed(seed)` comes
+    /// after the start of the new adapter, for which it draws numbers too.
     ///
     /// # Errors
     /// If an adapter is unknown or not plain LoRA (DoRA, trained biases and saved modules are not), or ranks differ where
@@ -151,6 +153,7 @@ impl<M: Module> Combine for PeftModel<M> {
                 ranks[0]
             }
         };
+        let mut random = TorchGenerator::new(seed as i64);
         let mut tensors = Vec::new();
         let mut modules = Vec::new();
         for set in slots::collect(self.model()) {
@@ -159,7 +162,7 @@ impl<M: Module> Combine for PeftModel<M> {
                 continue;
             }
             let site = set.site();
-            let (a, b) = combined(&parts, how, rank, seed, site)?;
+            let (a, b) = combined(&parts, how, rank, &mut random, site)?;
             modules.push(site.module.clone());
             tensors.extend(stored(site, rank, &a, &b));
         }
@@ -205,16 +208,12 @@ fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> 
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
     let config = LoraConfig::parse(json)?;
-    let starts_from_base = config.init_lora_weights.as_str().is_some_and(|it| it.starts_with("pissa") || it == "olora");
-    if starts_from_base {
+    if config.counts_from_its_start() {
         let reason = "it counts from where it started (pissa, olora); convert it to LoRA first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
-    let rows = peft.adapters()[name].plan.rows.iter();
-    if config.use_dora
-        || config.lora_bias
-        || rows.into_iter().any(|it| !it.site.is_layer_weight() || it.label == "trained whole")
-    {
+    let has_more = |set: &AdapterSet| set.get(name).is_some() && part(set, name, 1.0).is_none();
+    if config.use_dora || config.lora_bias || slots::collect(peft.model()).iter().any(has_more) {
         let reason = "it has more than factors: DoRA's magnitudes, trained biases or saved modules";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
@@ -263,7 +262,13 @@ fn part(set: &AdapterSet, name: &str, weight: f64) -> Option<Part> {
     adapter.downcast_ref::<LoraConv<5>>().map(|it| of(it.factors(), it.scale()))
 }
 
-fn combined(parts: &[Part], how: Combination, rank: usize, seed: u64, site: &Site) -> Result<(Mat<f32>, Mat<f32>)> {
+fn combined(
+    parts: &[Part],
+    how: Combination,
+    rank: usize,
+    random: &mut TorchGenerator,
+    site: &Site,
+) -> Result<(Mat<f32>, Mat<f32>)> {
     let scaled = |it: &Part| (it.weight * it.scale) as f32;
     Ok(match how {
         Combination::Cat => {
@@ -280,17 +285,20 @@ fn combined(parts: &[Part], how: Combination, rank: usize, seed: u64, site: &Sit
         Combination::Factors(merge) => {
             let root = |it: &Part| f64::from(scaled(it)).abs().sqrt();
             let sign = |it: &Part| if scaled(it) >= 0.0 { 1.0 } else { -1.0 };
-            let mut random = Random::new(seed, site);
             let a: Vec<(&Mat<f32>, f64)> = parts.iter().map(|it| (&it.a, root(it) * sign(it))).collect();
             let b: Vec<(&Mat<f32>, f64)> = parts.iter().map(|it| (&it.b, root(it))).collect();
-            (merged(&a, merge, &mut random), merged(&b, merge, &mut random))
+            (merged(&a, merge, random), merged(&b, merge, random))
         }
         Combination::Svd { merge, clamp, .. } => {
+            // Masks are drawn for the update as the weight lies.
+            let turned = matches!(site.kind, SiteKind::Embedding | SiteKind::Linear(Layout::InOut));
+            let update = |it: &Part| (&it.b * &it.a) * faer::Scale(it.scale as f32);
             let updates: Vec<Mat<f32>> =
-                parts.iter().map(|it| (&it.b * &it.a) * faer::Scale(it.scale as f32)).collect();
+                parts.iter().map(update).map(|it| if turned { it.transpose().to_owned() } else { it }).collect();
             let weighted: Vec<(&Mat<f32>, f64)> =
                 updates.iter().zip(parts).map(|(update, part)| (update, part.weight)).collect();
-            let (a, b, _) = svd::factors(&merged(&weighted, merge, &mut Random::new(seed, site)), rank);
+            let merged = merged(&weighted, merge, random);
+            let (a, b, _) = svd::factors(&if turned { merged.transpose().to_owned() } else { merged }, rank);
             match clamp {
                 Some(quantile) => clamped(a, b, quantile)?,
                 None => (a, b),
@@ -317,17 +325,7 @@ fn clamped(a: Mat<f32>, b: Mat<f32>, quantile: f64) -> Result<(Mat<f32>, Mat<f32
     Ok((cut(&a), cut(&b)))
 }
 
-/// Random choices of `dare_*`; they depend on the seed and the parameter.
-struct Random(TorchGenerator);
-
-impl Random {
-    fn new(seed: u64, site: &Site) -> Self {
-        let mut init = Init::new(seed, "combine", site, &burn::tensor::Device::default());
-        Self(TorchGenerator::new(i64::from(init.bits())))
-    }
-}
-
-fn merged(parts: &[(&Mat<f32>, f64)], merge: Merge, random: &mut Random) -> Mat<f32> {
+fn merged(parts: &[(&Mat<f32>, f64)], merge: Merge, random: &mut TorchGenerator) -> Mat<f32> {
     let (rows, columns) = (parts[0].0.nrows(), parts[0].0.ncols());
     let flat = |it: &Mat<f32>| (0..rows * columns).map(|at| it[(at / columns, at % columns)]).collect::<Vec<f32>>();
     let mut values: Vec<Vec<f32>> = parts.iter().map(|(it, _)| flat(it)).collect();
@@ -382,13 +380,15 @@ fn keep_largest(values: &mut [f32], density: f64) {
     }
 }
 
-fn keep_random(values: &mut [f32], density: f64, random: &mut Random) {
+/// The mask is `torch.bernoulli` of the density.
+fn keep_random(values: &mut [f32], density: f64, random: &mut TorchGenerator) {
     if density >= 1.0 {
         return;
     }
-    let draws = random.0.uniform(values.len(), 0.0, 1.0);
+    let density = density as f32;
+    let draws = random.uniform(values.len(), 0.0, 1.0);
     for (value, draw) in values.iter_mut().zip(draws) {
-        *value = if f64::from(draw) < density { *value / density as f32 } else { 0.0 };
+        *value = if draw < density { *value / density } else { 0.0 };
     }
 }
 
@@ -410,12 +410,31 @@ pub(crate) fn stored(site: &Site, rank: usize, a: &Mat<f32>, b: &Mat<f32>) -> [S
         }
         _ => (["lora_A.weight", "lora_B.weight"], vec![rank, d_in], vec![d_out, rank]),
     };
-    let key = |name: &str| match site.module.as_str() {
-        "" => format!("{}{name}", peft_core::state::KEY_PREFIX),
-        module => format!("{}{module}.{name}", peft_core::state::KEY_PREFIX),
-    };
     [
-        Stored { key: key(names[0]), data: TensorData::new(a, a_shape) },
-        Stored { key: key(names[1]), data: TensorData::new(b, b_shape) },
+        Stored { key: site.file_key(names[0]), data: TensorData::new(a, a_shape) },
+        Stored { key: site.file_key(names[1]), data: TensorData::new(b, b_shape) },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `torch.quantile(torch.cat([b.flatten(), a.flatten()]), q)` of torch 2.15, and `clamp` to both sides of it.
+    #[test]
+    fn factors_are_cut_off_at_the_quantile_of_their_values() {
+        let a = Mat::from_fn(1, 3, |_, column| [0.5, -2.0, 3.0][column]);
+        let b = Mat::from_fn(2, 1, |row, _| [-0.25, 1.5][row]);
+        let cut = |quantile| {
+            let (a, b) = clamped(a.clone(), b.clone(), quantile).unwrap();
+            [a[(0, 0)], a[(0, 1)], a[(0, 2)], b[(0, 0)], b[(1, 0)]]
+        };
+        assert_eq!(cut(1.0), [0.5, -2.0, 3.0, -0.25, 1.5]);
+        // Values in order: -2, -0.25, 0.5, 1.5, 3. A tenth below the top is 1.5 + 0.6 · 1.5.
+        for (ours, torch) in cut(0.9).into_iter().zip([0.5, -2.0, 2.4, -0.25, 1.5]) {
+            assert!((ours - torch).abs() < 1e-6, "{ours} for {torch}");
+        }
+        assert_eq!(cut(0.5), [0.5, -0.5, 0.5, -0.25, 0.5]);
+        assert!(clamped(a.clone(), b.clone(), 1.5).is_err());
+    }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use peft_core::shared::{self, Bias, SavedModules};
 use peft_core::{
-    Build, Indices, Names, Patterns, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner,
-    refuse_unknown,
+    About, Build, Indices, Method, Names, Patterns, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites,
+    Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -194,6 +194,13 @@ impl LoraConfig {
         Ok(config)
     }
 
+    /// Whether the update counts from where it started, as the reference's counts from a base that it has moved: what was
+    /// trained means something else beside the original base.
+    pub fn counts_from_its_start(&self) -> bool {
+        let moves = |name: &str| ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|it| name.starts_with(it));
+        self.init_lora_weights.as_str().is_some_and(|it| moves(&it.to_lowercase()))
+    }
+
     fn start(&self) -> Result<Start> {
         let unknown = |value: &str| {
             let reason = "true, false, gaussian, orthogonal, olora, pissa and pissa_niter_N are known";
@@ -244,6 +251,20 @@ impl LoraConfig {
             return Err(PeftError::config("lora_bias", reason));
         }
         Ok(())
+    }
+}
+
+impl Method for LoraConfig {
+    const ABOUT: About = About {
+        name: "LoRA",
+        peft_type: PEFT_TYPE,
+        what: "two thin factors beside the frozen weight",
+        paper: "arXiv 2106.09685",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -91,6 +91,17 @@ impl Build for BuildConv {
             _ => AnyAdapter::new(self.kernel::<5>(base, init)),
         }
     }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        let ones = vec![1; site.shape.len() - 2];
+        let mut tensors = vec![
+            (site.file_key("lora_A.weight"), [&[self.rank], &site.shape[1..]].concat()),
+            (site.file_key("lora_B.weight"), [&[site.shape[0], self.rank], ones.as_slice()].concat()),
+        ];
+        let magnitude = || (site.file_key("lora_magnitude_vector"), [&[1, site.shape[0]], ones.as_slice()].concat());
+        tensors.extend(self.dora.then(magnitude));
+        Some(tensors)
+    }
 }
 
 impl BuildConv {

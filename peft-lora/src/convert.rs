@@ -15,6 +15,8 @@ pub struct Conversion {
     pub module: String,
     /// Norm of what was lost over the norm of the update: 0 is exact, 1 is nothing left.
     pub error: f64,
+    /// Norm of the update.
+    pub norm: f64,
     /// The lowest rank that keeps all but a millionth of the update.
     pub rank_needed: usize,
 }
@@ -57,7 +59,7 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
             let rank_needed =
                 (0..=values.len()).find(|it| energy(&values[*it..]) <= 1e-12 * all).unwrap_or(values.len());
             let error = if all > 0.0 { (lost / all).sqrt() } else { 0.0 };
-            report.push(Conversion { module: site.module.clone(), error, rank_needed });
+            report.push(Conversion { module: site.module.clone(), error, norm: all.sqrt(), rank_needed });
             modules.push(site.module.clone());
             tensors.extend(stored(site, rank, &a, &b));
         }

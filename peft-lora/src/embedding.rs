@@ -94,4 +94,14 @@ impl Build for BuildEmbedding {
         }
         AnyAdapter::new(adapter)
     }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        let (rows, d_model) = site.features();
+        let mut tensors = vec![
+            (site.file_key("lora_embedding_A"), vec![self.rank, rows]),
+            (site.file_key("lora_embedding_B"), vec![d_model, self.rank]),
+        ];
+        tensors.extend(self.dora.then(|| (site.file_key("lora_magnitude_vector"), vec![d_model])));
+        Some(tensors)
+    }
 }

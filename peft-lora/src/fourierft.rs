@@ -20,8 +20,8 @@ use indexmap::IndexMap;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, Patterns, PeftError, Plan, PlanRow, Result, Site,
-    Sites, TorchGenerator, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, PeftError, Plan, PlanRow,
+    Result, Site, Sites, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -167,6 +167,20 @@ impl FourierFtConfig {
         let build =
             BuildFourier { count, seed, scaling: self.scaling, zero: self.init_weights, waves: Arc::clone(waves) };
         Ok(PlanRow { site: site.clone(), label: format!("n={count}"), parameters: count, build: Arc::new(build) })
+    }
+}
+
+impl Method for FourierFtConfig {
+    const ABOUT: About = About {
+        name: "FourierFT",
+        peft_type: PEFT_TYPE,
+        what: "a few frequencies of the update's spectrum",
+        paper: "arXiv 2405.03003",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

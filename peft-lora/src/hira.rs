@@ -15,8 +15,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::{EmbeddingBelow, LinearBelow};
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, SiteKind,
-    Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
+    Site, SiteKind, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -194,6 +194,20 @@ impl HiraConfig {
         let build = BuildHira { rank, dropout: self.hira_dropout, start: self.start()? };
         let (label, parameters) = (format!("r={rank}"), rank * (d_in + d_out));
         Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+    }
+}
+
+impl Method for HiraConfig {
+    const ABOUT: About = About {
+        name: "HiRA",
+        peft_type: PEFT_TYPE,
+        what: "a low-rank matrix that scales the frozen weight element by element",
+        paper: "openreview TwJrTz9cRS",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

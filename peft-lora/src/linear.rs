@@ -177,4 +177,15 @@ impl Build for BuildLinear {
         }
         AnyAdapter::new(adapter)
     }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        let (d_in, d_out) = site.features();
+        let mut tensors = vec![
+            (site.file_key("lora_A.weight"), vec![self.rank, d_in]),
+            (site.file_key("lora_B.weight"), vec![d_out, self.rank]),
+        ];
+        tensors.extend(self.dora.then(|| (site.file_key("lora_magnitude_vector"), vec![d_out])));
+        tensors.extend(self.bias.then(|| (site.file_key("lora_B.bias"), vec![d_out])));
+        Some(tensors)
+    }
 }

@@ -10,7 +10,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, Patterns, Plan, PlanRow, Result, Site, Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, Plan, PlanRow, Result, Site,
+    Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -198,6 +199,20 @@ impl LoHaConfig {
         };
         let label = format!("r={rank} α={alpha}");
         Ok(PlanRow { site: site.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
+    }
+}
+
+impl Method for LoHaConfig {
+    const ABOUT: About = About {
+        name: "LoHa",
+        peft_type: PEFT_TYPE,
+        what: "the element-wise product of two low-rank matrices",
+        paper: "arXiv 2108.06098",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, Patterns, PeftError, Plan, PlanRow, Result, Site,
-    Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, PeftError, Plan, PlanRow,
+    Result, Site, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -328,6 +328,20 @@ impl LoKrConfig {
         };
         let label = format!("r={rank} α={alpha} {a}·{b} × {c}·{d}");
         Ok(PlanRow { site: site.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
+    }
+}
+
+impl Method for LoKrConfig {
+    const ABOUT: About = About {
+        name: "LoKr",
+        peft_type: PEFT_TYPE,
+        what: "a Kronecker product",
+        paper: "arXiv 2309.14859",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -13,7 +13,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
+    Site, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -200,6 +201,20 @@ impl MissConfig {
         };
         let build = BuildMiss { r, mini_r: self.mini_r, dropout: self.miss_dropout, form };
         Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+    }
+}
+
+impl Method for MissConfig {
+    const ABOUT: About = About {
+        name: "MiSS",
+        peft_type: PEFT_TYPE,
+        what: "one small matrix that shards of the input share",
+        paper: "arXiv 2409.15371",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -4,7 +4,7 @@
 //! themselves. A copy of a module with modules inside has the adapter's name in its keys there, and is refused here.
 
 use peft_core::shared::{self, SavedModules};
-use peft_core::{Names, Plan, Result, Selection, Sites, Tuner, refuse_unknown, replacement_row};
+use peft_core::{About, Method, Names, Plan, Result, Selection, Sites, Tuner, refuse_unknown, replacement_row};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -36,6 +36,20 @@ impl LnTuningConfig {
 
     fn saved(&self) -> SavedModules {
         SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
+    }
+}
+
+impl Method for LnTuningConfig {
+    const ABOUT: About = About {
+        name: "LN tuning",
+        peft_type: PEFT_TYPE,
+        what: "the norms themselves",
+        paper: "arXiv 2312.11420",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

@@ -17,8 +17,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::seam::{EmbeddingBelow, LinearBelow};
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Names, PeftError, Plan, PlanRow, Result, Site, SiteKind,
-    Sites, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
+    Site, SiteKind, Sites, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -256,6 +256,20 @@ impl OftConfig {
         let mut numbers = version.split('.').map(|it| it.parse::<usize>().unwrap_or(0));
         let pair = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         self.use_cayley_neumann && !version.is_empty() && pair < (0, 18)
+    }
+}
+
+impl Method for OftConfig {
+    const ABOUT: About = About {
+        name: "OFT",
+        peft_type: PEFT_TYPE,
+        what: "rotations of the input, block by block",
+        paper: "arXiv 2306.07280",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

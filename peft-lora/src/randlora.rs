@@ -20,8 +20,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Names, PeftError, Plan, PlanRow, Result, Site, Sites,
-    TorchGenerator, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Method, Names, PeftError, Plan, PlanRow,
+    Result, Site, Sites, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -191,6 +191,20 @@ impl RandLoraConfig {
         let parameters = count * (self.r + small);
         let label = format!("r={} α={}", self.r, self.randlora_alpha);
         Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+    }
+}
+
+impl Method for RandLoraConfig {
+    const ABOUT: About = About {
+        name: "RandLoRA",
+        peft_type: PEFT_TYPE,
+        what: "scales of random low-rank matrices",
+        paper: "arXiv 2502.00987",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

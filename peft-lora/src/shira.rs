@@ -11,8 +11,8 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, Kept, Names, PeftError, Plan, PlanRow, Result, Site, Sites,
-    TorchGenerator, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Kept, Method, Names, PeftError, Plan, PlanRow, Result, Site,
+    Sites, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -150,6 +150,20 @@ impl ShiraConfig {
 /// Where the defaults differ from LoRA's.
 fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
     (model_type == "phi").then_some(&["q_proj", "v_proj"])
+}
+
+impl Method for ShiraConfig {
+    const ABOUT: About = About {
+        name: "SHiRA",
+        peft_type: PEFT_TYPE,
+        what: "a few entries of the weight",
+        paper: "arXiv 2406.13175",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
+    }
 }
 
 impl Tuner for ShiraConfig {

@@ -11,8 +11,8 @@ use indexmap::IndexMap;
 use peft_core::seam::{EmbeddingBelow, LinearBelow};
 use peft_core::shared::{self, SavedModules};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind,
-    Sites, Tuner, refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, Names, PeftError, Plan, PlanRow, Result, Selection,
+    Site, SiteKind, Sites, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -71,12 +71,16 @@ impl Adapter for TokenRows {
         trained.mask_where(is_frozen, rows)
     }
 
+    fn replaced_rows(&self) -> Vec<usize> {
+        self.indices.to_data().iter::<i64>().map(|it| it as usize).collect()
+    }
+
     fn moves_tied_head(&self) -> bool {
         true
     }
 
     fn file_key(&self, site: &Site, field: &str) -> String {
-        let inner = if self.beside_lora { "token_adapter." } else { "" };
+        let inner = inner(self.beside_lora);
         format!("{}.{inner}{field}", site.module)
     }
 }
@@ -114,6 +118,17 @@ impl Build for BuildTokenRows {
             beside_lora: self.beside_lora,
         })
     }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        let width = site.len() / table_rows(site).max(1);
+        let key = site.file_key(&format!("{}trainable_tokens_delta", inner(self.beside_lora)));
+        Some(vec![(key, vec![self.indices.len(), width])])
+    }
+}
+
+/// LoRA keeps the rows in a module of their own.
+fn inner(beside_lora: bool) -> &'static str {
+    if beside_lora { "token_adapter." } else { "" }
 }
 
 /// Rows of a table; outputs of a head.
@@ -229,6 +244,20 @@ impl TrainableTokensConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
         shared::parse_config(json)
+    }
+}
+
+impl Method for TrainableTokensConfig {
+    const ABOUT: About = About {
+        name: "trainable tokens",
+        peft_type: PEFT_TYPE,
+        what: "some rows of the table of words",
+        paper: "peft/tuners/trainable_tokens",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

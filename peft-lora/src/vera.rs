@@ -15,8 +15,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Names, PeftError, Plan, PlanRow, Result, Site, Sites,
-    TorchGenerator, Tuner,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Method, Names, PeftError, Plan, PlanRow,
+    Result, Site, Sites, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -166,6 +166,20 @@ impl VeraConfig {
 /// Where the defaults differ from LoRA's.
 fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
     (model_type == "phi").then_some(&["q_proj", "v_proj"])
+}
+
+impl Method for VeraConfig {
+    const ABOUT: About = About {
+        name: "VeRA",
+        peft_type: PEFT_TYPE,
+        what: "two vectors a layer around random projections that all layers share",
+        paper: "arXiv 2310.11454",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
+    }
 }
 
 impl Tuner for VeraConfig {

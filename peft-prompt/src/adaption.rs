@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, SavedModules};
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
-    Tuner, refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, Method, PeftError, Plan, PlanRow, Result, Site,
+    SiteKind, Sites, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -98,6 +98,20 @@ impl AdaptionPromptConfig {
         let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
+    }
+}
+
+impl Method for AdaptionPromptConfig {
+    const ABOUT: About = About {
+        name: "LLaMA-Adapter",
+        peft_type: crate::ADAPTION_PROMPT,
+        what: "tokens beside the own ones of the upper layers, through a gate",
+        paper: "arXiv 2303.16199",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

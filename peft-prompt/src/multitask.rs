@@ -9,8 +9,8 @@ use peft_core::checkpoint::TensorFile;
 use peft_core::seam::EmbeddingBelow;
 use peft_core::shared;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
-    refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
+    Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -252,6 +252,20 @@ impl MultitaskPromptTuningConfig {
             (0..size).map(|at| numbers.iter().skip(at).step_by(size).sum::<f32>() / shape[0] as f32).collect()
         };
         Ok(TensorData::new(values, [1, shape[1], shape[2]]))
+    }
+}
+
+impl Method for MultitaskPromptTuningConfig {
+    const ABOUT: About = About {
+        name: "multitask prompt tuning",
+        peft_type: crate::MULTITASK_PROMPT_TUNING,
+        what: "virtual tokens that tasks share, and a low-rank matrix for each",
+        paper: "arXiv 2303.02861",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

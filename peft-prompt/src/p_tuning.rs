@@ -8,8 +8,8 @@ use peft_core::nn::Dropout;
 use peft_core::seam::EmbeddingBelow;
 use peft_core::shared;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
-    refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
+    Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -172,6 +172,20 @@ impl PromptEncoderConfig {
         let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
+    }
+}
+
+impl Method for PromptEncoderConfig {
+    const ABOUT: About = About {
+        name: "P-tuning",
+        peft_type: crate::P_TUNING,
+        what: "a network that makes virtual tokens",
+        paper: "arXiv 2103.10385",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

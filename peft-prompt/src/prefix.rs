@@ -8,8 +8,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::seam::EmbeddingBelow;
 use peft_core::shared;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, KeyValue, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
-    Tuner, refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, KeyValue, Method, PeftError, Plan, PlanRow, Prompt, Result,
+    Site, Sites, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -211,6 +211,20 @@ impl PrefixTuningConfig {
         let config: Self = shared::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
+    }
+}
+
+impl Method for PrefixTuningConfig {
+    const ABOUT: About = About {
+        name: "prefix tuning",
+        peft_type: crate::PREFIX_TUNING,
+        what: "keys and values before those of every layer",
+        paper: "arXiv 2101.00190",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
     }
 }
 

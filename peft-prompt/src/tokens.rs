@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::seam::EmbeddingBelow;
 use peft_core::shared;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites, Tuner,
-    refuse_unknown,
+    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
+    Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -170,6 +170,20 @@ pub(crate) fn from_text(
         return Err(PeftError::config("prompt_tuning_init_text", reason));
     }
     Ok((Start::Words(ids.clone()), None))
+}
+
+impl Method for PromptTuningConfig {
+    const ABOUT: About = About {
+        name: "prompt tuning",
+        peft_type: crate::PROMPT_TUNING,
+        what: "virtual tokens before the input",
+        paper: "arXiv 2104.08691",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        Self::parse(json)
+    }
 }
 
 impl Tuner for PromptTuningConfig {

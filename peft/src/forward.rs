@@ -23,6 +23,8 @@ pub struct ForwardRequest {
     pub task: String,
     /// Adapter folders; all are active, in this order.
     pub adapters: Vec<PathBuf>,
+    /// How strongly each of them acts; 1, as trained, where none is given.
+    pub strengths: Vec<f64>,
     /// Tensors of the reference's forward, by keyword.
     pub inputs: PathBuf,
     /// Whether to give the gradients of the loss too.
@@ -167,6 +169,9 @@ fn run<M: Module + Describe>(
         .collect();
     for (folder, name) in request.adapters.iter().zip(&names) {
         peft.load_adapter(folder, name, &methods())?;
+    }
+    for (name, strength) in names.iter().zip(&request.strengths) {
+        peft.set_strength(name, *strength)?;
     }
     let input = inputs.model_input()?;
     check_tasks(&input, seam::tasks(peft.model()))?;

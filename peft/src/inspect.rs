@@ -14,6 +14,8 @@ use serde::Serialize;
 
 use crate::methods;
 use facts::Facts;
+#[cfg(feature = "lora")]
+pub(crate) use fit::sites_of;
 use fit::{fit, is_tied};
 
 /// What [`inspect`] found. Plain data: serialise it, or print it.
@@ -144,8 +146,16 @@ pub fn inspect(folder: &Path, base: Option<&Path>) -> Result<Inspection> {
     facts.base_type = base_config.as_ref().and_then(|it| it.model_type().ok().map(str::to_owned));
     facts.base_is_tied = base_config.as_ref().map(is_tied);
     let fit = base.zip(base_config).map(|(base, raw)| fit(&opened, base, raw));
-    let consumers =
-        vec![facts.peft(), facts.vllm(), facts.llama_cpp(), facts.lorax(), facts.mistral_rs(), facts.ollama()];
+    let consumers = vec![
+        facts.peft(),
+        facts.vllm(),
+        facts.llama_cpp(),
+        facts.lorax(),
+        facts.mistral_rs(),
+        facts.ollama(),
+        facts.own_form("mlx-lm", "mlx"),
+        facts.own_form("diffusers", "diffusers"),
+    ];
     let warnings = facts.warnings(&opened);
     let peft_type = facts.peft_type.clone();
     Ok(Inspection {

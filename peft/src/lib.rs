@@ -3,11 +3,17 @@
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
 //! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
 //! file, [`configure`](mod@configure) reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks
-//! into an adapter folder, [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the
-//! allocator what training is like. The `peft` command is built on these.
+//! into an adapter folder, `export` writes it in the forms of other programs and `folders` combines and converts it,
+//! [`forward`](mod@forward) computes one pass from files to files, [`adapted`] puts adapters on a base whatever its task,
+//! and [`memory`] tells the allocator what training is like. The `peft` command is built on these.
 
+pub mod adapted;
 pub mod configure;
 pub mod device;
+#[cfg(feature = "lora")]
+pub mod export;
+#[cfg(feature = "lora")]
+pub mod folders;
 pub mod forward;
 pub mod hub;
 pub mod inspect;
@@ -31,28 +37,28 @@ pub fn methods() -> Methods {
     let methods = Methods::new();
     #[cfg(feature = "lora")]
     let methods = methods
-        .with(peft_lora::PEFT_TYPE, peft_lora::LoraConfig::parse)
-        .with(peft_lora::adalora::PEFT_TYPE, peft_lora::AdaLoraConfig::parse)
-        .with(peft_lora::loha::PEFT_TYPE, peft_lora::LoHaConfig::parse)
-        .with(peft_lora::lokr::PEFT_TYPE, peft_lora::LoKrConfig::parse)
-        .with(peft_lora::norms::PEFT_TYPE, peft_lora::LnTuningConfig::parse)
-        .with(peft_lora::tokens::PEFT_TYPE, peft_lora::TrainableTokensConfig::parse)
-        .with(peft_lora::miss::PEFT_TYPE, peft_lora::MissConfig::parse)
-        .with(peft_lora::hira::PEFT_TYPE, peft_lora::HiraConfig::parse)
-        .with(peft_lora::shira::PEFT_TYPE, peft_lora::ShiraConfig::parse)
-        .with(peft_lora::oft::PEFT_TYPE, peft_lora::OftConfig::parse)
-        .with(peft_lora::boft::PEFT_TYPE, peft_lora::BoftConfig::parse)
-        .with(peft_lora::fourierft::PEFT_TYPE, peft_lora::FourierFtConfig::parse)
-        .with(peft_lora::randlora::PEFT_TYPE, peft_lora::RandLoraConfig::parse)
-        .with(peft_lora::vera::PEFT_TYPE, peft_lora::VeraConfig::parse);
+        .with_method::<peft_lora::LoraConfig>()
+        .with_method::<peft_lora::AdaLoraConfig>()
+        .with_method::<peft_lora::LoHaConfig>()
+        .with_method::<peft_lora::LoKrConfig>()
+        .with_method::<peft_lora::LnTuningConfig>()
+        .with_method::<peft_lora::TrainableTokensConfig>()
+        .with_method::<peft_lora::MissConfig>()
+        .with_method::<peft_lora::HiraConfig>()
+        .with_method::<peft_lora::ShiraConfig>()
+        .with_method::<peft_lora::OftConfig>()
+        .with_method::<peft_lora::BoftConfig>()
+        .with_method::<peft_lora::FourierFtConfig>()
+        .with_method::<peft_lora::RandLoraConfig>()
+        .with_method::<peft_lora::VeraConfig>();
     #[cfg(feature = "ia3")]
-    let methods = methods.with(peft_ia3::PEFT_TYPE, peft_ia3::Ia3Config::parse);
+    let methods = methods.with_method::<peft_ia3::Ia3Config>();
     #[cfg(feature = "prompt")]
     let methods = methods
-        .with(peft_prompt::PROMPT_TUNING, peft_prompt::PromptTuningConfig::parse)
-        .with(peft_prompt::P_TUNING, peft_prompt::PromptEncoderConfig::parse)
-        .with(peft_prompt::PREFIX_TUNING, peft_prompt::PrefixTuningConfig::parse)
-        .with(peft_prompt::MULTITASK_PROMPT_TUNING, peft_prompt::MultitaskPromptTuningConfig::parse)
-        .with(peft_prompt::ADAPTION_PROMPT, peft_prompt::AdaptionPromptConfig::parse);
+        .with_method::<peft_prompt::PromptTuningConfig>()
+        .with_method::<peft_prompt::PromptEncoderConfig>()
+        .with_method::<peft_prompt::PrefixTuningConfig>()
+        .with_method::<peft_prompt::MultitaskPromptTuningConfig>()
+        .with_method::<peft_prompt::AdaptionPromptConfig>();
     methods
 }

@@ -49,10 +49,15 @@ fn combinations_have_the_numbers_of_the_reference() {
         ("svd_rank", "svd", 2, None, Majority::Total, Some(2)),
         ("ties_svd", "ties_svd", 2, Some(0.6), Majority::Total, None),
         ("magnitude_prune_svd", "magnitude_prune_svd", 2, Some(0.4), Majority::Total, None),
+        ("dare_linear", "dare_linear", 2, Some(0.7), Majority::Total, None),
+        ("dare_ties", "dare_ties", 2, Some(0.7), Majority::Total, None),
+        ("dare_linear_svd", "dare_linear_svd", 3, Some(0.7), Majority::Total, None),
+        ("dare_ties_svd", "dare_ties_svd", 3, Some(0.7), Majority::Total, None),
     ] {
         let mut peft = loaded();
         let how = Combination::parse(kind, density, sign, rank).unwrap();
-        peft.combine("new", &WEIGHTS[..adapters], how, 0).unwrap();
+        // The seed from which the reference drew the masks of `dare`.
+        peft.combine("new", &WEIGHTS[..adapters], how, 5).unwrap();
         assert_eq!(peft.active(), ["first", "second", "third"]);
         let prefix = format!("{name}/");
         let tensors = peft.adapter_tensors("new").unwrap();
@@ -72,8 +77,18 @@ fn combinations_have_the_numbers_of_the_reference() {
 }
 
 #[test]
-fn dare_keeps_everything_at_a_density_of_one_and_the_expectation_below() {
+fn dare_keeps_everything_at_a_density_of_one_and_draws_from_the_seed_below() {
     let mut peft = loaded();
+    let dare = Combination::parse("dare_linear", Some(0.5), Majority::Total, None).unwrap();
+    for (name, seed) in [("one", 1), ("again", 1), ("two", 2)] {
+        peft.combine(name, &WEIGHTS[..2], dare, seed).unwrap();
+    }
+    let sum = |name: &str| {
+        let tensors = peft.adapter_tensors(name).unwrap();
+        tensors.iter().flat_map(|it| crate::support::numbers(&it.data)).map(f64::abs).sum::<f64>()
+    };
+    assert_eq!(sum("one"), sum("again"));
+    assert_ne!(sum("one"), sum("two"));
     for (name, kind, density) in [("plain", "linear", None), ("dare", "dare_linear", Some(1.0))] {
         let how = Combination::parse(kind, density, Majority::Total, None).unwrap();
         peft.combine(name, &WEIGHTS[..2], how, 0).unwrap();

@@ -1,7 +1,8 @@
 //! What holds for every method and option, whatever the numbers.
 
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
+use peft::core::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::laws::{distance, numbers};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, laws, slots};
 use peft::lora::LoraConfig;
@@ -16,9 +17,12 @@ fn base(model: &str) -> PeftModel<AutoCausalLm> {
     PeftModel::with_sites(model, sites, &device())
 }
 
+fn ids() -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::from([[5i64, 17, 3, 88, 41, 9], [60, 2, 77, 13, 1, 30]]), &device())
+}
+
 fn logits<M: CausalLm>(model: &M) -> TensorData {
-    let ids = Tensor::from_data(TensorData::from([[5i64, 17, 3, 88, 41, 9], [60, 2, 77, 13, 1, 30]]), &device());
-    peft::core::nn::set_training(model.clone(), false).logits(&ModelInput::ids(ids), None).into_data()
+    peft::core::nn::set_training(model.clone(), false).logits(&ModelInput::ids(ids()), None).into_data()
 }
 
 /// One method with its options, as each of the models needs it.
@@ -104,6 +108,27 @@ fn saved_and_loaded_is_the_same() {
         let fresh = base(names.model);
         let folder = tempfile::tempdir().unwrap();
         laws::saved_is_loaded(what, &peft, DEFAULT_ADAPTER, fresh, &peft::methods(), folder.path(), logits);
+    });
+}
+
+/// Writes a folder for every row, and the logits that it gives here, for `fixtures/check_python_loads.py --written`.
+#[test]
+#[ignore = "writes to PEFT_WRITE_FOLDERS, for Python to read"]
+fn folders_for_python() {
+    let target = std::path::PathBuf::from(std::env::var("PEFT_WRITE_FOLDERS").unwrap());
+    for_all(|what, names, row, mut peft, _| {
+        laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
+        let folder = target.join(what.replace([' ', ','], "_"));
+        peft.task_type = Some("CAUSAL_LM".into());
+        peft.save_adapter(folder.join("adapter"), DEFAULT_ADAPTER).unwrap();
+        let ids = Stored { key: "input_ids".into(), data: ids().into_data() };
+        write_tensors(folder.join("inputs.safetensors"), vec![ids], FloatType::F32).unwrap();
+        let mut ours = vec![Stored { key: "logits".into(), data: logits(&peft.model().valid()) }];
+        if let Some(merged) = (row.merges)(names).then(|| peft.merge().ok()).flatten() {
+            ours.push(Stored { key: "merged.logits".into(), data: logits(&merged) });
+        }
+        write_tensors(folder.join("ours.safetensors"), ours, FloatType::F32).unwrap();
+        std::fs::write(folder.join("base"), names.model).unwrap();
     });
 }
 

@@ -2,7 +2,11 @@
 
 mod allocations;
 mod bad_input;
+mod behaviours;
+mod checklist;
+mod cli;
 mod combined;
+mod export;
 mod generation;
 mod golden;
 mod hub;

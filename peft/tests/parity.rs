@@ -52,6 +52,7 @@ fn request(name: &str) -> ForwardRequest {
         task: case.task,
         adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
         inputs: folder.join("inputs.safetensors"),
+        strengths: Vec::new(),
         grads: false,
         merge: false,
     }

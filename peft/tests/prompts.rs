@@ -153,6 +153,7 @@ fn a_prompt_of_several_tasks_wants_to_know_which() {
             task: "causal-lm".into(),
             adapters: vec![folder.join(DEFAULT_ADAPTER)],
             inputs: path,
+            strengths: Vec::new(),
             grads: false,
             merge: false,
         };

@@ -1,6 +1,8 @@
 //! Arguments and displays that several commands share.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use burn::tensor::Device;
@@ -57,9 +59,9 @@ pub(crate) fn device(name: Option<&str>) -> Result<Device> {
 }
 
 /// Loads a language model with adapters; names them `default`, `adapter1`, ….
-pub(crate) fn causal_lm(model: &Path, adapters: &[PathBuf], device: &Device) -> Result<PeftModel<AutoCausalLm>> {
+pub(crate) fn causal_lm(model: &Path, adapters: &Adapters, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
     let (mut base, _) = auto::load_causal_lm(model, device)?;
-    for folder in adapters {
+    for folder in adapters.iter() {
         if peft::forward::names_head(&peft::core::read_config(folder)?) {
             base = base.untied();
         }
@@ -70,10 +72,11 @@ pub(crate) fn causal_lm(model: &Path, adapters: &[PathBuf], device: &Device) -> 
     Ok(peft)
 }
 
-pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, adapters: &[PathBuf]) -> Result<()> {
-    for (at, folder) in adapters.iter().enumerate() {
+pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, adapters: &Adapters) -> Result<()> {
+    for (at, (folder, strength)) in adapters.folders.iter().zip(&adapters.strengths).enumerate() {
         let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
         peft.load_adapter(folder, &name, &peft::methods())?;
+        peft.set_strength(&name, *strength)?;
     }
     Ok(())
 }
@@ -89,9 +92,59 @@ pub(crate) fn model_folder(name: &str) -> Result<PathBuf> {
     hub(name, What::Model)
 }
 
+/// `DIR`, `ID`, `DIR=0.5` or `ID=0.5`: an adapter and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Adapter {
+    name: String,
+    pub(crate) weight: f64,
+}
+
+impl Adapter {
+    /// A name that takes no weight.
+    pub(crate) fn unscaled(name: &str) -> Self {
+        Self { name: name.to_owned(), weight: 1.0 }
+    }
+
+    /// A folder, or an adapter of the hub.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        hub(&self.name, What::Adapter)
+    }
+}
+
+impl FromStr for Adapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        // A folder may have the sign in its name.
+        let cut = text.rsplit_once('=').filter(|_| !Path::new(text).is_dir());
+        let Some((name, weight)) = cut else { return Ok(Self::unscaled(text)) };
+        match weight.parse::<f64>() {
+            Ok(weight) if weight.is_finite() && !name.is_empty() => Ok(Self { name: name.to_owned(), weight }),
+            _ => Err(format!("`{weight}` is no number; expected a folder or DIR=0.5")),
+        }
+    }
+}
+
+/// Folders of adapters and their strengths.
+pub(crate) struct Adapters {
+    folders: Vec<PathBuf>,
+    pub(crate) strengths: Vec<f64>,
+}
+
+impl Deref for Adapters {
+    type Target = [PathBuf];
+
+    fn deref(&self) -> &[PathBuf] {
+        &self.folders
+    }
+}
+
 /// Folders, or adapters of the hub.
-pub(crate) fn adapter_folders(names: &[String]) -> Result<Vec<PathBuf>> {
-    names.iter().map(|name| hub(name, What::Adapter)).collect()
+pub(crate) fn adapter_folders(adapters: &[Adapter]) -> Result<Adapters> {
+    Ok(Adapters {
+        folders: adapters.iter().map(Adapter::folder).collect::<Result<_>>()?,
+        strengths: adapters.iter().map(|it| it.weight).collect(),
+    })
 }
 
 fn hub(name: &str, what: What) -> Result<PathBuf> {

@@ -12,7 +12,7 @@ use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
 use super::common::{
-    ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, reserved_positions, short,
+    Adapter, ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, reserved_positions, short,
 };
 
 #[derive(Debug, clap::Args)]
@@ -20,9 +20,9 @@ pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// Adapter folder or hub id; several are all active, in this order.
-    #[arg(long, value_name = "DIR or ID")]
-    adapter: Vec<String>,
+    /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
+    #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
+    adapter: Vec<Adapter>,
     /// causal-lm, seq2seq-lm, seq-cls or token-cls.
     #[arg(long, default_value = "causal-lm")]
     task: String,
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         "seq2seq-lm" => {
             let (mut model, _) = peft::models::auto::load_seq2seq_lm(&folder, &device)?;
-            for adapter in &adapters {
+            for adapter in adapters.iter() {
                 if peft::forward::names_head(&peft::core::read_config(adapter)?) {
                     model.untie();
                 }

@@ -6,7 +6,7 @@ use peft::core::Result;
 use peft::core::checkpoint::{FloatType, write_tensors};
 use peft::forward::{ForwardRequest, forward};
 
-use super::common::{adapter_folders, device, model_folder};
+use super::common::{Adapter, adapter_folders, device, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -16,9 +16,9 @@ pub(crate) struct Args {
     /// causal-lm, seq-cls, feature-extraction.
     #[arg(long)]
     task: String,
-    /// Adapter folder or hub id; several are all active, in this order.
-    #[arg(long, value_name = "DIR or ID")]
-    adapter: Vec<String>,
+    /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
+    #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
+    adapter: Vec<Adapter>,
     /// Safetensors file with the tensors of the reference's forward, by keyword.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
@@ -37,10 +37,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let adapters = adapter_folders(&args.adapter)?;
     let request = ForwardRequest {
         model: model_folder(&args.model)?,
         task: args.task.clone(),
-        adapters: adapter_folders(&args.adapter)?,
+        adapters: adapters.to_vec(),
+        strengths: adapters.strengths,
         inputs: args.inputs.clone(),
         grads: args.grads,
         merge: args.merge,

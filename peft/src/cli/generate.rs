@@ -8,16 +8,16 @@ use peft::tasks::generate::generate;
 use peft::tasks::sampling::GenerationConfig;
 use peft::tasks::tokenizer::Tokenizer;
 
-use super::common::{adapter_folders, causal_lm, device, model_folder};
+use super::common::{Adapter, adapter_folders, causal_lm, device, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// Adapter folder or hub id; several are all active, in this order.
-    #[arg(long, value_name = "DIR or ID")]
-    adapter: Vec<String>,
+    /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
+    #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
+    adapter: Vec<Adapter>,
     /// Text to continue.
     #[arg(long)]
     prompt: String,

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use peft::core::checkpoint::{Checkpoint, FloatType, model_tensors, write_tensors};
 use peft::core::{PeftError, Result};
 
-use super::common::{adapter_folders, causal_lm, device, load_adapters, model_folder};
+use super::common::{Adapter, adapter_folders, causal_lm, device, load_adapters, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// Adapter folder or hub id; several are all folded in.
-    #[arg(long, value_name = "DIR or ID", required = true)]
-    adapter: Vec<String>,
+    /// Adapter folder or hub id; several are all folded in. `DIR=0.5` folds in half of it.
+    #[arg(long, value_name = "DIR or ID[=STRENGTH]", required = true)]
+    adapter: Vec<Adapter>,
     /// Folder to write the checkpoint to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,

@@ -1,12 +1,16 @@
 //! The `peft` command: what the user types and sees. The work is in the libraries.
 
+mod combine;
 mod common;
+mod convert;
 mod demo;
 mod eval;
+mod export;
 mod forward;
 mod generate;
 mod inspect;
 mod merge;
+mod methods;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +38,14 @@ enum Command {
     Merge(merge::Args),
     /// Say what an adapter folder holds and who can load it.
     Inspect(inspect::Args),
+    /// Make one LoRA adapter of several, each with a weight.
+    Combine(combine::Args),
+    /// Turn an adapter of any method that changes weights into LoRA, and say what is lost.
+    Convert(convert::Args),
+    /// Write a LoRA adapter in the form of another program.
+    Export(export::Args),
+    /// List the methods of this build: papers, parameters, defaults.
+    Methods(methods::Args),
     /// Compute one forward pass from files to files, to compare with Python.
     Forward(forward::Args),
 }
@@ -47,6 +59,10 @@ impl Cli {
             Command::Generate(args) => generate::run(&args),
             Command::Merge(args) => merge::run(&args),
             Command::Inspect(args) => inspect::run(&args),
+            Command::Combine(args) => combine::run(&args),
+            Command::Convert(args) => convert::run(&args),
+            Command::Export(args) => export::run(&args),
+            Command::Methods(args) => methods::run(&args),
             Command::Forward(args) => forward::run(&args),
         }
     }

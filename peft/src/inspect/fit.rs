@@ -6,13 +6,13 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::state::KEY_PREFIX;
-use peft_core::{AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Plan, Result, SiteKind, Sites, is_off};
+use peft_core::{AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Result, Sites};
 use peft_models::auto::{
     AutoCausalLm, AutoFeatureExtractor, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier,
 };
 use peft_models::config::RawConfig;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Fit;
 use crate::methods;
@@ -21,6 +21,20 @@ pub(super) fn is_tied(raw: &RawConfig) -> bool {
     // Architectures differ in what an absent field means; of those with a field that is often left out, GPT-2 is tied.
     let default = raw.model_type().is_ok_and(|it| it == "gpt2");
     raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(default)
+}
+
+/// What a base consists of, as the task of an adapter sees it. Only `config.json` is read.
+#[cfg(feature = "lora")]
+pub(crate) fn sites_of(base: &Path, adapter: &Map<String, Value>) -> Result<Sites> {
+    let (raw, device) = (RawConfig::read(base)?, Device::default());
+    let features = || Ok(AutoFeatureExtractor::from_config(&raw, &device)?.describe());
+    let causal = || Ok(AutoCausalLm::from_config(&raw, &device)?.describe());
+    match adapter.get("task_type").and_then(Value::as_str) {
+        Some("SEQ_2_SEQ_LM") => Ok(AutoSeq2SeqLm::from_config(&raw, &device)?.describe()),
+        Some("FEATURE_EXTRACTION") => features(),
+        Some(_) => causal(),
+        None => causal().or_else(|_: PeftError| features()),
+    }
 }
 
 /// Compares an adapter with a base of which only `config.json` is read.
@@ -67,76 +81,20 @@ fn check<M: Module + Describe>(model: Result<M>, folder: &AdapterFolder, device:
     let model = model?;
     let config = methods().parse(folder.config.clone())?;
     let sites = model.describe();
-    if config.peft_type() != "LORA" {
-        return PeftModel::with_sites(model, sites, device).load_adapter(
-            &folder.path,
-            peft_core::DEFAULT_ADAPTER,
-            &methods(),
-        );
-    }
-    let plan = config.plan(&sites)?;
-    let mut report = compare(&plan, folder);
-    report.unexpected.retain(|key| !is_copy(key, &sites, folder));
+    let Some(wanted) = config.plan(&sites)?.tensors() else {
+        let adapter = peft_core::DEFAULT_ADAPTER;
+        return PeftModel::with_sites(model, sites, device).load_adapter(&folder.path, adapter, &methods());
+    };
+    let mut report = compare(wanted, folder);
+    report.unexpected.retain(|key| !folder.is_copy(key, &sites));
     if report.is_clean() {
         return Ok(());
     }
     Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report })
 }
 
-/// Whether a tensor is one that the reference writes beside the adapter's own: loading passes over it.
-fn is_copy(key: &str, sites: &Sites, folder: &AdapterFolder) -> bool {
-    let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
-    let is_wrapped = path.contains(".modules_to_save.") || path.contains(".original_module.");
-    let is_head = sites.heads.iter().any(|it| path == format!("{it}.weight"));
-    let path = path.replace(".base_layer.", ".");
-    match sites.get(&path) {
-        Some(site) => folder.tensors.shape(key) == Some(&site.shape_on_disk()),
-        None => is_wrapped || is_head,
-    }
-}
-
-/// Compares the tensors that a LoRA plan leads to with those of a folder, without building any.
-fn compare(plan: &Plan, folder: &AdapterFolder) -> LoadReport {
-    let on = |field: &str| folder.config.get(field).is_some_and(|it| !is_off(it));
-    let (dora, bias) = (on("use_dora"), on("lora_bias"));
-    let mut wanted: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for row in &plan.rows {
-        let (site, module) = (&row.site, format!("{KEY_PREFIX}{}", row.site.module));
-        if row.label.ends_with(" rows") {
-            let width = site.shape[1];
-            let key = format!("{module}.token_adapter.trainable_tokens_delta");
-            wanted.insert(key, vec![row.parameters / width, width]);
-            continue;
-        }
-        if !row.label.starts_with("r=") {
-            let wrapped = format!("{module}.base_layer.{}", site.param);
-            let key =
-                if folder.tensors.shape(&wrapped).is_some() { wrapped } else { format!("{KEY_PREFIX}{}", site.path()) };
-            wanted.insert(key, site.shape_on_disk());
-            continue;
-        }
-        let (d_in, d_out) = site.features();
-        let is_table = site.kind == SiteKind::Embedding;
-        let extra = if dora || (bias && !is_table) { d_out } else { 0 };
-        let rank = (row.parameters - extra) / (d_in + d_out);
-        let (mut a, mut b, mut magnitude) = (vec![rank, d_in], vec![d_out, rank], vec![d_out]);
-        if site.kind == SiteKind::Conv {
-            a = [&[rank], &site.shape[1..]].concat();
-            let ones = vec![1; site.shape.len() - 2];
-            b = [&[d_out, rank], &ones[..]].concat();
-            magnitude = [&[1, d_out], &ones[..]].concat();
-        }
-        let (name_a, name_b) =
-            if is_table { ("lora_embedding_A", "lora_embedding_B") } else { ("lora_A.weight", "lora_B.weight") };
-        wanted.insert(format!("{module}.{name_a}"), a);
-        wanted.insert(format!("{module}.{name_b}"), b);
-        if dora {
-            wanted.insert(format!("{module}.lora_magnitude_vector"), magnitude);
-        }
-        if bias && !is_table {
-            wanted.insert(format!("{module}.lora_B.bias"), vec![d_out]);
-        }
-    }
+/// Compares the tensors that a plan leads to with those of a folder, without building any.
+fn compare(mut wanted: BTreeMap<String, Vec<usize>>, folder: &AdapterFolder) -> LoadReport {
     let mut report = LoadReport::default();
     for key in folder.tensors.keys() {
         let shape = folder.tensors.shape(&key).unwrap_or(&[]);

@@ -112,6 +112,21 @@ impl Facts {
         judge.verdict()
     }
 
+    /// A program with a form of its own, which `peft export` writes.
+    pub(super) fn own_form(&self, consumer: &'static str, format: &str) -> Verdict {
+        let mut judge = Judge::new(consumer);
+        let extra = self.keys_of(&[Role::EmbeddingA, Role::Whole, Role::BiasOfB]);
+        let next = if !self.is_lora() || self.moved_base().is_some() {
+            format!("peft export --format {format} --rank R --model DIR converts it to LoRA and writes that")
+        } else if extra.is_empty() {
+            format!("peft export --format {format} writes it")
+        } else {
+            MERGE.to_owned()
+        };
+        judge.refuses(true, "folders of PEFT, for it has a form of its own", &next);
+        judge.verdict()
+    }
+
     pub(super) fn vllm(&self) -> Verdict {
         const RANK: usize = 16;
         let (mut judge, is_lora) = self.lora_judge("vLLM");

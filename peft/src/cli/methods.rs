@@ -1,0 +1,55 @@
+//! `peft methods`
+
+use peft::core::{KnownMethod, PeftError, Result};
+use serde_json::{Map, Value, json};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this one, by its name or `peft_type`, with its parameters.
+    method: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let methods = peft::methods();
+    let wanted = |it: &&KnownMethod| {
+        let same = |name: &str, given: &str| name.replace([' ', '-', '_'], "").eq_ignore_ascii_case(given);
+        args.method.as_ref().is_none_or(|given| {
+            let given = given.replace([' ', '-', '_'], "");
+            same(it.about.name, &given) || same(it.about.peft_type, &given)
+        })
+    };
+    let found: Vec<&KnownMethod> = methods.described().iter().filter(wanted).collect();
+    if found.is_empty() {
+        let known: Vec<&str> = methods.described().iter().map(|it| it.about.name).collect();
+        let given = args.method.clone().unwrap_or_default();
+        return Err(PeftError::config("method", format!("is `{given}`; known are {}", known.join(", "))));
+    }
+    if args.json {
+        let rows = found.iter().map(|it| Ok(json!({ "about": it.about, "parameters": (it.defaults)()? })));
+        let rows = rows.collect::<Result<Vec<Value>>>()?;
+        let text = serde_json::to_string_pretty(&rows).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        println!("{text}");
+        return Ok(());
+    }
+    for it in &found {
+        let about = &it.about;
+        println!("{:<24}{:<25}{:<24}{}", about.name, about.peft_type, about.paper, about.package);
+        println!("    trains {}", about.what);
+        if args.method.is_some() {
+            parameters(&(it.defaults)()?);
+        }
+    }
+    if args.method.is_none() {
+        println!("\npeft methods NAME lists the parameters of one, with their defaults");
+    }
+    Ok(())
+}
+
+fn parameters(defaults: &Map<String, Value>) {
+    for (field, value) in defaults {
+        println!("    {field} = {value}");
+    }
+}

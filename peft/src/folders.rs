@@ -1,0 +1,78 @@
+//! Adapter folders as things: combined into one, converted to LoRA.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft_lora::combine::{Combination, Combine};
+use peft_lora::convert::{Conversion, ConvertToLora};
+
+use crate::adapted::{OnModel, with_adapters};
+
+/// Name of what is made, which no folder has.
+const MADE: &str = "made";
+
+/// Turns the adapter in a folder into LoRA of this rank, writes it to `output`, and says what each layer lost.
+///
+/// # Errors
+/// If something cannot be read, or the adapter changes more than weights of layers.
+pub fn convert(adapter: &Path, base: &Path, rank: usize, output: &Path, device: &Device) -> Result<Vec<Conversion>> {
+    struct Job<'a> {
+        rank: usize,
+        output: &'a Path,
+    }
+    impl OnModel for Job<'_> {
+        type Output = Vec<Conversion>;
+        fn run<M: Module + Describe>(self, mut peft: PeftModel<M>) -> Result<Self::Output> {
+            let report = peft.convert_to_lora(DEFAULT_ADAPTER, MADE, self.rank)?;
+            peft.save_adapter(self.output, MADE)?;
+            Ok(report)
+        }
+    }
+    let named = [(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())];
+    with_adapters(base, &named, device, Job { rank, output })
+}
+
+/// Combines the adapters in some folders, each with its weight, into one LoRA adapter in `output`; see [`Combine`].
+///
+/// # Errors
+/// If something cannot be read, an adapter is not plain LoRA, or ranks differ where they must not.
+pub fn combine(
+    adapters: &[(PathBuf, f64)],
+    base: &Path,
+    how: Combination,
+    seed: u64,
+    output: &Path,
+    device: &Device,
+) -> Result<()> {
+    struct Job<'a> {
+        weights: Vec<(String, f64)>,
+        how: Combination,
+        seed: u64,
+        output: &'a Path,
+    }
+    impl OnModel for Job<'_> {
+        type Output = ();
+        fn run<M: Module + Describe>(self, mut peft: PeftModel<M>) -> Result<()> {
+            let weights: Vec<(&str, f64)> = self.weights.iter().map(|(name, it)| (name.as_str(), *it)).collect();
+            peft.combine(MADE, &weights, self.how, self.seed)?;
+            peft.save_adapter(self.output, MADE)
+        }
+    }
+    if adapters.is_empty() {
+        return Err(PeftError::Invalid("there is nothing to combine: name at least one adapter".into()));
+    }
+    let name = |at: usize| format!("adapter{at}");
+    let named: Vec<(String, PathBuf)> =
+        adapters.iter().enumerate().map(|(at, (folder, _))| (name(at), folder.clone())).collect();
+    let weights = adapters.iter().enumerate().map(|(at, (_, weight))| (name(at), *weight)).collect();
+    with_adapters(base, &named, device, Job { weights, how, seed, output })
+}
+
+/// What all layers together lost: the norm of what is gone over the norm of what was there.
+pub fn total_error(layers: &[Conversion]) -> f64 {
+    let all: f64 = layers.iter().map(|it| it.norm.powi(2)).sum();
+    let lost: f64 = layers.iter().map(|it| (it.error * it.norm).powi(2)).sum();
+    if all > 0.0 { (lost / all).sqrt() } else { 0.0 }
+}

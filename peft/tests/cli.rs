@@ -1,0 +1,156 @@
+//! The `peft` command as a user calls it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use peft::core::checkpoint::TensorFile;
+use peft::core::read_config;
+use peft::lora::combine::{Combination, Majority};
+
+use crate::support::{assert_close, device, expected, fixtures};
+
+/// What it prints, if it succeeds; what it complains about, if it fails.
+fn peft(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_peft")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+fn path(parts: &str) -> String {
+    fixtures().join(parts).display().to_string()
+}
+
+fn tensors(folder: &Path) -> PathBuf {
+    folder.join("adapter_model.safetensors")
+}
+
+#[test]
+fn combine_writes_what_the_library_makes() {
+    let (output, wanted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let to = output.path().display().to_string();
+    let (base, first, second) = (path("models/llama-tiny"), path("combined/first"), path("combined/second"));
+    let (a, b) = (format!("{first}=0.7"), format!("{second}=-1.3"));
+    let call = |more: &[&str]| {
+        let fixed = ["combine", "--model", &base, "--adapter", &a, "--adapter", &b, "--output", &to];
+        peft(&[&fixed[..], more].concat())
+    };
+    let printed = call(&["--kind", "ties", "--density", "0.6"]).unwrap();
+    assert!(printed.contains("2 adapters combined (ties)"), "{printed}");
+    let how = Combination::parse("ties", Some(0.6), Majority::Total, None).unwrap();
+    let adapters = [(PathBuf::from(&first), 0.7), (PathBuf::from(&second), -1.3)];
+    peft::folders::combine(&adapters, Path::new(&base), how, 42, wanted.path(), &device()).unwrap();
+    let wanted = expected(&tensors(wanted.path()));
+    let ours = expected(&tensors(output.path()));
+    assert_eq!(ours.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    for (key, data) in &ours {
+        assert_close(key, data, &wanted[key]);
+    }
+    // The numbers of the reference, which the library is held against.
+    let recorded = expected(&fixtures().join("combined/expected.safetensors"));
+    for (key, data) in &ours {
+        assert_close(key, data, &recorded[&format!("ties/{key}")]);
+    }
+
+    assert!(call(&["--kind", "mean"]).unwrap_err().contains("magnitude_prune"));
+    assert!(call(&["--kind", "ties"]).unwrap_err().contains("density"));
+    assert!(call(&["--kind", "linear", "--rank", "3"]).unwrap_err().contains("svd"));
+    assert!(call(&["--kind", "ties", "--density", "0.5", "--majority", "loud"]).unwrap_err().contains("frequency"));
+    let third = path("combined/third");
+    assert!(call(&["--adapter", &third]).unwrap_err().contains("differs"));
+    call(&["--adapter", &third, "--kind", "svd", "--rank", "2", "--clamp", "0.9"]).unwrap();
+    assert_eq!(read_config(output.path()).unwrap()["r"], 2);
+}
+
+#[test]
+fn convert_says_what_every_layer_loses() {
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().display().to_string();
+    let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lokr_default/default"));
+    let call = |rank: &str| {
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--rank", rank, "--output", &to]).unwrap()
+    };
+    let printed = call("2");
+    assert!(printed.contains("model.layers.1.self_attn.v_proj") && printed.contains("all together"), "{printed}");
+    assert!(!printed.contains("error   0.000 %"), "{printed}");
+    assert!(call("32").contains("all together                     error   0.000 %"), "{}", call("32"));
+    let config = read_config(output.path()).unwrap();
+    assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(32)));
+    assert_eq!(config["base_model_name_or_path"], "models/llama-tiny");
+}
+
+#[test]
+fn export_writes_files_and_names_the_next_step() {
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().display().to_string();
+    let adapter = path("cases/llama_lora_patterns/default");
+    let printed = peft(&["export", "--adapter", &adapter, "--format", "mlx", "--output", &to]).unwrap();
+    assert!(printed.contains("rank 6") && printed.contains("adapters.safetensors"), "{printed}");
+    let oft = path("cases/llama_oft/default");
+    let refused = peft(&["export", "--adapter", &oft, "--format", "portable", "--output", &to]).unwrap_err();
+    assert!(refused.contains("OFT") && refused.contains("--rank"), "{refused}");
+    assert!(peft(&["export", "--adapter", &oft, "--format", "gguf", "--output", &to]).unwrap_err().contains("kohya"));
+}
+
+#[test]
+fn an_adapter_acts_at_the_strength_behind_its_name() {
+    let output = tempfile::tempdir().unwrap();
+    let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lora_all_linear/default"));
+    let inputs = path("cases/llama_lora_all_linear/inputs.safetensors");
+    let logits = |name: &str, strength: &str| {
+        let file = output.path().join(name);
+        let (named, to) = (format!("{adapter}{strength}"), file.display().to_string());
+        let fixed = ["forward", "--model", &base, "--task", "causal-lm", "--inputs", &inputs, "--output", &to];
+        peft(&[&fixed[..], &["--adapter", &named]].concat())?;
+        Ok::<_, String>(TensorFile::open(&file).unwrap().floats("logits").unwrap())
+    };
+    let base_case = expected(&fixtures().join("cases/llama_lora_all_linear/expected.safetensors"));
+    assert_close("full", &logits("one", "=1").unwrap(), &base_case["logits"]);
+    let (none, half) = (logits("none", "=0").unwrap(), logits("half", "=0.5").unwrap());
+    assert!(crate::support::distance(&none, &half) > 1e-3);
+    assert!(crate::support::distance(&half, &base_case["logits"]) > 1e-3);
+    assert!(logits("bad", "=loud").unwrap_err().contains("no number"));
+    let prompt = format!("{}=0.5", path("cases/llama_prompt_tuning/default"));
+    let to = output.path().join("prompt").display().to_string();
+    let fixed = ["forward", "--model", &base, "--task", "causal-lm", "--inputs", &inputs, "--output", &to];
+    let refused = peft(&[&fixed[..], &["--adapter", &prompt]].concat()).unwrap_err();
+    assert!(refused.contains("prompt"), "{refused}");
+}
+
+#[test]
+fn methods_are_listed_with_their_papers_and_defaults() {
+    let printed = peft(&["methods"]).unwrap();
+    for name in peft::methods().names() {
+        assert!(printed.contains(name), "{name} is not in\n{printed}");
+    }
+    let lora = peft(&["methods", "lora"]).unwrap();
+    for part in ["2106.09685", "r = 8", "lora_alpha = 8", "bias = \"none\"", "peft-lora"] {
+        assert!(lora.contains(part), "{part} is not in\n{lora}");
+    }
+    assert!(peft(&["methods", "p-tuning"]).unwrap().contains("encoder_hidden_size"));
+    let json: serde_json::Value = serde_json::from_str(&peft(&["methods", "--json"]).unwrap()).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), peft::methods().names().count());
+    assert!(peft(&["methods", "magic"]).unwrap_err().contains("AdaLoRA"));
+}
+
+#[test]
+fn every_method_that_is_written_is_registered_and_described() {
+    let methods = peft::methods();
+    let mut registered: Vec<&str> = methods.described().iter().map(|it| it.config).collect();
+    assert_eq!(registered.len(), methods.names().count(), "one is registered without a description");
+    for method in methods.described() {
+        let defaults = (method.defaults)().unwrap();
+        assert!(!defaults.is_empty(), "{} has no parameter", method.about.name);
+        assert!(method.about.paper.contains(char::is_numeric) || method.about.paper.starts_with("peft/"));
+    }
+    let mut written = Vec::new();
+    for package in ["peft-lora", "peft-ia3", "peft-prompt"] {
+        for entry in std::fs::read_dir(fixtures().join("..").join(package).join("src")).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            let names = text.lines().filter_map(|it| it.strip_prefix("impl Tuner for ")?.strip_suffix(" {"));
+            written.extend(names.map(str::to_owned));
+        }
+    }
+    written.sort();
+    registered.sort_unstable();
+    assert_eq!(registered, written);
+}
