@@ -1,4 +1,10 @@
-//! How much of a right text a written one has: ROUGE (Lin 2004) and BLEU (Papineni et al. 2002).
+//! How much of a right text a written one has: ROUGE (Lin 2004) and BLEU (Papineni et al. 2002), as Python's
+//! `rouge_score` 0.1.2 without a stemmer and `sacrebleu` 2.6 with its defaults.
+//!
+//! Written here, for want of a crate (looked for in November 2026). `rougers` 0.2.1 gives the same ROUGE, but pins the ICU
+//! crates to single releases and so holds back a dozen crates of the whole tree; without a stemmer there is too little to
+//! it for that. `bleuscore` 0.1.6 splits words as sacrebleu does, but smooths otherwise: 0 or 35.9 instead of 21.4 for
+//! the first pair of the fixture. `sacrebleu` itself has no port.
 
 use std::collections::HashMap;
 
@@ -52,7 +58,7 @@ pub fn rouge_l(right: &str, written: &str) -> f64 {
     f1(best[written.len()], right.len(), written.len())
 }
 
-/// BLEU of a corpus with runs of up to four words, each word or punctuation mark by itself; 0 to 100.
+/// BLEU of a corpus with runs of up to four words, split as `mteval-v13a` does; 0 to 100.
 ///
 /// Orders without a match are smoothed as sacrebleu's `exp` does: the first counts half a match, the next a quarter.
 #[derive(Debug, Clone, Default)]
@@ -98,22 +104,43 @@ impl Bleu {
     }
 }
 
-/// Words and punctuation marks.
+/// Words and punctuation marks: sacrebleu's `13a`.
 fn bleu_words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    for chunk in text.split_whitespace() {
-        let mut word = String::new();
-        for letter in chunk.chars() {
-            if letter.is_alphanumeric() {
-                word.push(letter);
-            } else {
-                words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
-                words.push(letter.to_string());
-            }
-        }
-        words.extend((!word.is_empty()).then_some(word));
+    let mut text = text.replace("<skipped>", "").replace("-\n", "");
+    for (entity, letter) in [("&quot;", "\""), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")] {
+        text = text.replace(entity, letter);
     }
-    words
+    let stands_alone = |it: char| it.is_ascii_punctuation() && !"',-.".contains(it);
+    let mut apart = String::from(" ");
+    for letter in text.chars() {
+        match stands_alone(letter) {
+            true => apart.extend([' ', letter, ' ']),
+            false => apart.push(letter),
+        }
+    }
+    apart.push(' ');
+    // Stops and commas within numbers are parts of them, and so are dashes unless a digit stands before.
+    let (stop, digit) = (|it: char| ".,".contains(it), |it: char| it.is_ascii_digit());
+    let apart = spaced(&apart, |a, b| (!digit(a) && stop(b)).then(|| format!("{a} {b} ")));
+    let apart = spaced(&apart, |a, b| (stop(a) && !digit(b)).then(|| format!(" {a} {b}")));
+    let apart = spaced(&apart, |a, b| (digit(a) && b == '-').then(|| format!("{a} {b} ")));
+    apart.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Replaces pairs of neighbouring letters from left to right; a letter is part of one pair at most.
+fn spaced(text: &str, replacement: impl Fn(char, char) -> Option<String>) -> String {
+    let mut out = String::new();
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letters.peek().and_then(|next| replacement(letter, *next)) {
+            Some(instead) => {
+                out.push_str(&instead);
+                letters.next();
+            }
+            None => out.push(letter),
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -123,6 +150,25 @@ mod tests {
     #[track_caller]
     fn close(ours: f64, wanted: f64) {
         assert!((ours - wanted).abs() < 1e-9, "{ours} and not {wanted}");
+    }
+
+    #[test]
+    fn the_scores_are_those_of_rouge_score_and_sacrebleu() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/overlap/pairs.json");
+        let recorded: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut corpus = Bleu::default();
+        for pair in recorded["pairs"].as_array().unwrap() {
+            let (right, written) = (pair["right"].as_str().unwrap(), pair["written"].as_str().unwrap());
+            let mut alone = Bleu::default();
+            alone.add(right, written);
+            corpus.add(right, written);
+            let ours = [rouge_n(right, written, 1), rouge_n(right, written, 2), rouge_l(right, written), alone.score()];
+            for (name, ours) in ["rouge1", "rouge2", "rougeL", "bleu"].iter().zip(ours) {
+                let theirs = pair[name].as_f64().unwrap();
+                assert!((ours - theirs).abs() < 1e-9, "{name} of {right:?} and {written:?}: {ours} and not {theirs}");
+            }
+        }
+        close(corpus.score(), recorded["corpus_bleu"].as_f64().unwrap());
     }
 
     /// The example of Lin's paper, section 3: S1 "police killed the gunman" and two others.
