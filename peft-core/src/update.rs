@@ -27,6 +27,8 @@ pub struct Update {
     pub touches_bias: bool,
     /// The key in the file of a copy that is trained whole, as `modules_to_save` and trained biases are.
     pub replacement: Option<String>,
+    /// Why this is not all that the adapter does, if it is not: a prompt changes no weight.
+    pub unmergeable: Option<&'static str>,
 }
 
 impl<M: Module> PeftModel<M> {
@@ -76,6 +78,7 @@ impl ModuleVisitor for Updates<'_> {
         let delta = BaseTensor::new(site.clone(), Ranked::new(D, after - base)).matrix();
         let delta = if site.kind == SiteKind::Embedding { delta.transpose() } else { delta };
         let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&site, "value"));
-        self.found.push(Update { site, delta, touches_bias: adapter.touches_bias(), replacement });
+        let (touches_bias, unmergeable) = (adapter.touches_bias(), adapter.unmergeable());
+        self.found.push(Update { site, delta, touches_bias, replacement, unmergeable });
     }
 }

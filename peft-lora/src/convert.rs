@@ -43,6 +43,9 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
         let mut whole = Vec::new();
         for update in self.updates(adapter)? {
             let site = &update.site;
+            if let Some(reason) = update.unmergeable {
+                return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
+            }
             if let Some(key) = update.replacement {
                 whole.push(key);
                 continue;
