@@ -1,11 +1,12 @@
 //! The chores of this workspace, in plain Rust and without dependencies, so that they start at once.
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
-//! bench` measures training steps, alone or beside other programs.
+//! bench` measures training steps, alone or beside other programs. `cargo xtask docs` checks and runs the book.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod docs;
 
 use std::env;
 use std::fs;
@@ -16,11 +17,14 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, format, clippy, docs, tests, examples, demo; cheapest first, stops at the first failure
+  check            crate graph, format, clippy, docs, tests, examples, book, demo; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
-  bench            measures; `cargo xtask bench --help` says what and how";
+  bench            measures; `cargo xtask bench --help` says what and how
+
+  docs --check     commands, links and tables of the book in docs/
+  docs --run       runs the book's commands; `cargo xtask docs` says with what";
 
 /// Which of our crates each crate may depend on. Arrows point one way: methods never see models, and models never see
 /// methods. A crate that is not listed may use all of them.
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((word, rest)) if word == "bench" => bench::run(rest),
+        Some((word, rest)) if word == "docs" => docs::run(rest),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -103,6 +108,7 @@ fn check(options: &Options) -> Result<(), String> {
     for name in EXAMPLES {
         steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(name)?))?;
     }
+    steps.run("book", docs::check)?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
         let mut demo = cargo(&["run", "--release", "-p", "peft", "--", "demo", "--quick", "--output"]);
