@@ -24,6 +24,8 @@ pub struct Sample {
     pub labels: Vec<i64>,
     /// 0 for the first text of a pair, 1 for the second, `[seq]`.
     pub type_ids: Option<Vec<u32>>,
+    /// Number of the task that the sequence is of, for prompts that tell tasks apart.
+    pub task_id: Option<i64>,
 }
 
 /// An end of a sequence.
@@ -41,7 +43,7 @@ impl Sample {
     /// A sample that predicts every one of its tokens.
     pub fn language(input_ids: Vec<u32>) -> Self {
         let labels = input_ids.iter().map(|it| i64::from(*it)).collect();
-        Self { input_ids, labels, type_ids: None }
+        Self { input_ids, labels, ..Self::default() }
     }
 
     /// A sample that predicts the tokens which overlap one of `spans`, byte ranges of the encoded text.
@@ -95,6 +97,7 @@ impl Sample {
             input_ids: self.input_ids[range.clone()].to_vec(),
             labels: if self.labels.is_empty() { Vec::new() } else { self.labels[range.clone()].to_vec() },
             type_ids: self.type_ids.as_ref().map(|it| it[range].to_vec()),
+            task_id: self.task_id,
         }
     }
 }
@@ -160,7 +163,7 @@ impl<'a> SampleBuilder<'a> {
     pub fn sequence(&self, text: &str, pair: Option<&str>) -> Result<Sample> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let encoded = self.tokenizer.encode_within(text, pair, max_length)?;
-        Ok(Sample { input_ids: encoded.ids, labels: Vec::new(), type_ids: Some(encoded.type_ids) })
+        Ok(Sample { input_ids: encoded.ids, type_ids: Some(encoded.type_ids), ..Sample::default() })
     }
 
     /// Words with a target each. The first token of a word carries its target, the others are [`IGNORED`].
@@ -193,7 +196,7 @@ impl<'a> SampleBuilder<'a> {
                 token = first + 1;
             }
         }
-        Ok(Sample { input_ids: encoded.ids, labels, type_ids: Some(encoded.type_ids) })
+        Ok(Sample { input_ids: encoded.ids, labels, type_ids: Some(encoded.type_ids), ..Sample::default() })
     }
 
     fn finish(&self, mut sample: Sample, eos: bool) -> Sample {
@@ -267,6 +270,8 @@ pub struct Padded {
     pub position_ids: Vec<u32>,
     /// Number of the document in its row, counted from 1; 0 under filling. `None` when every row is one document.
     pub segment_ids: Option<Vec<u32>>,
+    /// Number of each row's task, `[rows]`; `None` when no sample has one.
+    pub task_ids: Option<Vec<i64>>,
 }
 
 /// Puts samples into one rectangle.
@@ -309,6 +314,11 @@ pub fn pad<S: Borrow<Sample>>(samples: &[S], padding: &Padding) -> Result<Padded
         }
     }
     out.token_type_ids = typed.then_some(types);
+    let tasks: Vec<i64> = samples.iter().filter_map(|it| it.borrow().task_id).collect();
+    if !tasks.is_empty() && tasks.len() != samples.len() {
+        return Err(PeftError::Invalid("some rows of a batch name their task and others do not".to_owned()));
+    }
+    out.task_ids = (!tasks.is_empty()).then_some(tasks);
     Ok(out)
 }
 

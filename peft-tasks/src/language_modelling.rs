@@ -47,6 +47,9 @@ impl LanguageModelling {
     /// If no text predicts anything, or `max_length` is below 2.
     pub fn packed(samples: Vec<Sample>, max_length: usize, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
+        if samples.iter().any(|it| it.task_id.is_some()) {
+            return Err(PeftError::config("packing", "puts texts of several tasks into a row; leave it out"));
+        }
         let rows = pack(&samples, max_length, PackOrder::BestFit)?;
         if rows.is_empty() {
             return Err(PeftError::Invalid(

@@ -25,6 +25,7 @@ pub mod sampling;
 pub mod schedule;
 pub mod seq2seq_generate;
 pub mod sequence_to_sequence;
+pub mod similarity;
 mod strftime;
 pub mod task;
 pub mod tensors;

@@ -33,6 +33,7 @@ impl Padded {
         }
         input.token_type_ids = self.token_type_ids.as_deref().map(grid_of);
         input.segment_ids = self.segment_ids.as_deref().map(grid_of);
+        input.task_ids = self.task_ids.as_ref().map(|it| line(it, device));
         input
     }
 

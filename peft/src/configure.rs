@@ -44,6 +44,13 @@ fn initial_text(json: &Map<String, Value>) -> Option<&str> {
     json.get("prompt_tuning_init_text")?.as_str()
 }
 
+/// Between how many tasks a prompt of this configuration tells.
+pub fn tasks(json: &Map<String, Value>) -> usize {
+    let multitask = json.get("peft_type").and_then(Value::as_str) == Some("MULTITASK_PROMPT_TUNING");
+    let named = json.get("num_tasks").and_then(Value::as_u64).filter(|_| multitask);
+    named.map_or(1, |it| it as usize)
+}
+
 /// Positions of a model that a prompt of this configuration takes up.
 pub fn virtual_positions(json: &Map<String, Value>) -> usize {
     json.get("num_virtual_tokens").and_then(Value::as_u64).unwrap_or(0) as usize

@@ -13,6 +13,7 @@ use peft_tasks::data::{Dataset, Row, TextRows};
 use peft_tasks::labels::LabelSet;
 use peft_tasks::language_modelling::LanguageModelling;
 use peft_tasks::sequence_to_sequence::SequenceToSequence;
+use peft_tasks::similarity::Similarity;
 use peft_tasks::token_classification::TokenClassification;
 use peft_tasks::tokenizer::Tokenizer;
 use serde_json::Value;
@@ -28,6 +29,8 @@ pub struct DataOptions {
     pub max_length: Option<usize>,
     /// Positions of the model that a prompt takes up before every row.
     pub reserved: usize,
+    /// Between how many tasks a prompt tells. Above 1 the column `task_id` says which one a row is of.
+    pub tasks: usize,
     /// Several texts in a row.
     pub packing: bool,
     /// Whether prompts are learned too.
@@ -36,12 +39,28 @@ pub struct DataOptions {
 
 /// Longest row if neither the user nor the model says: rows of texts must end somewhere.
 const MAX_LENGTH: usize = 512;
+/// Column of the task of a row, called as the argument of the reference's models is, in the singular.
+const TASK_COLUMN: &str = "task_id";
 
 impl DataOptions {
     fn read(&self) -> Result<(Dataset, Columns)> {
         let data = Dataset::read(&self.file, TextRows::Document)?;
         let columns = self.columns.clone().or_detected(&data.columns())?;
         Ok((data, columns))
+    }
+
+    /// The task that a row is of, if the prompt wants to know.
+    fn task_id(&self, data: &Dataset, row: &Row) -> Result<Option<i64>> {
+        if self.tasks <= 1 {
+            return Ok(None);
+        }
+        match data.value(row, TASK_COLUMN)?.as_u64() {
+            Some(id) if id < self.tasks as u64 => Ok(Some(id as i64)),
+            _ => {
+                let reason = format!("column `{TASK_COLUMN}` must hold the number of a task, 0 to {}", self.tasks - 1);
+                Err(data.bad_row(row, reason))
+            }
+        }
     }
 
     fn max_length(&self, model: &Path) -> Result<usize> {
@@ -82,7 +101,10 @@ impl DataOptions {
                 None => None,
             };
         for row in &data.rows {
-            samples.extend(self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?);
+            let mut of_row = self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?;
+            let task_id = self.task_id(&data, row)?;
+            of_row.iter_mut().for_each(|it| it.task_id = task_id);
+            samples.extend(of_row);
         }
         Ok(samples)
     }
@@ -140,7 +162,8 @@ impl DataOptions {
         let (mut samples, mut labels) = (Vec::new(), Vec::new());
         for row in &data.rows {
             let pair = columns.text_pair.as_ref().map(|it| data.text(row, it)).transpose()?;
-            let sample = builder.sequence(&data.text(row, text)?, pair.as_deref())?;
+            let mut sample = builder.sequence(&data.text(row, text)?, pair.as_deref())?;
+            sample.task_id = self.task_id(&data, row)?;
             if sample.is_empty() {
                 return Err(data.bad_row(row, "the text is empty"));
             }
@@ -149,6 +172,32 @@ impl DataOptions {
         }
         let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
         Classification::new(samples, labels, set.clone(), Padding::right(pad))
+    }
+
+    /// The task of a model that turns texts into vectors: pairs of texts, and a score for each if a label column is named
+    /// or found.
+    pub fn similarity(&self, model: &Path, tokenizer: &Tokenizer) -> Result<Similarity> {
+        let (data, columns) = self.read()?;
+        let first = peft_tasks::columns::required("text", &columns.text)?;
+        let second = peft_tasks::columns::required("text_pair", &columns.text_pair)?;
+        let mut builder = SampleBuilder::new(tokenizer);
+        builder.max_length = Some(self.max_length(model)?);
+        let (mut firsts, mut seconds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        for row in &data.rows {
+            for (texts, column) in [(&mut firsts, first), (&mut seconds, second)] {
+                let mut sample = builder.sequence(&data.text(row, column)?, None)?;
+                sample.task_id = self.task_id(&data, row)?;
+                texts.push(sample);
+            }
+            if let Some(column) = &columns.label {
+                let text = data.text(row, column)?;
+                let score = text.trim().parse();
+                scores.push(score.map_err(|_| {
+                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the texts are"))
+                })?);
+            }
+        }
+        Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id()))
     }
 
     /// Words and tags: lists in two columns, by their usual names or those that were given for text and label.
@@ -216,7 +265,9 @@ impl DataOptions {
                     .ok_or_else(|| data.bad_row(row, format!("tag `{name}` is none of {}", names.join(", "))))
             };
             let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
-            samples.push(builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?);
+            let mut sample = builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?;
+            sample.task_id = self.task_id(&data, row)?;
+            samples.push(sample);
         }
         TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
     }
@@ -235,7 +286,9 @@ impl DataOptions {
                 }
                 Ok(Sample { input_ids: encoded.ids, ..Sample::default() })
             };
-            sources.push(encode(&columns.prompt_of(&data, row)?)?);
+            let mut source = encode(&columns.prompt_of(&data, row)?)?;
+            source.task_id = self.task_id(&data, row)?;
+            sources.push(source);
             targets.push(encode(&data.text(row, completion)?)?);
         }
         SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))

@@ -7,6 +7,7 @@ use peft::core::{DEFAULT_ADAPTER, Describe, Methods, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::prepare::DataOptions;
+use peft::tasks::tokenizer::Tokenizer;
 
 use crate::support::{device, fixtures};
 
@@ -121,4 +122,23 @@ fn data_files_say_which_line_is_wrong() {
     assert!(read("").contains("rows.jsonl"));
     assert!(read("{\"text\": \"a\", \"label\": 1}\n{\"text\":").contains("line 2"));
     assert!(read("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\"}\n").contains("line 2"));
+}
+
+#[test]
+fn a_prompt_of_several_tasks_wants_to_know_the_task_of_every_row() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base");
+    let tokenizer = Tokenizer::load(&base).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let read = |text: &str, packing: bool| {
+        fs::write(&file, text).unwrap();
+        let options = DataOptions { file: file.clone(), tasks: 2, packing, ..DataOptions::default() };
+        options.language_modelling(&base, &tokenizer).map(|it| it.len()).map_err(|it| it.to_string())
+    };
+    let good = "{\"text\": \"a b\", \"task_id\": 1}\n";
+    assert_eq!(read(good, false), Ok(1));
+    assert!(read(good, true).unwrap_err().contains("packing"));
+    let bare = read(&format!("{good}{{\"text\": \"a b\"}}\n"), false).unwrap_err();
+    assert!(bare.contains("line 2") && bare.contains("task_id"), "{bare}");
+    assert!(read("{\"text\": \"a b\", \"task_id\": 2}\n", false).unwrap_err().contains("0 to 1"));
 }

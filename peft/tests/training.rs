@@ -9,12 +9,14 @@ use peft::core::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Tuner, nn};
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
-use peft::models::{CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft::models::{CausalLm, FeatureExtractor, ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft::prompt::{MultitaskPromptTuningConfig, PromptTuningConfig};
 use peft::tasks::collate::{Padding, Sample};
 use peft::tasks::language_modelling::LanguageModelling;
 use peft::tasks::loss;
 use peft::tasks::runlog::{Record, read};
 use peft::tasks::sequence_to_sequence::SequenceToSequence;
+use peft::tasks::similarity::{self, Similarity};
 use peft::tasks::task::{Evaluation, Task, scalar};
 use peft::tasks::token_classification::TokenClassification;
 use peft::tasks::trainer::{TrainConfig, train};
@@ -298,7 +300,7 @@ fn tags_are_learned() {
         Sample {
             labels: (0..tokens.len()).map(tag).collect(),
             input_ids: tokens.iter().map(|it| *it as u32).collect(),
-            type_ids: None,
+            ..Sample::default()
         }
     };
     let task = TokenClassification::new((0..12).map(sample).collect(), names, Padding::right(1)).unwrap();
@@ -321,4 +323,60 @@ fn targets_are_learned() {
         let perplexity = after.metrics["perplexity"].as_f64().unwrap();
         assert!((perplexity - after.loss.exp()).abs() < 1e-6 * perplexity);
     }
+}
+
+#[test]
+fn pairs_are_learned() {
+    let load = || auto::load_feature_extractor(fixtures().join("models/bert-tiny"), &device()).unwrap().0;
+    let sample = |ids: &[u32]| Sample { input_ids: ids.to_vec(), ..Sample::default() };
+    let first: Vec<Sample> =
+        (0..8u32).map(|row| sample(&[10 + row, 40 + 2 * row, 2][..2 + row as usize % 2])).collect();
+    let second: Vec<Sample> = (0..8u32).map(|row| sample(&[30 + row, 60 + row, 2])).collect();
+    let ranked = Similarity::new(first.clone(), second.clone(), vec![], Padding::right(0)).unwrap();
+    let [before, after] = learn(load(), &ranked, 1e-2, 60);
+    assert!(after.loss < 0.5 * before.loss, "{} to {}", before.loss, after.loss);
+    assert!(after.metrics["mrr"].as_f64() > before.metrics["mrr"].as_f64(), "{:?}", after.metrics);
+    let scores = (0..8).map(|row| row as f32 / 8.0).collect();
+    let scored = Similarity::new(first, second, scores, Padding::right(0)).unwrap();
+    let [before, after] = learn(load(), &scored, 1e-2, 60);
+    assert!(after.loss < 0.5 * before.loss, "{} to {}", before.loss, after.loss);
+    assert!(after.metrics["pearson"].as_f64() > before.metrics["pearson"].as_f64(), "{:?}", after.metrics);
+}
+
+#[test]
+fn virtual_tokens_are_no_part_of_a_text_s_vector() {
+    let (model, _) = auto::load_feature_extractor(fixtures().join("models/bert-tiny"), &device()).unwrap();
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(nn::set_training(model, false), sites, &device());
+    peft.add_adapter(DEFAULT_ADAPTER, PromptTuningConfig::new(3, "FEATURE_EXTRACTION"), 1).unwrap();
+    let input = ModelInput::ids(Tensor::from_data([[10, 20, 30, 40]], &device()));
+    let hidden = peft.model().last_hidden_state(&input);
+    assert_eq!(hidden.dims()[1], 7);
+    let wanted = peft::tasks::features::normalise(hidden.narrow(1, 3, 4).mean_dim(1).squeeze_dim(1));
+    assert_close("vector", &similarity::embed(peft.model(), &input).to_data(), &wanted.to_data());
+}
+
+#[test]
+fn rows_of_several_tasks_get_the_prompts_of_their_tasks() {
+    let mut peft = with(MultitaskPromptTuningConfig::new(4, 2, "CAUSAL_LM"));
+    let of =
+        |task: i64| -> Vec<Sample> { samples().into_iter().map(|it| Sample { task_id: Some(task), ..it }).collect() };
+    let task = |samples| LanguageModelling::padded(samples, 0).unwrap();
+    let loss = |peft: &PeftModel<AutoCausalLm>, samples| {
+        scalar(&task(samples).loss_sum(&nn::set_training(peft.model().valid(), false), &[0, 1], &device()).unwrap())
+    };
+    let (first, second) = (loss(&peft, of(0)), loss(&peft, of(1)));
+    assert!((first - second).abs() > 1e-4, "{first} and {second}");
+    // Rows of both tasks in one batch: each has the loss that it has among its own.
+    let mixed = |at: usize| if at == 0 { of(0)[0].clone() } else { of(1)[1].clone() };
+    let own = |it: Sample| {
+        scalar(&task(vec![it]).loss_sum(&nn::set_training(peft.model().valid(), false), &[0], &device()).unwrap())
+    };
+    let together = loss(&peft, vec![mixed(0), mixed(1)]);
+    let apart = own(mixed(0)) + own(mixed(1));
+    assert!((together - apart).abs() < 1e-4 * apart, "{together} and {apart}");
+    let both = of(0).into_iter().chain(of(1)).collect();
+    let outcome =
+        train(&mut peft, DEFAULT_ADAPTER, &task(both), None, &config(20), None, false, &device(), &mut ()).unwrap();
+    assert!(outcome.last_loss.is_finite());
 }

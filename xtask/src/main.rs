@@ -2,11 +2,12 @@
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
 //! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the README's support
-//! table.
+//! table. `cargo xtask docs` checks and runs the book.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod docs;
 mod support;
 
 use std::env;
@@ -19,14 +20,17 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, format, clippy, docs, tests, support table, examples, demo; cheapest first, stops at the
-                   first failure
+  check            crate graph, format, clippy, docs, tests, support table, examples, book, demo; cheapest first, stops at
+                   the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
   support          writes the support table of README.md from the tests that passed; --check compares
 
-  bench            measures; `cargo xtask bench --help` says what and how";
+  bench            measures; `cargo xtask bench --help` says what and how
+
+  docs --check     commands, links and tables of the book in docs/
+  docs --run       runs the book's commands; `cargo xtask docs` says with what";
 
 /// Which of our crates each crate may depend on. Arrows point one way: methods never see models, and models never see
 /// methods. A crate that is not listed may use all of them.
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.split_first() {
         Some((word, rest)) if word == "bench" => bench::run(rest),
         Some((word, rest)) if word == "support" => support::run(rest),
+        Some((word, rest)) if word == "docs" => docs::run(rest),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -116,6 +121,7 @@ fn check(options: &Options) -> Result<(), String> {
     for name in EXAMPLES {
         steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(name)?))?;
     }
+    steps.run("book", docs::check)?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
         let mut demo = cargo(&["run", "--release", "-p", "peft", "--", "demo", "--quick", "--output"]);

@@ -87,6 +87,12 @@ pub(crate) fn reserved_positions(adapters: &[PathBuf]) -> Result<usize> {
     adapters.iter().map(of).sum()
 }
 
+/// Between how many tasks the prompts of adapters tell.
+pub(crate) fn most_tasks(adapters: &[PathBuf]) -> Result<usize> {
+    let of = |it: &PathBuf| Ok(peft::configure::tasks(&peft::core::read_config(it)?));
+    adapters.iter().map(of).try_fold(1, |most, it: Result<usize>| Ok(most.max(it?)))
+}
+
 /// A folder, or a model of the hub: downloaded once, with a progress bar.
 pub(crate) fn model_folder(name: &str) -> Result<PathBuf> {
     hub(name, What::Model)

@@ -12,7 +12,8 @@ use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
 use super::common::{
-    Adapter, ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, reserved_positions, short,
+    Adapter, ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, most_tasks,
+    reserved_positions, short,
 };
 
 #[derive(Debug, clap::Args)]
@@ -23,7 +24,7 @@ pub(crate) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// causal-lm, seq2seq-lm, seq-cls or token-cls.
+    /// causal-lm, seq2seq-lm, seq-cls, token-cls or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         columns: args.columns.columns(),
         max_length: args.max_length,
         reserved: reserved_positions(&adapters)?,
+        tasks: most_tasks(&adapters)?,
         ..DataOptions::default()
     };
     let evaluation = match args.task.as_str() {
@@ -106,8 +108,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             load_adapters(&mut peft, &adapters)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
+        "similarity" => {
+            let task = options.similarity(&folder, &tokenizer)?;
+            let (model, _) = peft::models::auto::load_feature_extractor(&folder, &device)?;
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &adapters)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
         other => {
-            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls or token-cls");
+            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls, token-cls or similarity");
             return Err(PeftError::config("task", reason));
         }
     };

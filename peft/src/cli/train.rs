@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::Module;
-use peft::configure::{configure, virtual_positions};
+use peft::configure::{configure, tasks, virtual_positions};
 use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, Tuner, nn};
 use peft::lora::{Bias, LoraConfig};
 use peft::models::auto::{self, ClassifierOptions};
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// causal-lm, seq2seq-lm, seq-cls or token-cls.
+    /// causal-lm, seq2seq-lm, seq-cls, token-cls or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -228,6 +228,7 @@ impl Args {
             columns: self.columns.columns(),
             max_length: self.max_length,
             reserved: self.json()?.as_ref().map_or(0, virtual_positions),
+            tasks: self.json()?.as_ref().map_or(1, tasks),
             packing: self.packing,
             train_on_prompt: self.train_on_prompt,
         })
@@ -291,8 +292,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
         }
+        "similarity" => {
+            let task = args.data(&args.data)?.similarity(&folder, &tokenizer)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.similarity(&folder, &tokenizer));
+            let (model, _) = auto::load_feature_extractor(&folder, &device)?;
+            fit(args, model, args.tuner("FEATURE_EXTRACTION", &folder)?, &task, eval.transpose()?.as_ref(), &device)
+        }
         other => {
-            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls or token-cls");
+            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls, token-cls or similarity");
             Err(PeftError::config("task", reason))
         }
     }
