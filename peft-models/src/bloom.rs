@@ -200,7 +200,7 @@ impl Decoder for BloomModel {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let embedded = input.tokens.embed(|ids| self.word_embeddings.forward(ids));
         let mut hidden = self.word_embeddings_layernorm.forward(embedded);
-        let mask = mask::causal_added(input, past).unwrap_or_default();
+        let mask = mask::causal_added(input, past, None).unwrap_or_default();
         let mask = mask.with_bias(mask::alibi(input, past, self.heads));
         for (layer, block) in self.h.iter().enumerate() {
             hidden = block.forward(hidden, layer, &mask, cache.as_deref_mut());
@@ -212,8 +212,8 @@ impl Decoder for BloomModel {
         &self.word_embeddings
     }
 
-    fn prompts(&self) -> Option<PromptShape> {
-        Some(self.prompts.clone())
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
     }
 
     fn model_type(&self) -> &'static str {

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, RmsNorm};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention};
-use peft_core::{Describe, PeftError, Result, Sites};
+use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -15,6 +15,7 @@ use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, Target, Tokens, extend_cache};
 use crate::mask;
+use crate::prompt;
 use crate::rope::Rope;
 use crate::task::CausalLm;
 
@@ -280,6 +281,8 @@ impl FirstBlock {
 ///
 /// A text is read in both directions up to its start token, and written from there on. What is written stands, in the
 /// text, where `[gMASK]` or `[MASK]` does. Without a start token all is written; inputs without ids have none.
+///
+/// Virtual tokens are words before the text. A prefix has no place in it, and is seen by padding too.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct FirstModel {
@@ -305,15 +308,16 @@ impl FirstModel {
         }
     }
 
-    fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    /// `words` are the ids of the text without what active prompts put before it.
+    fn forward(&self, input: &ModelInput, words: &Tokens, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let targets = match cache.as_deref_mut() {
             Some(cache) if past > 0 && !cache.targets.is_empty() => cache.targets.clone(),
             Some(cache) => {
-                cache.targets = self.targets(input, past);
+                cache.targets = self.targets(input, words, past);
                 cache.targets.clone()
             }
-            None => self.targets(input, past),
+            None => self.targets(input, words, past),
         };
         let places = self.places(input, past, &targets);
         let begins = Tensor::from_data(
@@ -329,16 +333,17 @@ impl FirstModel {
     }
 
     /// What is to be written in every row; `past` columns are a prefix.
-    fn targets(&self, input: &ModelInput, past: usize) -> Vec<Target> {
-        let [batch, seq] = input.dims();
-        let ids: Vec<i64> = match &input.tokens {
+    fn targets(&self, input: &ModelInput, words: &Tokens, past: usize) -> Vec<Target> {
+        let ([batch, seq], [_, length]) = (input.dims(), words.dims());
+        let virtual_tokens = seq - length;
+        let ids: Vec<i64> = match words {
             Tokens::Ids(ids) => ids.to_data().iter::<i64>().collect(),
-            Tokens::Embeddings(_) => vec![-1; batch * seq],
+            Tokens::Embeddings(_) => vec![-1; batch * length],
         };
         let kept: Option<Vec<i64>> = input.attention_mask.as_ref().map(|it| it.to_data().iter::<i64>().collect());
         let row = |row: usize| {
-            let words = &ids[row * seq..(row + 1) * seq];
-            let find = |token: i64| words.iter().position(|it| *it == token);
+            let words = &ids[row * length..(row + 1) * length];
+            let find = |token: i64| Some(virtual_tokens + words.iter().position(|it| *it == token)?);
             let kept = kept.as_ref().map(|it| &it[row * (past + seq) + past..(row + 1) * (past + seq)]);
             let first = kept.and_then(|it| it.iter().position(|it| *it != 0)).unwrap_or(0);
             let global = find(self.config.gmask_token_id);
@@ -493,6 +498,8 @@ pub struct SecondModel {
     pub output_layer: Projection,
     #[module(skip)]
     rope: Rope,
+    #[module(skip)]
+    config: SecondConfig,
 }
 
 impl SecondModel {
@@ -509,12 +516,15 @@ impl SecondModel {
             },
             output_layer: Projection::new(config.hidden_size, config.padded_vocab_size, false, device),
             rope: Rope::plain(theta, config.kv_channels / 2).with_pairing(Pairing::Neighbours),
+            config: config.clone(),
         }
     }
 
     fn forward(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
-        let rotary = self.rope.table(input, past);
+        // A prefix has no place in the text.
+        let prefix = cache.as_ref().map_or(0, |it| it.prompt.keys());
+        let rotary = self.rope.table_at(input.positions(past).sub_scalar(prefix as i64));
         let mask = mask::causal_but_padding(input, past);
         let mut hidden = input.tokens.embed(|ids| self.embedding.word_embeddings.forward(ids));
         for (at, layer) in self.encoder.layers.iter().enumerate() {
@@ -545,18 +555,46 @@ impl ChatGlmModel {
     }
 }
 
-impl Decoder for ChatGlmModel {
-    fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+impl ChatGlmModel {
+    fn layers(&self, input: &ModelInput, words: &Tokens, cache: Option<&mut KvCache>) -> Tensor<3> {
         match self {
-            Self::First(it) => it.forward(input, cache),
+            Self::First(it) => it.forward(input, words, cache),
             Self::Second(it) => it.forward(input, cache),
         }
+    }
+}
+
+impl Decoder for ChatGlmModel {
+    fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        self.layers(input, &input.tokens, cache)
+    }
+
+    fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        // Behind virtual tokens there are no ids any more.
+        let words = &input.tokens;
+        prompt::around(self.embedding(), input, cache, |input, cache| self.layers(input, words, cache))
     }
 
     fn embedding(&self) -> &Embedding {
         match self {
             Self::First(it) => &it.word_embeddings,
             Self::Second(it) => &it.embedding.word_embeddings,
+        }
+    }
+
+    fn prompts(&self) -> PromptShape {
+        match self {
+            Self::First(FirstModel { config: it, .. }) => {
+                PromptShape::even("word_embeddings", it.hidden_size, it.num_layers, it.num_attention_heads)
+            }
+            Self::Second(SecondModel { config: it, .. }) => PromptShape {
+                table: "embedding.word_embeddings".into(),
+                d_model: it.hidden_size,
+                layers: it.num_layers,
+                heads: it.num_attention_heads,
+                kv_heads: it.kv_heads(),
+                d_head: it.kv_channels,
+            },
         }
     }
 
@@ -592,7 +630,7 @@ impl ChatGlmForConditionalGeneration {
 impl Describe for ChatGlmForConditionalGeneration {
     // The head of the later generations is not declared as one there: `all-linear` takes it in.
     fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("chatglm").with_heads(["lm_head"])
+        self.transformer.sites(Sites::of(self), "transformer").with_heads(["lm_head"])
     }
 }
 
@@ -606,6 +644,14 @@ impl CausalLm for ChatGlmForConditionalGeneration {
             (Some(head), _) => head.forward(hidden),
             (None, ChatGlmModel::First(it)) => it.word_embeddings.attend(hidden),
             (None, ChatGlmModel::Second(it)) => it.output_layer.forward(hidden),
+        }
+    }
+
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        match (&self.lm_head, &self.transformer) {
+            (Some(head), _) => head.bare_weight(),
+            (None, ChatGlmModel::First(it)) => it.word_embeddings.bare_weight(),
+            (None, ChatGlmModel::Second(it)) => it.output_layer.bare_weight(),
         }
     }
 

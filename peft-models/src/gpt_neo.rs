@@ -256,8 +256,8 @@ impl Decoder for GptNeoModel {
         &self.wte
     }
 
-    fn prompts(&self) -> Option<PromptShape> {
-        Some(self.prompts.clone())
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
     }
 
     fn model_type(&self) -> &'static str {

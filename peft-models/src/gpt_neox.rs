@@ -241,8 +241,8 @@ impl Decoder for GptNeoXModel {
         &self.embed_in
     }
 
-    fn prompts(&self) -> Option<PromptShape> {
-        Some(self.prompts.clone())
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
     }
 
     fn model_type(&self) -> &'static str {

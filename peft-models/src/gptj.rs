@@ -227,7 +227,7 @@ impl Decoder for GptJModel {
         }
         hidden = self.drop.forward(hidden);
         let rotary = self.rope.table(input, past);
-        let mask = mask::causal_added(input, past);
+        let mask = mask::causal_added(input, past, None);
         for (layer, block) in self.h.iter().enumerate() {
             hidden = block.forward(hidden, layer, &rotary, mask.as_ref(), cache.as_deref_mut());
         }
@@ -238,8 +238,8 @@ impl Decoder for GptJModel {
         &self.wte
     }
 
-    fn prompts(&self) -> Option<PromptShape> {
-        Some(self.prompts.clone())
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
     }
 
     fn model_type(&self) -> &'static str {

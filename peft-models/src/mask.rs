@@ -18,12 +18,12 @@ pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<
 }
 
 /// As [`causal`], except for queries of padding that may see nothing: see [`AttentionMask::added`].
-pub fn causal_added(input: &ModelInput, past: usize) -> Option<AttentionMask> {
-    Some(AttentionMask::added(hidden_from_causal(input, past, None)?))
+pub fn causal_added(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
+    Some(AttentionMask::added(hidden_from_causal(input, past, window)?))
 }
 
-/// What stands before `begins` is seen by all, what follows as by [`causal`]; padding sees nothing and gives the mean of
-/// all values: the mask of the first ChatGLM.
+/// What stands before `begins` is seen by all, what follows as by [`causal`]; padding sees only a prefix, and without one
+/// nothing, which gives the mean of all values: the mask of the first ChatGLM.
 ///
 /// # Shapes
 /// - begins: `[batch]`, columns of `past + seq`
@@ -32,11 +32,12 @@ pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) ->
     let total = past + seq;
     let shape = [batch, 1, seq, total];
     let key = Tensor::<1, Int>::arange(0..total as i64, &input.device()).reshape([1, 1, 1, total]).expand(shape);
-    let written = key.greater_equal(begins.reshape([batch, 1, 1, 1]).expand(shape));
+    let written = key.clone().greater_equal(begins.reshape([batch, 1, 1, 1]).expand(shape));
     let hidden = after_or_far(input, past, None).expand(shape).bool_and(written);
     let mut hidden = and_foreign(hidden, input, past);
     if let Some(mask) = &input.attention_mask {
-        hidden = either(hidden, padded_queries(mask.clone(), seq));
+        let text = key.greater_equal_elem(past as i64);
+        hidden = hidden.bool_or(padded_queries(mask.clone(), seq).expand(shape).bool_and(text));
     }
     AttentionMask::new(hidden, false)
 }

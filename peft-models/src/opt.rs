@@ -269,8 +269,8 @@ impl Decoder for OptModel {
         &self.decoder.embed_tokens
     }
 
-    fn prompts(&self) -> Option<PromptShape> {
-        Some(self.prompts.clone())
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
     }
 
     fn model_type(&self) -> &'static str {

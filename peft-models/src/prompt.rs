@@ -26,6 +26,11 @@ impl PromptLength {
         Self { tokens: prompt.tokens_len(), keys: prompt.keys_len(), drops_token_types: prompt.drops_token_types }
     }
 
+    /// Positions that went straight into the cache.
+    pub(crate) fn keys(self) -> usize {
+        self.keys
+    }
+
     fn total(self) -> usize {
         self.tokens + self.keys
     }
