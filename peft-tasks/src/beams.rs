@@ -32,6 +32,8 @@ struct Text {
 /// The beams of one row.
 #[derive(Debug, Clone)]
 struct Row {
+    /// Number of tokens that were there before.
+    prompt: usize,
     running: Vec<Text>,
     ended: Vec<Text>,
     may_improve: bool,
@@ -51,12 +53,11 @@ pub enum Step {
 pub struct Beams {
     rows: Vec<Row>,
     plan: GenerationPlan,
-    prompt: usize,
     budget: usize,
 }
 
 impl Beams {
-    /// A search that starts with prompts of one length.
+    /// A search that goes on with each of the prompts for at most `budget` tokens.
     ///
     /// # Errors
     /// If the plan draws tokens, which beams do not.
@@ -64,9 +65,9 @@ impl Beams {
         if plan.sampling.is_some() {
             return Err(PeftError::unsupported("`do_sample` with `num_beams`", "set one of them aside"));
         }
-        let prompt = prompts.first().map_or(0, Vec::len);
         let beams = plan.num_beams;
         let row = |tokens: Vec<u32>| Row {
+            prompt: tokens.len(),
             // All beams are the same at first: only one of them counts, or all would go on being the same.
             running: (0..beams)
                 .map(|at| Text { tokens: tokens.clone(), score: if at == 0 { 0.0 } else { IMPOSSIBLE }, ended: false })
@@ -74,7 +75,7 @@ impl Beams {
             ended: vec![Text { tokens: tokens.clone(), score: IMPOSSIBLE, ended: false }; beams],
             may_improve: true,
         };
-        Ok(Self { rows: prompts.into_iter().map(row).collect(), plan: plan.clone(), prompt, budget })
+        Ok(Self { rows: prompts.into_iter().map(row).collect(), plan: plan.clone(), budget })
     }
 
     /// For every beam the row that it belongs to, to spread a batch.
@@ -97,15 +98,14 @@ impl Beams {
     /// If a score is not a number.
     pub fn advance(&mut self, scores: Vec<Vec<f32>>) -> Result<Step> {
         let (plan, beams) = (&self.plan, self.plan.num_beams);
-        let length = self.running().next().map_or(0, |it| it.tokens.len());
-        let new_tokens = length - self.prompt;
         let mut scores = scores.into_iter();
         let (mut origins, mut all_end) = (Vec::new(), true);
         for (at, row) in self.rows.iter_mut().enumerate() {
+            let new_tokens = row.running.first().map_or(0, |it| it.tokens.len() - row.prompt);
             let mut candidates: Vec<(f32, usize, u32)> = Vec::new();
             for (beam, text) in row.running.iter().enumerate() {
                 let mut scores = log_softmax(scores.next().unwrap_or_default())?;
-                process(&mut scores, &text.tokens, self.prompt, Some(self.budget), plan);
+                process(&mut scores, &text.tokens, row.prompt, Some(self.budget), plan);
                 candidates.extend(scores.iter().enumerate().map(|(it, score)| (score + text.score, beam, it as u32)));
             }
             let keep = (1 + plan.eos.len()).max(2) * beams;
@@ -155,9 +155,9 @@ impl Beams {
         Ok(if improvable && !complete && !all_end { Step::Go(origins) } else { Step::Done })
     }
 
-    /// The best text of every row, with its prompt.
+    /// What the best text of every row adds to its prompt.
     pub fn into_texts(self) -> Vec<Vec<u32>> {
-        self.rows.into_iter().map(|mut row| row.ended.swap_remove(0).tokens).collect()
+        self.rows.into_iter().map(|mut row| row.ended.swap_remove(0).tokens.split_off(row.prompt)).collect()
     }
 }
 

@@ -73,7 +73,7 @@ fn search<M: Seq2SeqLm>(
             Step::Done => break,
         }
     }
-    Ok(beams.into_texts().into_iter().map(|text| text[1..].to_vec()).collect())
+    Ok(beams.into_texts())
 }
 
 /// The decoder with what it has seen.

@@ -6,7 +6,7 @@ use peft::core::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
 use peft::models::{ModelInput, auto};
 use peft::tasks::generate::generate;
-use peft::tasks::sampling::GenerationConfig;
+use peft::tasks::sampling::{GenerationConfig, GenerationPlan};
 use peft::tasks::seq2seq_generate::generate_targets;
 
 use crate::support::{case, device, fixtures};
@@ -15,6 +15,14 @@ fn rows(file: &TensorFile, key: &str) -> Vec<Vec<i64>> {
     let width = file.shape(key).unwrap()[1];
     let data = file.integers(key).unwrap();
     data.as_slice::<i64>().unwrap().chunks(width).map(<[i64]>::to_vec).collect()
+}
+
+/// Beam search of the reference fills with an end token where the padding token's id is 0.
+fn filling(config: &GenerationConfig, plan: &GenerationPlan) -> i64 {
+    i64::from(match config.pad_token_id.unwrap_or(0) {
+        0 if plan.num_beams > 1 => plan.eos[0],
+        pad => pad,
+    })
 }
 
 fn check(name: &str) {
@@ -42,8 +50,8 @@ fn check(name: &str) {
         .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, keep)| **keep == 1).map(|(id, _)| *id as u32).collect())
         .collect();
     let config: GenerationConfig = serde_json::from_value(case.generate.unwrap()).unwrap();
-    let pad = i64::from(config.pad_token_id.unwrap_or(0));
     let mut plan = config.plan().unwrap();
+    let pad = filling(&config, &plan);
     if inputs.shape("task_ids").is_some() {
         plan.tasks = inputs.integers("task_ids").unwrap().iter::<i64>().collect();
     }
@@ -78,15 +86,11 @@ fn check_targets(name: &str) {
     let new = generate_targets(&model, &source, &plan, &device(), |_, _| Ok(())).unwrap();
 
     let wanted = rows(&TensorFile::open(folder.join("expected.safetensors")).unwrap(), "generated");
-    // Beam search of the reference fills with an end token where the padding token's id is 0.
-    let pad = match config.pad_token_id.unwrap_or(0) {
-        0 if plan.num_beams > 1 => plan.eos[0],
-        pad => pad,
-    };
+    let pad = filling(&config, &plan);
     for (row, new) in new.into_iter().enumerate() {
         let mut new: Vec<i64> = new.into_iter().map(i64::from).collect();
         assert!(!new.is_empty(), "nothing was generated");
-        new.resize(wanted[row].len() - 1, i64::from(pad));
+        new.resize(wanted[row].len() - 1, pad);
         assert_eq!(new, wanted[row][1..], "row {row}");
     }
 }
@@ -106,7 +110,15 @@ generation! {
     llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
     llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
     mistral_lora_generate, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
-    bloom_base, bloom_base_bare, bloom_lora_generate, bloom_residual_base, chatglm1_base, chatglm1_base_bare, chatglm1_flat_base, chatglm1_lora_generate, chatglm2_base, chatglm2_base_bare, chatglm2_full_base, chatglm2_lora_generate, gptj_base, gptj_base_bare, gptj_full_base, gptj_lora_generate, gptneo_base, gptneo_base_bare, gptneo_local_base, gptneo_lora_generate, gptneox_base, gptneox_base_bare, gptneox_lora_generate, gptneox_serial_base, opt_base, opt_base_bare, opt_lora_generate, opt_post_base, opt_unbiased_base,
+    bloom_base, bloom_base_bare, bloom_lora_generate, bloom_residual_base, chatglm1_base, chatglm1_base_bare, chatglm1_flat_base, chatglm1_flat_prefix, chatglm1_ia3, chatglm1_lora_generate, chatglm1_prefix, chatglm1_prompt_tuning, chatglm2_base, chatglm2_base_bare, chatglm2_full_base, chatglm2_ia3, chatglm2_lora_generate, chatglm2_prefix, chatglm2_prompt_tuning, gptj_base, gptj_base_bare, gptj_full_base, gptj_lora_generate, gptneo_base, gptneo_base_bare, gptneo_local_base, gptneo_lora_generate, gptneox_base, gptneox_base_bare, gptneox_lora_generate, gptneox_serial_base, opt_base, opt_base_bare, opt_lora_generate, opt_post_base, opt_unbiased_base,
+    gemma2_base, gemma2_base_bare, gemma2_lora_generate, gemma2_prefix, gemma2_prompt_tuning, gemma2_uncapped_base, gemma3_base, gemma3_base_bare, gemma3_capped_base, gemma3_lora_generate, gemma3_prefix, gemma3_prompt_tuning, phi3_base, phi3_base_bare, phi3_long_base, phi3_lora_generate, phi3_prefix, phi3_short_base, qwen3_base, qwen3_base_bare, qwen3_biased_base, qwen3_lora_generate,
+}
+
+mod beams {
+    generation! {
+        bloom_beams, gemma2_beams, gpt2_lora_beams, llama_beams, llama_beams_early, llama_beams_eos, llama_beams_long,
+        llama_beams_never, llama_beams_short, llama_prefix_beams, llama_prompt_tuning_beams, phi3_beams,
+    }
 }
 
 mod targets {
@@ -125,7 +137,7 @@ fn every_recorded_generation_is_in_the_table() {
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            let listed = [CASES, targets::CASES].iter().any(|it| it.contains(&name.as_str()));
+            let listed = [CASES, beams::CASES, targets::CASES].iter().any(|it| it.contains(&name.as_str()));
             case(name).generate.is_some() != listed
         })
         .collect();

@@ -42,6 +42,15 @@ pub(crate) struct Args {
     /// Above 1 makes tokens that occurred less likely.
     #[arg(long)]
     repetition_penalty: Option<f64>,
+    /// Follow so many texts at once and take the best: beam search.
+    #[arg(long, value_name = "N")]
+    beams: Option<usize>,
+    /// Above 0 favours long texts in beam search, below 0 short ones.
+    #[arg(long, allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// End beam search when as many texts have ended as there are beams.
+    #[arg(long)]
+    early_stopping: bool,
     /// Number of the task, for a prompt that tells tasks apart.
     #[arg(long, value_name = "N")]
     task_id: Option<i64>,
@@ -65,6 +74,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.top_k = args.top_k.or(config.top_k);
     config.top_p = args.top_p.or(config.top_p);
     config.repetition_penalty = args.repetition_penalty.or(config.repetition_penalty);
+    config.num_beams = args.beams.or(config.num_beams);
+    config.length_penalty = args.length_penalty.or(config.length_penalty);
+    if args.early_stopping {
+        config.early_stopping = Some(true.into());
+    }
     config.seed = Some(args.seed);
     let mut plan = config.plan()?;
     plan.tasks.extend(args.task_id);
