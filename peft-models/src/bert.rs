@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
+use crate::masked_heads::{HeadShape, MaskedHead, masked_lm};
 use crate::prompt;
 use crate::task::{FeatureExtractor, SequenceClassifier};
 use crate::word_heads::word_heads;
@@ -77,6 +78,19 @@ impl BertConfig {
             return Err(PeftError::config("hidden_size", reason));
         }
         Ok(config)
+    }
+}
+
+impl BertConfig {
+    pub(crate) fn head_of_words(&self) -> HeadShape {
+        HeadShape {
+            d_model: self.hidden_size,
+            d_table: self.hidden_size,
+            vocab: self.vocab_size,
+            epsilon: self.layer_norm_eps,
+            act: self.hidden_act,
+            is_tied: self.labels.is_tied(),
+        }
     }
 }
 
@@ -405,4 +419,10 @@ word_heads! {
     dropout: |it| Dropout::new(it.classifier_dropout.unwrap_or(it.hidden_dropout_prob)),
     tokens: BertForTokenClassification(classifier),
     answers: BertForQuestionAnswering,
+}
+
+masked_lm! {
+    BertForMaskedLm: BertModel = BertModel::without_pooler, BertConfig, bert;
+    cls: MaskedHead = |config, device| Some(MaskedHead::new(&config.head_of_words(), device));
+    left_out: ["cls.predictions.decoder"]
 }

@@ -14,6 +14,7 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::disentangled::{Distances, Positions, disentangled_attention};
 use crate::input::ModelInput;
 use crate::mask;
+use crate::masked_heads::{HeadShape, LmPredictions, MaskedHead, masked_lm};
 use crate::prompt;
 use crate::task::{FeatureExtractor, SequenceClassifier};
 use crate::word_heads::word_heads;
@@ -46,6 +47,8 @@ pub struct DebertaConfig {
     pub pooler_hidden_act: Activation,
     pub pooler_dropout: f64,
     pub cls_dropout: Option<f64>,
+    /// Whether the head of masked words is BERT's, and not that of DeBERTa's authors.
+    pub legacy: bool,
     #[serde(flatten)]
     pub labels: LabelConfig,
 }
@@ -73,6 +76,7 @@ impl Default for DebertaConfig {
             pooler_hidden_act: Activation::Gelu,
             pooler_dropout: 0.0,
             cls_dropout: None,
+            legacy: true,
             labels: LabelConfig::default(),
         }
     }
@@ -119,6 +123,17 @@ impl DebertaConfig {
             heads: self.num_attention_heads,
             kv_heads: self.num_attention_heads,
             d_head: self.hidden_size / self.num_attention_heads,
+        }
+    }
+
+    pub(crate) fn head_of_words(&self) -> HeadShape {
+        HeadShape {
+            d_model: self.hidden_size,
+            d_table: self.d_embedding(),
+            vocab: self.vocab_size,
+            epsilon: self.layer_norm_eps,
+            act: self.hidden_act,
+            is_tied: self.labels.is_tied(),
         }
     }
 
@@ -547,4 +562,13 @@ word_heads! {
     dropout: |it| Dropout::new(it.hidden_dropout_prob),
     tokens: DebertaForTokenClassification(classifier),
     answers: DebertaForQuestionAnswering,
+}
+
+masked_lm! {
+    DebertaForMaskedLm: DebertaModel = DebertaModel::new, DebertaConfig, deberta;
+    cls: MaskedHead = |config, device| config.legacy.then(|| MaskedHead::new(&config.head_of_words(), device)),
+    lm_predictions: LmPredictions = |config, device| {
+        (!config.legacy).then(|| LmPredictions::new(&config.head_of_words(), device))
+    };
+    left_out: ["cls.predictions.decoder", "lm_predictions.lm_head.dense"]
 }

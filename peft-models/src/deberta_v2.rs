@@ -20,6 +20,7 @@ use crate::deberta::{ContextPooler, DebertaConfig, DebertaEmbeddings, DebertaInt
 use crate::disentangled::{Distances, Positions, disentangled_attention};
 use crate::input::ModelInput;
 use crate::mask;
+use crate::masked_heads::{LmPredictions, MaskedHead, masked_lm};
 use crate::prompt;
 use crate::task::{FeatureExtractor, SequenceClassifier};
 use crate::word_heads::word_heads;
@@ -454,6 +455,17 @@ word_heads! {
     dropout: |it| Dropout::new(it.base.hidden_dropout_prob),
     tokens: DebertaV2ForTokenClassification(classifier),
     answers: DebertaV2ForQuestionAnswering,
+}
+
+masked_lm! {
+    DebertaV2ForMaskedLm: DebertaV2Model = DebertaV2Model::new, DebertaV2Config, deberta;
+    cls: MaskedHead = |config, device| {
+        config.base.legacy.then(|| MaskedHead::new(&config.base.head_of_words(), device))
+    },
+    lm_predictions: LmPredictions = |config, device| {
+        (!config.base.legacy).then(|| LmPredictions::new(&config.base.head_of_words(), device))
+    };
+    left_out: ["cls.predictions.decoder", "lm_predictions.lm_head.dense"]
 }
 
 #[cfg(test)]

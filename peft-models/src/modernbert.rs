@@ -15,7 +15,7 @@ use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::ModelInput;
 use crate::mask;
 use crate::prompt;
-use crate::task::{FeatureExtractor, QuestionAnswerer, SequenceClassifier, TokenClassifier};
+use crate::task::{FeatureExtractor, MaskedLm, QuestionAnswerer, SequenceClassifier, TokenClassifier};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
@@ -46,6 +46,7 @@ pub struct ModernBertConfig {
     pub classifier_dropout: f64,
     pub classifier_bias: bool,
     pub classifier_activation: Activation,
+    pub decoder_bias: bool,
     /// Base of the rotation's frequencies, in layers that see everything and in the others.
     #[serde(skip)]
     pub thetas: [f64; 2],
@@ -96,6 +97,7 @@ impl Default for ModernBertConfig {
             classifier_dropout: 0.0,
             classifier_bias: false,
             classifier_activation: Activation::Gelu,
+            decoder_bias: true,
             thetas: [160_000.0, 10_000.0],
             labels: LabelConfig::default(),
         }
@@ -481,5 +483,70 @@ impl TokenClassifier for ModernBertForTokenClassification {
 impl QuestionAnswerer for ModernBertForQuestionAnswering {
     fn logits(&self, input: &ModelInput) -> Tensor<3> {
         self.score(self.model.forward(input))
+    }
+}
+
+/// The layer that gives the scores of words.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum WordDecoder {
+    /// The table of words read the other way, with a bias.
+    Tied(DecoderBias),
+    /// A layer of its own.
+    Own(Projection),
+}
+
+/// A level of names that checkpoints have.
+#[derive(Module, Debug)]
+pub struct DecoderBias {
+    /// `[vocab]`
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+/// ModernBERT that guesses the words behind masks.
+#[derive(Module, Debug)]
+pub struct ModernBertForMaskedLm {
+    /// The encoder.
+    pub model: ModernBertModel,
+    /// A projection, an activation and a norm.
+    pub head: ModernBertPredictionHead,
+    /// Scores of words.
+    pub decoder: WordDecoder,
+}
+
+impl ModernBertForMaskedLm {
+    /// A model whose parameters are not allocated yet.
+    pub fn new(config: &ModernBertConfig, device: &Device) -> Self {
+        let vocab = config.vocab_size;
+        let bias = || lazy([vocab], device, move |device| Tensor::zeros([vocab], device));
+        let decoder = if config.labels.is_tied() {
+            WordDecoder::Tied(DecoderBias { bias: config.decoder_bias.then(bias) })
+        } else {
+            WordDecoder::Own(Projection::new(config.hidden_size, vocab, config.decoder_bias, device))
+        };
+        Self {
+            model: ModernBertModel::new(config, device),
+            head: ModernBertPredictionHead::new(config, device),
+            decoder,
+        }
+    }
+}
+
+impl Describe for ModernBertForMaskedLm {
+    fn describe(&self) -> Sites {
+        self.model.describe_within(Sites::of(self), "model").with_heads(["decoder"])
+    }
+}
+
+impl MaskedLm for ModernBertForMaskedLm {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        let hidden = self.head.forward(self.model.forward(input));
+        match &self.decoder {
+            WordDecoder::Own(decoder) => decoder.forward(hidden),
+            WordDecoder::Tied(it) => {
+                let scores = self.model.embeddings.tok_embeddings.attend(hidden);
+                it.bias.as_ref().map_or(scores.clone(), |bias| scores + bias.val().unsqueeze())
+            }
+        }
     }
 }

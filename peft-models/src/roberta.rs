@@ -16,6 +16,7 @@ use crate::bert::{BertConfig, BertEncoder, BertPooler};
 use crate::config::{LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, Tokens};
 use crate::mask;
+use crate::masked_heads::{RobertaHead, masked_lm};
 use crate::prompt;
 use crate::task::{FeatureExtractor, SequenceClassifier};
 use crate::word_heads::word_heads;
@@ -259,4 +260,10 @@ word_heads! {
     dropout: RobertaConfig::dropout_of_head,
     tokens: RobertaForTokenClassification(classifier),
     answers: RobertaForQuestionAnswering,
+}
+
+masked_lm! {
+    RobertaForMaskedLm: RobertaModel = RobertaModel::without_pooler, RobertaConfig, roberta;
+    lm_head: RobertaHead = |config, device| Some(RobertaHead::new(&config.bert.head_of_words(), device));
+    left_out: ["lm_head.decoder"]
 }

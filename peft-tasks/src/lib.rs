@@ -16,6 +16,7 @@ pub mod labels;
 pub mod language_modelling;
 pub mod logits;
 pub mod loss;
+pub mod masked_language_modelling;
 pub mod metrics;
 pub mod overlap;
 pub mod pack;

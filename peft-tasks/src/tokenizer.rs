@@ -150,6 +150,11 @@ impl Tokenizer {
         self.role_id("pad_token")
     }
 
+    /// The id that stands for a word that is to be guessed.
+    pub fn mask_id(&self) -> Option<u32> {
+        self.role_id("mask_token")
+    }
+
     /// The id that stands for text without a token.
     pub fn unk_id(&self) -> Option<u32> {
         self.role_id("unk_token")

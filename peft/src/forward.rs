@@ -8,7 +8,8 @@ use peft_core::checkpoint::{Dtype, Stored, TensorFile};
 use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
 use peft_models::auto::{self, ClassifierOptions};
 use peft_models::{
-    CausalLm, FeatureExtractor, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier, Tokens,
+    CausalLm, FeatureExtractor, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    Tokens,
 };
 use peft_tasks::loss::{self, Labels, ProblemType};
 
@@ -19,7 +20,8 @@ use crate::methods;
 pub struct ForwardRequest {
     /// Folder of the base model.
     pub model: PathBuf,
-    /// One of `causal-lm`, `seq2seq-lm`, `seq-cls`, `token-cls`, `question-answering`, `feature-extraction`.
+    /// One of `causal-lm`, `seq2seq-lm`, `masked-lm`, `seq-cls`, `token-cls`, `question-answering`,
+    /// `feature-extraction`.
     pub task: String,
     /// Adapter folders; all are active, in this order.
     pub adapters: Vec<PathBuf>,
@@ -86,6 +88,14 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
         }
+        "masked-lm" => {
+            let (model, _) = auto::load_masked_lm(&request.model, device)?;
+            run(request, model, device, &inputs, |model, input| {
+                let logits = model.logits(input);
+                let loss = inputs.integers("labels")?.map(|labels| loss::every_position(logits.clone(), labels));
+                Ok(("logits", logits.into_data_and_loss(loss)))
+            })
+        }
         "question-answering" => {
             let (model, _) = auto::load_question_answerer(&request.model, device, 0)?;
             run(request, model, device, &inputs, |model, input| {
@@ -127,8 +137,8 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         }
         unknown => {
             let reason = format!(
-                "`{unknown}` is unknown; take causal-lm, seq2seq-lm, seq-cls, token-cls, question-answering or \
-                 feature-extraction"
+                "`{unknown}` is unknown; take causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, \
+                 question-answering or feature-extraction"
             );
             Err(PeftError::config("task", reason))
         }

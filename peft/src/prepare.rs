@@ -12,6 +12,7 @@ use peft_tasks::columns::Columns;
 use peft_tasks::data::{Dataset, Row, TextRows};
 use peft_tasks::labels::LabelSet;
 use peft_tasks::language_modelling::LanguageModelling;
+use peft_tasks::masked_language_modelling::{MaskedLanguageModelling, Masking};
 use peft_tasks::sequence_to_sequence::SequenceToSequence;
 use peft_tasks::similarity::Similarity;
 use peft_tasks::token_classification::TokenClassification;
@@ -141,6 +142,33 @@ impl DataOptions {
         } else {
             LanguageModelling::padded(samples, pad)
         }
+    }
+
+    /// The task of a masked language model: texts of one column, of which a share of the words is hidden. What is longer
+    /// than a row is cut off.
+    pub fn masked_language_modelling(
+        &self,
+        model: &Path,
+        tokenizer: &Tokenizer,
+        share: f64,
+        seed: u64,
+    ) -> Result<MaskedLanguageModelling> {
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(PeftError::config("masked", format!("is {share}, expected a share in (0, 1]")));
+        }
+        let mask = tokenizer.mask_id().ok_or_else(|| {
+            PeftError::bad_file(model, "its tokenizer names no `mask_token`, which masked words need")
+        })?;
+        let masking = Masking { mask, vocab: tokenizer.vocab_size(), share, seed };
+        let (data, columns) = self.read()?;
+        let column = peft_tasks::columns::required("text", &columns.text)?;
+        let max_length = self.max_length(model)?;
+        let mut samples = Vec::new();
+        for (number, row) in data.rows.iter().enumerate() {
+            let text = tokenizer.encode_within(&data.text(row, column)?, None, max_length)?;
+            samples.push(masking.hide(number as u64, &text));
+        }
+        MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
     }
 
     /// What the label column holds.

@@ -21,7 +21,7 @@ usage: cargo xtask support [--check] [--from FILE]
 /// [`METHODS`].
 type Column = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const TASKS: [Column; 10] = [
+const TASKS: [Column; 11] = [
     (
         "causal-lm",
         "causal LM",
@@ -68,6 +68,7 @@ const TASKS: [Column; 10] = [
         ],
     ),
     ("question-answering", "answers", &[]),
+    ("masked-lm", "masked words", &[]),
     ("feature-extraction", "features", &[]),
     ("text-to-image", "text to image", &[("stable-diffusion", "L")]),
     ("image-classification", "image classes", &[("vit", "L"), ("swin", "L")]),

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// causal-lm, seq2seq-lm, seq-cls, token-cls or similarity.
+    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -38,6 +38,12 @@ pub(crate) struct Args {
     /// Most tokens of a written target.
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
+    /// Share of words that are hidden and to be guessed, for masked-lm.
+    #[arg(long, default_value_t = 0.15, value_name = "SHARE")]
+    masked: f64,
+    /// What the choice of hidden words depends on.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
     /// Rows in a forward pass.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
@@ -62,6 +68,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "causal-lm" => {
             let task = options.language_modelling(&folder, &tokenizer)?;
             let peft = causal_lm(&folder, &adapters, &device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        "masked-lm" => {
+            let (model, _) = peft::models::auto::load_masked_lm(&folder, &device)?;
+            let task = options.masked_language_modelling(&folder, &tokenizer, args.masked, args.seed)?;
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &adapters)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "seq-cls" => {
@@ -117,7 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         other => {
-            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls, token-cls or similarity");
+            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity");
             return Err(PeftError::config("task", reason));
         }
     };

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use peft_core::state::KEY_PREFIX;
 use peft_core::{AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Result, Sites};
 use peft_models::auto::{
-    AutoCausalLm, AutoFeatureExtractor, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier,
 };
 use peft_models::config::RawConfig;
@@ -54,6 +54,7 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fi
     let causal = || check(AutoCausalLm::from_config(&raw, &device), folder, &device);
     let classifier = || check(AutoSequenceClassifier::from_config(&raw, &device), folder, &device);
     let features = || check(AutoFeatureExtractor::from_config(&raw, &device), folder, &device);
+    let masked = || check(AutoMaskedLm::from_config(&raw, &device), folder, &device);
     let told = |result: Result<()>| match result {
         Ok(()) => (Some(true), String::new()),
         Err(error @ PeftError::Unsupported { .. }) => (None, error.to_string()),
@@ -70,7 +71,8 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fi
         None => {
             // The first answer is as good as any if all are bad.
             let first = told(causal());
-            let others = || [told(classifier()), told(features())].into_iter().find(|it| it.0 == Some(true));
+            let others =
+                || [told(masked()), told(classifier()), told(features())].into_iter().find(|it| it.0 == Some(true));
             if first.0 == Some(true) { first } else { others().unwrap_or(first) }
         }
     };
