@@ -133,6 +133,8 @@ pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<TensorFile>,
     keys: BTreeMap<String, usize>,
+    /// Path of a parameter to another key that may hold it.
+    aliases: HashMap<String, String>,
 }
 
 impl Checkpoint {
@@ -193,7 +195,12 @@ impl Checkpoint {
         {
             return Err(PeftError::bad_file(path, format!("it lists `{key}` in {shard}, which does not hold it")));
         }
-        Ok(Self { folder: folder.to_path_buf(), files, keys })
+        Ok(Self { folder: folder.to_path_buf(), files, keys, aliases: HashMap::new() })
+    }
+
+    /// Says where a parameter lies if it does not lie under its own name: a tied one has as many names as places.
+    pub fn also_under(&mut self, path: impl Into<String>, key: impl Into<String>) {
+        self.aliases.insert(path.into(), key.into());
     }
 
     /// All keys of all files, sorted.
@@ -275,6 +282,7 @@ impl Checkpoint {
             let old = old.or_else(|| key.strip_suffix(".bias").map(|it| format!("{it}.beta")));
             keys.extend(old.filter(|_| path.contains("LayerNorm")));
         }
+        keys.extend(self.aliases.get(path).cloned());
         keys
     }
 }

@@ -7,11 +7,11 @@ use burn::tensor::TensorData;
 use peft_core::checkpoint::{Checkpoint, FloatType, Stored, write_tensors};
 use peft_core::{Describe, PeftError};
 use peft_models::auto::{
-    AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor,
+    AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_seq2seq_lm,
     load_sequence_classifier,
 };
 use peft_models::config::RawConfig;
-use peft_models::{ModelInput, SequenceClassifier};
+use peft_models::{ModelInput, Seq2SeqLm, SequenceClassifier};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -271,6 +271,52 @@ fn keys_of_a_bert_from_tensorflow_are_understood() {
     });
     let (_, report) = load_feature_extractor(folder.path(), &device()).unwrap();
     assert!(report.is_clean(), "{report}");
+}
+
+/// A tied table is stored once, and where it is stored is a matter of taste.
+#[test]
+fn a_tied_table_is_found_under_any_of_its_names() {
+    let moved = |name: &str, from: &str, to: &str| {
+        let folder = copy_of(name);
+        rewrite(folder.path(), FloatType::F32, |key, data| {
+            Some((if key == from { to.to_owned() } else { key.to_owned() }, data))
+        });
+        folder
+    };
+    let input = ModelInput::ids(ids([[9, 71, 5, 33]]));
+    let decoders = [
+        ("gpt2-tiny", "transformer.wte.weight", "lm_head.weight"),
+        ("llama-tied", "model.embed_tokens.weight", "lm_head.weight"),
+        ("gptneox-serial", "gpt_neox.embed_in.weight", "embed_out.weight"),
+        ("gemma2-tiny", "model.embed_tokens.weight", "lm_head.weight"),
+    ];
+    for (name, from, to) in decoders {
+        let (model, report) = load_causal_lm(moved(name, from, to).path(), &device()).unwrap();
+        assert!(report.is_clean(), "{name}: {report}");
+        assert_eq!(
+            logits(&still(model), &input, None).into_data(),
+            logits(&causal_lm(name), &input, None).into_data(),
+            "{name}"
+        );
+    }
+    let writers = [
+        ("t5-tiny", "shared.weight", "encoder.embed_tokens.weight"),
+        ("t5-tiny", "shared.weight", "lm_head.weight"),
+        ("t5-gated", "shared.weight", "decoder.embed_tokens.weight"),
+        ("bart-tiny", "model.shared.weight", "model.decoder.embed_tokens.weight"),
+        ("bart-tiny", "model.shared.weight", "lm_head.weight"),
+    ];
+    for (name, from, to) in writers {
+        let written = |folder: &Path| {
+            let model = still(load_seq2seq_lm(folder, &device()).unwrap().0);
+            model.logits(&input, &ModelInput::ids(ids([[2, 40, 64]]))).into_data()
+        };
+        assert_eq!(written(moved(name, from, to).path()), written(&model_folder(name)), "{name} {to}");
+    }
+
+    // A head of its own is no table.
+    let folder = moved("llama-tiny", "model.embed_tokens.weight", "spare");
+    assert_says(&causal_error(folder.path()), &["model.embed_tokens.weight"]);
 }
 
 #[test]
