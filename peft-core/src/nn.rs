@@ -149,12 +149,13 @@ pub struct Embedding {
     /// `[rows, d_model]`
     pub weight: Param<Tensor<2>>,
     padding: Option<usize>,
+    scale: f64,
 }
 
 impl Embedding {
     /// A lazy table.
     pub fn new(rows: usize, d_model: usize, device: &Device) -> Self {
-        Self { weight: normal([rows, d_model], INITIALIZER_RANGE, device), padding: None }
+        Self { weight: normal([rows, d_model], INITIALIZER_RANGE, device), padding: None, scale: 1.0 }
     }
 
     /// A row that gets no gradient: torch's `padding_idx`.
@@ -163,11 +164,18 @@ impl Embedding {
         self
     }
 
+    /// The vectors that are looked up are multiplied by this, what an adapter adds to them too. The table as a head is not.
+    pub fn with_scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        seam::embedding(ids, &self.weight, self.padding)
+        let vectors = seam::embedding(ids, &self.weight, self.padding);
+        if self.scale == 1.0 { vectors } else { vectors.mul_scalar(self.scale) }
     }
 
     /// The table read as the output layer of a tied head.
@@ -224,18 +232,25 @@ pub struct RmsNorm {
     /// `[d_model]`
     pub weight: Param<Tensor<1>>,
     epsilon: f64,
+    around_one: bool,
 }
 
 impl RmsNorm {
     /// A lazy layer that starts as plain normalisation.
     pub fn new(d_model: usize, epsilon: f64, device: &Device) -> Self {
-        Self { weight: constant([d_model], 1.0, device), epsilon }
+        Self { weight: constant([d_model], 1.0, device), epsilon, around_one: false }
+    }
+
+    /// The same whose weight is the difference to 1 of what it multiplies by: Gemma's.
+    pub fn around_one(d_model: usize, epsilon: f64, device: &Device) -> Self {
+        Self { weight: constant([d_model], 0.0, device), epsilon, around_one: true }
     }
 
     /// # Shapes
     /// - input, output: `[.., d_model]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        ops::rms_norm(input, self.weight.val(), self.epsilon)
+        let weight = self.weight.val();
+        ops::rms_norm(input, if self.around_one { weight.add_scalar(1.0) } else { weight }, self.epsilon)
     }
 }
 

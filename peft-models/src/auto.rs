@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::bart::{self, BartConfig, BartForConditionalGeneration};
 use crate::bert::{
-    self, BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel,
+    self, BertConfig, BertForMaskedLm, BertForQuestionAnswering, BertForSequenceClassification,
+    BertForTokenClassification, BertModel,
 };
 use crate::bloom::{
     self, BloomConfig, BloomForCausalLm, BloomForSequenceClassification, BloomForTokenClassification, BloomModel,
@@ -18,12 +19,15 @@ use crate::bloom::{
 use crate::chatglm::{self, ChatGlmConfig, ChatGlmForConditionalGeneration, ChatGlmModel};
 use crate::config::{LabelConfig, RawConfig};
 use crate::deberta::{
-    self, DebertaConfig, DebertaForQuestionAnswering, DebertaForSequenceClassification, DebertaForTokenClassification,
-    DebertaModel,
+    self, DebertaConfig, DebertaForMaskedLm, DebertaForQuestionAnswering, DebertaForSequenceClassification,
+    DebertaForTokenClassification, DebertaModel,
 };
 use crate::deberta_v2::{
-    self, DebertaV2Config, DebertaV2ForQuestionAnswering, DebertaV2ForSequenceClassification,
+    self, DebertaV2Config, DebertaV2ForMaskedLm, DebertaV2ForQuestionAnswering, DebertaV2ForSequenceClassification,
     DebertaV2ForTokenClassification, DebertaV2Model,
+};
+use crate::gemma::{
+    self, GemmaConfig, GemmaForCausalLm, GemmaForSequenceClassification, GemmaForTokenClassification, GemmaModel,
 };
 use crate::gpt_neo::{
     self, GptNeoConfig, GptNeoForCausalLm, GptNeoForSequenceClassification, GptNeoForTokenClassification, GptNeoModel,
@@ -40,19 +44,24 @@ use crate::gptj::{
     self, GptJConfig, GptJForCausalLm, GptJForSequenceClassification, GptJForTokenClassification, GptJModel,
 };
 use crate::input::{KvCache, ModelInput, Seq2SeqCache};
-use crate::llama::{self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaModel};
+use crate::llama::{
+    self, LlamaConfig, LlamaForCausalLm, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaModel,
+};
 use crate::modernbert::{
-    self, ModernBertConfig, ModernBertForQuestionAnswering, ModernBertForSequenceClassification,
+    self, ModernBertConfig, ModernBertForMaskedLm, ModernBertForQuestionAnswering, ModernBertForSequenceClassification,
     ModernBertForTokenClassification, ModernBertModel,
 };
 use crate::opt::{self, OptConfig, OptForCausalLm, OptForSequenceClassification, OptForTokenClassification, OptModel};
+use crate::phi3::{
+    self, Phi3Config, Phi3ForCausalLm, Phi3ForSequenceClassification, Phi3ForTokenClassification, Phi3Model,
+};
 use crate::roberta::{
-    self, RobertaConfig, RobertaForQuestionAnswering, RobertaForSequenceClassification, RobertaForTokenClassification,
-    RobertaModel,
+    self, RobertaConfig, RobertaForMaskedLm, RobertaForQuestionAnswering, RobertaForSequenceClassification,
+    RobertaForTokenClassification, RobertaModel,
 };
 use crate::t5::{self, T5Config, T5ForConditionalGeneration};
 use crate::task::{
-    CausalLm, Encoded, FeatureExtractor, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 
 /// An enum over architectures: its variants, how `config.json` picks one, and a macro that does the same with each.
@@ -102,7 +111,9 @@ architectures! { $
     /// A model that predicts the next token, of any known architecture.
     AutoCausalLm, causal_lm!, "causal language models":
     Gpt2(Gpt2LmHeadModel, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
-    Llama(LlamaForCausalLm, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Llama(LlamaForCausalLm, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2" | "qwen3",
+    Gemma(GemmaForCausalLm, GemmaConfig, gemma::BASE_PREFIX) = "gemma2" | "gemma3_text",
+    Phi3(Phi3ForCausalLm, Phi3Config, phi3::BASE_PREFIX) = "phi3",
     Bloom(BloomForCausalLm, BloomConfig, bloom::BASE_PREFIX) = "bloom",
     Opt(OptForCausalLm, OptConfig, opt::BASE_PREFIX) = "opt",
     GptNeo(GptNeoForCausalLm, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
@@ -118,7 +129,9 @@ architectures! { $
     Deberta(DebertaForSequenceClassification, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2ForSequenceClassification, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2ForSequenceClassification, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
-    Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Llama(LlamaForSequenceClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2" | "qwen3",
+    Gemma(GemmaForSequenceClassification, GemmaConfig, gemma::BASE_PREFIX) = "gemma2" | "gemma3_text",
+    Phi3(Phi3ForSequenceClassification, Phi3Config, phi3::BASE_PREFIX) = "phi3",
     Bloom(BloomForSequenceClassification, BloomConfig, bloom::BASE_PREFIX) = "bloom",
     Opt(OptForSequenceClassification, OptConfig, opt::BASE_PREFIX) = "opt",
     GptNeo(GptNeoForSequenceClassification, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
@@ -140,6 +153,9 @@ architectures! { $
     GptNeo(GptNeoForTokenClassification, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
     GptJ(GptJForTokenClassification, GptJConfig, gptj::BASE_PREFIX) = "gptj",
     GptNeoX(GptNeoXForTokenClassification, GptNeoXConfig, gpt_neox::BASE_PREFIX) = "gpt_neox",
+    Llama(LlamaForTokenClassification, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2" | "qwen3",
+    Gemma(GemmaForTokenClassification, GemmaConfig, gemma::BASE_PREFIX) = "gemma2" | "gemma3_text",
+    Phi3(Phi3ForTokenClassification, Phi3Config, phi3::BASE_PREFIX) = "phi3",
     ModernBert(ModernBertForTokenClassification, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
     Roberta(RobertaForTokenClassification, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
 }
@@ -156,6 +172,16 @@ architectures! { $
 }
 
 architectures! { $
+    /// A model that guesses the words behind masks, of any known architecture.
+    AutoMaskedLm, masked_lm!, "masked language models":
+    Bert(BertForMaskedLm, BertConfig, bert::BASE_PREFIX) = "bert",
+    Deberta(DebertaForMaskedLm, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
+    DebertaV2(DebertaV2ForMaskedLm, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
+    ModernBert(ModernBertForMaskedLm, ModernBertConfig, modernbert::BASE_PREFIX) = "modernbert",
+    Roberta(RobertaForMaskedLm, RobertaConfig, roberta::BASE_PREFIX) = "roberta" | "xlm-roberta",
+}
+
+architectures! { $
     /// A model that reads a source and writes a target, of any known architecture.
     AutoSeq2SeqLm, seq2seq_lm!, "sequence to sequence":
     Bart(BartForConditionalGeneration, BartConfig, bart::BASE_PREFIX) = "bart" | "mbart",
@@ -169,7 +195,9 @@ architectures! { $
     Deberta(DebertaModel, DebertaConfig, deberta::BASE_PREFIX) = "deberta",
     DebertaV2(DebertaV2Model, DebertaV2Config, deberta_v2::BASE_PREFIX) = "deberta-v2",
     Gpt2(Gpt2Model, Gpt2Config, gpt2::BASE_PREFIX) = "gpt2",
-    Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2",
+    Llama(LlamaModel, LlamaConfig, llama::BASE_PREFIX) = "llama" | "mistral" | "qwen2" | "qwen3",
+    Gemma(GemmaModel, GemmaConfig, gemma::BASE_PREFIX) = "gemma2" | "gemma3_text",
+    Phi3(Phi3Model, Phi3Config, phi3::BASE_PREFIX) = "phi3",
     Bloom(BloomModel, BloomConfig, bloom::BASE_PREFIX) = "bloom",
     Opt(OptModel, OptConfig, opt::BASE_PREFIX) = "opt",
     GptNeo(GptNeoModel, GptNeoConfig, gpt_neo::BASE_PREFIX) = "gpt_neo",
@@ -197,11 +225,14 @@ pub struct ClassifierOptions {
 pub fn load_causal_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoCausalLm, LoadReport)> {
     let mut raw = RawConfig::read(&folder)?;
     let mut model = AutoCausalLm::from_config(&raw, device)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let mut checkpoint = Checkpoint::open(&folder)?;
     if model.is_tied() && has_another_head(&checkpoint)? {
         tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
         raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
         model = AutoCausalLm::from_config(&raw, device)?;
+    }
+    if model.is_tied() {
+        table_is_also_under(&mut checkpoint, &model, &HEADS);
     }
     let prefix = model.base_prefix();
     checkpoint.load(model, prefix, &[])
@@ -255,15 +286,32 @@ pub fn load_question_answerer(
 /// either way.
 pub fn load_seq2seq_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoSeq2SeqLm, LoadReport)> {
     let mut raw = RawConfig::read(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let mut checkpoint = Checkpoint::open(&folder)?;
     let tied = !has_another_head(&checkpoint)?;
     // What T5's files say by this field, besides.
     let scaled = raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
     raw.json.entry("scale_decoder_outputs").or_insert(json!(scaled));
     raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
     let model = AutoSeq2SeqLm::from_config(&raw, device)?;
+    if tied {
+        table_is_also_under(&mut checkpoint, &model, &HEADS);
+    }
+    table_is_also_under(&mut checkpoint, &model, &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]);
     let prefix = model.base_prefix();
     checkpoint.load(model, prefix, &["final_logits_bias"])
+}
+
+/// Reads a model that guesses the words behind masks. Unlike a classifier's, its head is part of the folder.
+pub fn load_masked_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoMaskedLm, LoadReport)> {
+    let mut raw = RawConfig::read(&folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    if has_another_head(&checkpoint)? {
+        tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
+        raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
+    }
+    let model = AutoMaskedLm::from_config(&raw, device)?;
+    let prefix = model.base_prefix();
+    checkpoint.load(model, prefix, &[])
 }
 
 /// Reads a model that turns tokens into vectors.
@@ -288,6 +336,10 @@ impl CausalLm for AutoCausalLm {
 
     fn head_weight(&self) -> Option<Tensor<2>> {
         causal_lm!(self, it => it.head_weight())
+    }
+
+    fn forgets_beyond(&self) -> Option<usize> {
+        causal_lm!(self, it => it.forgets_beyond())
     }
 
     fn is_tied(&self) -> bool {
@@ -340,6 +392,12 @@ impl TokenClassifier for AutoTokenClassifier {
 
     fn num_labels(&self) -> usize {
         self.labels().num_labels()
+    }
+}
+
+impl MaskedLm for AutoMaskedLm {
+    fn logits(&self, input: &ModelInput) -> Tensor<3> {
+        masked_lm!(self, it => it.logits(input))
     }
 }
 
@@ -406,18 +464,33 @@ fn unknown(model_type: &str, task: &str, known: &[&str]) -> PeftError {
     PeftError::unsupported(format!("model_type `{model_type}`"), reason)
 }
 
+/// Names of heads that score words.
+const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a str> {
+    checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))
+}
+
+/// A table of words that is read in several places is stored once, under the name of any of them.
+fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Describe, endings: &[&str]) {
+    let Some(prompts) = model.describe().prompts else { return };
+    if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
+        checkpoint.also_under(format!("{}.weight", prompts.table), key);
+    }
+}
+
 /// Whether a checkpoint holds a head that is not its embedding table.
 ///
 /// The reference then unties the two whatever `config.json` says.
 fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
     let find = |ending: &str| {
-        let key = checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))?;
+        let key = key_with_ending(checkpoint, ending)?;
         Some((checkpoint.file(key)?, key))
     };
-    let table = ["wte", "shared", "embed_tokens", "word_embeddings", "embed_in"]
+    let table = ["wte", "shared", "embed_tokens", "word_embeddings", "embed_in", "tok_embeddings"]
         .iter()
         .find_map(|it| find(&format!("{it}.weight")));
-    let head = find("lm_head.weight").or_else(|| find("embed_out.weight"));
+    let head = HEADS.into_iter().chain(["decoder.weight"]).find_map(find);
     let (Some((head_file, head)), Some((table_file, table))) = (head, table) else {
         return Ok(false);
     };
@@ -427,7 +500,7 @@ fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
     Ok(head_file.floats(head)? != table_file.floats(table)?)
 }
 
-/// Gives parameters that no checkpoint holds their starting values: weights are normal, biases zero.
+/// Gives parameters that no checkpoint holds their starting values: weights are normal, those of norms 1, biases zero.
 fn start<M: Module>(model: M, absent: &[String], raw: &RawConfig, seed: u64, device: &Device) -> M {
     if absent.is_empty() {
         return model;
@@ -460,7 +533,12 @@ impl ModuleMapper for Start<'_> {
         let Some(site) = self.sites.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
         let shape: [usize; D] = std::array::from_fn(|axis| site.shape[axis]);
         let mut init = Init::new(self.seed, "base", site, self.device);
-        let start = if site.param == "bias" { init.constant(shape, 0.0) } else { init.normal(shape, self.std) };
+        let start = match (site.param.as_str(), D) {
+            ("bias", _) => init.constant(shape, 0.0),
+            // A norm.
+            (_, 1) => init.constant(shape, 1.0),
+            _ => init.normal(shape, self.std),
+        };
         let id = param.id;
         param.transform_for_load(start.val().detach(), id)
     }

@@ -96,6 +96,30 @@ pub(crate) fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result
     Err(PeftError::config(heads.0, reason))
 }
 
+/// The window of every layer, as `layer_types` names them.
+pub(crate) fn windows_of(types: &[String], layers: usize, window: Option<usize>) -> Result<Vec<Option<usize>>> {
+    if types.len() != layers {
+        let reason = format!("names {} layers, `num_hidden_layers` is {layers}", types.len());
+        return Err(PeftError::config("layer_types", reason));
+    }
+    let window_of = |kind: &String| match kind.as_str() {
+        FULL_ATTENTION => Ok(None),
+        SLIDING_ATTENTION if window.is_some() => Ok(window),
+        SLIDING_ATTENTION => {
+            let reason = "names `sliding_attention`, but no window is given and switched on";
+            Err(PeftError::config("layer_types", reason))
+        }
+        other => Err(PeftError::unsupported(format!("layer type `{other}`"), "only full and sliding attention are")),
+    };
+    types.iter().map(window_of).collect()
+}
+
+/// A layer in which every query sees all that came before.
+pub(crate) const FULL_ATTENTION: &str = "full_attention";
+
+/// A layer in which a query sees what came before within a window.
+pub(crate) const SLIDING_ATTENTION: &str = "sliding_attention";
+
 /// Switches that change the numbers of several architectures.
 const UNKNOWN_TO_ALL: [&str; 7] = [
     "quantization_config",
@@ -107,7 +131,7 @@ const UNKNOWN_TO_ALL: [&str; 7] = [
     "rope_interleaved",
 ];
 
-/// Fields of sequence classification, in every architecture's `config.json`.
+/// Fields of heads, in every architecture's `config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct LabelConfig {
@@ -118,12 +142,18 @@ pub struct LabelConfig {
     /// Padding token, which decoders must know to find a row's last word.
     pub pad_token_id: Option<i64>,
     classifier_dropout: Option<f64>,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl LabelConfig {
     /// Number of outputs; the reference's default is 2.
     pub fn num_labels(&self) -> usize {
         self.num_labels.or_else(|| self.id2label.as_ref().map(Map::len)).unwrap_or(2)
+    }
+
+    /// Whether the table of words read the other way gives the scores of masked words.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.tie_word_embeddings.unwrap_or(true)
     }
 
     /// What drops elements before a decoder's tokens are scored: as the file says, else as in the layers where they have

@@ -18,22 +18,26 @@ pub trait Decoder: Module {
         prompt::around(self.embedding(), input, cache, |input, cache| self.stack(input, cache))
     }
 
-    /// Where prompts go and how wide they are. `None` where what they do to this model is not written.
-    fn prompts(&self) -> Option<PromptShape> {
-        None
-    }
+    /// Where prompts go and how wide they are.
+    fn prompts(&self) -> PromptShape;
 
     /// The model's parameters for plans. `prefix` is the field that holds the stack.
     fn sites(&self, sites: Sites, prefix: &str) -> Sites {
-        let sites = sites.with_model_type(self.model_type());
-        match self.prompts() {
-            Some(prompts) => sites.with_prompts(prefix, prompts),
-            None => sites,
-        }
+        sites.with_model_type(self.model_type()).with_prompts(prefix, self.prompts())
     }
 
     /// The table that turns ids into vectors.
     fn embedding(&self) -> &Embedding;
+
+    /// What the scores of the language-model head are bent to, where they are.
+    fn logit_cap(&self) -> Option<f64> {
+        None
+    }
+
+    /// See [`CausalLm::forgets_beyond`](crate::task::CausalLm::forgets_beyond).
+    fn forgets_beyond(&self) -> Option<usize> {
+        None
+    }
 
     /// `model_type` of `config.json`.
     fn model_type(&self) -> &'static str;
@@ -113,10 +117,26 @@ macro_rules! decoder_heads {
             }
 
             fn head(&self, hidden: burn::tensor::Tensor<2>) -> burn::tensor::Tensor<2> {
-                match &self.lm_head {
+                let logits = match &self.lm_head {
                     Some(head) => head.forward(hidden),
                     None => $crate::decoder::Decoder::embedding(&self.$field).attend(hidden),
+                };
+                match $crate::decoder::Decoder::logit_cap(&self.$field) {
+                    Some(cap) => peft_core::ops::bend(logits, cap),
+                    None => logits,
                 }
+            }
+
+            fn head_weight(&self) -> Option<burn::tensor::Tensor<2>> {
+                match &self.lm_head {
+                    _ if $crate::decoder::Decoder::logit_cap(&self.$field).is_some() => None,
+                    Some(head) => head.bare_weight(),
+                    None => $crate::decoder::Decoder::embedding(&self.$field).bare_weight(),
+                }
+            }
+
+            fn forgets_beyond(&self) -> Option<usize> {
+                $crate::decoder::Decoder::forgets_beyond(&self.$field)
             }
 
             fn is_tied(&self) -> bool {

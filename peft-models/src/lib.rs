@@ -14,6 +14,8 @@ pub mod deberta;
 pub mod deberta_v2;
 mod decoder;
 mod disentangled;
+mod gated;
+pub mod gemma;
 pub mod gpt2;
 pub mod gpt_neo;
 pub mod gpt_neox;
@@ -21,8 +23,10 @@ pub mod gptj;
 mod input;
 pub mod llama;
 pub mod mask;
+mod masked_heads;
 pub mod modernbert;
 pub mod opt;
+pub mod phi3;
 pub mod prompt;
 pub mod roberta;
 pub mod rope;
@@ -31,5 +35,8 @@ mod task;
 mod word_heads;
 
 pub use decoder::Decoder;
+pub use gated::GatedMlp;
 pub use input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
-pub use task::{CausalLm, Encoded, FeatureExtractor, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier};
+pub use task::{
+    CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+};

@@ -1,21 +1,22 @@
-//! LLaMA, and its relatives Mistral and Qwen2, which are the same network with other switches.
+//! LLaMA, and its relatives Mistral, Qwen2 and Qwen3, which are the same network with other switches.
 //!
-//! Source: `transformers/models/{llama,mistral,qwen2}/modeling_*.py` (5.23).
+//! Source: `transformers/models/{llama,mistral,qwen2,qwen3}/modeling_*.py` (5.23).
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
 use peft_core::ops::{AttentionMask, RotaryTable, attention};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites, seam};
+use peft_core::{PeftError, PromptShape, Result, seam};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::{Activation, LabelConfig, RawConfig};
+use crate::config::{Activation, LabelConfig, RawConfig, windows_of};
+use crate::decoder::{Decoder, decoder_heads};
+use crate::gated::GatedMlp;
 use crate::input::{KvCache, ModelInput, extend_cache};
 use crate::mask;
-use crate::prompt;
 use crate::rope::Rope;
-use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
+use crate::word_heads::word_heads;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
@@ -28,6 +29,7 @@ pub enum Family {
     Llama,
     Mistral,
     Qwen2,
+    Qwen3,
 }
 
 impl Family {
@@ -37,19 +39,21 @@ impl Family {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
     /// What holds where a file is silent: transformers' own defaults, as far as they differ between the families.
-    fn defaults(self) -> [(&'static str, Value); 5] {
+    fn defaults(self) -> [(&'static str, Value); 6] {
         let [inner, kv_heads, positions, window] = match self {
             Self::Llama => [json!(11008), Value::Null, json!(2048), Value::Null],
             Self::Mistral => [json!(14336), json!(8), json!(4096 * 32), json!(4096)],
-            Self::Qwen2 => [json!(22016), json!(32), json!(32768), json!(4096)],
+            Self::Qwen2 | Self::Qwen3 => [json!(22016), json!(32), json!(32768), json!(4096)],
         };
-        let vocab = if self == Self::Qwen2 { 151_936 } else { 32_000 };
+        let is_qwen = matches!(self, Self::Qwen2 | Self::Qwen3);
         [
-            ("vocab_size", json!(vocab)),
+            ("vocab_size", json!(if is_qwen { 151_936 } else { 32_000 })),
+            ("head_dim", if self == Self::Qwen3 { json!(128) } else { Value::Null }),
             ("intermediate_size", inner),
             ("num_key_value_heads", kv_heads),
             ("max_position_embeddings", positions),
@@ -118,31 +122,16 @@ impl LlamaFile {
         match self.model_type {
             Family::Llama => Ok(vec![None; self.num_hidden_layers]),
             Family::Mistral => Ok(vec![self.sliding_window; self.num_hidden_layers]),
-            Family::Qwen2 => self.windows_of_qwen2(),
+            Family::Qwen2 | Family::Qwen3 => self.windows_of_qwen(),
         }
     }
 
-    fn windows_of_qwen2(&self) -> Result<Vec<Option<usize>>> {
+    fn windows_of_qwen(&self) -> Result<Vec<Option<usize>>> {
         let window = self.sliding_window.filter(|_| self.use_sliding_window);
-        let Some(types) = &self.layer_types else {
-            return Ok((0..self.num_hidden_layers).map(|at| window.filter(|_| at >= self.max_window_layers)).collect());
-        };
-        if types.len() != self.num_hidden_layers {
-            let reason = format!("names {} layers, `num_hidden_layers` is {}", types.len(), self.num_hidden_layers);
-            return Err(PeftError::config("layer_types", reason));
+        match &self.layer_types {
+            Some(types) => windows_of(types, self.num_hidden_layers, window),
+            None => Ok((0..self.num_hidden_layers).map(|at| window.filter(|_| at >= self.max_window_layers)).collect()),
         }
-        let window_of = |kind: &String| match kind.as_str() {
-            "full_attention" => Ok(None),
-            "sliding_attention" if window.is_some() => Ok(window),
-            "sliding_attention" => {
-                let reason = "names `sliding_attention`, but no window is given and switched on";
-                Err(PeftError::config("layer_types", reason))
-            }
-            other => {
-                Err(PeftError::unsupported(format!("layer type `{other}`"), "only full and sliding attention are"))
-            }
-        };
-        types.iter().map(window_of).collect()
     }
 }
 
@@ -162,6 +151,8 @@ pub struct LlamaConfig {
     pub qkv_bias: bool,
     pub o_bias: bool,
     pub mlp_bias: bool,
+    /// Whether queries and keys are normalised, head by head.
+    pub qk_norm: bool,
     pub act: Activation,
     pub rms_norm_eps: f64,
     pub attention_dropout: f64,
@@ -208,12 +199,13 @@ impl LlamaConfig {
             d_head,
             windows: file.windows()?,
             qkv_bias: match family {
-                Family::Llama => file.attention_bias,
+                Family::Llama | Family::Qwen3 => file.attention_bias,
                 Family::Mistral => false,
                 Family::Qwen2 => true,
             },
-            o_bias: family == Family::Llama && file.attention_bias,
+            o_bias: matches!(family, Family::Llama | Family::Qwen3) && file.attention_bias,
             mlp_bias: family == Family::Llama && file.mlp_bias,
+            qk_norm: family == Family::Qwen3,
             act: file.hidden_act,
             rms_norm_eps: file.rms_norm_eps,
             attention_dropout: file.attention_dropout,
@@ -235,6 +227,10 @@ pub struct LlamaAttention {
     pub v_proj: Projection,
     /// `[d_model, heads · d_head]`
     pub o_proj: Projection,
+    /// Over a head, `[d_head]`.
+    pub q_norm: Option<RmsNorm>,
+    /// Over a head, `[d_head]`.
+    pub k_norm: Option<RmsNorm>,
     dropout: Dropout,
     d_head: usize,
 }
@@ -242,11 +238,14 @@ pub struct LlamaAttention {
 impl LlamaAttention {
     fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (d_query, d_key) = (config.heads * config.d_head, config.kv_heads * config.d_head);
+        let norm = || config.qk_norm.then(|| RmsNorm::new(config.d_head, config.rms_norm_eps, device));
         Self {
             q_proj: Projection::new(config.d_model, d_query, config.qkv_bias, device),
             k_proj: Projection::new(config.d_model, d_key, config.qkv_bias, device),
             v_proj: Projection::new(config.d_model, d_key, config.qkv_bias, device),
             o_proj: Projection::new(d_query, config.d_model, config.o_bias, device),
+            q_norm: norm(),
+            k_norm: norm(),
             dropout: Dropout::new(config.attention_dropout),
             d_head: config.d_head,
         }
@@ -265,8 +264,12 @@ impl LlamaAttention {
             let [batch, seq, width] = projected.dims();
             projected.reshape([batch, seq, width / self.d_head, self.d_head]).swap_dims(1, 2)
         };
-        let query = rotary.rotate(split(self.q_proj.forward(hidden.clone())));
-        let key = rotary.rotate(split(self.k_proj.forward(hidden.clone())));
+        let normal = |norm: &Option<RmsNorm>, heads: Tensor<4>| match norm {
+            Some(norm) => norm.forward(heads),
+            None => heads,
+        };
+        let query = rotary.rotate(normal(&self.q_norm, split(self.q_proj.forward(hidden.clone()))));
+        let key = rotary.rotate(normal(&self.k_norm, split(self.k_proj.forward(hidden.clone()))));
         let value = split(self.v_proj.forward(hidden));
         let prompted = seam::gated(&self.o_proj.weight, &query, |tokens| {
             (split(self.k_proj.forward(tokens.clone())), split(self.v_proj.forward(tokens)))
@@ -285,34 +288,6 @@ impl LlamaAttention {
     }
 }
 
-/// `down(act(gate(x)) · up(x))`
-#[derive(Module, Debug)]
-#[allow(missing_docs)]
-pub struct LlamaMlp {
-    pub gate_proj: Projection,
-    pub up_proj: Projection,
-    pub down_proj: Projection,
-    #[module(skip)]
-    act: Activation,
-}
-
-impl LlamaMlp {
-    fn new(config: &LlamaConfig, device: &Device) -> Self {
-        let projection = |d_input, d_output| Projection::new(d_input, d_output, config.mlp_bias, device);
-        Self {
-            gate_proj: projection(config.d_model, config.d_inner),
-            up_proj: projection(config.d_model, config.d_inner),
-            down_proj: projection(config.d_inner, config.d_model),
-            act: config.act,
-        }
-    }
-
-    fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let (gate, up) = (self.gate_proj.forward(hidden.clone()), self.up_proj.forward(hidden));
-        self.down_proj.forward(self.act.gate(gate, up))
-    }
-}
-
 /// One layer of the stack.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
@@ -320,7 +295,7 @@ pub struct LlamaLayer {
     pub input_layernorm: RmsNorm,
     pub self_attn: LlamaAttention,
     pub post_attention_layernorm: RmsNorm,
-    pub mlp: LlamaMlp,
+    pub mlp: GatedMlp,
 }
 
 impl LlamaLayer {
@@ -330,7 +305,7 @@ impl LlamaLayer {
             input_layernorm: norm(),
             self_attn: LlamaAttention::new(config, device),
             post_attention_layernorm: norm(),
-            mlp: LlamaMlp::new(config, device),
+            mlp: GatedMlp::new(config.d_model, config.d_inner, config.mlp_bias, config.act, device),
         }
     }
 
@@ -385,15 +360,9 @@ impl LlamaModel {
             },
         }
     }
+}
 
-    /// The last hidden state.
-    ///
-    /// # Shapes
-    /// - output: `[batch, seq, d_model]`
-    pub fn forward(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
-        prompt::around(&self.embed_tokens, input, cache, |input, cache| self.stack(input, cache))
-    }
-
+impl Decoder for LlamaModel {
     fn stack(&self, input: &ModelInput, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let rotary = self.rope.table(input, past);
@@ -404,117 +373,30 @@ impl LlamaModel {
         }
         self.norm.forward(hidden)
     }
-}
 
-impl Describe for LlamaModel {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type(self.family.model_type()).with_prompts("", self.prompts.clone())
+    fn embedding(&self) -> &Embedding {
+        &self.embed_tokens
+    }
+
+    fn prompts(&self) -> PromptShape {
+        self.prompts.clone()
+    }
+
+    fn model_type(&self) -> &'static str {
+        self.family.model_type()
     }
 }
 
-impl FeatureExtractor for LlamaModel {
-    fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3> {
-        self.forward(input, None)
-    }
+decoder_heads! {
+    LlamaModel, LlamaConfig, model: d_model,
+    causal: LlamaForCausalLm,
+    classifier: LlamaForSequenceClassification,
 }
 
-/// The stack with the language-model head.
-#[derive(Module, Debug)]
-pub struct LlamaForCausalLm {
-    /// The stack.
-    pub model: LlamaModel,
-    /// The head, unless it is the embedding table read the other way.
-    pub lm_head: Option<Projection>,
-}
-
-impl LlamaForCausalLm {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
-        let head = || Projection::new(config.d_model, config.vocab_size, false, device);
-        Self { model: LlamaModel::new(config, device), lm_head: (!config.tie_word_embeddings).then(head) }
-    }
-}
-
-impl Describe for LlamaForCausalLm {
-    fn describe(&self) -> Sites {
-        let sites = Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["lm_head"]);
-        sites.with_prompts("model", self.model.prompts.clone())
-    }
-}
-
-impl CausalLm for LlamaForCausalLm {
-    fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
-        self.model.forward(input, cache)
-    }
-
-    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.model.embed_tokens.attend(hidden),
-        }
-    }
-
-    fn head_weight(&self) -> Option<Tensor<2>> {
-        match &self.lm_head {
-            Some(head) => head.bare_weight(),
-            None => self.model.embed_tokens.bare_weight(),
-        }
-    }
-
-    fn is_tied(&self) -> bool {
-        self.lm_head.is_none()
-    }
-
-    fn untie(&mut self) {
-        self.lm_head.get_or_insert_with(|| self.model.embed_tokens.as_head());
-    }
-}
-
-/// The stack that classifies a sequence by its last token.
-#[derive(Module, Debug)]
-pub struct LlamaForSequenceClassification {
-    /// The stack.
-    pub model: LlamaModel,
-    /// `[num_labels, d_model]`
-    pub score: Projection,
-    #[module(skip)]
-    labels: LabelConfig,
-}
-
-impl LlamaForSequenceClassification {
-    /// A model whose parameters are not allocated yet.
-    pub fn new(config: &LlamaConfig, device: &Device) -> Self {
-        Self {
-            model: LlamaModel::new(config, device),
-            score: Projection::new(config.d_model, config.labels.num_labels(), false, device),
-            labels: config.labels.clone(),
-        }
-    }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
-}
-
-impl Describe for LlamaForSequenceClassification {
-    fn describe(&self) -> Sites {
-        let sites = Sites::of(self).with_model_type(self.model.family.model_type()).with_heads(["score"]);
-        sites.with_prompts("model", self.model.prompts.clone())
-    }
-}
-
-impl SequenceClassifier for LlamaForSequenceClassification {
-    fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        let hidden = self.model.forward(input, None);
-        self.score.forward(pool_last_token(hidden, input, self.labels.pad_token_id))
-    }
-
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
-    }
+word_heads! {
+    LlamaModel, LlamaConfig, model: LlamaModel::new,
+    width: |it| it.d_model,
+    labels: |it| &it.labels,
+    dropout: |it| it.labels.dropout(None),
+    tokens: LlamaForTokenClassification(score),
 }

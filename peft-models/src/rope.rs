@@ -34,6 +34,8 @@ struct RopeFields {
     truncate: Option<bool>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
+    short_factor: Option<Vec<f32>>,
+    long_factor: Option<Vec<f32>>,
     #[serde(flatten)]
     other: Map<String, Value>,
 }
@@ -50,13 +52,19 @@ pub struct Rope {
     pairing: Pairing,
 }
 
-/// Frequencies that depend on how long the text is: `dynamic`.
+/// Frequencies of texts longer than those that a model was trained on first.
 #[derive(Debug, Clone)]
 struct Stretch {
-    theta: f64,
-    rotary: usize,
-    factor: f64,
     trained: usize,
+    kind: StretchKind,
+}
+
+#[derive(Debug, Clone)]
+enum StretchKind {
+    /// `dynamic`: they depend on how long the text is.
+    Dynamic { theta: f64, rotary: usize, factor: f64 },
+    /// `longrope`: others.
+    Long(Vec<f32>),
 }
 
 impl Rope {
@@ -81,6 +89,23 @@ impl Rope {
             *it = burn::tensor::f16::from_f32(*it).to_f32();
         }
         self
+    }
+
+    /// [`Rope::from_raw`] of the layers of one type, where types turn differently: `rope_parameters` has a dictionary for
+    /// each of them.
+    pub(crate) fn of_layers(
+        raw: &RawConfig,
+        layer_type: &str,
+        theta: f64,
+        d_head: usize,
+        positions: usize,
+    ) -> Result<Self> {
+        let mut raw = raw.clone();
+        raw.json.entry("rope_theta").or_insert(theta.into());
+        let by_type = raw.json.get("rope_parameters").and_then(|it| it.get(layer_type)).cloned();
+        let parameters = by_type.unwrap_or_else(|| Value::Object(Map::new()));
+        raw.json.insert("rope_parameters".to_owned(), parameters);
+        Self::from_raw(&raw, d_head, positions)
     }
 
     /// Understands the part of a `config.json` that speaks of rotation.
@@ -120,7 +145,8 @@ impl Rope {
                 if rotary <= 2 {
                     return Err(PeftError::config("rope_type", "is `dynamic`, which needs more than 2 coordinates"));
                 }
-                Self { stretch: Some(Stretch { theta, rotary, factor, trained: max_positions }), ..Self::new(plain) }
+                let kind = StretchKind::Dynamic { theta, rotary, factor };
+                Self { stretch: Some(Stretch { trained: max_positions, kind }), ..Self::new(plain) }
             }
             "llama3" => Self::new(llama3(
                 plain,
@@ -129,13 +155,38 @@ impl Rope {
                 need("high_freq_factor", fields.high_freq_factor, kind)? as f32,
                 original as f32,
             )),
+            "longrope" => {
+                let divided = |field: &str, factors: &Option<Vec<f32>>| match factors {
+                    Some(factors) if factors.len() == plain.len() => {
+                        // As the reference has it: one division, of 1 by the product.
+                        let slow = plain
+                            .iter()
+                            .enumerate()
+                            .map(|(at, _)| (theta as f32).powf((2 * at) as f32 / rotary as f32));
+                        Ok(slow.zip(factors).map(|(slow, factor)| 1.0 / (factor * slow)).collect::<Vec<f32>>())
+                    }
+                    Some(factors) => {
+                        let reason = format!("has {} numbers, wanted are {}", factors.len(), plain.len());
+                        Err(PeftError::config(field, reason))
+                    }
+                    None => Err(PeftError::config(field, "is missing, and rope_type `longrope` needs it")),
+                };
+                let long = divided("long_factor", &fields.long_factor)?;
+                let factor = fields.factor.unwrap_or(max_positions as f64 / original as f64);
+                let grown = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+                Self {
+                    scale: fields.attention_factor.unwrap_or(grown),
+                    stretch: Some(Stretch { trained: original, kind: StretchKind::Long(long) }),
+                    ..Self::new(divided("short_factor", &fields.short_factor)?)
+                }
+            }
             "yarn" => {
                 let factor = fields.factor.unwrap_or(max_positions as f64 / original as f64);
                 let frequencies = yarn(&fields, theta, rotary, factor, original as f64);
                 Self { scale: yarn_scale(&fields, factor), ..Self::new(frequencies) }
             }
             other => {
-                let reason = "known types are default, linear, dynamic, yarn and llama3";
+                let reason = "known types are default, linear, dynamic, yarn, llama3 and longrope";
                 return Err(PeftError::unsupported(format!("rope_type `{other}`"), reason));
             }
         })
@@ -151,14 +202,22 @@ impl Rope {
     /// Unlike the reference's module, which remembers the longest text it has seen, the result depends on nothing but
     /// its argument.
     pub fn frequencies(&self, length: usize) -> Vec<f32> {
-        match &self.stretch {
-            Some(it) if length > it.trained => {
-                let (factor, exponent) = (it.factor as f32, it.rotary as f32 / (it.rotary - 2) as f32);
-                let stretch = factor * length as f32 / it.trained as f32 - (factor - 1.0);
-                inverse_frequencies(it.theta as f32 * stretch.powf(exponent), it.rotary)
+        let Some(Stretch { trained, kind }) = self.stretch.as_ref().filter(|it| length > it.trained) else {
+            return self.frequencies.clone();
+        };
+        match kind {
+            StretchKind::Dynamic { theta, rotary, factor } => {
+                let (factor, exponent) = (*factor as f32, *rotary as f32 / (rotary - 2) as f32);
+                let stretch = factor * length as f32 / *trained as f32 - (factor - 1.0);
+                inverse_frequencies(*theta as f32 * stretch.powf(exponent), *rotary)
             }
-            _ => self.frequencies.clone(),
+            StretchKind::Long(frequencies) => frequencies.clone(),
         }
+    }
+
+    /// The longest text of the frequencies that `longrope` has for short ones.
+    pub(crate) fn short_texts(&self) -> Option<usize> {
+        self.stretch.as_ref().filter(|it| matches!(it.kind, StretchKind::Long(_))).map(|it| it.trained)
     }
 
     /// Factor of cosines and sines.
@@ -347,8 +406,12 @@ mod tests {
     #[test]
     fn what_cannot_be_computed_is_refused_by_name() {
         let error = |json: &str| rope(json).unwrap_err().to_string();
-        let text = error(r#"{"rope_scaling": {"type": "longrope", "factor": 2.0}}"#);
-        assert!(text.contains("`longrope`") && text.contains("llama3"), "{text}");
+        let text = error(r#"{"rope_scaling": {"type": "spiral", "factor": 2.0}}"#);
+        assert!(text.contains("`spiral`") && text.contains("llama3"), "{text}");
+        let text = error(r#"{"rope_scaling": {"type": "longrope", "long_factor": [1, 2, 3, 4]}}"#);
+        assert!(text.contains("`short_factor` is missing"), "{text}");
+        let text = error(r#"{"rope_scaling": {"type": "longrope", "long_factor": [1], "short_factor": [1, 2, 3, 4]}}"#);
+        assert!(text.contains("has 1 numbers, wanted are 4"), "{text}");
         let text = error(r#"{"rope_scaling": {"type": "linear"}}"#);
         assert!(text.contains("`factor` is missing"), "{text}");
         let text = error(r#"{"rope_parameters": {"full_attention": {"rope_type": "default"}}}"#);

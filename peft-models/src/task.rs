@@ -25,6 +25,12 @@ pub trait CausalLm: Module {
         None
     }
 
+    /// How many tokens a cache may have seen that goes on beyond them: at the next one, the model reads all of its text
+    /// again, since it turns positions otherwise from there.
+    fn forgets_beyond(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether the head is the embedding table read the other way.
     fn is_tied(&self) -> bool;
 
@@ -133,6 +139,12 @@ pub trait TokenClassifier: Module {
 
     /// Number of outputs for each token.
     fn num_labels(&self) -> usize;
+}
+
+/// A model that guesses the words behind masks.
+pub trait MaskedLm: Module {
+    /// Scores of words at every position, `[batch, seq, vocab]`.
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
 }
 
 /// A model that finds the answer to a question in a text.

@@ -33,6 +33,10 @@ decoders! {
     gptneox_serial: "gptneox-serial",
     chatglm_of_the_first_generation: "chatglm1-tiny",
     chatglm_of_the_second_generation: "chatglm2-tiny",
+    qwen3: "qwen3-tiny",
+    gemma2: "gemma2-tiny",
+    gemma3: "gemma3-tiny",
+    phi3: "phi3-tiny",
 }
 
 fn check(name: &str) {

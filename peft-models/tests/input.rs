@@ -2,11 +2,11 @@
 
 use burn::tensor::{Distribution, Tensor};
 use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor, load_feature_extractor};
-use peft_models::{Decoder, FeatureExtractor, ModelInput, Tokens};
+use peft_models::{CausalLm, Decoder, FeatureExtractor, ModelInput, Tokens};
 
 use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
 
-const DECODERS: [&str; 13] = [
+const DECODERS: [&str; 17] = [
     "gpt2-tiny",
     "llama-tiny",
     "llama-rope-llama3",
@@ -20,6 +20,10 @@ const DECODERS: [&str; 13] = [
     "gptj-tiny",
     "gptneox-tiny",
     "chatglm2-tiny",
+    "qwen3-tiny",
+    "gemma2-tiny",
+    "gemma3-tiny",
+    "phi3-tiny",
 ];
 
 #[test]
@@ -43,6 +47,25 @@ fn packed_rows_equal_separate_rows() {
     assert_close("bert", together.into_data(), Tensor::cat(separate.to_vec(), 1).into_data());
 }
 
+/// A loss that never forms the logits computes what the head says.
+#[test]
+fn a_head_is_a_product_unless_it_has_a_bias_or_a_cap() {
+    let hidden = |d_model: usize| Tensor::<2>::ones([3, d_model], &device()).cumsum(0).cumsum(1).sin();
+    let plain =
+        ["bloom-tiny", "opt-post", "gptneox-serial", "chatglm1-tiny", "chatglm1-flat", "gemma2-uncapped", "phi3-long"];
+    for name in DECODERS.into_iter().chain(plain) {
+        let model = causal_lm(name);
+        let Some(weight) = model.head_weight() else {
+            assert!(["gptj-tiny", "gemma2-tiny"].contains(&name), "{name}");
+            continue;
+        };
+        let hidden = hidden(weight.dims()[1]);
+        assert_close(name, hidden.clone().matmul(weight.transpose()).into_data(), model.head(hidden).into_data());
+    }
+    let capped = causal_lm("gemma2-tiny").head(hidden(32).mul_scalar(100.0)).abs().max().into_scalar::<f32>();
+    assert!((2.9..=3.0).contains(&capped), "{capped}");
+}
+
 #[test]
 fn embeddings_say_what_ids_say() {
     let words = ids([[9, 71, 5, 33, 18, 92], [64, 7, 51, 3, 28, 80]]);
@@ -54,6 +77,8 @@ fn embeddings_say_what_ids_say() {
         let vectors = match &model {
             AutoCausalLm::Gpt2(it) => it.transformer.wte.forward(words.clone()),
             AutoCausalLm::Llama(it) => it.model.embed_tokens.forward(words.clone()),
+            AutoCausalLm::Gemma(it) => it.model.embedding().forward(words.clone()),
+            AutoCausalLm::Phi3(it) => it.model.embedding().forward(words.clone()),
             AutoCausalLm::Bloom(it) => it.transformer.embedding().forward(words.clone()),
             AutoCausalLm::Opt(it) => it.model.embedding().forward(words.clone()),
             AutoCausalLm::GptNeo(it) => it.transformer.embedding().forward(words.clone()),

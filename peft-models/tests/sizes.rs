@@ -54,6 +54,24 @@ fn qwen2_half_b() {
     assert_eq!(model.describe().parameters(), 494_032_768);
 }
 
+/// As `num_parameters` of the reference counts them.
+#[test]
+fn followers_of_llama() {
+    let qwen3 = causal(
+        r#"{"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
+            "num_hidden_layers": 28, "num_key_value_heads": 8, "tie_word_embeddings": true}"#,
+    );
+    assert_eq!(qwen3.describe().parameters(), 596_049_920);
+    assert_eq!(causal(r#"{"model_type": "gemma2"}"#).describe().parameters(), 2_614_341_888);
+    let gemma3 = causal(
+        r#"{"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4,
+            "num_hidden_layers": 26, "num_key_value_heads": 1, "rope_local_base_freq": 10000, "rope_theta": 1000000,
+            "vocab_size": 262144}"#,
+    );
+    assert_eq!(gemma3.describe().parameters(), 999_885_952);
+    assert_eq!(causal(r#"{"model_type": "phi3"}"#).describe().parameters(), 3_821_079_552);
+}
+
 #[test]
 fn bloomz_560m_and_7b1() {
     let bloom = |more: &str| causal(&format!(r#"{{"model_type": "bloom", "vocab_size": 250880, {more}}}"#));

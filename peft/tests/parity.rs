@@ -30,6 +30,7 @@ mod encoder_prompts;
 mod encoders;
 mod lora;
 mod prompts;
+mod recent;
 mod relatives;
 mod variants;
 
@@ -40,6 +41,7 @@ const TABLES: &[&[&str]] = &[
     encoders::CASES,
     lora::CASES,
     prompts::CASES,
+    recent::CASES,
     relatives::CASES,
     variants::CASES,
 ];
@@ -124,6 +126,9 @@ fn check_weights_and_folder(name: &str) {
         "token-cls" => {
             let options = classifier_options(&adapters);
             weights_and_folder(name, auto::load_token_classifier(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        "masked-lm" => {
+            weights_and_folder(name, auto::load_masked_lm(folder, &device()).unwrap().0, &adapters);
         }
         "question-answering" => {
             weights_and_folder(name, auto::load_question_answerer(folder, &device(), 0).unwrap().0, &adapters);

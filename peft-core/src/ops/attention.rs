@@ -93,6 +93,21 @@ pub fn attention(
     attention_plain(query, key, value, mask, scale, dropout)
 }
 
+/// [`attention`] whose scores are bent into (−cap, cap) by a hyperbolic tangent before they are masked: Gemma 2's.
+///
+/// Composed of Burn's operations on every backend.
+pub fn attention_capped(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Option<&AttentionMask>,
+    scale: f64,
+    cap: f64,
+    dropout: &Dropout,
+) -> Tensor<4> {
+    composed([query, key, value], mask, scale, Some(cap), dropout)
+}
+
 /// [`attention`] composed of Burn's own operations.
 #[doc(hidden)]
 pub fn attention_plain(
@@ -103,10 +118,23 @@ pub fn attention_plain(
     scale: f64,
     dropout: &Dropout,
 ) -> Tensor<4> {
+    composed([query, key, value], mask, scale, None, dropout)
+}
+
+fn composed(
+    [query, key, value]: [Tensor<4>; 3],
+    mask: Option<&AttentionMask>,
+    scale: f64,
+    cap: Option<f64>,
+    dropout: &Dropout,
+) -> Tensor<4> {
     let groups = query.dims()[1] / key.dims()[1];
     let (key, value) = (repeat_heads(key, groups), repeat_heads(value, groups));
     let mut scores = query.mul_scalar(scale).matmul(key.swap_dims(2, 3));
     let shape = scores.dims();
+    if let Some(cap) = cap {
+        scores = bend(scores, cap);
+    }
     if let Some(bias) = mask.and_then(|it| it.bias.clone()) {
         scores = scores + bias.expand(shape);
     }
@@ -124,6 +152,11 @@ pub fn attention_plain(
         weights = weights.mask_fill(blind.expand(shape), 0.0);
     }
     dropout.forward(weights).matmul(value)
+}
+
+/// `cap · tanh(x / cap)`: small numbers stay, great ones come no further than ±cap.
+pub fn bend<const D: usize>(input: Tensor<D>, cap: f64) -> Tensor<D> {
+    input.div_scalar(cap).tanh().mul_scalar(cap)
 }
 
 /// Each key head once for every query head of its group: `[b, kv, s, d]` to `[b, kv · groups, s, d]`.

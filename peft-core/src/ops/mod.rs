@@ -20,7 +20,7 @@ mod tests;
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 #[doc(hidden)]
 pub use attention::attention_plain;
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionMask, attention, attention_capped, bend};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use low_rank::low_rank_update;
