@@ -153,6 +153,24 @@ impl<M: Module> PeftModel<M> {
         Ok(&self.adapters[name].plan)
     }
 
+    /// Adds an adapter with given tensors, keyed as in its file, and leaves alone what is active and what is trained.
+    ///
+    /// # Errors
+    /// As [`PeftModel::add_adapter`], or if a tensor is missing, unexpected or misshapen; then nothing has changed.
+    pub fn add_adapter_with(&mut self, name: &str, config: impl Tuner + 'static, tensors: Vec<Stored>) -> Result<()> {
+        let active = self.active.clone();
+        let trained = self.adapters.iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone());
+        let trained: Vec<String> = trained.collect();
+        self.add_adapter(name, config, 0)?;
+        let assigned = self.assign_adapter(name, tensors);
+        if assigned.is_err() {
+            self.delete_adapter(name)?;
+        }
+        self.set_active(&active)?;
+        self.set_trainable(&trained)?;
+        assigned
+    }
+
     fn insert(&mut self, name: &str, config: Box<dyn Tuner>, plan: Plan, seed: u64) -> Result<()> {
         self.check_free(name)?;
         if plan.trainable() == 0 {

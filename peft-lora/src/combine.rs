@@ -177,28 +177,8 @@ impl<M: Module> Combine for PeftModel<M> {
             fan_in_fan_out: configs[0].fan_in_fan_out,
             ..LoraConfig::default()
         };
-        add_quietly(self, name, config, tensors)
+        self.add_adapter_with(name, config, tensors)
     }
-}
-
-/// Adds an adapter with given tensors and leaves alone what is active and what is trained.
-pub(crate) fn add_quietly<M: Module>(
-    peft: &mut PeftModel<M>,
-    name: &str,
-    config: LoraConfig,
-    tensors: Vec<Stored>,
-) -> Result<()> {
-    let active = peft.active().to_vec();
-    let trained: Vec<String> =
-        peft.adapters().iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone()).collect();
-    peft.add_adapter(name, config, 0)?;
-    let assigned = peft.assign_adapter(name, tensors);
-    if assigned.is_err() {
-        peft.delete_adapter(name)?;
-    }
-    peft.set_active(&active)?;
-    peft.set_trainable(&trained)?;
-    assigned
 }
 
 fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> {

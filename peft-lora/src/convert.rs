@@ -4,7 +4,7 @@ use burn::module::Module;
 use peft_core::{Names, PeftError, PeftModel, Result};
 use serde_json::Value;
 
-use crate::combine::{add_quietly, stored};
+use crate::combine::stored;
 use crate::config::LoraConfig;
 use crate::svd;
 
@@ -13,6 +13,8 @@ use crate::svd;
 pub struct Conversion {
     /// Path of the layer.
     pub module: String,
+    /// Rank that it got.
+    pub rank: usize,
     /// Norm of what was lost over the norm of the update: 0 is exact, 1 is nothing left.
     pub error: f64,
     /// Norm of the update.
@@ -31,15 +33,47 @@ pub trait ConvertToLora {
     ///
     /// # Errors
     /// If the adapter is unknown, changes a bias or a norm by its method, or nothing is left to convert.
-    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: usize) -> Result<Vec<Conversion>>;
+    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: Rank) -> Result<Vec<Conversion>>;
+}
+
+/// How ranks are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rank {
+    /// One for all layers.
+    Fixed(usize),
+    /// For each layer the lowest that keeps this share of the sum of the squares of the update, above 0 and at most 1.
+    Share(f64),
+}
+
+impl Rank {
+    /// The rank of a layer whose update has these singular values, largest first.
+    fn of(self, values: &[f32]) -> usize {
+        match self {
+            Self::Fixed(rank) => rank,
+            Self::Share(share) => {
+                let wanted = share * energy(values);
+                let enough = |rank: &usize| energy(&values[..*rank]) >= wanted;
+                (1..values.len()).find(enough).unwrap_or(values.len()).max(1)
+            }
+        }
+    }
+}
+
+fn energy(values: &[f32]) -> f64 {
+    values.iter().map(|it| f64::from(*it).powi(2)).sum()
 }
 
 impl<M: Module> ConvertToLora for PeftModel<M> {
-    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: usize) -> Result<Vec<Conversion>> {
-        peft_core::shared::check_positive("r", rank)?;
-        let mut report = Vec::new();
+    fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: Rank) -> Result<Vec<Conversion>> {
+        match rank {
+            Rank::Fixed(rank) => peft_core::shared::check_positive("r", rank)?,
+            Rank::Share(share) if !(share > 0.0 && share <= 1.0) => {
+                return Err(PeftError::config("keep", format!("is {share}, expected a share above 0 and at most 1")));
+            }
+            Rank::Share(_) => {}
+        }
+        let mut report: Vec<Conversion> = Vec::new();
         let mut tensors = Vec::new();
-        let mut modules = Vec::new();
         let mut whole = Vec::new();
         for update in self.updates(adapter)? {
             let site = &update.site;
@@ -55,15 +89,16 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
                 return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
             }
             let matrix = svd::to_mat(&update.delta);
-            let (a, b, values) = svd::factors(&matrix, rank);
-            let energy = |values: &[f32]| values.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
+            let svd = svd::thin(&matrix);
+            let rank = rank.of(&svd.1);
+            let (a, b) = svd::leading(&svd, rank);
+            let values = svd.1;
             let all = energy(&values);
             let lost = energy(&values[rank.min(values.len())..]);
             let rank_needed =
                 (0..=values.len()).find(|it| energy(&values[*it..]) <= 1e-12 * all).unwrap_or(values.len());
             let error = if all > 0.0 { (lost / all).sqrt() } else { 0.0 };
-            report.push(Conversion { module: site.module.clone(), error, norm: all.sqrt(), rank_needed });
-            modules.push(site.module.clone());
+            report.push(Conversion { module: site.module.clone(), rank, error, norm: all.sqrt(), rank_needed });
             tensors.extend(stored(site, rank, &a, &b));
         }
         if report.is_empty() {
@@ -80,14 +115,19 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
         if config.get("bias").and_then(Value::as_str).is_some_and(|it| it.ends_with("_only")) {
             config.insert("bias".into(), "lora_only".into());
         }
+        let rank = report.iter().map(|it| it.rank).max().unwrap_or(1);
+        // Every rank is its own alpha: the scale is 1.
+        let unlike = || report.iter().filter(|it| it.rank != rank).map(|it| (format!("^{}", it.module), it.rank));
         let config = LoraConfig {
             r: rank,
             lora_alpha: rank as f64,
-            target_modules: Some(Names::List(modules)),
+            rank_pattern: unlike().collect(),
+            alpha_pattern: unlike().map(|(module, rank)| (module, rank as f64)).collect(),
+            target_modules: Some(Names::List(report.iter().map(|it| it.module.clone()).collect())),
             ..LoraConfig::parse(config)?
         };
         tensors.extend(self.adapter_tensors(adapter)?.into_iter().filter(|it| whole.contains(&it.key)));
-        add_quietly(self, name, config, tensors)?;
+        self.add_adapter_with(name, config, tensors)?;
         Ok(report)
     }
 }

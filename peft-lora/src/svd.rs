@@ -28,9 +28,15 @@ pub(crate) fn thin(weight: &Mat<f32>) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
 /// The best factors of this rank: `A = Vᵀ` `[rank, in]`, `B = U S` `[out, rank]`, and the singular values of all of it.
 /// A matrix of lower rank gives fewer rows.
 pub(crate) fn factors(update: &Mat<f32>, rank: usize) -> (Mat<f32>, Mat<f32>, Vec<f32>) {
-    let (u, s, v) = thin(update);
+    let svd = thin(update);
+    let (a, b) = leading(&svd, rank);
+    (a, b, svd.1)
+}
+
+/// The same of a matrix that is decomposed already.
+pub(crate) fn leading((u, s, v): &(Mat<f32>, Vec<f32>, Mat<f32>), rank: usize) -> (Mat<f32>, Mat<f32>) {
     let rank = rank.min(s.len());
-    let a = Mat::from_fn(rank, update.ncols(), |row, column| v[(column, row)]);
-    let b = Mat::from_fn(update.nrows(), rank, |row, column| u[(row, column)] * s[column]);
-    (a, b, s)
+    let a = Mat::from_fn(rank, v.nrows(), |row, column| v[(column, row)]);
+    let b = Mat::from_fn(u.nrows(), rank, |row, column| u[(row, column)] * s[column]);
+    (a, b)
 }

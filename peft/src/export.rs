@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 use peft_core::{PeftError, Result};
-use peft_lora::convert::Conversion;
+use peft_lora::convert::{Conversion, Rank};
 
 use crate::folders;
 use pairs::Pairs;
@@ -99,7 +99,7 @@ pub fn export(adapter: &Path, output: &Path, options: &ExportOptions, device: &D
             let Some(base) = &options.base else {
                 return Err(PeftError::config("rank", "needs the base model to convert the adapter: name it too"));
             };
-            (plain.path(), folders::convert(adapter, base, rank, plain.path(), device)?)
+            (plain.path(), folders::convert(adapter, base, Rank::Fixed(rank), plain.path(), device)?)
         }
     };
     let pairs = Pairs::read(adapter)?;

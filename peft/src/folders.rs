@@ -6,20 +6,20 @@ use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
 use peft_lora::combine::{Combination, Combine};
-use peft_lora::convert::{Conversion, ConvertToLora};
+use peft_lora::convert::{Conversion, ConvertToLora, Rank};
 
 use crate::adapted::{OnModel, with_adapters};
 
 /// Name of what is made, which no folder has.
 const MADE: &str = "made";
 
-/// Turns the adapter in a folder into LoRA of this rank, writes it to `output`, and says what each layer lost.
+/// Turns the adapter in a folder into LoRA of this rank or these ranks, writes it to `output`, and says what each layer lost.
 ///
 /// # Errors
 /// If something cannot be read, or the adapter changes more than weights of layers.
-pub fn convert(adapter: &Path, base: &Path, rank: usize, output: &Path, device: &Device) -> Result<Vec<Conversion>> {
+pub fn convert(adapter: &Path, base: &Path, rank: Rank, output: &Path, device: &Device) -> Result<Vec<Conversion>> {
     struct Job<'a> {
-        rank: usize,
+        rank: Rank,
         output: &'a Path,
     }
     impl OnModel for Job<'_> {
@@ -34,7 +34,8 @@ pub fn convert(adapter: &Path, base: &Path, rank: usize, output: &Path, device: 
     with_adapters(base, &named, device, Job { rank, output })
 }
 
-/// Combines the adapters in some folders, each with its weight, into one LoRA adapter in `output`; see [`Combine`].
+/// Combines the adapters in some folders, each with its weight, into one adapter in `output`; see [`Combine`]. Adapters
+/// of IA3 can be added up, and nothing else.
 ///
 /// # Errors
 /// If something cannot be read, an adapter is not plain LoRA, or ranks differ where they must not.
@@ -56,7 +57,18 @@ pub fn combine(
         type Output = ();
         fn run<M: Module + Describe>(self, mut peft: PeftModel<M>) -> Result<()> {
             let weights: Vec<(&str, f64)> = self.weights.iter().map(|(name, it)| (name.as_str(), *it)).collect();
-            peft.combine(MADE, &weights, self.how, self.seed)?;
+            let is_ia3 = peft.adapters().values().all(|it| it.config.peft_type() == "IA3");
+            match self.how {
+                #[cfg(feature = "ia3")]
+                Combination::Factors(peft_lora::combine::Merge::Linear) if is_ia3 => {
+                    peft_ia3::CombineIa3::combine_ia3(&mut peft, MADE, &weights)?;
+                }
+                _ if is_ia3 => {
+                    let reason = "its vectors can only be added up: take `linear`";
+                    return Err(PeftError::unsupported("this combination of IA3", reason));
+                }
+                how => peft.combine(MADE, &weights, how, self.seed)?,
+            }
             peft.save_adapter(self.output, MADE)
         }
     }

@@ -10,10 +10,10 @@ use peft::core::laws::{self, distance};
 use peft::core::{AdapterFolder, Names, PeftModel, Tuner, nn, read_config};
 use peft::ia3::Ia3Config;
 use peft::lora::combine::{Combination, Combine, Majority};
-use peft::lora::convert::ConvertToLora;
+use peft::lora::convert::{ConvertToLora, Rank};
 use peft::lora::{
     AdaLoraConfig, Bias, BoftConfig, FourierFtConfig, HiraConfig, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig,
-    MissConfig, OftConfig, RandLoraConfig, ShiraConfig, TrainableTokensConfig,
+    MissConfig, OftConfig, RandLoraConfig, ShiraConfig, TrainableTokensConfig, VeraConfig,
 };
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -84,6 +84,7 @@ fn methods(targets: &[&str]) -> Vec<(&'static str, Box<dyn Tuner>)> {
             Box::new(FourierFtConfig { n_frequency: 10, target_modules: names(), ..FourierFtConfig::default() }),
         ),
         ("randlora", Box::new(RandLoraConfig { r: 4, target_modules: names(), ..RandLoraConfig::default() })),
+        ("vera", Box::new(VeraConfig { r: 4, d_initial: 0.5, target_modules: names(), ..VeraConfig::default() })),
         ("ln_tuning", Box::new(LnTuningConfig { target_modules: names(), ..LnTuningConfig::default() })),
     ]
 }
@@ -650,12 +651,12 @@ fn every_weight_method_becomes_lora() {
         let wanted = output(&peft);
         if ["ia3", "ln_tuning"].contains(&what) {
             // They change biases too, or modules whole.
-            assert!(peft.convert_to_lora("one", "low", 4).is_err(), "{what}");
+            assert!(peft.convert_to_lora("one", "low", Rank::Fixed(4)).is_err(), "{what}");
             continue;
         }
-        let low = peft.convert_to_lora("one", "low", 2).unwrap();
+        let low = peft.convert_to_lora("one", "low", Rank::Fixed(2)).unwrap();
         assert_eq!(peft.active(), ["one"]);
-        let full = peft.convert_to_lora("one", "full", 20).unwrap();
+        let full = peft.convert_to_lora("one", "full", Rank::Fixed(20)).unwrap();
         assert_eq!(low.len(), 2);
         assert!(full.iter().all(|it| it.error < 1e-5 && it.rank_needed <= 12), "{what}: {full:?}");
         peft.set_active(&["full"]).unwrap();
@@ -667,11 +668,21 @@ fn every_weight_method_becomes_lora() {
             assert!((norm(&lost) / norm(&one) - told.error).abs() < 1e-3, "{what}: {told:?}");
             assert!((norm(&one) - told.norm).abs() < 1e-4 * norm(&one), "{what}: {told:?}");
         }
-        assert!(peft.convert_to_lora("one", "none", 0).is_err());
+        assert!(peft.convert_to_lora("one", "none", Rank::Fixed(0)).is_err());
+        // A rank for each layer, no higher than it takes.
+        let kept = peft.convert_to_lora("one", "kept", Rank::Share(0.9)).unwrap();
+        for told in &kept {
+            assert!(told.error.powi(2) <= 0.1 + 1e-6 && told.rank <= told.rank_needed.max(1), "{what}: {told:?}");
+        }
+        let lower = peft.convert_to_lora("one", "lower", Rank::Share(0.2)).unwrap();
+        assert!(lower.iter().zip(&kept).all(|(a, b)| a.rank <= b.rank), "{what}");
+        for share in [0.0, -0.5, 1.5, f64::NAN] {
+            assert!(peft.convert_to_lora("one", "none", Rank::Share(share)).is_err());
+        }
     }
     let mut peft = llama();
     peft.add_adapter("prompt", peft::prompt::PromptTuningConfig::new(2, "CAUSAL_LM"), 1).unwrap();
-    assert!(peft.convert_to_lora("prompt", "low", 2).is_err());
+    assert!(peft.convert_to_lora("prompt", "low", Rank::Fixed(2)).is_err());
 }
 
 #[test]
@@ -780,7 +791,7 @@ fn moved_starts_become_lora_with_patterns_and_rslora() {
             laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
             let wanted = output(&peft);
             // Twice the rank holds what was learned less what it started from.
-            let report = peft.convert_to_lora("one", "plain", 8).unwrap();
+            let report = peft.convert_to_lora("one", "plain", Rank::Fixed(8)).unwrap();
             assert!(report.iter().all(|it| it.error < 1e-5 && it.rank_needed <= 8), "{start}: {report:?}");
             peft.set_active(&["plain"]).unwrap();
             assert!(distance(&output(&peft), &wanted) < 1e-4, "{start}");
@@ -852,7 +863,7 @@ fn conversion_takes_saved_modules_along() {
         peft.add_adapter("one", config, 1).unwrap();
         laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
         let wanted = output(&peft);
-        peft.convert_to_lora("one", "plain", 12).unwrap();
+        peft.convert_to_lora("one", "plain", Rank::Fixed(12)).unwrap();
         peft.set_active(&["plain"]).unwrap();
         assert!(distance(&output(&peft), &wanted) < 1e-5, "{bias:?}");
         assert_eq!(peft.adapter_config("plain").unwrap()["modules_to_save"], serde_json::json!(["lin1"]));

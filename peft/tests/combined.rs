@@ -4,8 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
+use peft::ia3::CombineIa3;
 use peft::lora::combine::{Combination, Combine, Majority};
-use peft::lora::convert::ConvertToLora;
+use peft::lora::convert::{ConvertToLora, Rank};
 use peft::lora::{LoraConfig, OftConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -77,6 +78,26 @@ fn combinations_have_the_numbers_of_the_reference() {
 }
 
 #[test]
+fn vectors_are_added_up_as_in_the_reference() {
+    let wanted = expected(&fixtures().join("combined/expected.safetensors"));
+    let mut peft = base();
+    for name in ["ia3_first", "ia3_second"] {
+        peft.load_adapter(fixtures().join("combined").join(name), name, &peft::methods()).unwrap();
+    }
+    peft.combine_ia3("new", &[("ia3_first", 0.7), ("ia3_second", 0.4)]).unwrap();
+    assert_eq!(peft.active(), ["ia3_first", "ia3_second"]);
+    let tensors = peft.adapter_tensors("new").unwrap();
+    let wanted: Vec<_> = wanted.iter().filter_map(|(key, it)| Some((key.strip_prefix("ia3/")?, it))).collect();
+    assert_eq!(tensors.len(), wanted.len());
+    for (key, wanted) in wanted {
+        assert_close(key, find(&tensors, key), wanted);
+    }
+    peft.add_adapter("lora", LoraConfig::new(2, 4.0).targets(["q_proj"]), 1).unwrap();
+    assert!(peft.combine_ia3("more", &[("lora", 1.0)]).unwrap_err().to_string().contains("not IA3"));
+    assert!(peft.combine_ia3("more", &[]).is_err());
+}
+
+#[test]
 fn dare_keeps_everything_at_a_density_of_one_and_draws_from_the_seed_below() {
     let mut peft = loaded();
     let dare = Combination::parse("dare_linear", Some(0.5), Majority::Total, None).unwrap();
@@ -127,8 +148,8 @@ fn an_orthogonal_adapter_becomes_lora() {
     peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.2, &device()).unwrap();
     let wanted = logits(&peft.model().valid(), ids());
-    let low = peft.convert_to_lora(DEFAULT_ADAPTER, "low", 4).unwrap();
-    let full = peft.convert_to_lora(DEFAULT_ADAPTER, "full", 32).unwrap();
+    let low = peft.convert_to_lora(DEFAULT_ADAPTER, "low", Rank::Fixed(4)).unwrap();
+    let full = peft.convert_to_lora(DEFAULT_ADAPTER, "full", Rank::Fixed(32)).unwrap();
     assert!(low.iter().all(|it| it.error > 0.01 && it.error < 1.0) && full.iter().all(|it| it.error < 1e-5));
     peft.set_active(&["full"]).unwrap();
     assert!(distance(&logits(&peft.model().valid(), ids()), &wanted) < 1e-4);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use peft::core::Result;
 use peft::folders;
-use peft::lora::convert::Conversion;
+use peft::lora::convert::{Conversion, Rank};
 
 use super::common::{Adapter, device, model_folder};
 
@@ -17,8 +17,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR or ID")]
     adapter: String,
     /// Rank of the LoRA adapter.
-    #[arg(long)]
-    rank: usize,
+    #[arg(long, required_unless_present = "keep")]
+    rank: Option<usize>,
+    /// A rank for each layer instead: the lowest that keeps this share of the update, such as 0.99.
+    #[arg(long, value_name = "SHARE", conflicts_with = "rank")]
+    keep: Option<f64>,
     /// Folder to write it to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -27,17 +30,22 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let adapter = Adapter::unscaled(&args.adapter).folder()?;
     let base = model_folder(&args.model)?;
-    let layers = folders::convert(&adapter, &base, args.rank, &args.output, &device(Some("flex"))?)?;
+    let rank = match (args.rank, args.keep) {
+        (_, Some(share)) => Rank::Share(share),
+        (rank, None) => Rank::Fixed(rank.unwrap_or(0)),
+    };
+    let layers = folders::convert(&adapter, &base, rank, &args.output, &device(Some("flex"))?)?;
     print(&layers);
-    println!("LoRA of rank {} written to {}", args.rank, args.output.display());
+    let rank = layers.iter().map(|it| it.rank).max().unwrap_or(0);
+    println!("LoRA of rank {rank} written to {}", args.output.display());
     Ok(())
 }
 
 /// What each layer lost, and all together.
 pub(super) fn print(layers: &[Conversion]) {
     let width = layers.iter().map(|it| it.module.len()).max().unwrap_or(0);
-    for Conversion { module, error, rank_needed, .. } in layers {
-        println!("{module:width$}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error);
+    for Conversion { module, rank, error, rank_needed, .. } in layers {
+        println!("{module:width$}  rank {rank:3}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error);
     }
-    println!("{:width$}  error {:7.3} %", "all together", 100.0 * folders::total_error(layers));
+    println!("{:width$}            error {:7.3} %", "all together", 100.0 * folders::total_error(layers));
 }

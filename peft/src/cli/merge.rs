@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use peft::core::checkpoint::{Checkpoint, FloatType, model_tensors, write_tensors};
+use peft::core::checkpoint::{Checkpoint, FloatType, model_tensors, write_atomically, write_tensors};
 use peft::core::{PeftError, Result};
+use peft::models::config::RawConfig;
 
 use super::common::{Adapter, adapter_folders, causal_lm, device, load_adapters, model_folder};
 
@@ -53,6 +54,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
     };
+    // A head that an adapter has moved apart from the table is read only if the configuration does not tie them.
+    let has_head = tensors.iter().any(|it| it.key.ends_with("lm_head.weight"));
     write_tensors(args.output.join("model.safetensors"), tensors, float)?;
     for file in COMPANIONS {
         let from = folder.join(file);
@@ -60,6 +63,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let to = args.output.join(file);
             fs::copy(&from, &to).map_err(PeftError::io("write", &to))?;
         }
+    }
+    let mut config = RawConfig::read(&folder)?.json;
+    if has_head && !config.get("tie_word_embeddings").is_some_and(|it| it == false) {
+        config.insert("tie_word_embeddings".into(), false.into());
+        let text = serde_json::to_string_pretty(&config).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        write_atomically(args.output.join("config.json"), text.as_bytes())?;
     }
     println!("merged checkpoint written to {}", args.output.display());
     Ok(())
