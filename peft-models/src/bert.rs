@@ -151,22 +151,27 @@ impl BertSelfAttention {
         }
     }
 
+    /// `looking` are the tokens that look at those of `hidden`: all of them, or those whose output is wanted.
     fn forward(
         &self,
+        looking: Tensor<3>,
         hidden: Tensor<3>,
         layer: usize,
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
-        let d_head = d_model / self.heads;
-        let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
-        let query = split(self.query.forward(hidden.clone()));
+        let shape = looking.dims();
+        let d_head = shape[2] / self.heads;
+        let split = |projected: Tensor<3>| {
+            let [batch, seq, _] = projected.dims();
+            projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2)
+        };
+        let query = split(self.query.forward(looking));
         let key = split(self.key.forward(hidden.clone()));
         let value = split(self.value.forward(hidden));
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
-        mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
+        mixed.swap_dims(1, 2).reshape(shape)
     }
 }
 
@@ -236,18 +241,30 @@ impl BertLayer {
         }
     }
 
+    /// The output of the tokens `looking`, which may be all of `hidden`.
     fn forward(
         &self,
+        looking: Tensor<3>,
         hidden: Tensor<3>,
         layer: usize,
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let mixed = self.attention.self_.forward(hidden.clone(), layer, mask, cache);
-        let hidden = self.attention.output.forward(mixed, hidden);
+        let mixed = self.attention.self_.forward(looking.clone(), hidden, layer, mask, cache);
+        let hidden = self.attention.output.forward(mixed, looking);
         let inner = self.intermediate.act.apply(self.intermediate.dense.forward(hidden.clone()));
         self.output.forward(inner, hidden)
     }
+}
+
+/// The tokens whose last hidden state is wanted.
+///
+/// A classifier looks at the first one only. Above the keys and values of the last layer the others are not computed
+/// then, forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    All,
+    First,
 }
 
 /// The stack.
@@ -263,16 +280,24 @@ impl BertEncoder {
     }
 
     /// # Shapes
-    /// - embedded, output: `[batch, seq, d_model]`
+    /// - embedded: `[batch, seq, d_model]`
+    /// - output: `[batch, wanted, d_model]`
     pub(crate) fn forward(
         &self,
         embedded: Tensor<3>,
         mask: Option<&AttentionMask>,
         mut prefix: Option<&mut KvCache>,
+        wanted: Wanted,
     ) -> Tensor<3> {
         let mut hidden = embedded;
         for (at, layer) in self.layer.iter().enumerate() {
-            hidden = layer.forward(hidden, at, mask, prefix.as_deref_mut());
+            let prefix = prefix.as_deref_mut();
+            hidden = if wanted == Wanted::First && at + 1 == self.layer.len() {
+                let first = mask.map(|it| it.of_queries(0..1));
+                layer.forward(hidden.clone().narrow(1, 0, 1), hidden, at, first.as_ref(), prefix)
+            } else {
+                layer.forward(hidden.clone(), hidden, at, mask, prefix)
+            };
         }
         hidden
     }
@@ -328,14 +353,19 @@ impl BertModel {
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
-        prompt::around(&self.embeddings.word_embeddings, input, None, |input, prefix| self.layers(input, prefix))
+        self.hidden(input, Wanted::All)
+    }
+
+    fn hidden(&self, input: &ModelInput, wanted: Wanted) -> Tensor<3> {
+        let layers = |input: &ModelInput, prefix: Option<&mut KvCache>| self.layers(input, prefix, wanted);
+        prompt::around(&self.embeddings.word_embeddings, input, None, layers)
     }
 
     /// A prefix of keys and values comes in a cache, as it does for a decoder.
-    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>) -> Tensor<3> {
+    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: Wanted) -> Tensor<3> {
         let past = prefix.as_ref().map_or(0, |it| it.len());
         let mask = mask::bidirectional(input, past);
-        self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix)
+        self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix, wanted)
     }
 
     /// The summary of every sequence, `[batch, d_model]`; nothing without a pooler.
@@ -399,7 +429,8 @@ impl Describe for BertForSequenceClassification {
 
 impl SequenceClassifier for BertForSequenceClassification {
     fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        let pooled = self.bert.pool(self.bert.forward(input)).expect("a classifier is built with a pooler");
+        let pooled =
+            self.bert.pool(self.bert.hidden(input, Wanted::First)).expect("a classifier is built with a pooler");
         self.classifier.forward(self.dropout.forward(pooled))
     }
 

@@ -12,7 +12,7 @@ use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde_json::json;
 
-use crate::bert::{BertConfig, BertEncoder, BertPooler};
+use crate::bert::{BertConfig, BertEncoder, BertPooler, Wanted};
 use crate::config::{LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, Tokens};
 use crate::mask;
@@ -151,14 +151,19 @@ impl RobertaModel {
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
-        prompt::around(&self.embeddings.word_embeddings, input, None, |input, prefix| self.layers(input, prefix))
+        self.hidden(input, Wanted::All)
+    }
+
+    fn hidden(&self, input: &ModelInput, wanted: Wanted) -> Tensor<3> {
+        let layers = |input: &ModelInput, prefix: Option<&mut KvCache>| self.layers(input, prefix, wanted);
+        prompt::around(&self.embeddings.word_embeddings, input, None, layers)
     }
 
     /// A prefix of keys and values comes in a cache, as it does for a decoder.
-    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>) -> Tensor<3> {
+    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: Wanted) -> Tensor<3> {
         let past = prefix.as_ref().map_or(0, |it| it.len());
         let mask = mask::bidirectional(input, past);
-        self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix)
+        self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix, wanted)
     }
 }
 
@@ -241,7 +246,7 @@ impl Describe for RobertaForSequenceClassification {
 
 impl SequenceClassifier for RobertaForSequenceClassification {
     fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        self.classifier.forward(self.roberta.forward(input))
+        self.classifier.forward(self.roberta.hidden(input, Wanted::First))
     }
 
     fn num_labels(&self) -> usize {

@@ -1,5 +1,8 @@
 //! Scaled dot-product attention.
 
+use std::ops::Range;
+
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Tensor, activation};
 
 #[cfg(feature = "flex")]
@@ -174,6 +177,21 @@ fn repeat_heads(tensor: Tensor<4>, groups: usize) -> Tensor<4> {
 }
 
 impl AttentionMask {
+    /// The mask of some of the queries.
+    pub fn of_queries(&self, queries: Range<usize>) -> Self {
+        fn rows<K: Basic>(all: &Tensor<4, K>, queries: &Range<usize>) -> Tensor<4, K> {
+            // What is the same for all queries has one row.
+            if all.dims()[2] == 1 { all.clone() } else { all.clone().narrow(2, queries.start, queries.len()) }
+        }
+        Self {
+            hidden: self.hidden.as_ref().map(|it| rows(it, &queries)),
+            blind: self.blind.as_ref().map(|it| rows(it, &queries)),
+            added: self.added,
+            then: self.then.as_ref().map(|it| rows(it, &queries)),
+            bias: self.bias.as_ref().map(|it| rows(it, &queries)),
+        }
+    }
+
     /// The same mask, except that a query that may see no key gives the mean of all values.
     pub fn never_blind(self) -> Self {
         Self { blind: None, ..self }

@@ -125,7 +125,7 @@ mod fused {
         for (start, labels) in (0..rows).step_by(chunk).zip(labels.chunks(chunk)) {
             let layout = hidden.layout().narrow(0, start, labels.len());
             let hidden = hidden.clone().with_layout(layout);
-            let logits = Flex::float_matmul(hidden.clone(), permuted(weight.clone(), &[1, 0]));
+            let logits = kernel::product(hidden.clone(), permuted(weight.clone(), &[1, 0]), None);
             let mut losses = vec![0.0; labels.len()];
             let slopes = kernel::overwrite(logits, |logits| {
                 let rows = logits.par_chunks_mut(classes).zip(labels).zip(&mut losses);
@@ -135,11 +135,11 @@ mod fused {
             });
             sum += losses.iter().sum::<f64>();
             if let Some(grad) = &mut hidden_grad {
-                let product = contiguous(Flex::float_matmul(slopes.clone(), weight.clone()));
+                let product = contiguous(kernel::product(slopes.clone(), weight.clone(), None));
                 grad.extend_from_slice(numbers(&product));
             }
             if to_weight {
-                let product = Flex::float_matmul(permuted(slopes, &[1, 0]), hidden);
+                let product = kernel::product(permuted(slopes, &[1, 0]), hidden, None);
                 weight_grad = Some(match weight_grad {
                     Some(grad) => Flex::float_add(grad, product),
                     None => product,

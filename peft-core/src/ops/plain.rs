@@ -55,6 +55,11 @@ pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f6
     normal * weight.unsqueeze()
 }
 
+/// See [`crate::ops::linear`]; the weight is `[in, out]`.
+pub fn linear(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    burn::tensor::module::linear(input, weight, bias)
+}
+
 /// See [`crate::ops::low_rank_update`]; the input is dropped already.
 pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     output + input.matmul(a.transpose()).matmul(b.transpose()).mul_scalar(scale)

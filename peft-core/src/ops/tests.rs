@@ -4,6 +4,7 @@ use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, Pairing, RotaryTable, plain};
 use crate::nn::Dropout;
+use crate::site::Layout;
 
 fn device() -> Device {
     Device::flex()
@@ -191,6 +192,61 @@ fn rotations_are_their_compositions() {
             );
         }
     }
+}
+
+#[test]
+fn linear_layers_are_their_compositions() {
+    // Thin ones, ragged ones, and more than one run of the inner dimension and of rows.
+    for (rows, d_in, d_out) in [(3, 5, 7), (33, 34, 35), (40, 48, 96), (150, 800, 49), (300, 33, 130)] {
+        let inputs = [numbers([rows, d_in], 1), numbers([d_out, d_in], 2)].map(|it| it.mul_scalar(0.1));
+        for layout in [Layout::OutIn, Layout::InOut] {
+            let laid = |w: Tensor<2>| if layout == Layout::OutIn { w } else { w.transpose() };
+            check(
+                "linear",
+                inputs.clone(),
+                |[x, w]| ops::linear(x, laid(w), None, layout),
+                |[x, w]| plain::linear(x, w.transpose(), None),
+            );
+        }
+        // A row that is the same everywhere has a gradient of its own.
+        let bias = numbers([1, d_out], 3);
+        let [x, w] = inputs;
+        check(
+            "linear with a bias",
+            [x, w, bias],
+            |[x, w, b]| ops::linear(x, w, Some(b.reshape([d_out])), Layout::OutIn),
+            |[x, w, b]| plain::linear(x, w.transpose(), Some(b.reshape([d_out]))),
+        );
+    }
+    // A frozen weight, and an input that is a view.
+    let x = numbers([70, 60], 1).autodiff().require_grad();
+    let w = numbers([40, 50], 2);
+    let view = x.clone().narrow(1, 5, 40).narrow(0, 10, 50);
+    let grads = ops::linear(view, Tensor::from_inner(w.clone()), None, Layout::InOut).sum().backward();
+    let slopes = values(w.clone().sum_dim(1));
+    for (at, slope) in values(x.grad(&grads).expect("a gradient")).into_iter().enumerate() {
+        let (row, column) = (at / 60, at % 60);
+        let seen = (10..60).contains(&row) && (5..45).contains(&column);
+        let wanted = if seen { slopes[column - 5] } else { 0.0 };
+        assert!((slope - wanted).abs() < 1e-4, "{slope} is not {wanted} at {row}, {column}");
+    }
+    for [rows, d_in, d_out] in [[0, 40, 50], [40, 0, 50], [40, 50, 0]] {
+        let (x, w, b) = (numbers([rows, d_in], 1), numbers([d_in, d_out], 2), numbers([d_out], 3));
+        let y = ops::linear(x, w, Some(b.clone()), Layout::InOut);
+        assert_eq!(y.dims(), [rows, d_out]);
+        assert_eq!(values(y), values(b).repeat(rows));
+    }
+}
+
+#[test]
+fn the_mask_of_some_queries_is_part_of_the_mask() {
+    let off = Dropout::new(0.0);
+    let [q, k, v] = [1, 2, 3].map(|salt| numbers([2, 2, 6, 4], salt));
+    let bias = numbers([1, 2, 1, 6], 4);
+    let full = AttentionMask::new(mask(2, 6, 6, 1), true).with_bias(bias);
+    let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(&full), 0.5, &off);
+    let part = ops::attention(q.narrow(2, 2, 3), k, v, Some(&full.of_queries(2..5)), 0.5, &off);
+    assert_close("queries", &values(part), &values(all.narrow(2, 2, 3)));
 }
 
 #[test]

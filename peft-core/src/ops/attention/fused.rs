@@ -222,7 +222,7 @@ impl Attention {
         let sizes = self.sizes();
         let heads = sizes.kv_heads * sizes.group;
         let shape = Shape::new([sizes.batch, sizes.queries, heads, sizes.d_head]);
-        let mut output = vec![0.0; shape.num_elements()];
+        let mut output = kernel::zeros(shape.num_elements());
         for tile in self.tiles().into_iter().filter(|it| it.width > 0) {
             let weights = kernel::overwrite(self.scores(tile), |scores| {
                 let rows = kernel::rows_per_piece(tile.width);
@@ -249,7 +249,7 @@ impl Attention {
         let grad = grouped(grad, group);
         let buffer = |wanted: bool, length: usize, heads: usize| {
             let shape = Shape::new([batch, length, heads, d_head]);
-            wanted.then(|| (vec![0.0; shape.num_elements()], shape))
+            wanted.then(|| (kernel::zeros(shape.num_elements()), shape))
         };
         let mut query_grad = buffer(to_query, queries, heads);
         let mut key_grad = buffer(to_key, keys, kv_heads);
@@ -333,19 +333,24 @@ fn scatter(
     heads: usize,
     start: usize,
     rows: usize,
-    put: impl Fn(&mut [f32], &[f32]),
+    put: impl Fn(&mut [f32], &[f32]) + Sync,
 ) {
     let d_head = from.shape()[4];
-    if d_head == 0 {
+    if d_head == 0 || heads == 0 {
         return;
     }
     let from = contiguous(from.clone());
-    for (at, row) in numbers(&from).chunks(d_head).enumerate() {
-        let (position, above) = (start + at % rows, at / rows);
-        let (head, batch) = (above % heads, above / heads);
-        let place = (batch * length + position) * heads + head;
-        put(&mut to[place * d_head..(place + 1) * d_head], row);
-    }
+    let from = numbers(&from);
+    let positions = to.par_chunks_mut(heads * d_head).with_min_len(kernel::rows_per_piece(heads * d_head));
+    positions.enumerate().for_each(|(at, to)| {
+        let (batch, position) = (at / length, at % length);
+        if (start..start + rows).contains(&position) {
+            for (head, to) in to.chunks_mut(d_head).enumerate() {
+                let row = (batch * heads + head) * rows + position - start;
+                put(to, &from[row * d_head..][..d_head]);
+            }
+        }
+    });
 }
 
 /// What applies to one row of scores.

@@ -4,12 +4,15 @@
 //! run time; [`par`] cuts a tensor into pieces of a fixed size, so that sums do not depend on the number of threads.
 
 pub(crate) mod math;
+mod product;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+pub(crate) use product::product;
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;
@@ -57,6 +60,11 @@ pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
+/// So many zeros, written by all threads: the memory of a large buffer is not at hand for a single one of them.
+pub(crate) fn zeros(count: usize) -> Vec<f32> {
+    (0..count).into_par_iter().with_min_len(PIECE).map(|_| 0.0).collect()
+}
+
 /// Calls `write` with the numbers of a tensor of the same shape as `tensor`, filled with its values: in its own memory
 /// where nobody else holds it.
 pub(crate) fn overwrite(tensor: FlexTensor, write: impl FnOnce(&mut [f32])) -> FlexTensor {
@@ -91,7 +99,7 @@ pub(crate) fn map<F: Fn(f32) -> f32 + Copy + Sync>(input: FlexTensor, f: F) -> F
     }
     let input = contiguous(input);
     let numbers = numbers(&input);
-    let mut output = vec![0.0; numbers.len()];
+    let mut output = zeros(numbers.len());
     let pieces = output.par_chunks_mut(PIECE).zip(numbers.par_chunks(PIECE));
     pieces.for_each(|(out, x)| simd(Map(out, x, f)));
     tensor(output, input.shape())

@@ -1,0 +1,150 @@
+//! A linear layer.
+
+use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use super::kernel;
+use super::plain;
+use crate::site::Layout;
+
+/// `x W + b` with leading axes folded into one, so that it is a single matrix product.
+///
+/// # Shapes
+/// - input: `[.., in]`
+/// - weight: as `layout` says
+/// - output: `[.., out]`
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    layout: Layout,
+) -> Tensor<D> {
+    let weight = match layout {
+        Layout::OutIn => weight.transpose(),
+        Layout::InOut => weight,
+    };
+    let mut dims = input.dims();
+    let rows = dims[..D - 1].iter().product::<usize>();
+    let output = product(input.reshape([rows, dims[D - 1]]), weight, bias);
+    dims[D - 1] = output.dims()[1];
+    output.reshape(dims)
+}
+
+fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if kernel::fits(&input) && kernel::fits(&weight) && bias.as_ref().is_none_or(kernel::fits) {
+        return fused::product(input, weight, bias);
+    }
+    plain::linear(input, weight, bias)
+}
+
+#[cfg(feature = "flex")]
+mod fused {
+    use burn::backend::autodiff::checkpoint::base::Checkpointer;
+    use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::backend::flex::FlexTensor;
+    use burn::backend::ops::FloatTensorOps;
+    use burn::backend::tensor::FloatTensor;
+    use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+    use burn::tensor::Tensor;
+
+    use crate::ops::kernel::{self, contiguous, permuted};
+
+    #[backend_extension(Flex, Autodiff)]
+    pub(crate) trait LinearOps: Backend {
+        fn product(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+        fn product_biased(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+        ) -> FloatTensor<Self>;
+    }
+
+    impl LinearOps for Flex {
+        fn product(input: FlexTensor, weight: FlexTensor) -> FlexTensor {
+            kernel::product(input, weight, None)
+        }
+
+        fn product_biased(input: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+            kernel::product(input, weight, Some(&contiguous(bias)))
+        }
+    }
+
+    /// The input, kept only for the gradient of a weight that is trained, and the weight.
+    type State = (Option<FlexTensor>, FlexTensor);
+
+    fn transposed(tensor: FlexTensor) -> FlexTensor {
+        permuted(tensor, &[1, 0])
+    }
+
+    fn register<const N: usize>(ops: Ops<State, N>, grads: &mut Gradients) {
+        let (input, weight) = ops.state;
+        let grad = grads.consume::<Flex>(&ops.node);
+        let [to_input, to_weight, to_bias] = [0, 1, 2].map(|at| ops.parents.get(at).and_then(Clone::clone));
+        if let Some(parent) = to_bias {
+            let sum = Flex::float_sum_dim(grad.clone(), 0);
+            let shape = [sum.shape()[1]].into();
+            grads.register::<Flex>(parent.id, Flex::float_reshape(sum, shape));
+        }
+        if let (Some(parent), Some(input)) = (to_weight, input) {
+            grads.register::<Flex>(parent.id, kernel::product(transposed(input), grad.clone(), None));
+        }
+        if let Some(parent) = to_input {
+            grads.register::<Flex>(parent.id, kernel::product(grad, transposed(weight), None));
+        }
+    }
+
+    #[derive(Debug)]
+    struct LinearBackward;
+
+    impl Backward<Flex, 2> for LinearBackward {
+        type State = State;
+        fn backward(self, ops: Ops<State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            register(ops, grads);
+        }
+    }
+
+    impl Backward<Flex, 3> for LinearBackward {
+        type State = State;
+        fn backward(self, ops: Ops<State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+            register(ops, grads);
+        }
+    }
+
+    impl<C: CheckpointStrategy> LinearOps for Autodiff<Flex, C> {
+        fn product(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+            let keeps_input = weight.is_tracked();
+            let ((x, x_node), (w, w_node)) = (input.into_parts(), weight.into_parts());
+            let output = Flex::product(x.clone(), w.clone());
+            match Backward::<Flex, 2>::prepare::<C>(LinearBackward, [x_node, w_node]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((keeps_input.then_some(x), w), output),
+                OpsKind::UnTracked(prep) => prep.finish(output),
+            }
+        }
+
+        fn product_biased(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+        ) -> FloatTensor<Self> {
+            let keeps_input = weight.is_tracked();
+            let ((x, x_node), (w, w_node), (b, b_node)) = (input.into_parts(), weight.into_parts(), bias.into_parts());
+            let output = Flex::product_biased(x.clone(), w.clone(), b);
+            let nodes = [x_node, w_node, b_node];
+            match Backward::<Flex, 3>::prepare::<C>(LinearBackward, nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((keeps_input.then_some(x), w), output),
+                OpsKind::UnTracked(prep) => prep.finish(output),
+            }
+        }
+    }
+
+    pub(crate) fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
+        Tensor::from_dispatch(match bias {
+            Some(bias) => Dispatch::product_biased(input, weight, bias.into_dispatch()),
+            None => Dispatch::product(input, weight),
+        })
+    }
+}
