@@ -79,7 +79,25 @@ impl TensorFile {
     /// A tensor as floats, cast once.
     pub fn floats(&self, key: &str) -> Result<TensorData> {
         let (info, bytes) = self.tensor(key)?;
-        Ok(TensorData::new(self.cast(key, info, bytes)?, info.shape.clone()))
+        let values = self.cast(key, info, bytes)?;
+        self.forget(info);
+        Ok(TensorData::new(values, info.shape.clone()))
+    }
+
+    /// Gives back the memory that a tensor of the file takes once it is read, so that a checkpoint of several shards is
+    /// never in memory beside the model that it fills. Reading it again takes it from the file again.
+    fn forget(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        {
+            let (start, end) = info.data_offsets;
+            let range = (self.data_start + start, end - start);
+            // SAFETY: the map is of a file and read only, so pages that are given back have nothing to lose. It is advice:
+            // where it is not taken, pages stay until somebody else needs the memory.
+            #[allow(unsafe_code)]
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.0, range.1) };
+        }
+        #[cfg(not(unix))]
+        let _ = info;
     }
 
     /// A tensor as integers.

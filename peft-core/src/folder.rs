@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_together};
+use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically, write_together};
 use crate::error::{PeftError, Result};
 use crate::site::Sites;
 use crate::state::KEY_PREFIX;
@@ -20,6 +20,69 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// encoder, does not look at it.
 pub const ENCODER_FILE: &str = "prompt_encoder.safetensors";
 
+/// Name of the file that says what the outputs of a trained head mean. The reference keeps this in the `config.json` of
+/// the model, which an adapter folder has not; it does not look at this file.
+pub const LABELS_FILE: &str = "labels.json";
+
+/// What the outputs of a head mean, as fields of the reference's `config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// `regression`, `single_label_classification` or `multi_label_classification`; `None` for labels of tokens.
+    pub problem_type: Option<String>,
+    /// Output → name: `id2label`. Empty for a regression.
+    pub names: Vec<String>,
+}
+
+impl Labels {
+    /// Reads the labels of an adapter folder, if it says any.
+    ///
+    /// # Errors
+    /// If the file is there and does not name every output once.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(LABELS_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
+        let json: Map<String, Value> = serde_json::from_str(&text).map_err(|it| PeftError::bad_file(&path, it))?;
+        let Some(names) = json.get("id2label").and_then(Value::as_object) else {
+            return Err(PeftError::bad_file(&path, "it has no `id2label`"));
+        };
+        let name = |id: usize| names.get(&id.to_string()).and_then(Value::as_str).map(str::to_owned);
+        let names: Option<Vec<String>> = (0..names.len()).map(name).collect();
+        let names = names.ok_or_else(|| PeftError::bad_file(&path, "`id2label` does not count from 0"))?;
+        let problem_type = json.get("problem_type").and_then(Value::as_str).map(str::to_owned);
+        Ok(Some(Self { problem_type, names }))
+    }
+
+    /// The fields `problem_type`, `id2label` and `label2id`.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let ids = || self.names.iter().enumerate();
+        let id2label: Map<String, Value> =
+            ids().map(|(id, name)| (id.to_string(), Value::from(name.as_str()))).collect();
+        let label2id: Map<String, Value> = ids().map(|(id, name)| (name.clone(), Value::from(id))).collect();
+        let mut json = Map::new();
+        json.insert("problem_type".into(), self.problem_type.clone().into());
+        json.insert("id2label".into(), id2label.into());
+        json.insert("label2id".into(), label2id.into());
+        json
+    }
+
+    /// Writes them beside an adapter; `None` removes those of an earlier one.
+    pub(crate) fn write(labels: Option<&Self>, folder: &Path) -> Result<()> {
+        let path = folder.join(LABELS_FILE);
+        match labels {
+            Some(labels) => {
+                let json = serde_json::to_string_pretty(&labels.to_json());
+                let json = json.map_err(|error| PeftError::Invalid(error.to_string()))?;
+                write_atomically(&path, json.as_bytes())
+            }
+            None if path.is_file() => fs::remove_file(&path).map_err(PeftError::io("remove", &path)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An adapter folder, opened.
 #[derive(Debug)]
 pub struct AdapterFolder {
@@ -31,6 +94,8 @@ pub struct AdapterFolder {
     pub tensors: TensorFile,
     /// The tensors of an encoder whose outcome `tensors` holds.
     pub encoder: Option<TensorFile>,
+    /// What the outputs of its head mean.
+    pub labels: Option<Labels>,
 }
 
 impl AdapterFolder {
@@ -53,7 +118,7 @@ impl AdapterFolder {
         }
         let encoder = path.join(ENCODER_FILE);
         let encoder = encoder.is_file().then(|| TensorFile::open(encoder)).transpose()?;
-        Ok(Self { path: path.to_path_buf(), config, tensors, encoder })
+        Ok(Self { path: path.to_path_buf(), config, tensors, encoder, labels: Labels::read(path)? })
     }
 
     /// Whether a tensor is one that the reference writes beside the adapter's own, and that the base has: loading passes

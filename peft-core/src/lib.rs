@@ -46,7 +46,8 @@ pub mod shared;
 pub mod state;
 mod tuner;
 pub use folder::{
-    AdapterFolder, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE, read_config, write_folder, write_folder_with_encoder,
+    AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, Labels, WEIGHTS_FILE, read_config, write_folder,
+    write_folder_with_encoder,
 };
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
 pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};

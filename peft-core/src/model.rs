@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::adapter::AdapterSet;
 use crate::checkpoint::{Stored, TensorFile};
 use crate::error::{LoadReport, PeftError, Result};
-use crate::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
+use crate::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::plan::Plan;
 use crate::replacement::is_replacement;
 use crate::rows;
@@ -42,6 +42,8 @@ pub struct AdapterInfo {
     pub plan: Plan,
     /// Whether its parameters are trained.
     pub trainable: bool,
+    /// What the outputs of a head that it brings mean; written beside it.
+    pub labels: Option<Labels>,
 }
 
 /// A base model with named adapters.
@@ -100,6 +102,13 @@ impl<M: Module> PeftModel<M> {
     pub fn set_config(&mut self, name: &str, config: Box<dyn Tuner>) -> Result<()> {
         self.check_known(name)?;
         self.adapters[name].config = config;
+        Ok(())
+    }
+
+    /// Says what the outputs of the head mean that an adapter brings.
+    pub fn set_labels(&mut self, name: &str, labels: Option<Labels>) -> Result<()> {
+        self.check_known(name)?;
+        self.adapters[name].labels = labels;
         Ok(())
     }
 
@@ -177,7 +186,7 @@ impl<M: Module> PeftModel<M> {
             return Err(PeftError::config("target_modules", "leaves the adapter without a single parameter"));
         }
         self.model = plan.apply(self.model.clone(), name, seed, &self.device);
-        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
+        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels: None });
         Ok(())
     }
 
@@ -227,7 +236,8 @@ impl<M: Module> PeftModel<M> {
         self.model = slots::edit(model, |set| {
             set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
         });
-        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true });
+        let info = AdapterInfo { config, plan, trainable: true, labels: folder.labels };
+        self.adapters.insert(name.to_owned(), info);
         self.set_active(&active)
     }
 
@@ -480,7 +490,8 @@ impl<M: Module> PeftModel<M> {
         let config = self.adapter_config(name)?;
         let saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
         let encoder = state::encoders(&self.model, name).1;
-        write_folder_with_encoder(folder, &config, saved, encoder)
+        write_folder_with_encoder(&folder, &config, saved, encoder)?;
+        Labels::write(self.adapters[name].labels.as_ref(), folder.as_ref())
     }
 }
 

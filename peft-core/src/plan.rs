@@ -2,6 +2,7 @@
 //!
 //! Planning touches no tensor and says everything that is wrong. Applying a plan cannot fail.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fmt::Debug;
@@ -20,7 +21,7 @@ use crate::slots;
 /// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
 pub trait Build: Debug + Send + Sync {
     /// The adapter with its starting values.
-    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter;
+    fn build(&self, base: BaseTensor<'_>, init: &mut Init) -> AnyAdapter;
 
     /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
     /// without building. Nothing if the method does not say.
@@ -29,15 +30,25 @@ pub trait Build: Debug + Send + Sync {
     }
 }
 
-/// The frozen parameter that an adapter is built for.
-pub struct BaseTensor {
+/// The frozen parameter that an adapter is built for. Models are lazy: its value is made when a method asks for it.
+pub struct BaseTensor<'a> {
     site: Arc<Site>,
-    tensor: Ranked,
+    value: Base<'a>,
 }
 
-impl BaseTensor {
+enum Base<'a> {
+    /// A `Param<Tensor<D>>`.
+    Param(&'a dyn Any),
+    Value(Ranked),
+}
+
+impl<'a> BaseTensor<'a> {
     pub(crate) fn new(site: Arc<Site>, tensor: Ranked) -> Self {
-        Self { site, tensor }
+        Self { site, value: Base::Value(tensor) }
+    }
+
+    fn of<const D: usize>(site: Arc<Site>, param: &'a Param<Tensor<D>>) -> Self {
+        Self { site, value: Base::Param(param) }
     }
 
     /// The parameter's place.
@@ -50,22 +61,25 @@ impl BaseTensor {
     /// # Panics
     /// If the parameter has another rank; [`Site::shape`] tells it.
     pub fn tensor<const D: usize>(self) -> Tensor<D> {
-        self.tensor.get()
+        match self.value {
+            Base::Value(value) => value.get(),
+            Base::Param(param) => {
+                let param = param.downcast_ref::<Param<Tensor<D>>>();
+                param.expect("the rank is that of the site").base().without_autodiff()
+            }
+        }
     }
 
     /// The value as a matrix: `[out, in]` for a linear layer however it is stored, `[rows, d_model]` for a table,
     /// `[out, in / groups · kernel]` for a convolution, `[1, n]` for a vector.
     pub fn matrix(self) -> Tensor<2> {
         let (d_in, d_out) = self.site.features();
+        let rank = self.site.shape.len();
         match self.site.kind {
-            SiteKind::Linear(Layout::OutIn) | SiteKind::Embedding => self.tensor.get(),
-            SiteKind::Linear(Layout::InOut) => self.tensor.get::<Tensor<2>>().transpose(),
-            SiteKind::Conv => {
-                with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([d_out, d_in]))
-            }
-            SiteKind::Other | SiteKind::Buffer => {
-                with_rank!(self.tensor.rank, D => self.tensor.get::<Tensor<D>>().reshape([1, d_out]))
-            }
+            SiteKind::Linear(Layout::OutIn) | SiteKind::Embedding => self.tensor(),
+            SiteKind::Linear(Layout::InOut) => self.tensor::<2>().transpose(),
+            SiteKind::Conv => with_rank!(rank, D => self.tensor::<D>().reshape([d_out, d_in])),
+            SiteKind::Other | SiteKind::Buffer => with_rank!(rank, D => self.tensor::<D>().reshape([1, d_out])),
         }
     }
 }
@@ -244,9 +258,7 @@ impl ModuleVisitor for BuildAdapters<'_> {
         }
         let Some(row) = self.rows.get(&path) else { return };
         let mut init = Init::new(self.seed, self.name, &row.site, self.device);
-        let base = param.base().without_autodiff();
-        let base = BaseTensor { site: row.site.clone(), tensor: Ranked::new(D, base) };
-        let adapter = row.build.build(base, &mut init);
+        let adapter = row.build.build(BaseTensor::of(row.site.clone(), param), &mut init);
         let adapter = adapter.map(&mut StableIds { at: PathStack::default(), root: format!("{}\0{path}", self.name) });
         self.built.insert(path, adapter);
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::TensorData;
-use peft_core::checkpoint::{Checkpoint, FloatType, Stored, write_tensors};
+use peft_core::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
 use peft_core::{Describe, PeftError};
 use peft_models::auto::{
     AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_seq2seq_lm,
@@ -339,4 +339,26 @@ fn assert_same_keys(name: &str, sites: &peft_core::Sites) {
     paths.sort();
     let checkpoint = Checkpoint::open(model_folder(name)).unwrap();
     assert_eq!(paths, checkpoint.keys().collect::<Vec<_>>(), "{name}");
+}
+
+/// Shards that have been read take no memory beside the model: how much of the file is there is what the kernel says.
+#[cfg(target_os = "linux")]
+#[test]
+fn tensors_that_were_read_leave_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let large = |key: &str| Stored { key: key.into(), data: TensorData::zeros::<f32, _>([4, 1 << 20]) };
+    write_tensors(&path, vec![large("a"), large("b")], FloatType::F32).unwrap();
+    let resident = || {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_file = maps.split_once(path.to_str().unwrap()).unwrap().1;
+        let line = of_file.lines().find_map(|it| it.strip_prefix("Rss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    let file = TensorFile::open(&path).unwrap();
+    let opened = resident();
+    for key in ["a", "b", "a"] {
+        assert_eq!(file.floats(key).unwrap().num_elements(), 4 << 20);
+        assert!(resident() < opened + 1024, "{} kB of the file are in memory after `{key}`", resident());
+    }
 }

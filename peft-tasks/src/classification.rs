@@ -68,7 +68,7 @@ impl<M: SequenceClassifier> Task<M> for Classification {
         items.iter().map(|it| self.samples[*it].len()).sum()
     }
 
-    fn targets(&self, _model: &M, items: &[usize]) -> usize {
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.len()
     }
 

@@ -1,8 +1,9 @@
 //! Labels: names or numbers in a file, class ids or values for a model.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
-use peft_core::{PeftError, Result};
+use peft_core::{Labels, PeftError, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -44,6 +45,29 @@ pub enum LabelKind {
     Regression,
 }
 
+impl LabelKind {
+    /// The value of `problem_type`.
+    pub fn problem_type(self) -> &'static str {
+        match self {
+            Self::Single => "single_label_classification",
+            Self::Multi => "multi_label_classification",
+            Self::Regression => "regression",
+        }
+    }
+}
+
+impl FromStr for LabelKind {
+    type Err = PeftError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let kinds = [Self::Single, Self::Multi, Self::Regression];
+        kinds.into_iter().find(|it| it.problem_type() == name).ok_or_else(|| {
+            let known = kinds.map(Self::problem_type).join(", ");
+            PeftError::config("problem_type", format!("is `{name}`, expected one of {known}"))
+        })
+    }
+}
+
 /// The labels that a model knows. Learnt from the training rows and then used for every other file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabelSet {
@@ -57,6 +81,20 @@ impl LabelSet {
     /// A set of known names, in the order of their ids: those of `id2label` in a checkpoint's `config.json`.
     pub fn new(kind: LabelKind, names: Vec<String>) -> Self {
         Self { kind, names }
+    }
+
+    /// The labels that an adapter brings.
+    ///
+    /// # Errors
+    /// A `problem_type` that is unknown.
+    pub fn from_labels(labels: &Labels) -> Result<Self> {
+        let kind = labels.problem_type.as_deref().map_or(Ok(LabelKind::Single), str::parse)?;
+        Ok(Self { kind, names: labels.names.clone() })
+    }
+
+    /// What an adapter brings that was trained on these.
+    pub fn to_labels(&self) -> Labels {
+        Labels { problem_type: Some(self.kind.problem_type().to_owned()), names: self.names.clone() }
     }
 
     /// Finds out what `column` holds and which classes there are.

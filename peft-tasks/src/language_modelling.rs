@@ -5,7 +5,7 @@ use peft_core::{PeftError, Result, ops, seam};
 use peft_models::CausalLm;
 use serde_json::{Map, Value};
 
-use crate::collate::{Padded, Padding, Sample, pad};
+use crate::collate::{IGNORED, Padded, Padding, Sample, pad};
 use crate::loss::predicting_rows;
 use crate::metrics;
 use crate::pack::{PackOrder, PackedRow, pack, pad_packed};
@@ -96,9 +96,11 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         items.iter().map(|it| self.labels(*it).len()).sum()
     }
 
-    fn targets(&self, model: &M, items: &[usize]) -> usize {
-        let prompt = seam::virtual_tokens(model);
-        items.iter().map(|it| predicting_rows(self.labels(*it), self.labels(*it).len(), prompt).0.len()).sum()
+    fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize {
+        // Behind virtual tokens the first token of a row is predicted too.
+        let first = usize::from(virtual_tokens == 0);
+        let of = |item: &usize| self.labels(*item).iter().skip(first).filter(|it| **it != IGNORED).count();
+        items.iter().map(of).sum()
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
@@ -117,10 +119,11 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.len()).collect();
+        let virtual_tokens = seam::virtual_tokens(model);
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
             sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += self.targets(model, chunk);
+            count += Task::<M>::targets(self, virtual_tokens, chunk);
         }
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));

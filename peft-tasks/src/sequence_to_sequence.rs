@@ -113,7 +113,7 @@ impl<M: Seq2SeqLm> Task<M> for SequenceToSequence {
         items.iter().map(|it| self.sources[*it].len() + self.targets[*it].len()).sum()
     }
 
-    fn targets(&self, _model: &M, items: &[usize]) -> usize {
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.iter().map(|it| self.targets[*it].len()).sum()
     }
 
@@ -142,7 +142,7 @@ impl<M: Seq2SeqLm> Task<M> for SequenceToSequence {
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
             sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += Task::<M>::targets(self, model, chunk);
+            count += Task::<M>::targets(self, 0, chunk);
         }
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));

@@ -118,7 +118,7 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
         items.iter().map(|it| self.first[*it].len() + self.second[*it].len()).sum()
     }
 
-    fn targets(&self, _model: &M, items: &[usize]) -> usize {
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.len()
     }
 

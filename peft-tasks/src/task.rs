@@ -13,8 +13,9 @@ pub trait Task<M: Module> {
     /// Tokens of some items, filling excluded.
     fn tokens(&self, items: &[usize]) -> usize;
 
-    /// How many terms the loss of some items is a mean of.
-    fn targets(&self, model: &M, items: &[usize]) -> usize;
+    /// How many terms the loss of some items is a mean of, where prompts put `virtual_tokens` before every row
+    /// ([`seam::virtual_tokens`](peft_core::seam::virtual_tokens)).
+    fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize;
 
     /// The loss of some items, summed over their targets; `[1]`.
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>>;

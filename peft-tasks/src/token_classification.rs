@@ -66,7 +66,7 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         items.iter().map(|it| self.samples[*it].len()).sum()
     }
 
-    fn targets(&self, _model: &M, items: &[usize]) -> usize {
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.iter().map(|it| labelled(&self.samples[*it])).sum()
     }
 
@@ -101,6 +101,6 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         ] {
             metrics.insert(name.into(), value.into());
         }
-        Ok(Evaluation { loss: sum / Task::<M>::targets(self, model, &items) as f64, metrics })
+        Ok(Evaluation { loss: sum / Task::<M>::targets(self, 0, &items) as f64, metrics })
     }
 }

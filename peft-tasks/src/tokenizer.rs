@@ -110,6 +110,46 @@ impl Tokenizer {
         self.inner.post_process(first, second, true).map(|it| Encoded::from(&it)).map_err(failed)
     }
 
+    /// Tokenizes a question with a text behind it, in as many sequences of at most `max_length` tokens as the text needs.
+    /// Each has the whole question, and repeats the last `stride` tokens of the text in the one before. Beside each, which
+    /// of its tokens are the text's, `[seq]`.
+    ///
+    /// # Errors
+    /// The question leaves room for `stride` tokens of the text or fewer, and the text needs more.
+    pub fn encode_windows(
+        &self,
+        question: &str,
+        text: &str,
+        max_length: usize,
+        stride: usize,
+    ) -> Result<Vec<(Encoded, Vec<bool>)>> {
+        use tokenizers::{PostProcessor, TruncationParams, TruncationStrategy};
+        let added = self.inner.get_post_processor().map_or(0, |it| it.added_tokens(true));
+        let first = self.inner.encode(question, false).map_err(failed)?;
+        let mut second = self.inner.encode(text, false).map_err(failed)?;
+        // A post-processor says this of the first window only.
+        second.set_type_ids(vec![1; second.get_ids().len()]);
+        let room = max_length.saturating_sub(added + first.get_ids().len());
+        if second.get_ids().len() > room && room <= stride {
+            let reason = format!(
+                "is {max_length}: a question of {} tokens leaves room for {room} of the text, which must be more than \
+                 `doc_stride`, {stride}; raise it, or lower `doc_stride`",
+                first.get_ids().len()
+            );
+            return Err(PeftError::config("max_length", reason));
+        }
+        let strategy = TruncationStrategy::OnlySecond;
+        let max_length = max_length.saturating_sub(added);
+        let params = TruncationParams { max_length, strategy, stride, ..TruncationParams::default() };
+        let (first, second) = tokenizers::truncate_encodings(first, Some(second), &params).map_err(failed)?;
+        let whole = self.inner.post_process(first, second, true).map_err(failed)?;
+        let window = |it: &tokenizers::Encoding| {
+            let of_text = it.get_sequence_ids().iter().map(|it| *it == Some(1)).collect();
+            (Encoded::from(it), of_text)
+        };
+        Ok(std::iter::once(&whole).chain(whole.get_overflowing()).map(window).collect())
+    }
+
     /// The text of `ids`. Ids outside the vocabulary are left out, as upstream does.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(failed)

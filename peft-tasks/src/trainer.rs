@@ -11,7 +11,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor};
 use peft_core::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
-use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, stable_hash};
+use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, seam, stable_hash};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::{BatchOptions, EpochPlan};
@@ -58,7 +58,8 @@ pub struct TrainConfig {
     pub save_steps: usize,
     /// Checkpoints that are kept; 0 keeps all.
     pub save_total_limit: usize,
-    /// Evaluations without improvement after which the run ends; 0 never ends it early.
+    /// Evaluations without improvement after which the run ends; 0 never ends it early. Otherwise the adapter is at the
+    /// end the one whose evaluation was best, as with the reference's `load_best_model_at_end`, which it asks for then.
     pub early_stopping_patience: usize,
     /// What order, dropout and starting values depend on.
     pub seed: u64,
@@ -144,6 +145,8 @@ pub struct Outcome {
     pub evaluation: Option<Evaluation>,
     /// Whether the run ended because evaluations no longer improved.
     pub stopped_early: bool,
+    /// The step from which the adapter was restored, if an earlier one than the last was best.
+    pub restored: Option<usize>,
 }
 
 /// What is kept beside the adapter in a checkpoint.
@@ -153,6 +156,8 @@ struct State {
     tokens: u64,
     seconds: f64,
     best: Option<f64>,
+    #[serde(default)]
+    best_step: usize,
     evaluations_without_gain: usize,
     config: TrainConfig,
 }
@@ -160,6 +165,7 @@ struct State {
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.bpk";
 const HOOK_FILE: &str = "after_step.safetensors";
+const BEST_FILE: &str = "best.safetensors";
 const LOG_FILE: &str = "train_log.jsonl";
 
 /// Trains the adapter `name` of a model.
@@ -196,11 +202,20 @@ pub fn train<M: Module, T: Task<M>>(
     let schedule = Schedule::new(&config.schedule, total, config.learning_rate)?;
 
     let mut optimizer = config.optimizer();
-    let mut state =
-        State { step: 0, tokens: 0, seconds: 0.0, best: None, evaluations_without_gain: 0, config: config.clone() };
+    let mut state = State {
+        step: 0,
+        tokens: 0,
+        seconds: 0.0,
+        best: None,
+        best_step: 0,
+        evaluations_without_gain: 0,
+        config: config.clone(),
+    };
+    let mut best: Option<Best> = None;
     let mut hook = peft.adapters().get(name).and_then(|it| it.config.after_step());
     if let Some(checkpoint) = folder.filter(|_| resume).map(last_checkpoint).transpose()?.flatten() {
         (state, optimizer) = restore(peft, name, &checkpoint, optimizer, config, hook.as_mut())?;
+        best = Best::read(&checkpoint, &state)?;
     }
     let mut log = match folder {
         Some(folder) if state.step > 0 || resume => Some(RunLog::resume(folder.join(LOG_FILE), state.step)?),
@@ -209,6 +224,9 @@ pub fn train<M: Module, T: Task<M>>(
     };
 
     let mut model = nn::set_training(peft.model().clone(), true);
+    // Neither changes during a run, and to find out takes a walk through the model.
+    let virtual_tokens = seam::virtual_tokens(&model);
+    let adds_to_loss = peft_core::state::loss(&model).is_some();
     let started = Instant::now();
     let earlier = state.seconds;
     let mut since_log = Since::default();
@@ -226,12 +244,12 @@ pub fn train<M: Module, T: Task<M>>(
         device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
 
         let lr = schedule.rate(state.step);
-        let targets: usize = micro.iter().map(|items| task.targets(&model, items)).sum();
+        let targets: usize = micro.iter().map(|items| task.targets(virtual_tokens, items)).sum();
         let mut accumulator = GradientsAccumulator::new();
         let mut loss = 0.0;
         for items in micro {
             let mut mean = task.loss_sum(&model, items, device)?.div_scalar(targets.max(1) as f64);
-            if let Some(own) = peft_core::state::loss(&model) {
+            if let Some(own) = adds_to_loss.then(|| peft_core::state::loss(&model)).flatten() {
                 mean = mean + own.div_scalar(micro.len() as f64);
             }
             loss += scalar(&mean);
@@ -302,6 +320,8 @@ pub fn train<M: Module, T: Task<M>>(
             let improved = state.best.is_none_or(|best| evaluation.loss < best);
             if improved {
                 state.best = Some(evaluation.loss);
+                state.best_step = state.step;
+                best = (config.early_stopping_patience > 0).then(|| Best::of(&model, name, hook.as_deref()));
                 state.evaluations_without_gain = 0;
             } else {
                 state.evaluations_without_gain += 1;
@@ -312,15 +332,56 @@ pub fn train<M: Module, T: Task<M>>(
         }
         if let Some(folder) = folder.filter(|_| due(config.save_steps)) {
             peft.set_model(model.clone());
-            save_checkpoint(peft, name, folder, &state, &optimizer, hook.as_deref())?;
+            save_checkpoint(peft, name, folder, &state, &optimizer, hook.as_deref(), best.as_ref())?;
             forget_old(folder, config.save_total_limit)?;
         }
         if outcome.stopped_early {
             break;
         }
     }
+    if let Some(best) = best.filter(|_| state.best_step < state.step) {
+        let values = best.tensors.into_iter().map(|it| (it.key, it.data)).collect();
+        model = peft_core::state::assign(model, name, values);
+        if let Some(hook) = &mut hook {
+            hook.restore(best.hook)?;
+            peft.set_config(name, hook.config())?;
+        }
+        outcome.restored = Some(state.best_step);
+    }
     peft.set_model(nn::set_training(model, true));
     Ok(outcome)
+}
+
+/// The adapter as it was when its evaluation was best.
+struct Best {
+    tensors: Vec<Stored>,
+    /// What changed it after every step, then.
+    hook: Vec<Stored>,
+}
+
+impl Best {
+    fn of<M: Module>(model: &M, name: &str, hook: Option<&dyn AfterStep>) -> Self {
+        let hook = hook.map_or(Vec::new(), AfterStep::state);
+        Self { tensors: peft_core::state::tensors(model, name), hook }
+    }
+
+    /// The one that a checkpoint holds: a resumed run may never be as good again.
+    fn read(checkpoint: &Path, state: &State) -> Result<Option<Self>> {
+        let path = checkpoint.join(BEST_FILE);
+        if state.best.is_none() || !path.is_file() {
+            return Ok(None);
+        }
+        let (tensors, hook) = adapter_and_hook(&path)?;
+        Ok(Some(Self { tensors, hook }))
+    }
+}
+
+/// The tensors of an adapter, and those of what changes it after every step, from one file.
+fn adapter_and_hook(path: &Path) -> Result<(Vec<Stored>, Vec<Stored>)> {
+    let file = TensorFile::open(path)?;
+    let read = |key: String| Ok(Stored { data: file.floats(&key)?, key });
+    let stored = file.keys().into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(stored.into_iter().partition(|it| it.key.starts_with("base_model.")))
 }
 
 #[derive(Debug)]
@@ -396,6 +457,7 @@ fn save_checkpoint<M: Module>(
     state: &State,
     optimizer: &ModuleOptimizer,
     hook: Option<&dyn AfterStep>,
+    best: Option<&Best>,
 ) -> Result<()> {
     // Written under another name and moved when whole: a checkpoint that has its name can be resumed from.
     let partial = folder.join(format!(".checkpoint-{}.partial", state.step));
@@ -408,6 +470,10 @@ fn save_checkpoint<M: Module>(
         let mut tensors = peft.adapter_tensors(name)?;
         tensors.extend(hook.state());
         write_tensors(partial.join(HOOK_FILE), tensors, FloatType::F32)?;
+    }
+    if let Some(best) = best {
+        let tensors = best.tensors.iter().chain(&best.hook).cloned().collect();
+        write_tensors(partial.join(BEST_FILE), tensors, FloatType::F32)?;
     }
     let bytes = optimizer.into_bytes();
     let bytes = bytes.map_err(|error| PeftError::Invalid(format!("the optimizer's state cannot be saved: {error}")))?;
@@ -470,10 +536,7 @@ fn restore<M: Module>(
     }
     match hook {
         Some(hook) => {
-            let file = TensorFile::open(checkpoint.join(HOOK_FILE))?;
-            let read = |key: String| Ok(Stored { data: file.floats(&key)?, key });
-            let stored = file.keys().into_iter().map(read).collect::<Result<Vec<_>>>()?;
-            let (tensors, own) = stored.into_iter().partition(|it| it.key.starts_with("base_model."));
+            let (tensors, own) = adapter_and_hook(&checkpoint.join(HOOK_FILE))?;
             peft.assign_adapter(name, tensors)?;
             hook.restore(own)?;
             peft.set_config(name, hook.config())?;

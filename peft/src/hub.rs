@@ -10,7 +10,7 @@ use peft_core::{PeftError, Result, nearest};
 pub enum What {
     /// `config.json`, the weights whole or in shards, and the tokenizer's files where there are any.
     Model,
-    /// `adapter_config.json` and `adapter_model.safetensors`.
+    /// `adapter_config.json` and `adapter_model.safetensors`, and `labels.json` where there is one.
     Adapter,
 }
 
@@ -154,7 +154,7 @@ mod remote {
 
     use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
     use hf_hub::{Cache, Repo, RepoType};
-    use peft_core::{CONFIG_FILE, PeftError, Result, WEIGHTS_FILE};
+    use peft_core::{CONFIG_FILE, LABELS_FILE, PeftError, Result, WEIGHTS_FILE};
     use serde::Deserialize;
 
     use super::{Hub, What, similar};
@@ -181,6 +181,7 @@ mod remote {
             What::Adapter => {
                 snapshot.require(CONFIG_FILE)?;
                 snapshot.require(WEIGHTS_FILE)?;
+                snapshot.offer(LABELS_FILE)?;
             }
             What::Model => {
                 snapshot.require(MODEL_CONFIG)?;

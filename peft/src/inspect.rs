@@ -52,6 +52,8 @@ pub struct Inspection {
     pub dtypes: BTreeMap<String, usize>,
     /// Last names of the adapted layers, with their numbers.
     pub layers: BTreeMap<String, usize>,
+    /// What the outputs of its head mean, in order.
+    pub labels: Vec<String>,
     /// Tensors that belong to no adapted layer: saved modules, biases, copies of the base.
     pub whole: Vec<String>,
     /// Tensors of zeros only.
@@ -177,6 +179,7 @@ pub fn inspect(folder: &Path, base: Option<&Path>) -> Result<Inspection> {
         bytes: facts.bytes,
         dtypes: facts.dtypes,
         layers: facts.layers,
+        labels: opened.labels.map(|it| it.names).unwrap_or_default(),
         whole: facts.whole,
         zero: facts.zero,
         not_finite: facts.not_finite,
@@ -234,6 +237,9 @@ impl fmt::Display for Inspection {
         }
         if !flags.modules_to_save.is_empty() {
             write!(f, "\n  modules_to_save: {}", flags.modules_to_save.join(", "))?;
+        }
+        if !self.labels.is_empty() {
+            write!(f, "\n  labels: {}", self.labels.join(", "))?;
         }
         if !self.whole.is_empty() {
             write!(f, "\n  saved whole: {}", shorten(&self.whole))?;

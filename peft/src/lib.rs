@@ -17,6 +17,7 @@ pub mod folders;
 pub mod forward;
 pub mod hub;
 pub mod inspect;
+pub mod labels;
 pub mod memory;
 pub mod prepare;
 

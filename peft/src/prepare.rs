@@ -1,6 +1,7 @@
 //! From a data file and a tokenizer to a task.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use peft_core::{PeftError, Result};
@@ -13,6 +14,7 @@ use peft_tasks::data::{Dataset, Row, TextRows};
 use peft_tasks::labels::LabelSet;
 use peft_tasks::language_modelling::LanguageModelling;
 use peft_tasks::masked_language_modelling::{MaskedLanguageModelling, Masking};
+use peft_tasks::question_answering::{Question, QuestionAnswering, windows};
 use peft_tasks::sequence_to_sequence::SequenceToSequence;
 use peft_tasks::similarity::Similarity;
 use peft_tasks::token_classification::TokenClassification;
@@ -36,6 +38,9 @@ pub struct DataOptions {
     pub packing: bool,
     /// Whether prompts are learned too.
     pub train_on_prompt: bool,
+    /// Tokens of a long text that the next window repeats, when answers are looked for; a third of `max_length` if not
+    /// set.
+    pub doc_stride: Option<usize>,
 }
 
 /// Longest row if neither the user nor the model says: rows of texts must end somewhere.
@@ -300,6 +305,51 @@ impl DataOptions {
         TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
     }
 
+    /// Questions about texts in SQuAD's columns, or those that were given for text, prompt and label.
+    fn questions(&self) -> Result<(Dataset, Vec<Question>)> {
+        let data = Dataset::read(&self.file, TextRows::Lines)?;
+        let columns = data.columns();
+        let find = |given: &Option<String>, usual: &str| {
+            let hit = columns.iter().find(|it| it.eq_ignore_ascii_case(usual)).cloned();
+            given.clone().or(hit).ok_or_else(|| {
+                PeftError::config("data", format!("has no column `{usual}`; it has {}", columns.join(", ")))
+            })
+        };
+        let [context, question, answers] = [
+            find(&self.columns.text, "context")?,
+            find(&self.columns.prompt, "question")?,
+            find(&self.columns.label, "answers")?,
+        ];
+        let read = |row: &Row| {
+            let text = data.text(row, &context)?;
+            let places = answer_places(data.value(row, &answers)?, &text)
+                .map_err(|reason| data.bad_row(row, format!("column `{answers}`: {reason}")))?;
+            // transformers takes spaces off the front of questions, which may be so many that no text fits behind.
+            let question = data.text(row, &question)?.trim_start().to_owned();
+            Ok(Question { question, context: text, answers: places })
+        };
+        let questions = data.rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        Ok((data, questions))
+    }
+
+    /// The task of a model that finds answers. With an adapter, the reference does not tell the model which text a token
+    /// is of (`PeftModelForQuestionAnswering.forward`), so `adapted` leaves that out too.
+    pub fn question_answering(&self, model: &Path, tokenizer: &Tokenizer, adapted: bool) -> Result<QuestionAnswering> {
+        let (data, questions) = self.questions()?;
+        let max_length = self.max_length(model)?;
+        let stride = self.doc_stride.unwrap_or(max_length / 3);
+        let cut = |(row, asked): (&Row, &Question)| {
+            let mut windows =
+                windows(tokenizer, asked, max_length, stride).map_err(|error| data.bad_row(row, error))?;
+            if adapted {
+                windows.iter_mut().for_each(|it| it.sample.type_ids = None);
+            }
+            Ok(windows)
+        };
+        let windows = data.rows.iter().zip(&questions).map(cut).collect::<Result<Vec<_>>>()?;
+        QuestionAnswering::new(questions, windows, Padding::right(tokenizer.fill_id()))
+    }
+
     /// The task of an encoder with a decoder: prompts are sources, completions are targets.
     pub fn sequence_to_sequence(&self, model: &Path, tokenizer: &Tokenizer) -> Result<SequenceToSequence> {
         let (data, columns) = self.read()?;
@@ -325,6 +375,41 @@ impl DataOptions {
 
 /// More tags than any scheme has: beyond it the column holds something else.
 const MAX_TAGS: u64 = 10_000;
+
+/// Where answers stand in their text, in bytes: SQuAD's `{"text": […], "answer_start": […]}`, a list of `{"text", "answer_start"}`, or
+/// either as JSON in a cell. Starts count characters, as in Python.
+fn answer_places(value: &Value, context: &str) -> std::result::Result<Vec<Range<usize>>, String> {
+    let place = |text: &Value, start: &Value| {
+        let (Some(text), Some(start)) = (text.as_str(), start.as_u64()) else {
+            return Err(format!("{text} and {start} are no text and its start"));
+        };
+        let first = context.char_indices().map(|it| it.0).nth(start as usize);
+        let place = first.map(|first| first..first + text.len());
+        match place.filter(|it| context.get(it.clone()) == Some(text)) {
+            Some(place) => Ok(place),
+            None => Err(format!("`{text}` does not stand at character {start} of the text")),
+        }
+    };
+    let shape = r#"expected {"text": […], "answer_start": […]}"#;
+    match value {
+        Value::String(cell) => match serde_json::from_str::<Value>(cell) {
+            Ok(Value::String(_)) | Err(_) => Err(format!("it holds `{cell}`, {shape}")),
+            Ok(value) => answer_places(&value, context),
+        },
+        Value::Array(items) => items.iter().map(|it| place(&it["text"], &it["answer_start"])).collect(),
+        Value::Object(fields) => {
+            let list = |name: &str| fields.get(name).and_then(Value::as_array);
+            let (Some(texts), Some(starts)) = (list("text"), list("answer_start")) else {
+                return Err(format!("it holds {value}, {shape}"));
+            };
+            if texts.len() != starts.len() {
+                return Err(format!("it holds {} texts and {} starts", texts.len(), starts.len()));
+            }
+            texts.iter().zip(starts).map(|(text, start)| place(text, start)).collect()
+        }
+        other => Err(format!("it holds {other}, {shape}")),
+    }
+}
 
 /// A list in a column; text is a list of words.
 fn list(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Value>> {

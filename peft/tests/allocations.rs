@@ -1,12 +1,14 @@
-//! What a training step allocates: a guard of the hot path that counts bytes, not seconds, and so is the same on every
-//! machine, however busy.
+//! What a training step and a plan allocate: a guard that counts bytes, not seconds, and so is the same on every machine,
+//! however busy.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner};
 use peft::device::device;
+use peft::ia3::Ia3Config;
 use peft::lora::LoraConfig;
+use peft::models::auto::AutoCausalLm;
 use peft::models::config::RawConfig;
 use peft::models::gpt2::{Gpt2Config, Gpt2LmHeadModel};
 use peft::tasks::collate::Sample;
@@ -95,4 +97,37 @@ fn a_layer_allocates_no_more_than_it_did() {
         "a layer allocates {activations:.1} times its activation in {calls:.1} calls, \
          not at most {ACTIVATIONS_PER_LAYER} in {CALLS_PER_LAYER}"
     );
+}
+
+/// LLaMA 7B, of which 27 GB are weights: planning, and inspecting adapters against it, builds none of them.
+#[test]
+fn a_model_of_7_billion_parameters_is_planned_and_inspected_in_a_few_megabytes() {
+    let base = tempfile::tempdir().unwrap();
+    let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "tie_word_embeddings": false, "vocab_size": 32000}"#;
+    std::fs::write(base.path().join("config.json"), json).unwrap();
+    let device = device("flex").unwrap();
+    let before = BYTES.get();
+    let model = AutoCausalLm::from_config(&RawConfig::read(base.path()).unwrap(), &device).unwrap();
+    let sites = model.describe();
+    assert_eq!(sites.parameters(), 6_738_415_616);
+    assert_eq!(LoraConfig::new(8, 16.0).plan(&sites).unwrap().trainable(), 4_194_304);
+    let planned = BYTES.get() - before;
+    assert!(planned < 16 << 20, "planning took {planned} bytes");
+
+    let task = Some("CAUSAL_LM".to_owned());
+    let ia3 = Ia3Config { task_type: task.clone(), ..Ia3Config::default() };
+    let lora = LoraConfig { task_type: task, ..LoraConfig::new(1, 2.0) };
+    let tuners: [(Box<dyn Tuner>, usize); 2] = [(Box::new(ia3), 614_400), (Box::new(lora), 524_288)];
+    for (tuner, parameters) in tuners {
+        let mut peft = PeftModel::with_sites(model.clone(), sites.clone(), &device);
+        peft.add_adapter(DEFAULT_ADAPTER, tuner, 0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
+        let before = BYTES.get();
+        let found = peft::inspect::inspect(folder.path(), Some(base.path())).unwrap();
+        let taken = BYTES.get() - before;
+        assert_eq!((found.parameters, found.fit.as_ref().and_then(|it| it.fits)), (parameters, Some(true)), "{found}");
+        assert!(taken < 64 << 20, "inspecting took {taken} bytes");
+    }
 }

@@ -272,7 +272,7 @@ impl Bench<'_> {
         let items: Vec<usize> = (0..self.args.batch).collect();
         let mut turns = self.loaded(&model);
         loop {
-            let loss = task.loss_sum(&model, &items, &self.device)?.div_scalar(task.targets(&model, &items) as f64);
+            let loss = task.loss_sum(&model, &items, &self.device)?.div_scalar(task.targets(0, &items) as f64);
             let value = scalar(&loss);
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(LEARNING_RATE, model, gradients);

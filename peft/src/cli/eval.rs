@@ -6,6 +6,7 @@ use burn::module::Module;
 use peft::core::{Describe, PeftError, PeftModel, Result};
 use peft::models::Seq2SeqLm;
 use peft::prepare::DataOptions;
+use peft::tasks::labels::{LabelKind, LabelSet};
 use peft::tasks::sampling::GenerationConfig;
 use peft::tasks::sequence_to_sequence::Written;
 use peft::tasks::task::{Evaluation, Task};
@@ -24,7 +25,7 @@ pub(crate) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity.
+    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Longest row in tokens.
     #[arg(long)]
     max_length: Option<usize>,
+    /// Tokens of a long text that its next window repeats, for question-answering [default: a third of --max-length]
+    #[arg(long)]
+    doc_stride: Option<usize>,
     /// Most tokens of a written target.
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
@@ -62,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         max_length: args.max_length,
         reserved: reserved_positions(&adapters)?,
         tasks: most_tasks(&adapters)?,
+        doc_stride: args.doc_stride,
         ..DataOptions::default()
     };
     let evaluation = match args.task.as_str() {
@@ -81,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "seq-cls" => {
             let options_of_head = peft::forward::classifier_options(&adapters);
             let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options_of_head)?;
-            let set = options.label_set()?;
+            let set = peft::labels::for_head(&adapters, model.labels(), || options.label_set())?;
             let task = options.classification(&folder, &tokenizer, &set)?;
             let sites = model.describe();
             let mut peft = PeftModel::with_sites(model, sites, &device);
@@ -91,16 +96,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "token-cls" => {
             let options_of_head = peft::forward::classifier_options(&adapters);
             let (model, _) = peft::models::auto::load_token_classifier(&folder, &device, &options_of_head)?;
-            let names = match model.labels().label_names() {
-                Some(names) if adapters.is_empty() => names,
-                _ => options.tag_names()?,
-            };
-            if names.len() != model.labels().num_labels() {
-                let outputs = model.labels().num_labels();
-                let reason = format!("holds {} tags, but the head has {outputs} outputs", names.len());
-                return Err(PeftError::config("data", reason));
-            }
+            let learn = || Ok(LabelSet::new(LabelKind::Single, options.tag_names()?));
+            let names = peft::labels::for_head(&adapters, model.labels(), learn)?.names;
             let task = options.token_classification(&folder, &tokenizer, &names)?;
+            let sites = model.describe();
+            let mut peft = PeftModel::with_sites(model, sites, &device);
+            load_adapters(&mut peft, &adapters)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+        }
+        "question-answering" => {
+            let task = options.question_answering(&folder, &tokenizer, !adapters.is_empty())?;
+            let (model, _) = peft::models::auto::load_question_answerer(&folder, &device, 0)?;
             let sites = model.describe();
             let mut peft = PeftModel::with_sites(model, sites, &device);
             load_adapters(&mut peft, &adapters)?;
@@ -131,8 +137,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         other => {
-            let reason =
-                format!("is `{other}`, expected causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity");
+            let known = "causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity";
+            let reason = format!("is `{other}`, expected {known}");
             return Err(PeftError::config("task", reason));
         }
     };

@@ -3,11 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use peft::core::checkpoint::{Checkpoint, FloatType, model_tensors, write_atomically, write_tensors};
-use peft::core::{PeftError, Result};
+use burn::module::Module;
+use burn::tensor::Device;
+use peft::core::checkpoint::{Checkpoint, FloatType, Stored, model_tensors, write_atomically, write_tensors};
+use peft::core::{Describe, PeftError, PeftModel, Result};
+use peft::models::Seq2SeqLm;
+use peft::models::auto;
 use peft::models::config::RawConfig;
 
-use super::common::{Adapter, adapter_folders, causal_lm, device, load_adapters, model_folder};
+use super::common::{Adapter, Adapters, adapter_folders, causal_lm, device, load_adapters, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -20,17 +24,20 @@ pub(crate) struct Args {
     /// Folder to write the checkpoint to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// causal-lm or seq-cls.
+    /// causal-lm, seq2seq-lm, seq-cls, token-cls or question-answering.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// Element type of the weights: f32, f16, bf16. By default that of the base.
     #[arg(long)]
     dtype: Option<String>,
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
-    let device = device(Some("flex"))?;
+    let device = device(args.device.as_deref())?;
     let float = match args.dtype.as_deref() {
         None => Checkpoint::open(&folder)?.float_type(),
         Some("f32") => FloatType::F32,
@@ -42,17 +49,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if same(&folder, &args.output) {
         return Err(PeftError::config("output", "is the base model's folder: a base is never written"));
     }
+    let head = peft::forward::classifier_options(&adapters);
     let tensors = match args.task.as_str() {
         "causal-lm" => model_tensors(&causal_lm(&folder, &adapters, &device)?.merge()?),
-        "seq-cls" => {
-            let options = peft::forward::classifier_options(&adapters);
-            let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options)?;
-            let sites = peft::core::Describe::describe(&model);
-            let mut peft = peft::core::PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
-            model_tensors(&peft.merge()?)
+        "seq2seq-lm" => {
+            let (mut model, _) = auto::load_seq2seq_lm(&folder, &device)?;
+            for adapter in adapters.iter() {
+                if peft::forward::names_head(&peft::core::read_config(adapter)?) {
+                    model.untie();
+                }
+            }
+            merged(model, &adapters, &device)?
         }
-        other => return Err(PeftError::config("task", format!("is `{other}`, expected causal-lm or seq-cls"))),
+        "seq-cls" => merged(auto::load_sequence_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
+        "token-cls" => merged(auto::load_token_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
+        "question-answering" => merged(auto::load_question_answerer(&folder, &device, 0)?.0, &adapters, &device)?,
+        other => {
+            let known = "causal-lm, seq2seq-lm, seq-cls, token-cls or question-answering";
+            return Err(PeftError::config("task", format!("is `{other}`, expected {known}")));
+        }
     };
     // A head that an adapter has moved apart from the table is read only if the configuration does not tie them.
     let has_head = tensors.iter().any(|it| it.key.ends_with("lm_head.weight"));
@@ -64,14 +79,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fs::copy(&from, &to).map_err(PeftError::io("write", &to))?;
         }
     }
-    let mut config = RawConfig::read(&folder)?.json;
-    if has_head && !config.get("tie_word_embeddings").is_some_and(|it| it == false) {
+    let labels = peft::labels::of_adapters(&adapters)?;
+    let mut config = match &labels {
+        Some(labels) => peft::labels::in_config(&folder, labels)?,
+        None => RawConfig::read(&folder)?.json,
+    };
+    let moved_apart = has_head && !config.get("tie_word_embeddings").is_some_and(|it| it == false);
+    if moved_apart {
         config.insert("tie_word_embeddings".into(), false.into());
+    }
+    if moved_apart || labels.is_some() {
         let text = serde_json::to_string_pretty(&config).map_err(|error| PeftError::Invalid(error.to_string()))?;
         write_atomically(args.output.join("config.json"), text.as_bytes())?;
     }
     println!("merged checkpoint written to {}", args.output.display());
     Ok(())
+}
+
+/// The weights of a model with its adapters folded in.
+fn merged<M: Module + Describe>(model: M, adapters: &Adapters, device: &Device) -> Result<Vec<Stored>> {
+    let sites = model.describe();
+    let mut peft = PeftModel::with_sites(model, sites, device);
+    load_adapters(&mut peft, adapters)?;
+    Ok(model_tensors(&peft.merge()?))
 }
 
 /// Files of a checkpoint that merging does not change.

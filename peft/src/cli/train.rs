@@ -5,13 +5,12 @@ use std::time::Instant;
 
 use burn::module::Module;
 use peft::configure::{configure, tasks, virtual_positions};
-use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Result, Tuner, nn};
+use peft::core::{DEFAULT_ADAPTER, Describe, Labels, Names, PeftError, PeftModel, Result, Tuner, nn};
 use peft::lora::{Bias, LoraConfig};
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{CausalLm, Seq2SeqLm};
 use peft::prepare::DataOptions;
 use peft::tasks::curve::Curve;
-use peft::tasks::labels::LabelKind;
 use peft::tasks::runlog;
 use peft::tasks::task::Task;
 use peft::tasks::tokenizer::Tokenizer;
@@ -25,7 +24,7 @@ pub(crate) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// causal-lm, seq2seq-lm, seq-cls, token-cls or similarity.
+    /// causal-lm, seq2seq-lm, seq-cls, token-cls, question-answering or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.
@@ -48,6 +47,9 @@ pub(crate) struct Args {
     /// Learn prompts too, not only answers.
     #[arg(long)]
     train_on_prompt: bool,
+    /// Tokens of a long text that its next window repeats, for question-answering [default: a third of --max-length]
+    #[arg(long)]
+    doc_stride: Option<usize>,
 
     /// An `adapter_config.json` to start from, of any method. LoRA's options below go before it.
     #[arg(long, value_name = "FILE", help_heading = "Method")]
@@ -122,7 +124,7 @@ pub(crate) struct Args {
     /// Checkpoints to keep; 0 keeps all.
     #[arg(long, default_value_t = 2, help_heading = "Training")]
     keep: usize,
-    /// Evaluations without gain after which to stop; 0 never.
+    /// Evaluations without gain after which to stop; the adapter is then the best one. 0 never.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     patience: usize,
     /// Go on from the last checkpoint in the output folder.
@@ -231,6 +233,7 @@ impl Args {
             tasks: self.json()?.as_ref().map_or(1, tasks),
             packing: self.packing,
             train_on_prompt: self.train_on_prompt,
+            doc_stride: self.doc_stride,
         })
     }
 }
@@ -249,27 +252,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model = model.untied();
             }
-            fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), &device)
         }
         "seq-cls" => {
             let data = args.data(&args.data)?;
             let set = data.label_set()?;
             let task = data.classification(&folder, &tokenizer, &set)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.classification(&folder, &tokenizer, &set));
-            let problem = match set.kind {
-                LabelKind::Single => "single_label_classification",
-                LabelKind::Multi => "multi_label_classification",
-                LabelKind::Regression => "regression",
-            };
             let options = ClassifierOptions {
                 num_labels: Some(set.outputs()),
-                problem_type: Some(problem.to_owned()),
+                problem_type: Some(set.kind.problem_type().to_owned()),
                 pad_token_id: Some(i64::from(tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id()))),
                 seed: args.seed,
             };
             let (model, _) = auto::load_sequence_classifier(&folder, &device, &options)?;
             println!("labels: {}", set.names.join(", "));
-            fit(args, model, args.tuner("SEQ_CLS", &folder)?, &task, eval.transpose()?.as_ref(), &device)
+            let config = args.tuner("SEQ_CLS", &folder)?;
+            fit(args, model, config, Some(set.to_labels()), &task, eval.transpose()?.as_ref(), &device)
         }
         "token-cls" => {
             let data = args.data(&args.data)?;
@@ -280,7 +279,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let options = ClassifierOptions { num_labels: Some(names.len()), seed: args.seed, ..Default::default() };
             let (model, _) = auto::load_token_classifier(&folder, &device, &options)?;
             println!("tags: {}", names.join(", "));
-            fit(args, model, args.tuner("TOKEN_CLS", &folder)?, &task, eval.transpose()?.as_ref(), &device)
+            let (config, labels) = (args.tuner("TOKEN_CLS", &folder)?, Labels { problem_type: None, names });
+            fit(args, model, config, Some(labels), &task, eval.transpose()?.as_ref(), &device)
         }
         "seq2seq-lm" => {
             let task = args.data(&args.data)?.sequence_to_sequence(&folder, &tokenizer)?;
@@ -290,16 +290,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model.untie();
             }
-            fit(args, model, config, &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), &device)
+        }
+        "question-answering" => {
+            let task = args.data(&args.data)?.question_answering(&folder, &tokenizer, true)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.question_answering(&folder, &tokenizer, true));
+            let (model, _) = auto::load_question_answerer(&folder, &device, args.seed)?;
+            fit(args, model, args.tuner("QUESTION_ANS", &folder)?, None, &task, eval.transpose()?.as_ref(), &device)
         }
         "similarity" => {
             let task = args.data(&args.data)?.similarity(&folder, &tokenizer)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.similarity(&folder, &tokenizer));
             let (model, _) = auto::load_feature_extractor(&folder, &device)?;
-            fit(args, model, args.tuner("FEATURE_EXTRACTION", &folder)?, &task, eval.transpose()?.as_ref(), &device)
+            fit(
+                args,
+                model,
+                args.tuner("FEATURE_EXTRACTION", &folder)?,
+                None,
+                &task,
+                eval.transpose()?.as_ref(),
+                &device,
+            )
         }
         other => {
-            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, seq-cls, token-cls or similarity");
+            let known = "causal-lm, seq2seq-lm, seq-cls, token-cls, question-answering or similarity";
+            let reason = format!("is `{other}`, expected {known}");
             Err(PeftError::config("task", reason))
         }
     }
@@ -309,6 +324,7 @@ fn fit<M: Module + Describe, T: Task<M>>(
     args: &Args,
     model: M,
     tuner: Box<dyn Tuner>,
+    labels: Option<Labels>,
     task: &T,
     eval: Option<&T>,
     device: &burn::tensor::Device,
@@ -319,6 +335,7 @@ fn fit<M: Module + Describe, T: Task<M>>(
     peft.base_name = Some(args.model.clone());
     let plan = peft.add_adapter(DEFAULT_ADAPTER, tuner, args.seed)?;
     println!("{plan}");
+    peft.set_labels(DEFAULT_ADAPTER, labels)?;
 
     if let Some(eval) = eval {
         let base = nn::set_training(peft.model().valid(), false);
@@ -338,6 +355,9 @@ fn fit<M: Module + Describe, T: Task<M>>(
     peft::core::checkpoint::write_atomically(args.output.join("loss.svg"), svg.as_bytes())?;
 
     let memory = peak_memory().map_or(String::new(), |it| format!(", peak memory {:.2} GB", it as f64 / 1e9));
+    if let Some(step) = outcome.restored {
+        println!("the adapter is that of step {step}, whose evaluation was best");
+    }
     let early = if outcome.stopped_early { " (stopped early)" } else { "" };
     println!(
         "{} steps{early} in {:.1} s, last loss {:.4}{memory}",
