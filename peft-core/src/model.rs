@@ -15,7 +15,7 @@ use crate::error::{LoadReport, PeftError, Result};
 use crate::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::plan::Plan;
 use crate::replacement::is_replacement;
-use crate::rows;
+use crate::rows::{self, Misuse};
 use crate::site::Sites;
 use crate::slots;
 use crate::state;
@@ -225,7 +225,7 @@ impl<M: Module> PeftModel<M> {
             plan = plan.without_encoders();
         }
         let model = plan.apply(self.model.clone(), name, 0, &self.device);
-        let model = self.filled(model, name, &folder)?;
+        let model = self.filled(model, name, &folder, config.as_ref())?;
         let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.site()).err());
         if let Some(reason) = wrong {
             return Err(PeftError::bad_file(&folder.path, reason));
@@ -247,12 +247,13 @@ impl<M: Module> PeftModel<M> {
     /// If a tensor is missing, unexpected or misshapen; then nothing has changed.
     pub fn restore_adapter(&mut self, name: &str, folder: &AdapterFolder) -> Result<()> {
         self.check_known(name)?;
-        self.model = self.filled(self.model.clone(), name, folder)?;
+        let config = self.adapters[name].config.as_ref();
+        self.model = self.filled(self.model.clone(), name, folder, config)?;
         Ok(())
     }
 
     /// A model with the values of a folder in the adapter `name`.
-    fn filled(&self, model: M, name: &str, folder: &AdapterFolder) -> Result<M> {
+    fn filled(&self, model: M, name: &str, folder: &AdapterFolder, config: &dyn Tuner) -> Result<M> {
         let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
         let mut rows: Vec<(String, &TensorFile)> = Vec::new();
         for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
@@ -262,7 +263,7 @@ impl<M: Module> PeftModel<M> {
         let mut report = state::compare(&model, name, shapes);
         report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
         // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
-        report.unexpected.retain(|key| !folder.is_copy(key, &self.sites));
+        report.unexpected.retain(|key| !folder.is_copy(key, &self.sites) && !config.passes_over(key));
         if !report.is_clean() {
             return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
         }
@@ -369,10 +370,11 @@ impl<M: Module> PeftModel<M> {
     /// A forward in which every row of the batch uses its own adapter, or none: the reference's `adapter_names`.
     ///
     /// Rows are grouped, so that each costs its own adapter only, however many are loaded; what is active does not matter.
-    /// The leading axis of every layer's input must count the rows, or a multiple of them, as in beam search.
+    /// The leading axis of every layer's input must count the rows, or a multiple of them. A program that repeats, reorders
+    /// or drops rows within `run`, as beam search does, says so by [`select_rows`](crate::seam::select_rows).
     ///
     /// # Errors
-    /// If a name is unknown, adapters are disabled, or an adapter changes something that is not a linear layer or a table of
+    /// If a name is unknown, adapters are disabled, the batch has another number of rows, or an adapter changes something that is not a linear layer or a table of
     /// ours: a norm, a bias, a layer of `burn::nn`.
     pub fn with_rows<R>(&self, rows: &[Option<&str>], run: impl FnOnce(&M) -> R) -> Result<R> {
         for name in rows.iter().flatten() {
@@ -390,9 +392,15 @@ impl<M: Module> PeftModel<M> {
             }
         }
         let names = rows.iter().map(|it| it.map(str::to_owned)).collect();
-        rows::with(names, || run(&self.model)).map_err(|path| {
-            let reason = "which cannot tell rows apart; activate the adapter for a whole batch";
-            PeftError::unsupported(format!("rows with different adapters on `{path}`"), reason)
+        rows::with(names, || run(&self.model)).map_err(|misuse| match misuse {
+            Misuse::Parameter(path) => {
+                let reason = "which cannot tell rows apart; activate the adapter for a whole batch";
+                PeftError::unsupported(format!("rows with different adapters on `{path}`"), reason)
+            }
+            Misuse::Count(count) => {
+                let given = rows.len();
+                PeftError::Invalid(format!("adapters were named for {given} rows, but the batch has {count}"))
+            }
         })
     }
 

@@ -15,12 +15,20 @@ thread_local! {
 
 struct Rows {
     names: Vec<Option<String>>,
+    misused: Option<Misuse>,
+}
+
+/// What keeps rows from having adapters of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Misuse {
     /// A parameter that only knows the adapters that are active for all rows.
-    misused: Option<String>,
+    Parameter(String),
+    /// A batch of so many rows, for which there are not as many names.
+    Count(usize),
 }
 
 /// Runs a forward with an adapter for each row, and says which parameter could not tell rows apart.
-pub(crate) fn with<R>(names: Vec<Option<String>>, run: impl FnOnce() -> R) -> Result<R, String> {
+pub(crate) fn with<R>(names: Vec<Option<String>>, run: impl FnOnce() -> R) -> Result<R, Misuse> {
     struct Clear;
     impl Drop for Clear {
         fn drop(&mut self) {
@@ -40,7 +48,7 @@ pub(crate) fn forbid(set: &AdapterSet) -> bool {
     ROWS.with_borrow_mut(|rows| match rows {
         Some(rows) => {
             if rows.names.iter().flatten().any(|name| set.get(name).is_some()) {
-                rows.misused.get_or_insert_with(|| set.site().path());
+                rows.misused.get_or_insert_with(|| Misuse::Parameter(set.site().path()));
             }
             true
         }
@@ -57,14 +65,13 @@ pub(crate) struct Group<'a> {
 /// The groups of an input with this many rows; `None` if rows are not told apart. Adapters that the layer does not have
 /// count as none, and so no row costs more than its own adapter.
 pub(crate) fn groups(set: Option<&AdapterSet>, count: usize) -> Option<Vec<Group<'_>>> {
-    ROWS.with_borrow(|rows| {
-        let names = &rows.as_ref()?.names;
+    ROWS.with_borrow_mut(|rows| {
+        let Rows { names, misused } = rows.as_mut()?;
         let repeat = count / names.len().max(1);
-        assert!(
-            repeat * names.len() == count,
-            "adapters were given for {} rows, but a layer sees {count}",
-            names.len()
-        );
+        if repeat * names.len() != count {
+            misused.get_or_insert(Misuse::Count(count));
+            return Some(vec![Group { adapter: None, rows: (0..count as i64).collect() }]);
+        }
         let mut groups: Vec<(Option<&str>, Group<'_>)> = Vec::new();
         for (at, name) in names.iter().enumerate() {
             let adapter = name.as_deref().and_then(|name| set?.get(name));
@@ -77,6 +84,15 @@ pub(crate) fn groups(set: Option<&AdapterSet>, count: usize) -> Option<Vec<Group
         }
         Some(groups.into_iter().map(|(_, group)| group).collect())
     })
+}
+
+/// Says that the rows of the batch are these of before from now on: what generation repeats, reorders and drops.
+pub(crate) fn select(rows: &[usize]) {
+    ROWS.with_borrow_mut(|it| {
+        if let Some(it) = it {
+            it.names = rows.iter().map(|row| it.names.get(*row).cloned().flatten()).collect();
+        }
+    });
 }
 
 /// How many rows were given adapters, if any were.

@@ -119,6 +119,13 @@ pub fn tasks<M: Module>(model: &M) -> usize {
     slots::collect(model).iter().filter_map(most).max().unwrap_or(1)
 }
 
+/// Says that the rows of the batch are these of before from now on, so that each keeps the adapter that
+/// [`PeftModel::with_rows`](crate::PeftModel::with_rows) gave it. Generation calls this when it repeats, reorders or drops
+/// rows; without such adapters it does nothing.
+pub fn select_rows(rows: &[usize]) {
+    rows::select(rows);
+}
+
 /// How many virtual tokens active adapters put before a model's input.
 pub fn virtual_tokens<M: Module>(model: &M) -> usize {
     let of = |set: &AdapterSet| set.active().map(AnyAdapter::virtual_tokens).sum::<usize>();

@@ -206,12 +206,13 @@ impl Selection {
         if self.layers_to_transform.is_none() {
             return Ok(Vec::new());
         }
+        // The first number counts: that of the layer, not that of an expert in it.
         let patterns: Vec<String> = match self.layers_pattern.as_ref().filter(|it| !it.is_empty()) {
-            None => vec!["[^.]*".to_owned()],
-            Some(Names::Pattern(pattern)) => vec![pattern.clone()],
-            Some(Names::List(patterns)) => patterns.clone(),
+            None => vec![r"\A.*?\.[^.]*\.(\d+)\.".to_owned()],
+            Some(Names::Pattern(pattern)) => vec![named(pattern)],
+            Some(Names::List(patterns)) => patterns.iter().map(|it| named(it)).collect(),
         };
-        patterns.iter().map(|it| compile("layers_pattern", &format!(r"\A.*\.{it}\.(\d+)\."))).collect()
+        patterns.iter().map(|it| compile("layers_pattern", it)).collect()
     }
 
     fn index_fits(&self, targets: &Matcher, patterns: &[Regex], path: &str) -> bool {
@@ -228,6 +229,11 @@ impl Selection {
         let index = captured.and_then(|it| it.get(1)?.as_str().parse().ok());
         index.is_some_and(wanted)
     }
+}
+
+/// The number of a layer behind the name of its list, which may begin the path.
+fn named(pattern: &str) -> String {
+    format!(r"\A(?:|.*?\.){pattern}\.(\d+)\.")
 }
 
 fn is_container(sites: &Sites, module: &str) -> bool {
@@ -372,6 +378,30 @@ mod tests {
         assert_eq!(patterns.get("model.layers.1.q_proj"), Some(&4));
         assert_eq!(patterns.get("model.layers.1.k_proj"), None);
         assert_eq!(patterns.get("model.xq_proj"), None);
+    }
+
+    #[test]
+    fn layers_are_counted_by_their_own_number() {
+        const PATHS: [&str; 6] = [
+            "m.layers.0.experts.0.w",
+            "m.layers.0.experts.1.w",
+            "m.layers.1.experts.0.w",
+            "m.layers.1.experts.1.w",
+            "layers.0.w",
+            "layers.1.w",
+        ];
+        let found = |pattern: Option<&str>| {
+            let selection = Selection {
+                layers_to_transform: Some(Indices::One(0)),
+                layers_pattern: pattern.map(|it| Names::Pattern(it.into())),
+                ..Selection::default()
+            };
+            let (index, targets) = (selection.index_matchers().unwrap(), Matcher::List(vec!["w".into()]));
+            PATHS.map(|path| selection.index_fits(&targets, &index, path))
+        };
+        // As `check_target_module_exists` of the reference (0.21.2) answers.
+        assert_eq!(found(None), [true, true, false, false, false, false]);
+        assert_eq!(found(Some("layers")), [true, true, false, false, true, false]);
     }
 
     #[test]

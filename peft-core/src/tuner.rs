@@ -31,6 +31,11 @@ pub trait Tuner: Debug + Send + Sync {
         tensors
     }
 
+    /// Whether a file may hold this tensor although the adapter computes it: what older releases of the reference saved.
+    fn passes_over(&self, _key: &str) -> bool {
+        false
+    }
+
     /// What the method does between the steps of a run. Nothing for most methods.
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         None
@@ -91,6 +96,9 @@ impl<T: Tuner + ?Sized> Tuner for Box<T> {
     }
     fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
         (**self).to_file(tensors)
+    }
+    fn passes_over(&self, key: &str) -> bool {
+        (**self).passes_over(key)
     }
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         (**self).after_step()

@@ -250,6 +250,11 @@ impl Tuner for BoftConfig {
         PEFT_TYPE
     }
 
+    /// Files of before 0.13 hold the permutations.
+    fn passes_over(&self, key: &str) -> bool {
+        key.ends_with(".boft_P")
+    }
+
     fn plan(&self, sites: &Sites) -> Result<Plan> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             let (size, num) = (self.boft_block_size, self.boft_block_num);

@@ -1,7 +1,7 @@
 //! Targets from a model that reads a source: token by token, or by beam search.
 
 use burn::tensor::{Device, Int, Tensor};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, seam};
 use peft_models::{Encoded, ModelInput, Seq2SeqCache, Seq2SeqLm};
 
 use crate::beams::{Beams, Step};
@@ -105,6 +105,7 @@ impl<'a, M: Seq2SeqLm> Decoder<'a, M> {
     }
 
     fn select(&mut self, rows: &[usize]) {
+        seam::select_rows(rows);
         let rows = line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device);
         self.source = self.source.select(rows.clone());
         self.tasks = self.tasks.clone().map(|it| it.select(0, rows.clone()));

@@ -7,7 +7,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft::core::checkpoint::{Stored, model_tensors};
 use peft::core::laws::{self, distance};
-use peft::core::{AdapterFolder, Names, PeftModel, Tuner, nn, read_config};
+use peft::core::{AdapterFolder, Names, PeftModel, Tuner, nn, read_config, write_folder};
 use peft::ia3::Ia3Config;
 use peft::lora::combine::{Combination, Combine, Majority};
 use peft::lora::convert::{ConvertToLora, Rank};
@@ -15,11 +15,12 @@ use peft::lora::{
     AdaLoraConfig, Bias, BoftConfig, FourierFtConfig, HiraConfig, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig,
     MissConfig, OftConfig, RandLoraConfig, ShiraConfig, TrainableTokensConfig, VeraConfig,
 };
-use peft::models::auto::{self, AutoCausalLm};
+use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, ModelInput};
 use peft::prompt::AdaptionPromptConfig;
 use peft::tasks::generate::generate;
 use peft::tasks::sampling::GenerationConfig;
+use peft::tasks::seq2seq_generate::generate_targets;
 
 use crate::support::{device, find, fixtures, numbers};
 
@@ -534,6 +535,8 @@ fn rows_that_cannot_be_told_apart_are_refused() {
     assert!(run(&peft, &[Some("absent"), None]).unwrap_err().contains("absent"));
     assert!(run(&peft, &[]).is_err());
     assert_eq!(run(&peft, &[Some("plain"), None]), Ok(()));
+    let three = run(&peft, &[Some("plain"), None, None]).unwrap_err();
+    assert!(three.contains("3 rows, but the batch has 2"), "{three}");
     peft.set_enabled(false);
     assert!(run(&peft, &[Some("plain"), None]).unwrap_err().contains("disabled"));
 }
@@ -918,4 +921,53 @@ fn rows_keep_their_adapters_while_they_are_continued() {
         assert_eq!(mixed[at], write(peft.model(), &prompts[at..=at])[0], "row {at}");
     }
     assert_ne!(mixed[0], mixed[3], "adapters that say the same prove nothing");
+}
+
+#[test]
+fn beams_keep_the_adapters_of_their_rows() {
+    let (model, _) = auto::load_seq2seq_lm(fixtures().join("models/t5-tiny"), &device()).unwrap();
+    let sites = peft::core::Describe::describe(&model);
+    let mut peft = PeftModel::with_sites(model, sites, &device());
+    for (seed, name) in ["one", "two"].into_iter().enumerate() {
+        peft.add_adapter(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
+        laws::disturb(&mut peft, name, 0.4, &device()).unwrap();
+    }
+    let config = GenerationConfig {
+        max_new_tokens: Some(6),
+        num_beams: Some(3),
+        do_sample: Some(false),
+        ..GenerationConfig::default()
+    };
+    let plan = config.plan().unwrap();
+    let source = || ModelInput::ids(ids(4));
+    let write = |model: &AutoSeq2SeqLm| generate_targets(model, &source(), &plan, &device(), |_, _| Ok(())).unwrap();
+    let names = [Some("one"), Some("two"), None, Some("two")];
+    let mixed = peft.with_rows(&names, |model| write(model)).unwrap();
+    let mut alone = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        peft.set_active(name.as_slice()).unwrap();
+        alone.push(write(peft.model()).swap_remove(at));
+    }
+    assert_eq!(mixed, alone);
+    peft.set_active(&["one"]).unwrap();
+    assert_ne!(mixed, write(peft.model()), "adapters that say the same prove nothing");
+}
+
+#[test]
+fn an_old_file_of_boft_with_its_permutations_is_read() {
+    let config =
+        BoftConfig { boft_block_size: 4, target_modules: Some(Names::list(["lin0"])), ..BoftConfig::default() };
+    let mut peft = mlp();
+    peft.add_adapter("one", config, 1).unwrap();
+    laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
+    let wanted = output(&peft);
+    let mut tensors = peft.adapter_tensors("one").unwrap();
+    let old =
+        Stored { key: "base_model.model.lin0.boft_P".into(), data: TensorData::new(vec![0.0f32; 144], [1, 12, 12]) };
+    tensors.push(old);
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(folder.path(), &peft.adapter_config("one").unwrap(), tensors).unwrap();
+    let mut again = PeftModel::new(peft.unload(), &device());
+    again.load_adapter(folder.path(), "one", &peft::methods()).unwrap();
+    assert_eq!(numbers(&output(&again)), numbers(&wanted));
 }
