@@ -131,7 +131,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         other => {
-            let reason = format!("is `{other}`, expected causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity");
+            let reason =
+                format!("is `{other}`, expected causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or similarity");
             return Err(PeftError::config("task", reason));
         }
     };
