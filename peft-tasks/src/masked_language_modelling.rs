@@ -29,12 +29,8 @@ impl Masking {
     /// A text with some of its words hidden. Tokens that were added around it stay.
     pub fn hide(&self, row: u64, text: &Encoded) -> Sample {
         let mut generator = rng::generator(self.seed, row);
-        let mut sample = Sample {
-            labels: vec![IGNORED; text.ids.len()],
-            input_ids: text.ids.clone(),
-            type_ids: None,
-            task_id: None,
-        };
+        let mut sample =
+            Sample { labels: vec![IGNORED; text.ids.len()], input_ids: text.ids.clone(), ..Sample::default() };
         for (at, _) in text.added.iter().enumerate().filter(|(_, added)| !**added) {
             if rng::unit(&mut generator) >= self.share {
                 continue;

@@ -171,7 +171,8 @@ impl DataOptions {
         let mut samples = Vec::new();
         for (number, row) in data.rows.iter().enumerate() {
             let text = tokenizer.encode_within(&data.text(row, column)?, None, max_length)?;
-            samples.push(masking.hide(number as u64, &text));
+            let task_id = self.task_id(&data, row)?;
+            samples.push(Sample { task_id, ..masking.hide(number as u64, &text) });
         }
         MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
     }
