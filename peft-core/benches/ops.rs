@@ -8,6 +8,7 @@
 use std::time::Instant;
 
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use peft_core::Layout;
 use peft_core::nn::Dropout;
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, plain};
 
@@ -73,6 +74,16 @@ fn main() {
         |[x]| ops::rms_norm(x, ones(), 1e-5),
         |[x]| plain::rms_norm(x, ones(), 1e-5),
     );
+
+    for (d_in, d_out) in [(d_model, d_model), (d_model, d_inner), (d_inner, d_model)] {
+        let weight = random([d_out, d_in]);
+        compare(
+            &format!("linear {d_in} to {d_out}"),
+            [random([rows, d_in])],
+            |[x]| ops::linear(x, weight.clone(), None, Layout::OutIn),
+            |[x]| plain::linear(x, weight.clone().transpose(), None),
+        );
+    }
 
     let off = Dropout::new(0.0);
     for rank in [8, 64] {

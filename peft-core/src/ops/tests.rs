@@ -252,7 +252,8 @@ fn the_mask_of_some_queries_is_part_of_the_mask() {
 #[test]
 fn low_rank_updates_are_their_compositions() {
     let off = Dropout::new(0.0);
-    for (rows, d_in, d_out, rank) in [(3, 5, 7, 2), (1, 8, 3, 4), (40, 65, 130, 9), (33, 16, 700, 1)] {
+    for (rows, d_in, d_out, rank) in [(3, 5, 7, 2), (1, 8, 3, 4), (40, 65, 130, 9), (33, 16, 700, 1), (40, 48, 50, 33)]
+    {
         let inputs =
             [numbers([rows, d_out], 1), numbers([rows, d_in], 2), numbers([rank, d_in], 3), numbers([d_out, rank], 4)];
         check(
@@ -323,9 +324,14 @@ fn mask(batch: usize, queries: usize, keys: usize, blind: usize) -> Tensor<4, Bo
 fn attention_is_its_composition() {
     let off = Dropout::new(0.0);
     // batch, heads, key heads, queries, keys, d_head
-    for (batch, heads, kv_heads, queries, keys, d_head) in
-        [(1, 1, 1, 1, 1, 1), (2, 4, 2, 5, 7, 3), (2, 3, 3, 70, 70, 8), (1, 6, 2, 130, 150, 5), (3, 2, 1, 1, 9, 16)]
-    {
+    for (batch, heads, kv_heads, queries, keys, d_head) in [
+        (1, 1, 1, 1, 1, 1),
+        (2, 4, 2, 5, 7, 3),
+        (2, 3, 3, 70, 70, 8),
+        (1, 6, 2, 130, 150, 5),
+        (3, 2, 1, 1, 9, 16),
+        (2, 4, 2, 66, 77, 34),
+    ] {
         let inputs = || {
             [
                 numbers([batch, heads, queries, d_head], 1),
@@ -370,18 +376,20 @@ fn attention_reads_views_and_drops_what_it_remembers() {
         [part(0), part(1), part(2)]
     };
     let off = Dropout::new(0.0);
-    check(
-        "attention of views",
-        [fused.clone()],
-        |[x]| {
-            let [q, k, v] = parts(x);
-            ops::attention(q, k, v, None, 0.5, &off)
-        },
-        |[x]| {
-            let [q, k, v] = parts(x);
-            ops::attention_plain(q, k, v, None, 0.5, &off)
-        },
-    );
+    for fused in [fused.clone(), numbers([2, 40, 9, 33], 8)] {
+        check(
+            "attention of views",
+            [fused],
+            |[x]| {
+                let [q, k, v] = parts(x);
+                ops::attention(q, k, v, None, 0.5, &off)
+            },
+            |[x]| {
+                let [q, k, v] = parts(x);
+                ops::attention_plain(q, k, v, None, 0.5, &off)
+            },
+        );
+    }
     // Values of one: the output is the sum of the weights that were kept, and a value's gradient what it was weighted by.
     let half = Dropout::new(0.5);
     let [q, k, _] = parts(fused);
