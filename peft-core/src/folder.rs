@@ -10,6 +10,7 @@ use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomical
 use crate::error::{PeftError, Result};
 use crate::site::Sites;
 use crate::state::KEY_PREFIX;
+use crate::vocabulary::frozen_path;
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -138,7 +139,7 @@ impl AdapterFolder {
         if sites.heads.iter().any(|head| is_tied(&head)) {
             return true;
         }
-        let path = path.replace(".base_layer.", ".");
+        let path = frozen_path(key).unwrap_or_default();
         let shape = self.tensors.shape(key).unwrap_or(&[]);
         sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)
     }

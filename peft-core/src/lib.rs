@@ -15,6 +15,7 @@ pub mod laws;
 pub mod nn;
 pub mod ops;
 mod owed;
+mod projected;
 mod prompt;
 pub mod seam;
 mod site;
@@ -23,6 +24,7 @@ pub mod slots;
 pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter};
 pub use after_step::AfterStep;
 pub use error::{LoadReport, PeftError, Result, nearest};
+pub use projected::ProjectedPair;
 pub use prompt::{GatedPrompt, KeyValue, Prompt};
 pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
 mod init;
@@ -32,6 +34,7 @@ mod status;
 mod targets;
 mod torch_random;
 mod update;
+mod vocabulary;
 pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
@@ -50,7 +53,7 @@ pub use folder::{
     write_folder_with_encoder,
 };
 pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
-pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt};
+pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use tuner::{About, KnownMethod, Method, Methods, Tuner, is_off, refuse_unknown};
 pub use update::Update;

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, TensorData};
+use burn::tensor::{Device, Gradients};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
@@ -16,10 +16,11 @@ use crate::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_fol
 use crate::plan::Plan;
 use crate::replacement::is_replacement;
 use crate::rows::{self, Misuse};
-use crate::site::Sites;
+use crate::site::{Site, SiteKind, Sites};
 use crate::slots;
 use crate::state;
 use crate::tuner::{Methods, Tuner};
+use crate::vocabulary::{HALF_PRECISION, frozen_path, is_close, value_of};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -62,6 +63,9 @@ pub struct PeftModel<M> {
     pub base_name: Option<String>,
     /// Written into `adapter_config.json` as `task_type`.
     pub task_type: Option<String>,
+    /// Whether a saved folder holds the tables of words, as one must whose vocabulary was resized. `None` decides by the
+    /// `vocab_size` in the `config.json` of [`base_name`](Self::base_name), if that is a folder.
+    pub save_embedding_layers: Option<bool>,
 }
 
 impl<M> Deref for PeftModel<M> {
@@ -90,7 +94,13 @@ impl<M: Module> PeftModel<M> {
             device: device.clone().autodiff(),
             base_name: None,
             task_type: None,
+            save_embedding_layers: None,
         }
+    }
+
+    /// Another base, while there are no adapters.
+    pub(crate) fn replace_base(&mut self, model: M, sites: Sites) {
+        (self.model, self.sites) = (model, sites);
     }
 
     /// The model with its adapters.
@@ -248,6 +258,9 @@ impl<M: Module> PeftModel<M> {
     pub fn restore_adapter(&mut self, name: &str, folder: &AdapterFolder) -> Result<()> {
         self.check_known(name)?;
         let config = self.adapters[name].config.as_ref();
+        if let Some(tensors) = config.read_back(&folder.tensors)? {
+            return self.assign_adapter(name, tensors);
+        }
         self.model = self.filled(self.model.clone(), name, folder, config)?;
         Ok(())
     }
@@ -262,15 +275,33 @@ impl<M: Module> PeftModel<M> {
         let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
         let mut report = state::compare(&model, name, shapes);
         report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
-        // The reference adds the frozen table when an embedding is a target. It is the one that the base has.
+        // The reference adds the frozen table when an embedding is a target, or when the vocabulary was resized.
         report.unexpected.retain(|key| !folder.is_copy(key, &self.sites) && !config.passes_over(key));
+        for (key, file) in &rows {
+            let Some(path) = frozen_path(key) else { continue };
+            let holds_words = |it: &Site| it.kind == SiteKind::Embedding || self.sites.heads.contains(&it.module);
+            let Some(site) = self.sites.get(&path).filter(|it| holds_words(it)) else { continue };
+            if state::has_key(&model, name, key) {
+                continue;
+            }
+            let wanted = site.shape_on_disk();
+            if file.shape(key) != Some(&wanted[..])
+                || !is_close(&file.floats(key)?, &value_of(&model, site), HALF_PRECISION)
+            {
+                let reason = format!(
+                    "holds another `{path}` than the base has, as for a vocabulary that was resized: take it with \
+                     `adopt_tables` before adapters are added"
+                );
+                return Err(PeftError::bad_file(&folder.path, reason));
+            }
+        }
         if !report.is_clean() {
             return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
         }
         let values = rows.into_iter().map(|(key, file)| Ok((key.clone(), file.floats(&key)?)));
         let model = state::assign(model, name, values.collect::<Result<HashMap<_, _>>>()?);
         for Stored { key, data } in state::encoders(&model, name).0 {
-            if !is_close(&data, &folder.tensors.floats(&key)?) {
+            if !is_close(&data, &folder.tensors.floats(&key)?, 1e-3) {
                 let reason = format!(
                     "{ENCODER_FILE} does not give the `{key}` of {WEIGHTS_FILE}: they are of two adapters; without the \
                      first the prompt loads as it is"
@@ -469,8 +500,11 @@ impl<M: Module> PeftModel<M> {
     /// The adapter's configuration as `adapter_config.json` holds it.
     pub fn adapter_config(&self, name: &str) -> Result<Map<String, Value>> {
         self.check_known(name)?;
+        self.described(name, self.adapters[name].config.to_json()?)
+    }
+
+    fn described(&self, name: &str, mut json: Map<String, Value>) -> Result<Map<String, Value>> {
         let AdapterInfo { config, plan, .. } = &self.adapters[name];
-        let mut json = config.to_json()?;
         for (field, value) in &plan.derived {
             if json.get(field).is_none_or(Value::is_null) {
                 json.insert(field.clone(), value.clone());
@@ -495,8 +529,10 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     /// If a value is not finite or the disk says no; a folder that was there stays whole.
     pub fn save_adapter(&self, folder: impl AsRef<Path>, name: &str) -> Result<()> {
-        let config = self.adapter_config(name)?;
-        let saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
+        self.check_known(name)?;
+        let config = self.described(name, self.adapters[name].config.to_file_json()?)?;
+        let mut saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
+        saved.extend(self.tables_to_save(name));
         let encoder = state::encoders(&self.model, name).1;
         write_folder_with_encoder(&folder, &config, saved, encoder)?;
         Labels::write(self.adapters[name].labels.as_ref(), folder.as_ref())
@@ -524,11 +560,4 @@ fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether two tensors are the same but for rounding.
-fn is_close(a: &TensorData, b: &TensorData) -> bool {
-    let largest = b.iter::<f32>().fold(0.0f32, |max, it| max.max(it.abs()));
-    let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-3 * largest;
-    a.shape() == b.shape() && a.iter::<f32>().zip(b.iter::<f32>()).all(close)
 }

@@ -20,6 +20,7 @@ pub struct Replacement<const D: usize> {
     key: String,
     transposed: bool,
     beside_prompt: bool,
+    moves_head: bool,
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
@@ -27,6 +28,10 @@ impl<const D: usize> Adapter for Replacement<D> {
         let value = self.value.val();
         let value = if self.transposed { value.transpose() } else { value };
         value.reshape(weight.dims())
+    }
+
+    fn moves_tied_head(&self) -> bool {
+        self.moves_head
     }
 
     /// The reference does not wrap a model again that it puts a prompt before.
@@ -47,6 +52,7 @@ fn prefix(beside_prompt: bool) -> &'static str {
 struct CopyOf {
     key: String,
     beside_prompt: bool,
+    moves_head: bool,
 }
 
 impl Build for CopyOf {
@@ -56,8 +62,9 @@ impl Build for CopyOf {
         with_rank!(rank, D => {
             let value = base.tensor::<D>();
             let value = if transposed { value.transpose() } else { value };
-            let (key, beside_prompt) = (self.key.clone(), self.beside_prompt);
-            AnyAdapter::new(Replacement { value: init.given(value), key, transposed, beside_prompt })
+            let (value, key) = (init.given(value), self.key.clone());
+            let (beside_prompt, moves_head) = (self.beside_prompt, self.moves_head);
+            AnyAdapter::new(Replacement { value, key, transposed, beside_prompt, moves_head })
         })
     }
 
@@ -68,12 +75,17 @@ impl Build for CopyOf {
 
 /// A row that trains a copy of a parameter and saves it under `key`.
 pub fn replacement_row(site: &Arc<Site>, key: String) -> PlanRow {
-    row(site, CopyOf { key, beside_prompt: false })
+    row(site, CopyOf { key, beside_prompt: false, moves_head: false })
+}
+
+/// The same for a table whose tied head moves along.
+pub fn replacement_row_with_head(site: &Arc<Site>, key: String) -> PlanRow {
+    row(site, CopyOf { key, beside_prompt: false, moves_head: true })
 }
 
 /// The same in the file of a prompt, where `key` has a shorter prefix.
 pub fn replacement_row_beside_prompt(site: &Arc<Site>, key: String) -> PlanRow {
-    row(site, CopyOf { key, beside_prompt: true })
+    row(site, CopyOf { key, beside_prompt: true, moves_head: false })
 }
 
 fn row(site: &Arc<Site>, copy: CopyOf) -> PlanRow {

@@ -4,8 +4,9 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 
@@ -51,6 +52,51 @@ pub fn step_gradients<M: Module>(model: &M, name: &str, gradients: &GradientsPar
     collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::StepGradients(gradients))
 }
 
+/// A trained tensor of an adapter, for an optimizer that tells them apart.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its identity, the same in every run.
+    pub id: ParamId,
+    /// Its whole key in the adapter file.
+    pub key: String,
+    /// Number of its axes.
+    pub rank: usize,
+    /// The parameter that the adapter rides on.
+    pub site: Arc<Site>,
+}
+
+/// The trained tensors of the adapter `name`.
+pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
+    struct List<'a> {
+        at: PathStack,
+        site: &'a Arc<Site>,
+        adapter: &'a AnyAdapter,
+        found: &'a mut Vec<Parameter>,
+    }
+    impl ModuleVisitor for List<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.at.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.at.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let field = self.at.path();
+            if self.adapter.kept(&field) == Kept::Trained {
+                let (key, site) = (self.adapter.file_key(self.site, &field), self.site.clone());
+                self.found.push(Parameter { id: param.id, key, rank: D, site });
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name) {
+            adapter.visit(&mut List { at: PathStack::default(), site: set.site(), adapter, found: &mut found });
+        }
+    }
+    found
+}
+
 #[derive(Clone, Copy)]
 enum What<'a> {
     Saved,
@@ -92,6 +138,11 @@ fn key(adapter: &AnyAdapter, site: &Site, field: &str) -> Option<String> {
         Kept::Shared { key, .. } => Some(key),
         Kept::Derived => None,
     }
+}
+
+/// Whether the adapter `name` has a tensor of this key.
+pub(crate) fn has_key<M: Module>(model: &M, name: &str, key: &str) -> bool {
+    parameters(model, name).iter().any(|it| it.key == key)
 }
 
 /// Keys of copies that a file may leave out.

@@ -88,11 +88,60 @@ impl TorchGenerator {
         (0..length).map(|_| draw()).collect()
     }
 
+    /// `torch.randn(length)`. The last bit may differ: torch has approximations of its own for logarithm and cosine.
+    pub fn normal(&mut self, length: usize) -> Vec<f32> {
+        let unit = |it: &mut Self| f64::from(it.uniform(1, 0.0, 1.0)[0]);
+        self.normal_from(length, unit).into_iter().map(|it| it as f32).collect()
+    }
+
+    /// `torch.randn(length, dtype = float64)`, which are other numbers.
+    pub fn normal_f64(&mut self, length: usize) -> Vec<f64> {
+        self.normal_from(length, Self::unit)
+    }
+
+    /// Uniform in 0 ≤ x < 1, in double precision.
+    fn unit(&mut self) -> f64 {
+        (self.next_u64() & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
+    }
+
+    fn normal_from(&mut self, length: usize, uniform: impl Fn(&mut Self) -> f64) -> Vec<f64> {
+        const BLOCK: usize = 16;
+        let mut values: Vec<f64> = Vec::with_capacity(length + 1);
+        if length < BLOCK {
+            while values.len() < length {
+                let (turn, height) = (self.unit(), self.unit());
+                let (radius, angle) = ((-2.0 * (-height).ln_1p()).sqrt(), std::f64::consts::TAU * turn);
+                values.extend([radius * angle.cos(), radius * angle.sin()]);
+            }
+            values.truncate(length);
+            return values;
+        }
+        values.extend((0..length).map(|_| uniform(self)));
+        let whole = length / BLOCK * BLOCK;
+        values[..whole].chunks_mut(BLOCK).for_each(normal_block);
+        if whole < length {
+            // What is left over is drawn anew, together with its neighbours.
+            let last = &mut values[length - BLOCK..];
+            last.iter_mut().for_each(|it| *it = uniform(self));
+            normal_block(last);
+        }
+        values
+    }
+
     /// `torch.empty(length, dtype = bfloat16).uniform_(low, high)`. What rounds up to `high` is given as `low`.
     pub fn uniform_bf16(&mut self, length: usize, low: f32, high: f32) -> Vec<f32> {
         let rounded = |value: f32| bf16::from_f32(value).to_f32();
         let wrap = |value: f32| if value >= rounded(high) { rounded(low) } else { value };
         self.uniform(length, low, high).into_iter().map(|value| wrap(rounded(value))).collect()
+    }
+}
+
+/// Sixteen uniform numbers to sixteen normal ones, by Box and Muller: the first half and the second make pairs.
+fn normal_block(block: &mut [f64]) {
+    let (first, second) = block.split_at_mut(8);
+    for (a, b) in first.iter_mut().zip(second) {
+        let (radius, angle) = ((-2.0 * (1.0 - *a).ln()).sqrt(), std::f64::consts::TAU * *b);
+        (*a, *b) = (radius * angle.cos(), radius * angle.sin());
     }
 }
 
@@ -136,6 +185,23 @@ mod tests {
         assert_eq!(TorchGenerator::new(7).uniform(4, -bound, bound), first);
         let first = [0.031_25, -0.269_531_25, 0.142_578_13, 0.140_625];
         assert_eq!(TorchGenerator::new(7).uniform_bf16(4, -bound, bound), first);
+    }
+
+    #[test]
+    fn normal_numbers_are_those_of_torch() {
+        let close = |ours: Vec<f32>, wanted: &[f32]| {
+            assert!(ours.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{ours:?}, not {wanted:?}");
+        };
+        // torch.randn(19), whose last sixteen are drawn anew, and torch.randn(5), which goes another way.
+        let drawn = TorchGenerator::new(42).normal(19);
+        close(drawn[..4].to_vec(), &[1.926_915_3, 1.487_284_1, 0.900_717_2, 0.439_589_26]);
+        close(drawn[15..].to_vec(), &[0.859_858_5, -0.309_726_78, -0.395_710_5, 0.803_409_34]);
+        let double = TorchGenerator::new(42).normal_f64(19);
+        assert!(
+            (double[0] - 0.299_556_287_750_263_7).abs() < 1e-12 && (double[3] - 0.618_669_993_885_617).abs() < 1e-12
+        );
+        let few = TorchGenerator::new(7).normal(5);
+        close(few, &[-0.146_795_1, 0.786_141_28, 0.946_821_6, -1.114_344, 1.690_790_2]);
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::adapter::AdapterSet;
 use crate::after_step::AfterStep;
-use crate::checkpoint::Stored;
+use crate::checkpoint::{Stored, TensorFile};
 use crate::error::{PeftError, Result};
 use crate::plan::Plan;
+use crate::projected::ProjectedPair;
 use crate::shared::COMMON_FIELDS;
 use crate::site::Sites;
 
@@ -36,9 +38,31 @@ pub trait Tuner: Debug + Send + Sync {
         false
     }
 
+    /// The configuration as `adapter_config.json` beside those tensors says it. The same for most methods.
+    fn to_file_json(&self) -> Result<Map<String, Value>> {
+        self.to_json()
+    }
+
+    /// The tensors of a folder that this very configuration wrote, as they were before
+    /// [`to_file`](Tuner::to_file). `None` where these are the same.
+    fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
+        let _ = file;
+        Ok(None)
+    }
+
     /// What the method does between the steps of a run. Nothing for most methods.
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         None
+    }
+
+    /// The pairs of factors of an adapter that LoRA-FA trains. `sets` are those of the model.
+    ///
+    /// # Errors
+    /// If the method has no such pairs.
+    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        let _ = (sets, name);
+        let reason = format!("it is for LoRA, and this adapter is {}; train without it", self.peft_type());
+        Err(PeftError::unsupported("LoRA-FA", reason))
     }
 }
 
@@ -100,8 +124,17 @@ impl<T: Tuner + ?Sized> Tuner for Box<T> {
     fn passes_over(&self, key: &str) -> bool {
         (**self).passes_over(key)
     }
+    fn to_file_json(&self) -> Result<Map<String, Value>> {
+        (**self).to_file_json()
+    }
+    fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
+        (**self).read_back(file)
+    }
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         (**self).after_step()
+    }
+    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        (**self).projected_pairs(sets, name)
     }
 }
 

@@ -221,6 +221,7 @@ impl AdaLoraConfig {
             ("use_dora", self.lora.use_dora),
             ("use_rslora", self.lora.use_rslora),
             ("lora_bias", self.lora.lora_bias),
+            ("ensure_weight_tying", self.lora.ensure_weight_tying),
             ("alpha_pattern", !self.lora.alpha_pattern.is_empty()),
             ("trainable_token_indices", self.lora.trainable_token_indices.is_some()),
         ];

@@ -189,7 +189,7 @@ fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> 
     }
     let config = LoraConfig::parse(json)?;
     if config.counts_from_its_start() {
-        let reason = "it counts from where it started (pissa, olora); convert it to LoRA first";
+        let reason = "it counts from where it started (pissa, olora, corda); convert it to LoRA first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
     let has_more = |set: &AdapterSet| set.get(name).is_some() && part(set, name, 1.0).is_none();

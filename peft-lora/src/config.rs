@@ -3,18 +3,23 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use peft_core::checkpoint::{Stored, TensorFile};
 use peft_core::shared::{self, Bias, SavedModules};
 use peft_core::{
-    About, Build, Indices, Method, Names, Patterns, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites,
-    Tuner, refuse_unknown,
+    About, AdapterSet, Build, Indices, Method, Names, Patterns, PeftError, Plan, PlanRow, ProjectedPair, Result,
+    Selection, Site, SiteKind, Sites, Tuner, refuse_unknown, replacement_row, replacement_row_with_head,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::calibration::Starts;
 use crate::conv::BuildConv;
+use crate::corda::{self, CordaConfig};
 use crate::defaults;
 use crate::embedding::BuildEmbedding;
+use crate::eva::EvaConfig;
 use crate::linear::BuildLinear;
+use crate::lora_fa;
 use crate::tokens::TokenIndices;
 
 /// `peft_type` of LoRA.
@@ -29,11 +34,13 @@ pub(crate) enum Start {
     Orthogonal,
     Pissa(Option<usize>),
     Olora,
+    Eva,
+    Corda,
 }
 
 impl Start {
     pub(crate) fn reads_base(&self) -> bool {
-        matches!(self, Self::Pissa(_) | Self::Olora)
+        matches!(self, Self::Pissa(_) | Self::Olora | Self::Corda)
     }
 }
 
@@ -82,12 +89,25 @@ pub struct LoraConfig {
     /// Train magnitude and direction apart (arXiv 2402.09353).
     #[serde(default)]
     pub use_dora: bool,
-    /// `true`, `false`, `"gaussian"`, `"orthogonal"`, `"olora"`, `"pissa"` or `"pissa_niter_N"`.
+    /// `true`, `false`, `"gaussian"`, `"orthogonal"`, `"olora"`, `"pissa"` or `"pissa_niter_N"`; and, for a configuration that
+    /// [`eva::start`](crate::eva::start) or [`corda::start`](crate::corda::start) makes, `"eva"` or `"corda"`.
     #[serde(default = "default_init")]
     pub init_lora_weights: Value,
     /// Whether the adapted weights are stored input first. Written as the reference writes it; ours are told by layer.
     #[serde(default)]
     pub fan_in_fan_out: bool,
+    /// A head that is tied to a table moves along with it, where `modules_to_save` names `embed_tokens`.
+    #[serde(default)]
+    pub ensure_weight_tying: bool,
+    /// Settings of a start with EVA.
+    #[serde(default)]
+    pub eva_config: Option<EvaConfig>,
+    /// Settings of a start with CorDA.
+    #[serde(default)]
+    pub corda_config: Option<CordaConfig>,
+    /// What data gave to the layers. No file holds it: a folder holds the trained factors.
+    #[serde(skip)]
+    pub starts: Option<Starts>,
     /// `SEQ_CLS`, `CAUSAL_LM`, …; adds the head of the task to `modules_to_save`.
     #[serde(default)]
     pub task_type: Option<String>,
@@ -130,6 +150,10 @@ impl Default for LoraConfig {
             use_dora: false,
             init_lora_weights: default_init(),
             fan_in_fan_out: false,
+            ensure_weight_tying: false,
+            eva_config: None,
+            corda_config: None,
+            starts: None,
             task_type: None,
             trainable_token_indices: None,
             other: Map::new(),
@@ -138,23 +162,12 @@ impl Default for LoraConfig {
 }
 
 /// Fields of LoRA that say nothing about the numbers of a trained adapter.
-const HARMLESS: [&str; 7] = [
-    "megatron_core",
-    "qalora_group_size",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "ensure_weight_tying",
-];
+const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
-const WRITTEN: [(&str, &str); 17] = [
+const WRITTEN: [(&str, &str); 14] = [
     ("alora_invocation_tokens", "null"),
     ("arrow_config", "null"),
-    ("corda_config", "null"),
-    ("ensure_weight_tying", "false"),
-    ("eva_config", "null"),
     ("kasa_config", "null"),
     ("layer_replication", "null"),
     ("loftq_config", "{}"),
@@ -203,7 +216,7 @@ impl LoraConfig {
 
     fn start(&self) -> Result<Start> {
         let unknown = |value: &str| {
-            let reason = "true, false, gaussian, orthogonal, olora, pissa and pissa_niter_N are known";
+            let reason = "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva and corda are known";
             Err(PeftError::unsupported(format!("init_lora_weights = {value}"), reason))
         };
         match &self.init_lora_weights {
@@ -216,8 +229,15 @@ impl LoraConfig {
                 "pissa" => Ok(Start::Pissa(None)),
                 other => match other.strip_prefix("pissa_niter_").and_then(|it| it.parse().ok()) {
                     Some(iterations) => Ok(Start::Pissa(Some(iterations))),
-                    // EVA starts from data but leaves the base as it is: a trained adapter is an ordinary one.
-                    None if other == "eva" => Ok(Start::Kaiming),
+                    // EVA leaves the base as it is: a trained adapter is an ordinary one.
+                    None if other == "eva" => Ok(Start::Eva),
+                    None if other == "corda" && self.starts.is_some() => Ok(Start::Corda),
+                    None if other == "corda" => {
+                        let reason = "without data: a fresh adapter needs `corda::start`, and a folder holds what was \
+                                      trained beside another base; save it in Python with \
+                                      path_initial_model_for_weight_conversion";
+                        Err(PeftError::unsupported("init_lora_weights = \"corda\"", reason))
+                    }
                     None => unknown(name),
                 },
             },
@@ -245,6 +265,7 @@ impl LoraConfig {
             return Err(PeftError::config("lora_alpha", "must be a finite number"));
         }
         shared::check_dropout("lora_dropout", self.lora_dropout)?;
+        self.eva_config.as_ref().map_or(Ok(()), EvaConfig::check)?;
         let start = self.start()?;
         if self.lora_bias && (self.use_dora || start.reads_base() || self.bias != Bias::None) {
             let reason = "cannot be combined with `use_dora`, `bias`, or a start that reads the base (pissa, olora)";
@@ -276,18 +297,16 @@ impl Tuner for LoraConfig {
     fn plan(&self, sites: &Sites) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &HARMLESS)?;
-        let defaults = sites.model_type.as_deref().and_then(defaults::target_modules);
-        let selected = self.selection().resolve(sites, defaults)?;
+        let (layers, unmatched) = self.layers(sites)?;
+        let mut plan = Plan::new("LoRA", sites);
+        plan.rows = layers.iter().map(|it| self.row(it)).collect::<Result<_>>()?;
+        if self.start()? == Start::Eva && self.starts.is_none() {
+            let reason = "init_lora_weights = \"eva\" starts from data; let `eva::start` complete the configuration";
+            plan.lacks = Some(reason.into());
+        }
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
-
-        let mut plan = Plan::new("LoRA", sites);
-        for site in &selected.sites {
-            let rank = ranks.get(&site.module).copied().unwrap_or(self.r);
-            let alpha = alphas.get(&site.module).copied().unwrap_or(self.lora_alpha);
-            plan.rows.push(self.row(site, rank, alpha)?);
-        }
-        let adapted: Vec<&str> = selected.sites.iter().map(|it| it.module.as_str()).collect();
+        let adapted: Vec<&str> = layers.iter().map(|it| it.site.module.as_str()).collect();
         for (field, unused) in [
             ("rank_pattern", ranks.unused(&self.rank_pattern, adapted.iter().copied())),
             ("alpha_pattern", alphas.unused(&self.alpha_pattern, adapted.iter().copied())),
@@ -295,7 +314,7 @@ impl Tuner for LoraConfig {
             plan.notes.extend(unused.iter().map(|key| format!("{field} `{key}` matches no adapted layer")));
         }
         let foreign =
-            selected.sites.iter().any(|it| matches!(it.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
+            layers.iter().any(|it| matches!(it.site.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
         if self.lora_dropout > 0.0 && foreign {
             plan.notes.push("lora_dropout acts only in layers that call `adapted`, not in `burn::nn` forwards".into());
         }
@@ -304,9 +323,40 @@ impl Tuner for LoraConfig {
         if let Some(tokens) = &self.trainable_token_indices {
             tokens.add_to(&mut plan, sites, &saved)?;
         }
-        saved.add_to(&mut plan, sites)?;
-        plan.unmatched = selected.unmatched;
+        let tied = self.tied_table(sites, &layers)?;
+        saved.add_with(&mut plan, sites, |site, key| {
+            if Some(site) == tied { replacement_row_with_head(site, key) } else { replacement_row(site, key) }
+        })?;
+        plan.unmatched = unmatched;
         Ok(plan)
+    }
+
+    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        lora_fa::pairs(sets, name)
+    }
+
+    fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
+        match &self.starts {
+            Some(starts) => corda::to_file(starts, tensors),
+            None => tensors,
+        }
+    }
+
+    fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
+        let starts = self.starts.as_ref().filter(|it| it.are_subtracted());
+        starts.map(|it| corda::from_file(it, file)).transpose()
+    }
+
+    fn to_file_json(&self) -> Result<Map<String, Value>> {
+        if !self.starts.as_ref().is_some_and(Starts::are_subtracted) {
+            return self.to_json();
+        }
+        let grown = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
+        let mut twice =
+            Self { r: 2 * self.r, lora_alpha: grown * self.lora_alpha, init_lora_weights: true.into(), ..self.clone() };
+        twice.rank_pattern.values_mut().for_each(|it| *it *= 2);
+        twice.alpha_pattern.values_mut().for_each(|it| *it *= grown);
+        twice.to_json()
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
@@ -321,13 +371,58 @@ impl Tuner for LoraConfig {
     }
 }
 
+/// A layer to adapt.
+pub(crate) struct Layer {
+    pub(crate) site: Arc<Site>,
+    pub(crate) rank: usize,
+    pub(crate) alpha: f64,
+    pub(crate) scale: f64,
+}
+
 impl LoraConfig {
-    fn row(&self, site: &Arc<Site>, rank: usize, alpha: f64) -> Result<PlanRow> {
-        if rank == 0 {
-            return Err(PeftError::config("rank_pattern", format!("gives `{}` the rank 0", site.module)));
+    /// The table that is trained whole with the head that is tied to it.
+    fn tied_table<'a>(&self, sites: &'a Sites, layers: &[Layer]) -> Result<Option<&'a Arc<Site>>> {
+        // The reference knows these names only.
+        let is_named = |module: &str| matches!(module.rsplit('.').next(), Some("embed_tokens" | "lm_head"));
+        let is_tied = sites.heads.iter().any(|it| is_named(it) && sites.get(&format!("{it}.weight")).is_none());
+        if !self.ensure_weight_tying || !is_tied {
+            return Ok(None);
         }
+        if layers.iter().any(|it| is_named(&it.site.module)) {
+            let reason = "with a tied table among `target_modules` is not known: name it in `modules_to_save`";
+            return Err(PeftError::config("ensure_weight_tying", reason));
+        }
+        let table = sites.layers().find(|it| it.kind == SiteKind::Embedding && is_named(&it.module));
+        if self.modules_to_save.iter().flatten().any(|it| it == "lm_head") {
+            let table = table.map_or("the table", |it| it.module.as_str());
+            let reason = format!("names the head `lm_head`, which is tied: name `{table}`, with which it moves");
+            return Err(PeftError::config("modules_to_save", reason));
+        }
+        Ok(table)
+    }
+
+    /// The layers that are meant, with their ranks, and the names that mean none.
+    pub(crate) fn layers(&self, sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
+        let defaults = sites.model_type.as_deref().and_then(defaults::target_modules);
+        let selected = self.selection().resolve(sites, defaults)?;
+        let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
+        let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
+        let layer = |site: &Arc<Site>| {
+            let rank = ranks.get(&site.module).copied().unwrap_or(self.r);
+            let alpha = alphas.get(&site.module).copied().unwrap_or(self.lora_alpha);
+            if rank == 0 {
+                return Err(PeftError::config("rank_pattern", format!("gives `{}` the rank 0", site.module)));
+            }
+            let scale = alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+            Ok(Layer { site: site.clone(), rank, alpha, scale })
+        };
+        Ok((selected.sites.iter().map(layer).collect::<Result<_>>()?, selected.unmatched))
+    }
+
+    fn row(&self, layer: &Layer) -> Result<PlanRow> {
+        let Layer { site, rank, alpha, scale } = layer;
+        let (rank, scale) = (*rank, *scale);
         let start = self.start()?;
-        let scale = alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         let (d_in, d_out) = site.features();
         if start.reads_base() && rank > d_in.min(d_out) {
             let reason = format!("is {rank}, more than `{}` has singular values ({})", site.module, d_in.min(d_out));
@@ -350,7 +445,8 @@ impl LoraConfig {
             _ => {
                 parameters += if self.lora_bias { d_out } else { 0 };
                 let (dropout, bias) = (self.lora_dropout, self.lora_bias);
-                Arc::new(BuildLinear { rank, scale, dropout, start, dora, bias })
+                let given = self.starts.as_ref().and_then(|it| it.get(&site.module)).cloned();
+                Arc::new(BuildLinear { rank, scale, dropout, start, given, dora, bias })
             }
         };
         let mut label = format!("r={rank} α={alpha}");

@@ -2,18 +2,22 @@
 
 pub mod adalora;
 pub mod boft;
+mod calibration;
 pub mod combine;
 mod common;
 mod config;
 mod conv;
 pub mod convert;
+pub mod corda;
 mod defaults;
 mod dora;
 mod embedding;
+pub mod eva;
 mod kernel;
 mod linear;
 pub mod loha;
 pub mod lokr;
+mod lora_fa;
 pub mod norms;
 mod start;
 pub mod tokens;
@@ -30,9 +34,12 @@ mod svd;
 pub mod vera;
 
 pub use boft::BoftConfig;
+pub use calibration::Starts;
 pub use config::{LoraConfig, PEFT_TYPE};
 pub use conv::LoraConv;
+pub use corda::{CordaConfig, CordaMethod};
 pub use embedding::LoraEmbedding;
+pub use eva::EvaConfig;
 pub use fourierft::FourierFtConfig;
 pub use hira::HiraConfig;
 pub use linear::{Factor, LoraLinear};

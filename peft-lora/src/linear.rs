@@ -9,6 +9,7 @@ use peft_core::ops;
 use peft_core::seam::LinearBelow;
 use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
 
+use crate::calibration::Given;
 use crate::config::Start;
 use crate::dora;
 use crate::start::{self, Factors};
@@ -149,6 +150,8 @@ pub(crate) struct BuildLinear {
     pub(crate) scale: f64,
     pub(crate) dropout: f64,
     pub(crate) start: Start,
+    /// What data gave, in place of `start`.
+    pub(crate) given: Option<Given>,
     pub(crate) dora: bool,
     pub(crate) bias: bool,
 }
@@ -160,7 +163,10 @@ impl Build for BuildLinear {
         let needs_base = self.dora || self.start.reads_base();
         let base =
             if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
-        let started = start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &site, init);
+        let started = match &self.given {
+            Some(given) => start::given(given, d_out, init),
+            None => start::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &site, init),
+        };
         let mut adapter = LoraLinear {
             lora_A: Factor::new(started.a),
             lora_B: Factor::new(started.b),

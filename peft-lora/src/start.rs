@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use faer::Mat;
 use peft_core::{Init, Site};
 
+use crate::calibration::Given;
 use crate::config::Start;
 use crate::svd::{self, to_mat, to_tensor};
 
@@ -32,6 +33,19 @@ pub(crate) struct Started {
     pub(crate) a: Param<Tensor<2>>,
     pub(crate) b: Param<Tensor<2>>,
     pub(crate) origin: Option<Factors>,
+}
+
+/// Starts a linear layer with `out` outputs from what data gave.
+pub(crate) fn given(given: &Given, out: usize, init: &mut Init) -> Started {
+    let device = init.device().clone().without_autodiff();
+    let a = given.a.clone().to_device(&device);
+    match &given.b {
+        Some(b) => {
+            let b = b.clone().to_device(&device);
+            Started { a: init.given(a.clone()), b: init.given(b.clone()), origin: Some(Factors { a, b }) }
+        }
+        None => Started { b: init.constant([out, a.dims()[0]], 0.0), a: init.given(a), origin: None },
+    }
 }
 
 /// Starts a linear layer. `base` is `[out, in]` and must be there if [`Start::reads_base`].

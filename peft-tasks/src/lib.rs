@@ -18,6 +18,7 @@ pub mod logits;
 pub mod loss;
 pub mod masked_language_modelling;
 pub mod metrics;
+pub mod optimizer;
 pub mod overlap;
 pub mod pack;
 pub mod question_answering;

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor};
 use peft_core::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
 use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, seam, stable_hash};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::{BatchOptions, EpochPlan};
+use crate::optimizer;
 use crate::runlog::{EvalRecord, Record, RunLog, TrainRecord};
 use crate::schedule::{Schedule, ScheduleConfig};
 use crate::task::{Evaluation, Task, scalar};
@@ -46,6 +47,15 @@ pub struct TrainConfig {
     pub adam_epsilon: f64,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
+    /// LoRA+: how many times faster than `A` the factor `B` and all vectors learn. Its weight decay is
+    /// `loraplus_weight_decay`, not `weight_decay`.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// LoRA+: weight decay of all but biases and `LayerNorm`s.
+    pub loraplus_weight_decay: f64,
+    /// LoRA+: highest learning rate of factors on embeddings.
+    pub loraplus_lr_embedding: f64,
+    /// LoRA-FA: freeze `A` and project the gradient of `B`. The reference's ε is 1e-6 there.
+    pub lora_fa: bool,
     /// Rows of like length together.
     pub group_by_length: bool,
     /// Steps between lines of the log.
@@ -80,6 +90,10 @@ impl Default for TrainConfig {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             weight_decay: 0.01,
+            loraplus_lr_ratio: None,
+            loraplus_weight_decay: 0.0,
+            loraplus_lr_embedding: 1e-6,
+            lora_fa: false,
             group_by_length: false,
             logging_steps: 10,
             eval_steps: 0,
@@ -102,20 +116,20 @@ impl TrainConfig {
         positive("batch_size", self.batch_size as f64)?;
         positive("gradient_accumulation_steps", self.gradient_accumulation_steps as f64)?;
         positive("adam_epsilon", self.adam_epsilon)?;
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            positive("loraplus_lr_ratio", ratio)?;
+            positive("loraplus_lr_embedding", self.loraplus_lr_embedding)?;
+            if self.lora_fa {
+                return Err(PeftError::config(
+                    "lora_fa",
+                    "freezes what `loraplus_lr_ratio` slows down: take one of them",
+                ));
+            }
+        }
         match self.max_steps {
             Some(steps) => positive("max_steps", steps as f64),
             None => positive("num_train_epochs", self.num_train_epochs),
         }
-    }
-
-    /// AdamW with these settings.
-    pub fn optimizer(&self) -> ModuleOptimizer {
-        AdamWConfig::new()
-            .with_beta_1(self.adam_beta1 as f32)
-            .with_beta_2(self.adam_beta2 as f32)
-            .with_epsilon(self.adam_epsilon as f32)
-            .with_weight_decay(self.weight_decay as f32)
-            .init()
     }
 }
 
@@ -201,7 +215,6 @@ pub fn train<M: Module, T: Task<M>>(
     let total = config.max_steps.unwrap_or((config.num_train_epochs * steps_per_epoch as f64).ceil() as usize).max(1);
     let schedule = Schedule::new(&config.schedule, total, config.learning_rate)?;
 
-    let mut optimizer = config.optimizer();
     let mut state = State {
         step: 0,
         tokens: 0,
@@ -213,9 +226,14 @@ pub fn train<M: Module, T: Task<M>>(
     };
     let mut best: Option<Best> = None;
     let mut hook = peft.adapters().get(name).and_then(|it| it.config.after_step());
-    if let Some(checkpoint) = folder.filter(|_| resume).map(last_checkpoint).transpose()?.flatten() {
-        (state, optimizer) = restore(peft, name, &checkpoint, optimizer, config, hook.as_mut())?;
-        best = Best::read(&checkpoint, &state)?;
+    let checkpoint = folder.filter(|_| resume).map(last_checkpoint).transpose()?.flatten();
+    if let Some(checkpoint) = &checkpoint {
+        state = restore(peft, name, checkpoint, config, hook.as_mut())?;
+        best = Best::read(checkpoint, &state)?;
+    }
+    let (mut optimizer, frozen) = optimizer::optimizer(config, peft, name)?;
+    if let Some(checkpoint) = &checkpoint {
+        optimizer = restore_optimizer(checkpoint, optimizer)?;
     }
     let mut log = match folder {
         Some(folder) if state.step > 0 || resume => Some(RunLog::resume(folder.join(LOG_FILE), state.step)?),
@@ -223,7 +241,8 @@ pub fn train<M: Module, T: Task<M>>(
         None => None,
     };
 
-    let mut model = nn::set_training(peft.model().clone(), true);
+    let model = nn::set_training(peft.model().clone(), true);
+    let mut model = optimizer::set_frozen(model, &frozen, true);
     // Neither changes during a run, and to find out takes a walk through the model.
     let virtual_tokens = seam::virtual_tokens(&model);
     let adds_to_loss = peft_core::state::loss(&model).is_some();
@@ -331,7 +350,7 @@ pub fn train<M: Module, T: Task<M>>(
             outcome.stopped_early = patience > 0 && state.evaluations_without_gain >= patience;
         }
         if let Some(folder) = folder.filter(|_| due(config.save_steps)) {
-            peft.set_model(model.clone());
+            peft.set_model(optimizer::set_frozen(model.clone(), &frozen, false));
             save_checkpoint(peft, name, folder, &state, &optimizer, hook.as_deref(), best.as_ref())?;
             forget_old(folder, config.save_total_limit)?;
         }
@@ -348,7 +367,7 @@ pub fn train<M: Module, T: Task<M>>(
         }
         outcome.restored = Some(state.best_step);
     }
-    peft.set_model(nn::set_training(model, true));
+    peft.set_model(optimizer::set_frozen(nn::set_training(model, true), &frozen, false));
     Ok(outcome)
 }
 
@@ -518,10 +537,9 @@ fn restore<M: Module>(
     peft: &mut PeftModel<M>,
     name: &str,
     checkpoint: &Path,
-    optimizer: ModuleOptimizer,
     config: &TrainConfig,
     hook: Option<&mut Box<dyn AfterStep>>,
-) -> Result<(State, ModuleOptimizer)> {
+) -> Result<State> {
     let path = checkpoint.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
     let state: State = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
@@ -543,10 +561,11 @@ fn restore<M: Module>(
         }
         None => peft.restore_adapter(name, &AdapterFolder::open(checkpoint)?)?,
     }
+    Ok(state)
+}
+
+fn restore_optimizer(checkpoint: &Path, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer> {
     let path = checkpoint.join(OPTIMIZER_FILE);
     let bytes = fs::read(&path).map_err(PeftError::io("read", &path))?;
-    let optimizer = optimizer
-        .from_bytes(Bytes::from_bytes_vec(bytes))
-        .map_err(|error| PeftError::bad_file(&path, format!("{error:?}")))?;
-    Ok((state, optimizer))
+    optimizer.from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| PeftError::bad_file(&path, format!("{error:?}")))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::checkpoint::{Dtype, Stored, TensorFile};
-use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
+use peft_core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
 use peft_models::auto::{self, ClassifierOptions};
 use peft_models::{
     CausalLm, FeatureExtractor, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
@@ -145,8 +145,11 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
     }
 }
 
-/// Whether a configuration adapts or saves the language-model head by name.
+/// Whether a configuration adapts or saves the language-model head by name, as one of its own.
 pub fn names_head(config: &serde_json::Map<String, serde_json::Value>) -> bool {
+    if config.get("ensure_weight_tying") == Some(&true.into()) {
+        return false;
+    }
     ["target_modules", "modules_to_save"].iter().any(|field| {
         let names = config.get(*field).and_then(serde_json::Value::as_array);
         names.into_iter().flatten().any(|name| name.as_str().is_some_and(|it| peft_core::is_suffix(it, "lm_head")))
@@ -178,6 +181,9 @@ fn run<M: Module + Describe>(
         .map(|at| if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") })
         .collect();
     for (folder, name) in request.adapters.iter().zip(&names) {
+        if peft.adapters().is_empty() {
+            peft.adopt_tables(&AdapterFolder::open(folder)?)?;
+        }
         peft.load_adapter(folder, name, &methods())?;
     }
     for (name, strength) in names.iter().zip(&request.strengths) {

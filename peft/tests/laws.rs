@@ -55,6 +55,7 @@ const MODELS: [Names; 2] = [
 ];
 
 mod lora;
+mod new_tokens;
 mod prompts;
 mod relatives;
 mod variants;

@@ -3,6 +3,7 @@
 mod allocations;
 mod bad_input;
 mod behaviours;
+mod calibration;
 mod checklist;
 mod cli;
 mod combined;

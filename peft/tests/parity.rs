@@ -33,6 +33,7 @@ mod prompts;
 mod recent;
 mod relatives;
 mod variants;
+mod vocabulary;
 
 const TABLES: &[&[&str]] = &[
     decoder_cells::CASES,
@@ -44,6 +45,7 @@ const TABLES: &[&[&str]] = &[
     recent::CASES,
     relatives::CASES,
     variants::CASES,
+    vocabulary::CASES,
 ];
 
 fn request(name: &str) -> ForwardRequest {
@@ -147,7 +149,11 @@ fn check_weights_and_folder(name: &str) {
 fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[PathBuf]) {
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, &device());
+    peft.base_name = Some(fixtures().join("models").join(case(name).model).display().to_string());
     for folder in adapters {
+        if peft.adapters().is_empty() {
+            peft.adopt_tables(&AdapterFolder::open(folder).unwrap()).unwrap();
+        }
         let adapter = folder.file_name().unwrap().to_str().unwrap();
         peft.load_adapter(folder, adapter, &peft::methods()).unwrap();
         let saved = tempfile::tempdir().unwrap();
@@ -167,6 +173,8 @@ fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[Pa
             ".base_layer.weight",
             ".modules_to_save.bias",
             ".original_module.bias",
+            ".modules_to_save.weight",
+            ".original_module.weight",
             "lm_head.weight",
             "lm_head.trainable_tokens_delta",
         ];
@@ -194,7 +202,7 @@ fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[Pa
 }
 
 /// Numbers by value, lists as sets.
-fn same(a: &Value, b: &Value) -> bool {
+pub(crate) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().all(|it| b.contains(it)),

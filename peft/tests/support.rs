@@ -34,6 +34,8 @@ pub(crate) struct Steps {
     pub(crate) betas: [f64; 2],
     pub(crate) eps: f64,
     pub(crate) weight_decay: f64,
+    #[serde(flatten)]
+    pub(crate) more: serde_json::Map<String, serde_json::Value>,
 }
 
 pub(crate) fn case(name: &str) -> Case {

@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use peft::core::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Tuner, nn};
+use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, FeatureExtractor, ModelInput, Seq2SeqLm, SequenceClassifier};
@@ -14,12 +15,14 @@ use peft::prompt::{MultitaskPromptTuningConfig, PromptTuningConfig};
 use peft::tasks::collate::{Padding, Sample};
 use peft::tasks::language_modelling::LanguageModelling;
 use peft::tasks::loss;
+use peft::tasks::optimizer::{optimizer, set_frozen};
 use peft::tasks::runlog::{Record, read};
 use peft::tasks::sequence_to_sequence::SequenceToSequence;
 use peft::tasks::similarity::{self, Similarity};
 use peft::tasks::task::{Evaluation, Task, scalar};
 use peft::tasks::token_classification::TokenClassification;
 use peft::tasks::trainer::{TrainConfig, train};
+use serde_json::Value;
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
 
@@ -31,16 +34,19 @@ fn ten_steps<M: Module + Describe>(name: &str, model: M, loss: impl Fn(&M) -> Te
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, &device());
     peft.load_adapter(folder.join(DEFAULT_ADAPTER), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+    // LoRA+ and LoRA-FA, where a case has them, are spelled as in the configuration.
+    let config: TrainConfig = serde_json::from_value(Value::Object(steps.more)).unwrap();
     let config = TrainConfig {
+        learning_rate: steps.lr,
         adam_beta1: steps.betas[0],
         adam_beta2: steps.betas[1],
         adam_epsilon: steps.eps,
         weight_decay: steps.weight_decay,
-        ..TrainConfig::default()
+        ..config
     };
-    let mut optimizer = config.optimizer();
+    let (mut optimizer, frozen) = optimizer(&config, &peft, DEFAULT_ADAPTER).unwrap();
     let mut hook = peft.adapters()[DEFAULT_ADAPTER].config.after_step();
-    let mut model = nn::set_training(peft.model().clone(), false);
+    let mut model = set_frozen(nn::set_training(peft.model().clone(), false), &frozen, true);
     let losses = numbers(&wanted["steps.loss"]);
     for (step, wanted) in losses.iter().enumerate() {
         let mut value = loss(&model);
@@ -126,7 +132,8 @@ steps! {
     causal_steps: gpt2_lora_default, llama_lora_default, llama_dora_all_linear, llama_save_lm_head, gpt2_ia3_default,
         gpt2_adalora_default, llama_adalora_default, llama_loha_default, llama_lokr_default, gpt2_norms_default,
         gpt2_tokens, llama_lora_tokens, llama_miss, llama_hira, llama_shira, llama_oft, llama_boft, llama_fourierft,
-        llama_randlora;
+        llama_randlora, gpt2_vera_default, gpt2_loraplus, llama_loraplus_dora, llama_lora_fa, gpt2_lora_fa,
+        llama_tied_saved;
     classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
         modernbert_cls_lora;
     target_steps: t5_lora, bart_lora, mbart_lora;
@@ -188,12 +195,59 @@ fn a_resumed_run_allocates_ranks_as_an_uninterrupted_one() {
     });
 }
 
+/// The same where parameters have optimizers of their own, and one factor is frozen.
+#[test]
+fn a_resumed_run_groups_parameters_as_an_uninterrupted_one() {
+    let plus = TrainConfig { loraplus_lr_ratio: Some(4.0), loraplus_weight_decay: 0.1, ..config(9) };
+    let half = TrainConfig { lora_fa: true, adam_epsilon: 1e-6, ..config(9) };
+    for config in [plus, half] {
+        cut_and_resumed_with(&config, || fresh(0.2));
+    }
+}
+
+#[test]
+fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let half = TrainConfig { lora_fa: true, ..config(3) };
+    let run = |peft: &mut PeftModel<AutoCausalLm>, config: &TrainConfig| {
+        train(peft, DEFAULT_ADAPTER, &task, None, config, None, false, &device(), &mut ())
+    };
+    let mut peft = fresh(0.0);
+    let factors = |peft: &PeftModel<AutoCausalLm>| {
+        let (a, b): (Vec<_>, Vec<_>) =
+            peft.adapter_tensors(DEFAULT_ADAPTER).unwrap().into_iter().partition(|it| it.key.contains("lora_A"));
+        [a, b].map(|it| it.iter().flat_map(|it| numbers(&it.data)).collect::<Vec<f64>>())
+    };
+    let [a, b] = factors(&peft);
+    run(&mut peft, &half).unwrap();
+    let [same, moved] = factors(&peft);
+    assert_eq!(a, same);
+    assert_ne!(b, moved);
+    // Frozen for this run only.
+    run(&mut peft, &config(3)).unwrap();
+    assert_ne!(a, factors(&peft)[0]);
+
+    let dora = LoraConfig { use_dora: true, ..LoraConfig::new(4, 6.0) };
+    let table = LoraConfig::new(4, 6.0).targets(["wte"]);
+    let refused = |peft: &mut PeftModel<AutoCausalLm>| run(peft, &half).unwrap_err().to_string();
+    assert!(refused(&mut with(dora)).contains("DoRA"));
+    assert!(refused(&mut with(table)).contains("A of zeros"));
+    assert!(refused(&mut with(Ia3Config::default())).contains("this adapter is IA3"));
+    let both = TrainConfig { loraplus_lr_ratio: Some(2.0), ..half.clone() };
+    assert!(run(&mut fresh(0.0), &both).unwrap_err().to_string().contains("take one of them"));
+}
+
 fn cut_and_resumed(fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
+    cut_and_resumed_with(&config(9), fresh);
+}
+
+fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let whole = tempfile::tempdir().unwrap();
     let mut peft = fresh();
-    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(9), Some(whole.path()), false, &device(), &mut ()).unwrap();
+    train(&mut peft, DEFAULT_ADAPTER, &task, None, config, Some(whole.path()), false, &device(), &mut ()).unwrap();
 
     let cut = tempfile::tempdir().unwrap();
     copy_tree(whole.path(), cut.path());
@@ -203,7 +257,7 @@ fn cut_and_resumed(fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
     // What a kill leaves behind: a checkpoint that was being written, and lines of steps that are about to come again.
     std::fs::create_dir(cut.path().join(".checkpoint-6.partial")).unwrap();
     let mut again = fresh();
-    train(&mut again, DEFAULT_ADAPTER, &task, None, &config(9), Some(cut.path()), true, &device(), &mut ()).unwrap();
+    train(&mut again, DEFAULT_ADAPTER, &task, None, config, Some(cut.path()), true, &device(), &mut ()).unwrap();
 
     let uninterrupted = losses(whole.path());
     assert_eq!(uninterrupted.len(), 9);

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::GradientsParams;
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use peft::core::checkpoint::{FloatType, model_tensors, write_tensors};
@@ -268,7 +268,11 @@ impl Bench<'_> {
     }
 
     fn plain_loop<M: Module, T: Task<M>>(&self, mut model: M, task: &T) -> Result<()> {
-        let mut optimizer = TrainConfig::default().optimizer();
+        let config = TrainConfig::default();
+        let mut optimizer = AdamWConfig::new()
+            .with_epsilon(config.adam_epsilon as f32)
+            .with_weight_decay(config.weight_decay as f32)
+            .init();
         let items: Vec<usize> = (0..self.args.batch).collect();
         let mut turns = self.loaded(&model);
         loop {

@@ -75,6 +75,9 @@ pub(crate) fn causal_lm(model: &Path, adapters: &Adapters, device: &Device) -> R
 pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, adapters: &Adapters) -> Result<()> {
     for (at, (folder, strength)) in adapters.folders.iter().zip(&adapters.strengths).enumerate() {
         let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
+        if peft.adapters().is_empty() {
+            peft.adopt_tables(&peft::core::AdapterFolder::open(folder)?)?;
+        }
         peft.load_adapter(folder, &name, &peft::methods())?;
         peft.set_strength(&name, *strength)?;
     }

@@ -109,6 +109,18 @@ pub(crate) struct Args {
     /// AdamW's decoupled weight decay.
     #[arg(long, default_value_t = 0.01, help_heading = "Training")]
     weight_decay: f64,
+    /// LoRA+: how many times faster than A the factor B learns, as 16.
+    #[arg(long, help_heading = "Training")]
+    loraplus_lr_ratio: Option<f64>,
+    /// LoRA+: weight decay, in place of --weight-decay.
+    #[arg(long, default_value_t = 0.0, requires = "loraplus_lr_ratio", help_heading = "Training")]
+    loraplus_weight_decay: f64,
+    /// LoRA+: learning rate of factors on embeddings.
+    #[arg(long, default_value_t = 1e-6, requires = "loraplus_lr_ratio", help_heading = "Training")]
+    loraplus_lr_embedding: f64,
+    /// LoRA-FA: freeze A, and project the gradient of B.
+    #[arg(long, conflicts_with = "loraplus_lr_ratio", help_heading = "Training")]
+    lora_fa: bool,
     /// Rows of like length together.
     #[arg(long, help_heading = "Training")]
     group_by_length: bool,
@@ -209,6 +221,10 @@ impl Args {
             max_steps: self.steps,
             max_grad_norm: self.max_grad_norm,
             weight_decay: self.weight_decay,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
+            loraplus_weight_decay: self.loraplus_weight_decay,
+            loraplus_lr_embedding: self.loraplus_lr_embedding,
+            lora_fa: self.lora_fa,
             group_by_length: self.group_by_length,
             logging_steps: self.log_every,
             eval_steps: self.eval_every,
@@ -219,6 +235,9 @@ impl Args {
             seed: self.seed,
             ..TrainConfig::default()
         };
+        if self.lora_fa {
+            config.adam_epsilon = 1e-6; // the reference's default there
+        }
         config.schedule.lr_scheduler_type = self.schedule.parse()?;
         config.schedule.warmup_steps = self.warmup;
         Ok(config)

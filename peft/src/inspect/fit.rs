@@ -83,12 +83,15 @@ fn check<M: Module + Describe>(model: Result<M>, folder: &AdapterFolder, device:
     let model = model?;
     let config = methods().parse(folder.config.clone())?;
     let sites = model.describe();
-    let Some(wanted) = config.plan(&sites)?.tensors() else {
-        let adapter = peft_core::DEFAULT_ADAPTER;
-        return PeftModel::with_sites(model, sites, device).load_adapter(&folder.path, adapter, &methods());
+    let mut peft = PeftModel::with_sites(model, sites, device);
+    // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
+    peft.adopt_tables(folder)?;
+    let sites = peft.sites();
+    let Some(wanted) = config.plan(sites)?.tensors() else {
+        return peft.load_adapter(&folder.path, peft_core::DEFAULT_ADAPTER, &methods());
     };
     let mut report = compare(wanted, folder);
-    report.unexpected.retain(|key| !folder.is_copy(key, &sites));
+    report.unexpected.retain(|key| !folder.is_copy(key, sites));
     if report.is_clean() {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! IA3, and the relatives of LoRA that update a layer in other forms.
 
 parity! {
+    gpt2_lora_fa, gpt2_loraplus, llama_lora_fa, llama_loraplus_dora,
     bert_ia3_default, bert_ia3_saved, gpt2_ia3_default, gpt2_ia3_regex, gpt2_two_ia3, llama_ia3_all_linear,
     llama_ia3_biased, llama_ia3_default, llama_ia3_ends,
     bert_adalora_bias, bert_adalora_default, gpt2_adalora_all_linear, gpt2_adalora_default, llama_adalora_default,
