@@ -62,6 +62,7 @@ def main():
     parser.add_argument("pairs", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--stop", type=int, help="end after so many steps, with the rates of the whole run")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=150)
@@ -89,7 +90,8 @@ def main():
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     draw, began, running = random.Random(0), time.time(), 0.0
-    for step in range(1, args.steps + 1):
+    last = min(args.stop or args.steps, args.steps)
+    for step in range(1, last + 1):
         # Rows of like length together: 8 batches' worth, sorted, one of them taken.
         pool = sorted(draw.choices(pairs, k=args.batch * 8), key=lambda it: len(it[0]))
         at = draw.randrange(8) * args.batch
@@ -103,9 +105,9 @@ def main():
         optimizer.zero_grad()
         running += loss.item()
         if step % 100 == 0:
-            print(f"step {step}/{args.steps} loss {running / 100:.4f} {time.time() - began:.0f} s", flush=True)
+            print(f"step {step}/{last} loss {running / 100:.4f} {time.time() - began:.0f} s", flush=True)
             running = 0.0
-        if step % 500 == 0 or step == args.steps:
+        if step % 500 == 0 or step == last:
             save(model, tokenizer, args.out)
     with torch.no_grad():
         parts = [held_out[at : at + 20] for at in range(0, len(held_out), 20)]

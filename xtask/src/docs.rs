@@ -240,6 +240,11 @@ fn words(line: &str) -> Vec<String> {
     found
 }
 
+/// `$rate`: what a loop of the shell fills in, where a number may be wanted.
+fn is_loop_variable(word: &str) -> bool {
+    word.strip_prefix('$').is_some_and(|it| !it.is_empty() && it.chars().all(|it| it.is_ascii_lowercase()))
+}
+
 pub(crate) fn check() -> Result<(), String> {
     let pages = book()?;
     let status = cargo(&["build", "-q", "--workspace", "--bin", "peft"]).status();
@@ -255,7 +260,9 @@ pub(crate) fn check() -> Result<(), String> {
             for command in if block.has("sh") { block.commands() } else { Vec::new() } {
                 commands += 1;
                 // Options are parsed before help is given, so an unknown one or a bad value is an error.
-                let output = Command::new(&binary).args(&words(&command)[1..]).arg("--help").output();
+                let given =
+                    words(&command).into_iter().skip(1).map(|it| if is_loop_variable(&it) { "1".into() } else { it });
+                let output = Command::new(&binary).args(given).arg("--help").output();
                 let output = output.map_err(|error| format!("cannot start {}: {error}", binary.display()))?;
                 if !output.status.success() {
                     let reason = String::from_utf8_lossy(&output.stderr);
