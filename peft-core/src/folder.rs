@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically, write_together};
 use crate::error::{PeftError, Result};
 use crate::site::Sites;
-use crate::vocabulary::frozen_path;
 use crate::state::KEY_PREFIX;
+use crate::vocabulary::frozen_path;
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
