@@ -430,7 +430,8 @@ impl<M: Module> PeftModel<M> {
             }
             Misuse::Count(count) => {
                 let given = rows.len();
-                PeftError::Invalid(format!("adapters were named for {given} rows, but the batch has {count}"))
+                let reason = format!("adapters were named for {given} rows, but a layer sees {count}");
+                PeftError::Invalid(format!("{reason}: name one, or none, for each row of the batch"))
             }
         })
     }

@@ -23,7 +23,7 @@ struct Rows {
 pub(crate) enum Misuse {
     /// A parameter that only knows the adapters that are active for all rows.
     Parameter(String),
-    /// A batch of so many rows, for which there are not as many names.
+    /// A layer that sees so many rows, which are no multiple of the names.
     Count(usize),
 }
 
@@ -69,7 +69,10 @@ pub(crate) fn groups(set: Option<&AdapterSet>, count: usize) -> Option<Vec<Group
         let Rows { names, misused } = rows.as_mut()?;
         let repeat = count / names.len().max(1);
         if repeat * names.len() != count {
-            misused.get_or_insert(Misuse::Count(count));
+            // A table without these adapters may be looked up by anything, such as distances.
+            if names.iter().flatten().any(|name| set.is_some_and(|set| set.get(name).is_some())) {
+                misused.get_or_insert(Misuse::Count(count));
+            }
             return Some(vec![Group { adapter: None, rows: (0..count as i64).collect() }]);
         }
         let mut groups: Vec<(Option<&str>, Group<'_>)> = Vec::new();
