@@ -196,7 +196,9 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    // As `cargo run` says it: with a target folder that clones share, this program may have been built in another one.
+    let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("..")
 }
 
 /// Examples lie beside this program: `xtask` and `examples/` share a profile folder.
