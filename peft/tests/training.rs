@@ -452,13 +452,13 @@ fn pairs_are_learned() {
         (0..8u32).map(|row| sample(&[10 + row, 40 + 2 * row, 2][..2 + row as usize % 2])).collect();
     let second: Vec<Sample> = (0..8u32).map(|row| sample(&[30 + row, 60 + row, 2])).collect();
     let ranked = Similarity::new(first.clone(), second.clone(), vec![], Padding::right(0)).unwrap();
-    let [before, after] = learn(load(), &ranked, 1e-2, 60);
-    // Choosing blindly among eight costs ln 8.
-    assert!(after.loss < 0.75 * 8f64.ln(), "{} to {}", before.loss, after.loss);
+    let [before, after] = learn(load(), &ranked, 2e-3, 200);
+    // Choosing blindly among the four of a batch costs ln 4.
+    assert!(after.loss < 0.75 * 4f64.ln(), "{} to {}", before.loss, after.loss);
     assert!(after.metrics["mrr"].as_f64() > before.metrics["mrr"].as_f64(), "{:?}", after.metrics);
     let scores = (0..8).map(|row| row as f32 / 8.0).collect();
     let scored = Similarity::new(first, second, scores, Padding::right(0)).unwrap();
-    let [before, after] = learn(load(), &scored, 1e-2, 60);
+    let [before, after] = learn(load(), &scored, 2e-3, 200);
     assert!(after.loss < 0.5 * before.loss, "{} to {}", before.loss, after.loss);
     assert!(after.metrics["pearson"].as_f64() > before.metrics["pearson"].as_f64(), "{:?}", after.metrics);
 }
