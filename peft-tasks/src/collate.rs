@@ -73,6 +73,11 @@ impl Sample {
         self.labels.iter().skip(1).filter(|it| **it != IGNORED).count()
     }
 
+    /// How many positions have a label, as for a model that says something of each.
+    pub fn labelled(&self) -> usize {
+        self.labels.iter().filter(|it| **it != IGNORED).count()
+    }
+
     /// Cuts what is longer than `max_length`, at the end that `side` names.
     pub fn truncate(&mut self, max_length: usize, side: Side) {
         let excess = self.len().saturating_sub(max_length);

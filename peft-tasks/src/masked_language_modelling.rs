@@ -7,9 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::collate::{IGNORED, Padded, Padding, Sample, pad};
 use crate::task::{Evaluation, Task, scalar};
-use crate::tensors::grid;
 use crate::tokenizer::Encoded;
-use crate::{loss, metrics, rng};
+use crate::{metrics, rng};
 
 /// Which words are hidden, and behind what: as `DataCollatorForLanguageModeling` of transformers does it, by
 /// BERT's recipe. Of the hidden words eight in ten become the mask, one any word, and one stays.
@@ -60,7 +59,7 @@ impl MaskedLanguageModelling {
     /// # Errors
     /// If no sample is left.
     pub fn new(samples: Vec<Sample>, padding: Padding) -> Result<Self> {
-        let samples: Vec<Sample> = samples.into_iter().filter(|it| hidden(it) > 0).collect();
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.labelled() > 0).collect();
         if samples.is_empty() {
             return Err(PeftError::Invalid("no row has a hidden word: there are too few or too short rows".into()));
         }
@@ -70,16 +69,6 @@ impl MaskedLanguageModelling {
     fn batch(&self, items: &[usize]) -> Result<Padded> {
         pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
-
-    fn loss_of(&self, logits: Tensor<3>, batch: &Padded, device: &Device) -> Tensor<1> {
-        let count = batch.labels.iter().filter(|it| **it != IGNORED).count();
-        let labels = grid(&batch.labels, batch.rows, batch.width, device);
-        loss::every_position(logits, labels).mul_scalar(count as f64)
-    }
-}
-
-fn hidden(sample: &Sample) -> usize {
-    sample.labels.iter().filter(|it| **it != IGNORED).count()
 }
 
 impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
@@ -92,12 +81,12 @@ impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
     }
 
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
-        items.iter().map(|it| hidden(&self.samples[*it])).sum()
+        items.iter().map(|it| self.samples[*it].labelled()).sum()
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
         let batch = self.batch(items)?;
-        Ok(self.loss_of(model.logits(&batch.input(device)), &batch, device))
+        Ok(batch.loss_of_labels(model.logits(&batch.input(device)), device))
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
@@ -106,14 +95,10 @@ impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
         for chunk in items.chunks(batch_size.max(1)) {
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
-            sum += scalar(&self.loss_of(logits.clone(), &batch, device));
-            // Behind virtual tokens the text comes last.
-            let seq = logits.dims()[1];
-            let guesses = logits.narrow(1, seq - batch.width, batch.width).argmax(2).into_data().convert::<i64>();
-            let guesses = guesses.as_slice::<i64>().unwrap_or(&[]);
-            right += batch.labels.iter().zip(guesses).filter(|(label, guess)| label == guess).count();
+            sum += scalar(&batch.loss_of_labels(logits.clone(), device));
+            right += batch.labels.iter().zip(&batch.guesses(logits)).filter(|(label, guess)| label == guess).count();
         }
-        let count = self.samples.iter().map(hidden).sum::<usize>();
+        let count = self.samples.iter().map(Sample::labelled).sum::<usize>();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
         metrics.insert("accuracy".into(), Value::from(right as f64 / count as f64));
@@ -135,7 +120,7 @@ mod tests {
         let sample = masking.hide(3, &text);
         assert_eq!(sample, masking.hide(3, &text));
         assert_ne!(sample, masking.hide(4, &text));
-        let count = hidden(&sample);
+        let count = sample.labelled();
         assert!((100..170).contains(&count), "{count}");
         assert_eq!((sample.labels[0], sample.labels[899]), (IGNORED, IGNORED));
         let behind = |of: &dyn Fn(usize) -> bool| {

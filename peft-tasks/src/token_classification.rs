@@ -7,9 +7,7 @@ use serde_json::Map;
 
 use crate::collate::{IGNORED, Padded, Padding, Sample, pad};
 use crate::entities::EntityScores;
-use crate::loss;
 use crate::task::{Evaluation, Task, scalar};
-use crate::tensors::grid;
 
 /// The task of a token classifier.
 #[derive(Debug, Clone)]
@@ -26,7 +24,7 @@ impl TokenClassification {
     /// # Errors
     /// If no sample has a label, or a label has no name.
     pub fn new(samples: Vec<Sample>, names: Vec<String>, padding: Padding) -> Result<Self> {
-        let samples: Vec<Sample> = samples.into_iter().filter(|it| labelled(it) > 0).collect();
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.labelled() > 0).collect();
         if samples.is_empty() {
             return Err(PeftError::Invalid("no row has a word with a tag".into()));
         }
@@ -42,19 +40,9 @@ impl TokenClassification {
         pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
 
-    fn loss_of(&self, logits: Tensor<3>, batch: &Padded, device: &Device) -> Tensor<1> {
-        let count = batch.labels.iter().filter(|it| **it != IGNORED).count();
-        let labels = grid(&batch.labels, batch.rows, batch.width, device);
-        loss::every_position(logits, labels).mul_scalar(count as f64)
-    }
-
     fn name(&self, tag: i64) -> &str {
         usize::try_from(tag).ok().and_then(|it| self.names.get(it)).map_or("O", String::as_str)
     }
-}
-
-fn labelled(sample: &Sample) -> usize {
-    sample.labels.iter().filter(|it| **it != IGNORED).count()
 }
 
 impl<M: TokenClassifier> Task<M> for TokenClassification {
@@ -67,12 +55,12 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
     }
 
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
-        items.iter().map(|it| labelled(&self.samples[*it])).sum()
+        items.iter().map(|it| self.samples[*it].labelled()).sum()
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
         let batch = self.batch(items)?;
-        Ok(self.loss_of(model.logits(&batch.input(device)), &batch, device))
+        Ok(batch.loss_of_labels(model.logits(&batch.input(device)), device))
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
@@ -81,9 +69,8 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         for chunk in items.chunks(batch_size.max(1)) {
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
-            sum += scalar(&self.loss_of(logits.clone(), &batch, device));
-            let guesses = logits.argmax(2).into_data().convert::<i64>();
-            let guesses = guesses.as_slice::<i64>().unwrap_or(&[]);
+            sum += scalar(&batch.loss_of_labels(logits.clone(), device));
+            let guesses = batch.guesses(logits);
             for (labels, guesses) in batch.labels.chunks(batch.width).zip(guesses.chunks(batch.width)) {
                 let words = || labels.iter().zip(guesses).filter(|(label, _)| **label != IGNORED);
                 let right: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();

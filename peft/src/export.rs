@@ -88,8 +88,7 @@ pub struct Exported {
 /// # Errors
 /// If the folder cannot be read, or holds what the form cannot say; the message names it and the next step.
 pub fn export(adapter: &Path, output: &Path, options: &ExportOptions, device: &Device) -> Result<Exported> {
-    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(adapter, output) {
+    if folders::is_same(adapter, output) {
         return Err(PeftError::config("output", "is the adapter's own folder: give another one"));
     }
     let plain = tempfile::tempdir().map_err(PeftError::io("create", "a temporary folder"))?;

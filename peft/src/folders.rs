@@ -13,6 +13,11 @@ use crate::adapted::{OnModel, with_adapters};
 /// Name of what is made, which no folder has.
 const MADE: &str = "made";
 
+/// Whether two paths lead to the same folder, which is there.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Turns the adapter in a folder into LoRA of this rank or these ranks, writes it to `output`, and says what each layer lost.
 ///
 /// # Errors

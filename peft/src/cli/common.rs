@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
 use peft::hub::{Hub, What};
-use peft::models::CausalLm;
-use peft::models::auto::{self, AutoCausalLm};
+use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
+use peft::models::{CausalLm, Seq2SeqLm};
 use peft::tasks::columns::Columns;
 use peft::tasks::runlog::{EvalRecord, TrainRecord};
 use peft::tasks::trainer::Observer;
@@ -66,13 +67,24 @@ pub(crate) fn causal_lm(model: &Path, adapters: &Adapters, device: &Device) -> R
             base = base.untied();
         }
     }
-    let sites = peft::core::Describe::describe(&base);
-    let mut peft = PeftModel::with_sites(base, sites, device);
-    load_adapters(&mut peft, adapters)?;
-    Ok(peft)
+    adapted(base, adapters, device)
 }
 
-pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, adapters: &Adapters) -> Result<()> {
+/// The same for a model with an encoder and a decoder.
+pub(crate) fn seq2seq_lm(model: &Path, adapters: &Adapters, device: &Device) -> Result<PeftModel<AutoSeq2SeqLm>> {
+    let (mut base, _) = auto::load_seq2seq_lm(model, device)?;
+    for folder in adapters.iter() {
+        if peft::forward::names_head(&peft::core::read_config(folder)?) {
+            base = base.untied();
+        }
+    }
+    adapted(base, adapters, device)
+}
+
+/// A model with adapters, named `default`, `adapter1`, ….
+pub(crate) fn adapted<M: Module + Describe>(base: M, adapters: &Adapters, device: &Device) -> Result<PeftModel<M>> {
+    let sites = base.describe();
+    let mut peft = PeftModel::with_sites(base, sites, device);
     for (at, (folder, strength)) in adapters.folders.iter().zip(&adapters.strengths).enumerate() {
         let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
         if peft.adapters().is_empty() {
@@ -81,7 +93,7 @@ pub(crate) fn load_adapters<M: burn::module::Module>(peft: &mut PeftModel<M>, ad
         peft.load_adapter(folder, &name, &peft::methods())?;
         peft.set_strength(&name, *strength)?;
     }
-    Ok(())
+    Ok(peft)
 }
 
 /// Positions of the model that the prompts of adapters take up.

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use burn::module::Module;
-use peft::core::{Describe, PeftError, PeftModel, Result};
-use peft::models::Seq2SeqLm;
+use peft::core::{PeftError, Result};
 use peft::prepare::DataOptions;
 use peft::tasks::labels::{LabelKind, LabelSet};
 use peft::tasks::sampling::GenerationConfig;
@@ -13,8 +12,8 @@ use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
 use super::common::{
-    Adapter, ColumnArgs, adapter_folders, causal_lm, device, load_adapters, model_folder, most_tasks,
-    reserved_positions, short,
+    Adapter, ColumnArgs, adapted, adapter_folders, causal_lm, device, model_folder, most_tasks, reserved_positions,
+    seq2seq_lm, short,
 };
 
 #[derive(Debug, clap::Args)]
@@ -78,9 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "masked-lm" => {
             let (model, _) = peft::models::auto::load_masked_lm(&folder, &device)?;
             let task = options.masked_language_modelling(&folder, &tokenizer, args.masked, args.seed)?;
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = adapted(model, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "seq-cls" => {
@@ -88,9 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options_of_head)?;
             let set = peft::labels::for_head(&adapters, model.labels(), || options.label_set())?;
             let task = options.classification(&folder, &tokenizer, &set)?;
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = adapted(model, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "token-cls" => {
@@ -99,41 +94,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let learn = || Ok(LabelSet::new(LabelKind::Single, options.tag_names()?));
             let names = peft::labels::for_head(&adapters, model.labels(), learn)?.names;
             let task = options.token_classification(&folder, &tokenizer, &names)?;
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = adapted(model, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "question-answering" => {
             let task = options.question_answering(&folder, &tokenizer, !adapters.is_empty())?;
             let (model, _) = peft::models::auto::load_question_answerer(&folder, &device, 0)?;
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = adapted(model, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "seq2seq-lm" => {
-            let (mut model, _) = peft::models::auto::load_seq2seq_lm(&folder, &device)?;
-            for adapter in adapters.iter() {
-                if peft::forward::names_head(&peft::core::read_config(adapter)?) {
-                    model.untie();
-                }
-            }
             let mut config = GenerationConfig::load(&folder)?;
             config.max_new_tokens = Some(args.max_new_tokens);
             let written = Written { tokenizer: tokenizer.clone(), plan: config.plan()? };
             let task = options.sequence_to_sequence(&folder, &tokenizer)?.with_writing(written);
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = seq2seq_lm(&folder, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         "similarity" => {
             let task = options.similarity(&folder, &tokenizer)?;
             let (model, _) = peft::models::auto::load_feature_extractor(&folder, &device)?;
-            let sites = model.describe();
-            let mut peft = PeftModel::with_sites(model, sites, &device);
-            load_adapters(&mut peft, &adapters)?;
+            let peft = adapted(model, &adapters, &device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, &device)?
         }
         other => {

@@ -1,17 +1,16 @@
 //! `peft merge`
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::Device;
 use peft::core::checkpoint::{Checkpoint, FloatType, Stored, model_tensors, write_atomically, write_tensors};
-use peft::core::{Describe, PeftError, PeftModel, Result};
-use peft::models::Seq2SeqLm;
+use peft::core::{Describe, PeftError, Result};
 use peft::models::auto;
 use peft::models::config::RawConfig;
 
-use super::common::{Adapter, Adapters, adapter_folders, causal_lm, device, load_adapters, model_folder};
+use super::common::{Adapter, Adapters, adapted, adapter_folders, causal_lm, device, model_folder, seq2seq_lm};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -45,22 +44,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some("bf16") => FloatType::BF16,
         Some(other) => return Err(PeftError::config("dtype", format!("is `{other}`, expected f32, f16 or bf16"))),
     };
-    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(&folder, &args.output) {
+    if peft::folders::is_same(&folder, &args.output) {
         return Err(PeftError::config("output", "is the base model's folder: a base is never written"));
     }
     let head = peft::forward::classifier_options(&adapters);
     let tensors = match args.task.as_str() {
         "causal-lm" => model_tensors(&causal_lm(&folder, &adapters, &device)?.merge()?),
-        "seq2seq-lm" => {
-            let (mut model, _) = auto::load_seq2seq_lm(&folder, &device)?;
-            for adapter in adapters.iter() {
-                if peft::forward::names_head(&peft::core::read_config(adapter)?) {
-                    model.untie();
-                }
-            }
-            merged(model, &adapters, &device)?
-        }
+        "seq2seq-lm" => model_tensors(&seq2seq_lm(&folder, &adapters, &device)?.merge()?),
         "seq-cls" => merged(auto::load_sequence_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
         "token-cls" => merged(auto::load_token_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
         "question-answering" => merged(auto::load_question_answerer(&folder, &device, 0)?.0, &adapters, &device)?,
@@ -98,10 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The weights of a model with its adapters folded in.
 fn merged<M: Module + Describe>(model: M, adapters: &Adapters, device: &Device) -> Result<Vec<Stored>> {
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, device);
-    load_adapters(&mut peft, adapters)?;
-    Ok(model_tensors(&peft.merge()?))
+    Ok(model_tensors(&adapted(model, adapters, device)?.merge()?))
 }
 
 /// Files of a checkpoint that merging does not change.
