@@ -152,9 +152,10 @@ fn check_corda(name: &str) {
     let theirs = products(&recorded(name, "start."));
     assert_eq!(started.len(), theirs.len());
     for ((module, ours), (_, wanted)) in started.iter().zip(&theirs) {
-        // The inverse of a covariance enlarges what devices round differently: 1.3e-4 apart between flex and wgpu.
+        // The inverse of a covariance enlarges what another device rounds differently: 1.3e-4 on wgpu.
+        let limit = if std::env::var_os("PEFT_TEST_DEVICE").is_some() { 5.0 * TOLERANCE } else { TOLERANCE };
         let error = distance(ours, wanted);
-        assert!(error < 5.0 * TOLERANCE, "{module}: {error}");
+        assert!(error < limit, "{module}: {error}");
     }
     let plain = logits(base(name).model(), batch);
     assert!(distance(&logits(peft.model(), batch), &plain) < TOLERANCE, "nothing is trained yet");
