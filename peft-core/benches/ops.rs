@@ -10,7 +10,7 @@ use std::time::Instant;
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
 use peft_core::nn::Dropout;
-use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, plain};
+use peft_core::ops::{self, AttentionMask, LowRank, Pairing, RotaryTable, plain};
 
 const ROUNDS: usize = 15;
 
@@ -90,7 +90,7 @@ fn main() {
         compare(
             &format!("low_rank_update r{rank}"),
             [random([rows, d_inner]), random([rows, d_model]), random([rank, d_model]), random([d_inner, rank])],
-            |[y, x, a, b]| ops::low_rank_update(y, x, a, b, 2.0, &off),
+            |[y, x, a, b]| ops::low_rank_update(y, x, LowRank { a, b, scale: 2.0, dropout: &off }),
             |[y, x, a, b]| plain::low_rank_update(y, x, a, b, 2.0),
         );
     }

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::nn::Dropout;
-use crate::ops;
+use crate::ops::{self, LowRank};
 use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
 use crate::rows;
@@ -198,6 +198,14 @@ impl LinearBelow<'_> {
             None => ops::linear(input, self.base.clone(), self.bias.cloned(), self.layout),
             Some((top, rest)) => top.linear(input, &LinearBelow { adapters: rest, ..*self }),
         }
+    }
+
+    /// The layer's output with a low-rank update, `[rows, in]` to `[rows, out]`.
+    pub fn with_low_rank(&self, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
+        if self.adapters.is_empty() {
+            return ops::linear_low_rank(input, self.base.clone(), self.bias.cloned(), self.layout, update);
+        }
+        ops::low_rank_update(self.forward(input.clone()), input, update)
     }
 
     /// The layer's weight, composed; it lies as [`LinearBelow::layout`] says.

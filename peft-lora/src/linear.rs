@@ -5,7 +5,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::nn::Dropout;
-use peft_core::ops;
+use peft_core::ops::LowRank;
 use peft_core::seam::LinearBelow;
 use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
 
@@ -115,14 +115,14 @@ impl Adapter for LoraLinear {
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        let output = below.forward(input.clone());
         let Some(magnitude) = &self.lora_magnitude_vector else {
             if self.start.is_some() || self.lora_B.bias.is_some() {
-                return output + self.update(input);
+                return below.forward(input.clone()) + self.update(input);
             }
             let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
-            return ops::low_rank_update(output, input, a, b, self.scale, &self.dropout);
+            return below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: &self.dropout });
         };
+        let output = below.forward(input.clone());
         let base = below.site().out_in(below.base().clone());
         let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
         let product = if self.dropout.is_active() {

@@ -54,7 +54,7 @@ mod fused {
     use rayon::prelude::*;
 
     use super::IGNORE_INDEX;
-    use crate::ops::kernel::{self, Kernel, contiguous, math, numbers, permuted};
+    use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, permuted};
 
     /// Logits that exist at a time: 64 MB. Fewer, and the products spend their time on packing the weight.
     /// Few in tests, which should see more than one chunk.
@@ -125,7 +125,7 @@ mod fused {
         for (start, labels) in (0..rows).step_by(chunk).zip(labels.chunks(chunk)) {
             let layout = hidden.layout().narrow(0, start, labels.len());
             let hidden = hidden.clone().with_layout(layout);
-            let logits = kernel::product(hidden.clone(), permuted(weight.clone(), &[1, 0]), None);
+            let logits = kernel::product([[hidden.clone(), permuted(weight.clone(), &[1, 0])]], Onto::Zero);
             let mut losses = vec![0.0; labels.len()];
             let slopes = kernel::overwrite(logits, |logits| {
                 let rows = logits.par_chunks_mut(classes).zip(labels).zip(&mut losses);
@@ -135,15 +135,12 @@ mod fused {
             });
             sum += losses.iter().sum::<f64>();
             if let Some(grad) = &mut hidden_grad {
-                let product = contiguous(kernel::product(slopes.clone(), weight.clone(), None));
+                let product = contiguous(kernel::product([[slopes.clone(), weight.clone()]], Onto::Zero));
                 grad.extend_from_slice(numbers(&product));
             }
             if to_weight {
-                let product = kernel::product(permuted(slopes, &[1, 0]), hidden, None);
-                weight_grad = Some(match weight_grad {
-                    Some(grad) => Flex::float_add(grad, product),
-                    None => product,
-                });
+                let onto = weight_grad.map_or(Onto::Zero, Onto::Tensor);
+                weight_grad = Some(kernel::product([[permuted(slopes, &[1, 0]), hidden]], onto));
             }
         }
         let kept = labels.iter().filter(|it| **it != IGNORE_INDEX).count() as f32;

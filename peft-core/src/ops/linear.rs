@@ -39,7 +39,8 @@ fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tens
 }
 
 #[cfg(feature = "flex")]
-mod fused {
+pub(crate) mod fused {
+    use burn::backend::autodiff::NodeId;
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
     use burn::backend::autodiff::grads::Gradients;
@@ -50,7 +51,7 @@ mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
 
-    use crate::ops::kernel::{self, contiguous, permuted};
+    use crate::ops::kernel::{self, Onto, permuted};
 
     #[backend_extension(Flex, Autodiff)]
     pub(crate) trait LinearOps: Backend {
@@ -64,11 +65,11 @@ mod fused {
 
     impl LinearOps for Flex {
         fn product(input: FlexTensor, weight: FlexTensor) -> FlexTensor {
-            kernel::product(input, weight, None)
+            kernel::product([[input, weight]], Onto::Zero)
         }
 
         fn product_biased(input: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-            kernel::product(input, weight, Some(&contiguous(bias)))
+            kernel::product([[input, weight]], Onto::Row(bias))
         }
     }
 
@@ -79,20 +80,31 @@ mod fused {
         permuted(tensor, &[1, 0])
     }
 
+    /// Gives weight and bias their gradients, where they are trained.
+    pub(crate) fn register_parameters(
+        grad: &FlexTensor,
+        input: Option<&FlexTensor>,
+        [to_weight, to_bias]: [Option<NodeId>; 2],
+        grads: &mut Gradients,
+    ) {
+        if let Some(id) = to_bias {
+            let sum = Flex::float_sum_dim(grad.clone(), 0);
+            let shape = [sum.shape()[1]].into();
+            grads.register::<Flex>(id, Flex::float_reshape(sum, shape));
+        }
+        if let (Some(id), Some(input)) = (to_weight, input) {
+            let product = kernel::product([[transposed(input.clone()), grad.clone()]], Onto::Zero);
+            grads.register::<Flex>(id, product);
+        }
+    }
+
     fn register<const N: usize>(ops: Ops<State, N>, grads: &mut Gradients) {
         let (input, weight) = ops.state;
         let grad = grads.consume::<Flex>(&ops.node);
-        let [to_input, to_weight, to_bias] = [0, 1, 2].map(|at| ops.parents.get(at).and_then(Clone::clone));
-        if let Some(parent) = to_bias {
-            let sum = Flex::float_sum_dim(grad.clone(), 0);
-            let shape = [sum.shape()[1]].into();
-            grads.register::<Flex>(parent.id, Flex::float_reshape(sum, shape));
-        }
-        if let (Some(parent), Some(input)) = (to_weight, input) {
-            grads.register::<Flex>(parent.id, kernel::product(transposed(input), grad.clone(), None));
-        }
-        if let Some(parent) = to_input {
-            grads.register::<Flex>(parent.id, kernel::product(grad, transposed(weight), None));
+        let id = |at: usize| ops.parents.get(at).and_then(Option::as_ref).map(|it| it.id);
+        register_parameters(&grad, input.as_ref(), [id(1), id(2)], grads);
+        if let Some(id) = id(0) {
+            grads.register::<Flex>(id, kernel::product([[grad, transposed(weight)]], Onto::Zero));
         }
     }
 

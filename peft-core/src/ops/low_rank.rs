@@ -6,35 +6,63 @@ use burn::tensor::Tensor;
 use super::kernel;
 use super::plain;
 use crate::nn::Dropout;
+use crate::site::Layout;
 
-/// `output + scale · (drop(input) Aᵀ) Bᵀ`: what LoRA adds to a layer.
+/// A low-rank update `scale · (drop(x) Aᵀ) Bᵀ` and how it is applied.
+#[derive(Debug)]
+pub struct LowRank<'a> {
+    /// `[rank, in]`
+    pub a: Tensor<2>,
+    /// `[out, rank]`
+    pub b: Tensor<2>,
+    /// What the product is multiplied by.
+    pub scale: f64,
+    /// Acts on the input of `a`.
+    pub dropout: &'a Dropout,
+}
+
+/// `x W + b + scale · (drop(x) Aᵀ) Bᵀ`: a linear layer with what LoRA adds to it.
 ///
-/// Keeps the input and the thin product for the backward pass, and forms no `[out, in]` matrix.
+/// Forms no `[out, in]` matrix and no second output: the terms of the update are more terms of the sum that the layer is.
+///
+/// # Shapes
+/// - input: `[rows, in]`
+/// - weight: as `layout` says
+/// - output: `[rows, out]`
+pub fn linear_low_rank(
+    input: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    layout: Layout,
+    update: LowRank<'_>,
+) -> Tensor<2> {
+    let weight = match layout {
+        Layout::OutIn => weight.transpose(),
+        Layout::InOut => weight,
+    };
+    #[cfg(feature = "flex")]
+    if [&input, &weight, &update.a, &update.b].into_iter().all(kernel::fits) && bias.as_ref().is_none_or(kernel::fits) {
+        return fused::linear(input, weight, bias, update);
+    }
+    low_rank_update(plain::linear(input.clone(), weight, bias), input, update)
+}
+
+/// `output + scale · (drop(input) Aᵀ) Bᵀ`: what LoRA adds to a layer that is computed already.
 ///
 /// # Shapes
 /// - output: `[rows, out]`
 /// - input: `[rows, in]`
-/// - a: `[rank, in]`
-/// - b: `[out, rank]`
-pub fn low_rank_update(
-    output: Tensor<2>,
-    input: Tensor<2>,
-    a: Tensor<2>,
-    b: Tensor<2>,
-    scale: f64,
-    dropout: &Dropout,
-) -> Tensor<2> {
+pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if [&output, &input, &a, &b].into_iter().all(kernel::fits) {
-        let device = input.device().without_autodiff();
-        let seed = dropout.is_active().then(|| super::dropout::Seed::draw(&device, dropout.probability()));
-        return fused::update(output, input, a, b, scale, seed);
+    if [&output, &input, &update.a, &update.b].into_iter().all(kernel::fits) {
+        return fused::update(output, input, update);
     }
-    plain::low_rank_update(output, dropout.forward(input), a, b, scale)
+    plain::low_rank_update(output, update.dropout.forward(input), update.a, update.b, update.scale)
 }
 
 #[cfg(feature = "flex")]
 mod fused {
+    use burn::backend::autodiff::NodeId;
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
     use burn::backend::autodiff::grads::Gradients;
@@ -42,12 +70,13 @@ mod fused {
     use burn::backend::flex::FlexTensor;
     use burn::backend::ops::FloatTensorOps;
     use burn::backend::tensor::FloatTensor;
-    use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+    use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
     use burn::tensor::Tensor;
-    use rayon::prelude::*;
 
+    use super::LowRank;
     use crate::ops::dropout::Seed;
-    use crate::ops::kernel::{self, Kernel, contiguous, numbers, permuted};
+    use crate::ops::kernel::{self, Onto, permuted};
+    use crate::ops::linear::fused::register_parameters;
 
     /// Settings of an update.
     #[derive(Debug, Clone, Copy)]
@@ -56,8 +85,29 @@ mod fused {
         seed: Option<Seed>,
     }
 
+    /// An extension takes no optional tensors, so there are three of them.
     #[backend_extension(Flex, Autodiff)]
     pub(crate) trait LowRankOps: Backend {
+        /// `input · weight` and the update.
+        fn low_rank(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            a: FloatTensor<Self>,
+            b: FloatTensor<Self>,
+            settings: Settings,
+        ) -> FloatTensor<Self>;
+
+        /// `input · weight + bias` and the update.
+        fn low_rank_biased(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+            a: FloatTensor<Self>,
+            b: FloatTensor<Self>,
+            settings: Settings,
+        ) -> FloatTensor<Self>;
+
+        /// `output` and the update.
         fn add_low_rank(
             output: FloatTensor<Self>,
             input: FloatTensor<Self>,
@@ -78,59 +128,94 @@ mod fused {
         }
     }
 
-    struct AddProduct<'a> {
-        output: &'a mut [f32],
-        low: &'a [f32],
-        b: &'a [f32],
-        rank: usize,
-        width: usize,
-        scale: f32,
+    /// What the update is computed from, kept for the backward pass.
+    #[derive(Debug, Clone)]
+    struct Update {
+        input: FlexTensor,
+        /// `scale · drop(input) Aᵀ`, `[rows, rank]`
+        low: FlexTensor,
+        a: FlexTensor,
+        b: FlexTensor,
+        settings: Settings,
     }
 
-    impl Kernel for AddProduct<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run(self) {
-            let (width, scale) = (self.width, self.scale);
-            for (out, low) in self.output.chunks_mut(width).zip(self.low.chunks(self.rank)) {
-                let (low, b) = (low.chunks(4), self.b.chunks(4 * width));
-                for (low, b) in low.zip(b) {
-                    // Four ranks at a time, so that the row is read and written once for them.
-                    if let [w, x, y, z] = *low {
-                        let (w, x, y, z) = (scale * w, scale * x, scale * y, scale * z);
-                        let (b0, b) = b.split_at(width);
-                        let (b1, b) = b.split_at(width);
-                        let (b2, b3) = b.split_at(width);
-                        for ((((out, b0), b1), b2), b3) in out.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3) {
-                            *out += (w * b0 + x * b1) + (y * b2 + z * b3);
-                        }
-                    } else {
-                        for (low, b) in low.iter().zip(b.chunks(width)) {
-                            kernel::math::axpy(scale * low, b, out);
-                        }
+    /// Whose gradients are wanted: input, A and B.
+    type Wanted = [Option<NodeId>; 3];
+
+    impl Update {
+        fn new(input: FlexTensor, a: FlexTensor, b: FlexTensor, settings: Settings) -> Self {
+            let dropped = dropped(input.clone(), settings.seed);
+            let low = kernel::product([[dropped, transposed(a.clone())]], Onto::Zero);
+            let low = Flex::float_mul_scalar(low, settings.scale.into());
+            Self { input, low, a, b, settings }
+        }
+
+        /// `x W` and the update, onto a bias.
+        fn beside(&self, weight: FlexTensor, onto: Onto) -> FlexTensor {
+            kernel::product([[self.input.clone(), weight], self.terms()], onto)
+        }
+
+        /// The product that the update is.
+        fn terms(&self) -> [FlexTensor; 2] {
+            [self.low.clone(), transposed(self.b.clone())]
+        }
+
+        /// Gives the factors their gradients, and the input the sum of what comes by the update and by the layer, which
+        /// is `below`: the gradient of the output and the weight, transposed.
+        fn register(self, grad: FlexTensor, wanted: Wanted, below: Option<[FlexTensor; 2]>, grads: &mut Gradients) {
+            let Self { input, low, a, b, settings: Settings { scale, seed } } = self;
+            let [to_input, to_a, to_b] = wanted;
+            if let Some(id) = to_b {
+                let product = kernel::product([[transposed(low), grad.clone()]], Onto::Zero);
+                grads.register::<Flex>(id, transposed(product));
+            }
+            if to_a.is_none() && to_input.is_none() {
+                return;
+            }
+            let thin = kernel::product([[grad, b]], Onto::Zero);
+            let thin = Flex::float_mul_scalar(thin, scale.into());
+            if let Some(id) = to_a {
+                let input = dropped(input, seed);
+                grads.register::<Flex>(id, kernel::product([[transposed(thin.clone()), input]], Onto::Zero));
+            }
+            if let Some(id) = to_input {
+                let own = [thin, a];
+                let sum = match (below, seed) {
+                    (Some(below), None) => kernel::product([below, own], Onto::Zero),
+                    (Some(below), seed) => {
+                        // What comes by the update is dropped before it is added.
+                        let own = dropped(kernel::product([own], Onto::Zero), seed);
+                        kernel::product([below], Onto::Tensor(own))
                     }
-                }
+                    (None, seed) => dropped(kernel::product([own], Onto::Zero), seed),
+                };
+                grads.register::<Flex>(id, sum);
             }
         }
     }
 
-    /// `output + scale · low bᵀ`, in the memory of the output if it is free.
-    fn add_product(output: FlexTensor, low: &FlexTensor, b: &FlexTensor, scale: f32) -> FlexTensor {
-        let [width, rank] = [b.shape()[0], b.shape()[1]];
-        if rank == 0 || width == 0 {
-            return output;
-        }
-        let (low, b) = (contiguous(low.clone()), contiguous(transposed(b.clone())));
-        let (low, b) = (numbers(&low), numbers(&b));
-        let rows = kernel::rows_per_piece(width);
-        kernel::overwrite(output, |output| {
-            output.par_chunks_mut(rows * width).zip(low.par_chunks(rows * rank)).for_each(|(output, low)| {
-                kernel::simd(AddProduct { output, low, b, rank, width, scale });
-            });
-        })
-    }
-
     impl LowRankOps for Flex {
+        fn low_rank(
+            input: FlexTensor,
+            weight: FlexTensor,
+            a: FlexTensor,
+            b: FlexTensor,
+            settings: Settings,
+        ) -> FlexTensor {
+            Update::new(input, a, b, settings).beside(weight, Onto::Zero)
+        }
+
+        fn low_rank_biased(
+            input: FlexTensor,
+            weight: FlexTensor,
+            bias: FlexTensor,
+            a: FlexTensor,
+            b: FlexTensor,
+            settings: Settings,
+        ) -> FlexTensor {
+            Update::new(input, a, b, settings).beside(weight, Onto::Row(bias))
+        }
+
         fn add_low_rank(
             output: FlexTensor,
             input: FlexTensor,
@@ -138,46 +223,90 @@ mod fused {
             b: FlexTensor,
             settings: Settings,
         ) -> FlexTensor {
-            let low = Self::float_matmul(dropped(input, settings.seed), transposed(a));
-            add_product(output, &low, &b, settings.scale)
+            kernel::product([Update::new(input, a, b, settings).terms()], Onto::Tensor(output))
         }
     }
 
-    /// The input, the thin product, and the factors.
-    type State = (FlexTensor, FlexTensor, FlexTensor, FlexTensor, Settings);
+    #[derive(Debug)]
+    struct LinearBackward;
+
+    /// The parents are input, A, B, weight, and a bias if there is one.
+    fn register_linear<const N: usize>(ops: Ops<(Update, FlexTensor), N>, grads: &mut Gradients) {
+        let (update, weight) = ops.state;
+        let grad = grads.consume::<Flex>(&ops.node);
+        let id = |at: usize| ops.parents.get(at).and_then(Option::as_ref).map(|it| it.id);
+        register_parameters(&grad, Some(&update.input), [id(3), id(4)], grads);
+        let below = [grad.clone(), transposed(weight)];
+        update.register(grad, [id(0), id(1), id(2)], Some(below), grads);
+    }
+
+    impl Backward<Flex, 4> for LinearBackward {
+        type State = (Update, FlexTensor);
+        fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+            register_linear(ops, grads);
+        }
+    }
+
+    impl Backward<Flex, 5> for LinearBackward {
+        type State = (Update, FlexTensor);
+        fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
+            register_linear(ops, grads);
+        }
+    }
 
     #[derive(Debug)]
-    struct LowRankBackward;
+    struct AddBackward;
 
-    impl Backward<Flex, 4> for LowRankBackward {
-        type State = State;
-        fn backward(self, ops: Ops<State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-            let (input, low, a, b, Settings { scale, seed }) = ops.state;
+    impl Backward<Flex, 4> for AddBackward {
+        type State = Update;
+        fn backward(self, ops: Ops<Update, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
             let grad = grads.consume::<Flex>(&ops.node);
-            let [to_output, to_input, to_a, to_b] = ops.parents;
-            if let Some(parent) = to_b {
-                // Of the two orders the one that writes along rows.
-                let product = Flex::float_matmul(transposed(grad.clone()), low);
-                grads.register::<Flex>(parent.id, Flex::float_mul_scalar(product, scale.into()));
-            }
-            if to_a.is_some() || to_input.is_some() {
-                let thin = Flex::float_matmul(grad.clone(), b);
-                let thin = Flex::float_mul_scalar(thin, scale.into());
-                if let Some(parent) = to_a {
-                    let product = Flex::float_matmul(transposed(thin.clone()), dropped(input, seed));
-                    grads.register::<Flex>(parent.id, product);
-                }
-                if let Some(parent) = to_input {
-                    grads.register::<Flex>(parent.id, dropped(Flex::float_matmul(thin, a), seed));
-                }
-            }
-            if let Some(parent) = to_output {
-                grads.register::<Flex>(parent.id, grad);
+            let [to_output, to_input, to_a, to_b] = ops.parents.map(|it| it.map(|it| it.id));
+            ops.state.register(grad.clone(), [to_input, to_a, to_b], None, grads);
+            if let Some(id) = to_output {
+                grads.register::<Flex>(id, grad);
             }
         }
     }
 
     impl<C: CheckpointStrategy> LowRankOps for Autodiff<Flex, C> {
+        fn low_rank(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            a: FloatTensor<Self>,
+            b: FloatTensor<Self>,
+            settings: Settings,
+        ) -> FloatTensor<Self> {
+            let ((x, to_x), (w, to_w)) = (input.into_parts(), weight.into_parts());
+            let ((a, to_a), (b, to_b)) = (a.into_parts(), b.into_parts());
+            let update = Update::new(x, a, b, settings);
+            let output = update.beside(w.clone(), Onto::Zero);
+            let nodes = [to_x, to_a, to_b, to_w];
+            match Backward::<Flex, 4>::prepare::<C>(LinearBackward, nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((update, w), output),
+                OpsKind::UnTracked(prep) => prep.finish(output),
+            }
+        }
+
+        fn low_rank_biased(
+            input: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+            a: FloatTensor<Self>,
+            b: FloatTensor<Self>,
+            settings: Settings,
+        ) -> FloatTensor<Self> {
+            let ((x, to_x), (w, to_w)) = (input.into_parts(), weight.into_parts());
+            let ((bias, to_bias), (a, to_a), (b, to_b)) = (bias.into_parts(), a.into_parts(), b.into_parts());
+            let update = Update::new(x, a, b, settings);
+            let output = update.beside(w.clone(), Onto::Row(bias));
+            let nodes = [to_x, to_a, to_b, to_w, to_bias];
+            match Backward::<Flex, 5>::prepare::<C>(LinearBackward, nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((update, w), output),
+                OpsKind::UnTracked(prep) => prep.finish(output),
+            }
+        }
+
         fn add_low_rank(
             output: FloatTensor<Self>,
             input: FloatTensor<Self>,
@@ -185,32 +314,42 @@ mod fused {
             b: FloatTensor<Self>,
             settings: Settings,
         ) -> FloatTensor<Self> {
-            let ((output, to_output), (input, to_input)) = (output.into_parts(), input.into_parts());
+            let ((output, to_output), (x, to_x)) = (output.into_parts(), input.into_parts());
             let ((a, to_a), (b, to_b)) = (a.into_parts(), b.into_parts());
-            let low = Flex::float_matmul(dropped(input.clone(), settings.seed), transposed(a.clone()));
-            let output = add_product(output, &low, &b, settings.scale);
-            match LowRankBackward.prepare::<C>([to_output, to_input, to_a, to_b]).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish((input, low, a, b, settings), output),
+            let update = Update::new(x, a, b, settings);
+            let output = kernel::product([update.terms()], Onto::Tensor(output));
+            match AddBackward.prepare::<C>([to_output, to_x, to_a, to_b]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish(update, output),
                 OpsKind::UnTracked(prep) => prep.finish(output),
             }
         }
     }
 
-    pub(crate) fn update(
-        output: Tensor<2>,
+    fn settings(input: &Tensor<2>, update: &LowRank<'_>) -> Settings {
+        let device = input.device().without_autodiff();
+        let dropout = update.dropout;
+        let seed = dropout.is_active().then(|| Seed::draw(&device, dropout.probability()));
+        Settings { scale: update.scale as f32, seed }
+    }
+
+    /// `weight` is `[in, out]`.
+    pub(crate) fn linear(
         input: Tensor<2>,
-        a: Tensor<2>,
-        b: Tensor<2>,
-        scale: f64,
-        seed: Option<Seed>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        update: LowRank<'_>,
     ) -> Tensor<2> {
-        let settings = Settings { scale: scale as f32, seed };
-        Tensor::from_dispatch(Dispatch::add_low_rank(
-            output.into_dispatch(),
-            input.into_dispatch(),
-            a.into_dispatch(),
-            b.into_dispatch(),
-            settings,
-        ))
+        let settings = settings(&input, &update);
+        let [input, weight, a, b] = [input, weight, update.a, update.b].map(Tensor::into_dispatch);
+        Tensor::from_dispatch(match bias {
+            Some(bias) => Dispatch::low_rank_biased(input, weight, bias.into_dispatch(), a, b, settings),
+            None => Dispatch::low_rank(input, weight, a, b, settings),
+        })
+    }
+
+    pub(crate) fn update(output: Tensor<2>, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
+        let settings = settings(&input, &update);
+        let [output, input, a, b] = [output, input, update.a, update.b].map(Tensor::into_dispatch);
+        Tensor::from_dispatch(Dispatch::add_low_rank(output, input, a, b, settings))
     }
 }

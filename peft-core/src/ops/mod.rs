@@ -25,6 +25,6 @@ pub use attention::{AttentionMask, attention, attention_capped, bend};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use linear::linear;
-pub use low_rank::low_rank_update;
+pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};

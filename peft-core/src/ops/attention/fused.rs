@@ -1,14 +1,16 @@
-//! Attention on the CPU in tiles of query rows.
+//! Attention on the CPU: every head of every row of the batch is a task, which works on tiles of query rows.
 //!
-//! The scores of a tile are computed, used and forgotten, in the backward pass once more, so that memory grows linearly
-//! with length (after Rabe and Staats, arXiv 2112.05682). Keys that no query of a tile may see take no part in its
-//! products: a causal mask halves the work.
+//! The scores of a tile stay in the cache of the core: they are computed, used and forgotten, in the backward pass once
+//! more, so that memory grows linearly with length (after Rabe and Staats, arXiv 2112.05682). Keys that no query of a
+//! tile may see take no part in its products: a causal mask halves the work, and padding costs little.
+
+use std::cell::RefCell;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{
@@ -19,13 +21,14 @@ use rayon::prelude::*;
 
 use super::AttentionMask;
 use crate::ops::dropout::Seed;
-use crate::ops::kernel::{self, Kernel, contiguous, math, numbers, permuted};
+use crate::ops::kernel::{self, Kernel, Matrix, Start, contiguous, math, multiply_alone, numbers, permuted};
 
-/// Scores of a tile, all heads together: 4 MB.
-const TILE: usize = 1 << 20;
+/// Scores of a tile: 256 kB, of which the backward pass holds two in the second cache.
+const TILE: usize = 1 << 16;
 
-/// Query rows of a tile at most, where keys are hidden: fewer rows leave out more keys, more make larger products.
-const ROWS: usize = 64;
+/// Query rows of a tile at most: where keys are hidden, fewer rows leave out more keys; more make larger products.
+const ROWS: usize = 128;
+const ROWS_MASKED: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
@@ -79,7 +82,7 @@ fn flags(tensor: Tensor<4, Bool>) -> FlexTensor {
     }
 }
 
-/// What goes in, with the heads of a group on an axis of their own: `[batch, kv_heads, group, length, d_head]`.
+/// What goes in, as the operation gets it.
 #[derive(Debug, Clone)]
 struct Attention {
     query: FlexTensor,
@@ -96,8 +99,8 @@ struct Attention {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     batch: usize,
+    heads: usize,
     kv_heads: usize,
-    group: usize,
     queries: usize,
     keys: usize,
     d_head: usize,
@@ -112,22 +115,51 @@ struct Tile {
     width: usize,
 }
 
-/// `[batch, heads, length, d_head]` with the heads split into groups of `group`.
-fn grouped(tensor: FlexTensor, group: usize) -> FlexTensor {
-    let (shape, strides) = (tensor.layout().shape().dims::<4>(), tensor.layout().strides().to_vec());
-    let shape = Shape::new([shape[0], shape[1] / group, group, shape[2], shape[3]]);
-    let strides = vec![strides[0], strides[1] * group as isize, strides[1], strides[2], strides[3]];
-    let layout = Layout::new(shape, strides, tensor.layout().start_offset());
-    tensor.with_layout(layout)
+/// A head of a row of the batch.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    batch: usize,
+    head: usize,
 }
 
-fn narrowed(tensor: &FlexTensor, axis: usize, start: usize, length: usize) -> FlexTensor {
-    let layout = tensor.layout().narrow(axis, start, length);
-    tensor.clone().with_layout(layout)
+/// What a task writes: its rows of a buffer `[batch, length, heads, d_head]`, or nothing where nobody asks.
+type Part<'a, 'b> = &'a mut [&'b mut [f32]];
+
+thread_local! {
+    /// Scores and slopes of a tile: kept, so that no task has to touch new pages.
+    static TILES: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-fn transposed(tensor: FlexTensor) -> FlexTensor {
-    permuted(tensor, &[0, 1, 2, 4, 3])
+/// Calls `work` for every head of every row with its parts of the buffers `[batch, length, heads, d_head]`, of which
+/// each may be absent.
+fn for_each_head<const N: usize>(
+    sizes: Sizes,
+    buffers: [Option<&mut [f32]>; N],
+    work: impl Fn(Place, [Option<Part<'_, '_>>; N]) + Sync,
+) {
+    let Sizes { batch, heads, d_head, .. } = sizes;
+    let mut columns = buffers.map(|it| it.map(|it| kernel::columns(it, heads * d_head, d_head)).unwrap_or_default());
+    let mut parts: Vec<(Place, [Option<Part<'_, '_>>; N])> = (0..heads * batch)
+        .map(|at| (Place { batch: at % batch, head: at / batch }, std::array::from_fn(|_| None)))
+        .collect();
+    for (which, columns) in columns.iter_mut().enumerate() {
+        let rows = columns.iter_mut().flat_map(|column| {
+            let length = column.len() / batch;
+            column.chunks_mut(length)
+        });
+        for ((_, parts), rows) in parts.iter_mut().zip(rows) {
+            parts[which] = Some(rows);
+        }
+    }
+    parts.into_par_iter().for_each(|(place, parts)| work(place, parts));
+}
+
+/// `rows` rows of `width` numbers of a buffer, which grows if it must.
+fn rows_of(buffer: &mut Vec<f32>, rows: usize, width: usize) -> Vec<&mut [f32]> {
+    if buffer.len() < rows * width {
+        buffer.resize(rows * width, 0.0);
+    }
+    buffer[..rows * width].chunks_mut(width).collect()
 }
 
 impl Attention {
@@ -139,103 +171,105 @@ impl Attention {
         bias: Option<FlexTensor>,
         settings: Settings,
     ) -> Self {
-        let group = (query.shape()[1] / key.shape()[1].max(1)).max(1);
-        Self {
-            query: grouped(query, group),
-            key: grouped(key, 1),
-            value: grouped(value, 1),
-            hidden: hidden.map(contiguous),
-            bias: bias.map(contiguous),
-            settings,
-        }
+        let [query, key, value] = [query, key, value].map(kernel::visible);
+        Self { query, key, value, hidden: hidden.map(contiguous), bias: bias.map(contiguous), settings }
     }
 
     fn sizes(&self) -> Sizes {
-        let [batch, kv_heads, group, queries, d_head] = self.query.shape().dims::<5>();
-        Sizes { batch, kv_heads, group, queries, keys: self.key.shape()[3], d_head }
+        let [batch, heads, queries, d_head] = self.query.shape().dims::<4>();
+        let [_, kv_heads, keys, _] = self.key.shape().dims::<4>();
+        Sizes { batch, heads, kv_heads, queries, keys, d_head }
     }
 
-    fn tiles(&self) -> Vec<Tile> {
-        let sizes = self.sizes();
-        let per_row = (sizes.batch * sizes.kv_heads * sizes.group * sizes.keys).max(1);
-        let most = (TILE / per_row).clamp(1, if self.hidden.is_some() { ROWS } else { usize::MAX });
+    /// The tiles of every row of the batch, or of all rows alike.
+    fn tiles(&self) -> Vec<Vec<Tile>> {
+        let Sizes { queries, keys, .. } = self.sizes();
+        let most = if self.hidden.is_some() { ROWS_MASKED } else { ROWS };
+        let most = (TILE / keys.max(1)).clamp(32, most);
         // Of equal size, so that the last one is not a sliver.
-        let count = sizes.queries.div_ceil(most).max(1);
-        let rows = sizes.queries.div_ceil(count).max(1);
-        let starts = (0..sizes.queries).step_by(rows);
-        starts
-            .map(|query| {
-                let rows = rows.min(sizes.queries - query);
-                let (key, end) = self.visible(query, rows).unwrap_or((0, sizes.keys));
-                Tile { query, rows, key, width: end - key }
-            })
-            .collect()
+        let rows = queries.div_ceil(queries.div_ceil(most).max(1)).max(1);
+        let flags = self.hidden.as_ref().map(|it| &it.storage::<u8>()[it.layout().start_offset()..]);
+        let batches = self.hidden.as_ref().map_or(1, |it| it.shape()[0]);
+        let tile = |batch: usize, query: usize| {
+            let rows = rows.min(queries - query);
+            let flags = flags.map(|it| &it[(batch * queries + query) * keys..][..rows * keys]);
+            let (key, end) = flags.and_then(|it| self.visible(it)).unwrap_or((0, keys));
+            Tile { query, rows, key, width: end - key }
+        };
+        (0..batches).map(|batch| (0..queries).step_by(rows).map(|query| tile(batch, query)).collect()).collect()
     }
 
     /// The first key that some of the queries may see, and the one after the last; `None` means all keys.
-    fn visible(&self, query: usize, rows: usize) -> Option<(usize, usize)> {
-        let Sizes { queries, keys, .. } = self.sizes();
-        let hidden = self.hidden.as_ref()?;
+    fn visible(&self, flags: &[u8]) -> Option<(usize, usize)> {
+        let keys = self.sizes().keys;
         let (mut first, mut end) = (keys, 0);
-        for batch in hidden.storage::<u8>()[hidden.layout().start_offset()..].chunks(queries * keys) {
-            for row in batch.chunks(keys).skip(query).take(rows) {
-                match row.iter().position(|it| *it == 0) {
-                    Some(at) => first = first.min(at),
-                    None if self.settings.blind_is_zero => continue,
-                    // The mean is over all keys.
-                    None => return None,
-                }
-                end = end.max(row.iter().rposition(|it| *it == 0).map_or(0, |at| at + 1));
+        for row in flags.chunks(keys) {
+            match row.iter().position(|it| *it == 0) {
+                Some(at) => first = first.min(at),
+                None if self.settings.blind_is_zero => continue,
+                // The mean is over all keys.
+                None => return None,
             }
+            end = end.max(row.iter().rposition(|it| *it == 0).map_or(0, |at| at + 1));
         }
         // At least one, so that there is a product to compute.
         if first < end { Some((first, end)) } else { Some((0, keys.min(1))) }
     }
 
-    /// Unscaled scores of a tile, `[batch, kv_heads, group, rows, width]`.
-    fn scores(&self, tile: Tile) -> FlexTensor {
-        let query = narrowed(&self.query, 3, tile.query, tile.rows);
-        Flex::float_matmul(query, transposed(narrowed(&self.key, 3, tile.key, tile.width)))
+    /// The rows of a head in a tensor `[batch, heads, length, d_head]`.
+    fn head(tensor: &FlexTensor, Place { batch, head }: Place) -> Matrix<'_> {
+        let layout = tensor.layout();
+        let strides = layout.strides();
+        let start = layout.start_offset() + batch * strides[0].unsigned_abs() + head * strides[1].unsigned_abs();
+        let shape = [layout.shape()[2], layout.shape()[3]];
+        Matrix::new(&tensor.storage::<f32>()[start..], shape, [strides[2].unsigned_abs(), 1])
+    }
+
+    /// Query, key and value of a head.
+    fn sides(&self, place: Place) -> [Matrix<'_>; 3] {
+        let Sizes { heads, kv_heads, .. } = self.sizes();
+        let shared = Place { head: place.head / (heads / kv_heads), ..place };
+        [Self::head(&self.query, place), Self::head(&self.key, shared), Self::head(&self.value, shared)]
     }
 
     /// What applies to one row of scores.
-    fn row(&self, sizes: Sizes, tile: Tile, at: usize) -> Row<'_> {
-        let heads = sizes.kv_heads * sizes.group;
-        let (query, above) = (tile.query + at % tile.rows, at / tile.rows);
-        let (head, batch) = (above % heads, above / heads);
-        let keys = tile.key..tile.key + tile.width;
+    fn row(&self, Place { batch, head }: Place, tile: Tile, at: usize) -> Row<'_> {
+        let Sizes { heads, queries, keys, .. } = self.sizes();
+        let query = tile.query + at;
+        let seen = tile.key..tile.key + tile.width;
         let hidden = self.hidden.as_ref().map(|it| {
             let batch = batch % it.shape()[0];
-            let start = it.layout().start_offset() + (batch * sizes.queries + query) * sizes.keys;
-            &it.storage::<u8>()[start..start + sizes.keys][keys.clone()]
+            let start = it.layout().start_offset() + (batch * queries + query) * keys;
+            &it.storage::<u8>()[start..start + keys][seen.clone()]
         });
         let bias = self.bias.as_ref().map(|it| {
-            let [batches, bias_heads, queries, _] = it.shape().dims::<4>();
-            let row = ((batch % batches) * bias_heads + head % bias_heads) * queries + query % queries;
-            &numbers(it)[row * sizes.keys..(row + 1) * sizes.keys][keys]
+            let row = bias_row(it.shape().dims::<4>(), batch, head, query);
+            &numbers(it)[row * keys..(row + 1) * keys][seen]
         });
-        let place = ((batch * heads + head) * sizes.queries + query) * sizes.keys + tile.key;
+        let place = ((batch * heads + head) * queries + query) * keys + tile.key;
         Row { hidden, bias, place: place as u32, settings: self.settings }
     }
 
     fn forward(&self) -> FlexTensor {
         let sizes = self.sizes();
-        let heads = sizes.kv_heads * sizes.group;
-        let shape = Shape::new([sizes.batch, sizes.queries, heads, sizes.d_head]);
+        let shape = Shape::new([sizes.batch, sizes.queries, sizes.heads, sizes.d_head]);
         let mut output = kernel::zeros(shape.num_elements());
-        for tile in self.tiles().into_iter().filter(|it| it.width > 0) {
-            let weights = kernel::overwrite(self.scores(tile), |scores| {
-                let rows = kernel::rows_per_piece(tile.width);
-                scores.par_chunks_mut(rows * tile.width).enumerate().for_each(|(piece, scores)| {
-                    for (at, scores) in scores.chunks_mut(tile.width).enumerate() {
-                        let row = self.row(sizes, tile, piece * rows + at);
-                        kernel::simd(Weights { scores, row });
-                    }
-                });
-            });
-            let mixed = Flex::float_matmul(weights, narrowed(&self.value, 3, tile.key, tile.width));
-            scatter(&mixed, &mut output, sizes.queries, heads, tile.query, tile.rows, |to, from| {
-                to.copy_from_slice(from);
+        if !output.is_empty() && sizes.keys > 0 {
+            let tiles = self.tiles();
+            for_each_head(sizes, [Some(&mut output[..])], |place, [output]| {
+                let output = output.expect("the output is wanted");
+                let [query, key, value] = self.sides(place);
+                let mut buffers = TILES.take();
+                for tile in &tiles[place.batch % tiles.len()] {
+                    let mut scores = rows_of(&mut buffers[0], tile.rows, tile.width);
+                    let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
+                    multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
+                    kernel::simd(Weights { attention: self, place, tile: *tile, scores: &mut scores });
+                    let weights = Matrix::new(&buffers[0], [tile.rows, tile.width], [tile.width, 1]);
+                    let output = &mut output[tile.query..tile.query + tile.rows];
+                    multiply_alone(output, &[[weights, value.rows(tile.key, tile.width)]], Start::Zero);
+                }
+                TILES.set(buffers);
             });
         }
         permuted(kernel::tensor(output, shape), &[0, 2, 1, 3])
@@ -244,113 +278,102 @@ impl Attention {
     /// Gradients of query, key, value and bias, of which those that are not wanted are not computed.
     fn backward(&self, grad: FlexTensor, [to_query, to_key, to_value, to_bias]: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let sizes = self.sizes();
-        let Sizes { batch, kv_heads, group, queries, keys, d_head } = sizes;
-        let (heads, scale) = (kv_heads * group, self.settings.scale);
-        let grad = grouped(grad, group);
-        let buffer = |wanted: bool, length: usize, heads: usize| {
-            let shape = Shape::new([batch, length, heads, d_head]);
-            wanted.then(|| (kernel::zeros(shape.num_elements()), shape))
-        };
-        let mut query_grad = buffer(to_query, queries, heads);
-        let mut key_grad = buffer(to_key, keys, kv_heads);
-        let mut value_grad = buffer(to_value, keys, kv_heads);
-        let bias = self.bias.as_ref().filter(|_| to_bias);
-        let mut bias_grad = bias.map(|it| (vec![0.0; it.shape().num_elements()], it.shape()));
+        let Sizes { batch, heads, kv_heads, queries, keys, d_head } = sizes;
+        let grad = kernel::visible(grad);
+        // Every head of a group has keys and values of its own here; they are summed in the end.
+        let shape = |length: usize| Shape::new([batch, length, heads, d_head]);
+        let buffer = |wanted: bool, length| wanted.then(|| kernel::zeros(shape(length).num_elements()));
+        let mut query_grad = buffer(to_query, queries);
+        let mut key_grad = buffer(to_key, keys);
+        let mut value_grad = buffer(to_value, keys);
+        let bias_grad = self.bias.as_ref().filter(|_| to_bias).map(|it| self.bias_grad(&grad, it));
 
-        for tile in self.tiles().into_iter().filter(|it| it.width > 0) {
-            let rows = kernel::rows_per_piece(tile.width);
-            let piece = rows * tile.width;
-            let above = narrowed(&grad, 3, tile.query, tile.rows);
-            let value = narrowed(&self.value, 3, tile.key, tile.width);
-            let slopes = Flex::float_matmul(above.clone(), transposed(value));
-            let (weights, slopes) = both(self.scores(tile), slopes, |weights, slopes| {
-                weights.par_chunks_mut(piece).zip(slopes.par_chunks_mut(piece)).enumerate().for_each(
-                    |(piece, (weights, slopes))| {
-                        let pairs = weights.chunks_mut(tile.width).zip(slopes.chunks_mut(tile.width));
-                        for (at, (scores, slopes)) in pairs.enumerate() {
-                            let row = self.row(sizes, tile, piece * rows + at);
-                            kernel::simd(Slopes { scores, slopes, row });
-                        }
-                    },
-                );
+        if [queries, keys, batch, heads, d_head].iter().all(|it| *it > 0) {
+            let tiles = self.tiles();
+            let buffers = [&mut query_grad, &mut key_grad, &mut value_grad].map(|it| it.as_deref_mut());
+            for_each_head(sizes, buffers, |place, [mut query_grad, mut key_grad, mut value_grad]| {
+                let mut buffers = TILES.take();
+                for tile in &tiles[place.batch % tiles.len()] {
+                    self.slopes(&grad, place, *tile, self.settings.scale, &mut buffers);
+                    let [query, key, _] = self.sides(place);
+                    let above = Self::head(&grad, place).rows(tile.query, tile.rows);
+                    let seen = tile.key..tile.key + tile.width;
+                    let [weights, slopes] =
+                        [&buffers[0], &buffers[1]].map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
+                    if let Some(output) = &mut value_grad {
+                        let output = &mut output[seen.clone()];
+                        multiply_alone(output, &[[weights.transposed(), above]], Start::Kept);
+                    }
+                    if let Some(output) = &mut query_grad {
+                        let output = &mut output[tile.query..tile.query + tile.rows];
+                        multiply_alone(output, &[[slopes, key.rows(tile.key, tile.width)]], Start::Zero);
+                    }
+                    if let Some(output) = &mut key_grad {
+                        let query = query.rows(tile.query, tile.rows);
+                        multiply_alone(&mut output[seen], &[[slopes.transposed(), query]], Start::Kept);
+                    }
+                }
+                TILES.set(buffers);
             });
-            if let (Some((bias_grad, shape)), slopes) = (&mut bias_grad, numbers(&slopes)) {
-                let [batches, bias_heads, bias_queries, _] = shape.dims::<4>();
-                for (at, slopes) in slopes.chunks(tile.width).enumerate() {
-                    let (query, above) = (tile.query + at % tile.rows, at / tile.rows);
-                    let (head, batch) = (above % heads % bias_heads, above / heads % batches);
-                    let row = (batch * bias_heads + head) * bias_queries + query % bias_queries;
-                    math::axpy(1.0, slopes, &mut bias_grad[row * keys + tile.key..][..tile.width]);
+        }
+        let by_head = |it: Option<Vec<f32>>, length: usize, heads: usize| {
+            let group = sizes.heads / heads.max(1);
+            it.map(|it| {
+                let mut it = kernel::tensor(it, shape(length));
+                if group > 1 {
+                    let split = Shape::new([batch * length, heads, group, d_head]);
+                    it = Flex::float_sum_dim(it.reshape(split), 2);
+                    it = it.reshape(Shape::new([batch, length, heads, d_head]));
+                }
+                permuted(it, &[0, 2, 1, 3])
+            })
+        };
+        [
+            by_head(query_grad, queries, heads),
+            by_head(key_grad, keys, kv_heads),
+            by_head(value_grad, keys, kv_heads),
+            bias_grad,
+        ]
+    }
+
+    /// The weights of a tile, and the slopes at its scores times `scale`.
+    fn slopes(&self, grad: &FlexTensor, place: Place, tile: Tile, scale: f32, [weights, slopes]: &mut [Vec<f32>; 2]) {
+        let [query, key, value] = self.sides(place);
+        let mut scores = rows_of(weights, tile.rows, tile.width);
+        let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
+        multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
+        let mut slopes = rows_of(slopes, tile.rows, tile.width);
+        let above = Self::head(grad, place).rows(tile.query, tile.rows);
+        let value = value.rows(tile.key, tile.width);
+        multiply_alone(&mut slopes, &[[above, value.transposed()]], Start::Zero);
+        kernel::simd(Slopes { attention: self, place, tile, scale, scores: &mut scores, slopes: &mut slopes });
+    }
+
+    /// The gradient of the bias, head by head: rows of the batch may share it, and their sum has an order.
+    fn bias_grad(&self, grad: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
+        let Sizes { batch, heads, queries, keys, .. } = self.sizes();
+        let shape = bias.shape();
+        let mut output = vec![0.0; shape.num_elements()];
+        let tiles = if queries * keys == 0 { Vec::new() } else { self.tiles() };
+        let mut buffers = [Vec::new(), Vec::new()];
+        for at in 0..batch * heads {
+            let place = Place { batch: at / heads, head: at % heads };
+            for tile in tiles.get(place.batch % tiles.len().max(1)).into_iter().flatten() {
+                self.slopes(grad, place, *tile, 1.0, &mut buffers);
+                for (at, slopes) in buffers[1][..tile.rows * tile.width].chunks(tile.width).enumerate() {
+                    let row = bias_row(shape.dims::<4>(), place.batch, place.head, tile.query + at);
+                    let output = &mut output[row * keys + tile.key..][..tile.width];
+                    math::axpy(1.0, slopes, output);
                 }
             }
-            if let Some((value_grad, _)) = &mut value_grad {
-                let product = summed(Flex::float_matmul(transposed(weights), above));
-                scatter(&product, value_grad, keys, kv_heads, tile.key, tile.width, |to, from| {
-                    math::axpy(1.0, from, to);
-                });
-            }
-            if let Some((query_grad, _)) = &mut query_grad {
-                let product = Flex::float_matmul(slopes.clone(), narrowed(&self.key, 3, tile.key, tile.width));
-                scatter(&product, query_grad, queries, heads, tile.query, tile.rows, |to, from| {
-                    math::axpy(scale, from, to);
-                });
-            }
-            if let Some((key_grad, _)) = &mut key_grad {
-                let query = narrowed(&self.query, 3, tile.query, tile.rows);
-                let product = summed(Flex::float_matmul(transposed(slopes), query));
-                scatter(&product, key_grad, keys, kv_heads, tile.key, tile.width, |to, from| {
-                    math::axpy(scale, from, to);
-                });
-            }
         }
-        let by_head = |it: Option<(Vec<f32>, Shape)>| {
-            it.map(|(values, shape)| permuted(kernel::tensor(values, shape), &[0, 2, 1, 3]))
-        };
-        let bias_grad = bias_grad.map(|(values, shape)| kernel::tensor(values, shape));
-        [by_head(query_grad), by_head(key_grad), by_head(value_grad), bias_grad]
+        kernel::tensor(output, shape)
     }
 }
 
-/// Two tensors of one shape, changed together.
-fn both(a: FlexTensor, b: FlexTensor, change: impl FnOnce(&mut [f32], &mut [f32])) -> (FlexTensor, FlexTensor) {
-    let mut second = None;
-    let first = kernel::overwrite(a, |a| {
-        second = Some(kernel::overwrite(b, |b| change(a, b)));
-    });
-    (first, second.expect("the closure has run"))
-}
-
-/// The sum over the heads of a group.
-fn summed(tensor: FlexTensor) -> FlexTensor {
-    if tensor.shape()[2] == 1 { tensor } else { Flex::float_sum_dim(tensor, 2) }
-}
-
-/// Brings the rows of `[batch, kv_heads, group, rows, d_head]` to their places in `[batch, length, heads, d_head]`.
-fn scatter(
-    from: &FlexTensor,
-    to: &mut [f32],
-    length: usize,
-    heads: usize,
-    start: usize,
-    rows: usize,
-    put: impl Fn(&mut [f32], &[f32]) + Sync,
-) {
-    let d_head = from.shape()[4];
-    if d_head == 0 || heads == 0 {
-        return;
-    }
-    let from = contiguous(from.clone());
-    let from = numbers(&from);
-    let positions = to.par_chunks_mut(heads * d_head).with_min_len(kernel::rows_per_piece(heads * d_head));
-    positions.enumerate().for_each(|(at, to)| {
-        let (batch, position) = (at / length, at % length);
-        if (start..start + rows).contains(&position) {
-            for (head, to) in to.chunks_mut(d_head).enumerate() {
-                let row = (batch * heads + head) * rows + position - start;
-                put(to, &from[row * d_head..][..d_head]);
-            }
-        }
-    });
+/// The row of a bias `[batch or 1, heads or 1, q_len or 1, kv_len]`.
+fn bias_row([batches, heads, queries, _]: [usize; 4], batch: usize, head: usize, query: usize) -> usize {
+    ((batch % batches) * heads + head % heads) * queries + query % queries
 }
 
 /// What applies to one row of scores.
@@ -404,53 +427,64 @@ impl Row<'_> {
 }
 
 /// Scores to the weights of the values.
-struct Weights<'a> {
-    scores: &'a mut [f32],
-    row: Row<'a>,
+struct Weights<'a, 'b> {
+    attention: &'a Attention,
+    place: Place,
+    tile: Tile,
+    scores: &'a mut [&'b mut [f32]],
 }
 
-impl Kernel for Weights<'_> {
+impl Kernel for Weights<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        if self.row.settings.blind_is_zero && self.row.sees_nothing() {
-            self.scores.fill(0.0);
-            return;
+        for (at, scores) in self.scores.iter_mut().enumerate() {
+            let row = self.attention.row(self.place, self.tile, at);
+            if row.settings.blind_is_zero && row.sees_nothing() {
+                scores.fill(0.0);
+                continue;
+            }
+            row.softmax(scores);
+            row.drop(scores);
         }
-        self.row.softmax(self.scores);
-        self.row.drop(self.scores);
     }
 }
 
-/// Scores to the weights of the values, and slopes at the weights to slopes at the scores.
-struct Slopes<'a> {
-    scores: &'a mut [f32],
-    slopes: &'a mut [f32],
-    row: Row<'a>,
+/// Scores to the weights of the values, and slopes at the weights to slopes at the scores, times `scale`.
+struct Slopes<'a, 'b> {
+    attention: &'a Attention,
+    place: Place,
+    tile: Tile,
+    scale: f32,
+    scores: &'a mut [&'b mut [f32]],
+    slopes: &'a mut [&'b mut [f32]],
 }
 
-impl Kernel for Slopes<'_> {
+impl Kernel for Slopes<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        if self.row.sees_nothing() {
-            // Hidden scores are replaced by a constant.
-            self.slopes.fill(0.0);
-            if self.row.settings.blind_is_zero {
-                self.scores.fill(0.0);
-            } else {
-                self.row.softmax(self.scores);
-                self.row.drop(self.scores);
+        for (at, (scores, slopes)) in self.scores.iter_mut().zip(self.slopes.iter_mut()).enumerate() {
+            let row = self.attention.row(self.place, self.tile, at);
+            if row.sees_nothing() {
+                // Hidden scores are replaced by a constant.
+                slopes.fill(0.0);
+                if row.settings.blind_is_zero {
+                    scores.fill(0.0);
+                } else {
+                    row.softmax(scores);
+                    row.drop(scores);
+                }
+                continue;
             }
-            return;
+            row.softmax(scores);
+            row.drop(slopes);
+            let level = math::sum2(scores, slopes, |p, g| p * g);
+            for (g, p) in slopes.iter_mut().zip(scores.iter()) {
+                *g = self.scale * p * (*g - level);
+            }
+            row.drop(scores);
         }
-        self.row.softmax(self.scores);
-        self.row.drop(self.slopes);
-        let level = math::sum2(self.scores, self.slopes, |p, g| p * g);
-        for (g, p) in self.slopes.iter_mut().zip(self.scores.iter()) {
-            *g = p * (*g - level);
-        }
-        self.row.drop(self.scores);
     }
 }
 

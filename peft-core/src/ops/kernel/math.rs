@@ -1,6 +1,6 @@
 //! Transcendental functions without branches, so that loops over them become vector instructions.
 //!
-//! Relative errors are below 3e-7 where the result is a normal number (1e-6 in the tail of Φ). NaN stays NaN.
+//! Relative errors are below 3e-7 where the result is a normal number (3e-6 in the far tail of Φ). NaN stays NaN.
 
 /// `eˣ`: 2ⁿ times a polynomial on `|r| ≤ ln 2 / 2` (Cephes, `expf`).
 #[inline(always)]
@@ -35,27 +35,29 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 
 /// The normal distribution's `Φ(x)` and its density at `x`.
 ///
-/// The complementary error function is the Chebyshev fit of Numerical Recipes (`erfcc`), whose error is relative.
+/// `erfc(z) e^(z²)` is `t Q(t)` with `t = 1 / (1 + z / 2)`, where Q is smooth on all of (0, 1]: a polynomial fitted to it
+/// with the least relative error, 1.1e-8 before rounding. So the tail needs no exponential but that of the density.
 #[inline(always)]
 pub(crate) fn normal(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.5 * z);
-    let mut p = 0.170_872_77;
+    let mut q = 0.042_352_59;
     for coefficient in [
-        -0.822_152_23,
-        1.488_515_8,
-        -1.135_204,
-        0.278_868_07,
-        -0.186_288_06,
-        0.096_784_18,
-        0.374_091_96,
-        1.000_023_7,
-        -1.265_512_2,
+        -0.230_857_64,
+        0.486_178_86,
+        -0.446_977_46,
+        0.127_089_49,
+        -0.057_232_494,
+        0.093_000_59,
+        0.175_376_83,
+        0.246_880_59,
+        0.282_093_85,
+        0.282_094_8,
     ] {
-        p = p * t + coefficient;
+        q = q * t + coefficient;
     }
     let gauss = exp(-z * z);
-    let tail = 0.5 * t * gauss * exp(p);
+    let tail = 0.5 * t * gauss * q;
     let below = if x < 0.0 { tail } else { 1.0 - tail };
     let below = if x.is_nan() { x } else { below };
     (below, 0.398_942_3 * gauss)
@@ -145,9 +147,20 @@ mod tests {
     #[test]
     fn the_normal_distribution_is_that_of_the_tables() {
         // Φ(x) to ten places.
-        for (x, phi) in [(0.0, 0.5), (1.0, 0.841_344_746_1), (-1.0, 0.158_655_253_9), (-3.0, 0.001_349_898_0)] {
+        let table = [
+            (0.0, 0.5),
+            (1.0, 0.841_344_746_1),
+            (-0.1, 0.460_172_162_7),
+            (-1.0, 0.158_655_253_9),
+            (-3.0, 0.001_349_898_0),
+            (-5.0, 2.866_515_719e-7),
+            (-8.0, 6.220_960_574e-16),
+        ];
+        for (x, phi) in table {
             let (below, density) = normal(x);
-            assert!((f64::from(below) - phi).abs() < 1e-6 * phi, "{x}: {below}");
+            // The exponent of the density is rounded, which shows in the far tail.
+            let limit = if x < -2.0 { 3e-6 } else { 3e-7 };
+            assert!((f64::from(below) - phi).abs() < limit * phi, "{x}: {below}");
             let exact = (-0.5 * f64::from(x).powi(2)).exp() / (2.0 * std::f64::consts::PI).sqrt();
             assert!((f64::from(density) - exact).abs() < 5e-7);
         }

@@ -12,7 +12,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use product::product;
+pub(crate) use product::{Matrix, Onto, Start, columns, multiply_alone, product};
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;

@@ -1,13 +1,14 @@
-//! Matrix products of two sides that are not thin, such as activations with weights.
+//! Matrix products, such as of activations with weights.
 //!
-//! The usual scheme of blocks (Goto and van de Geijn, ACM TOMS 34(3), 2008): of a run of the inner dimension the right
-//! side is packed into panels as wide as a tile of the output, the left side into panels as high as a tile, and the sums
-//! of a tile stay in registers while the run lasts. A few panels of the right side make a task, which packs them itself,
-//! so that they go from memory to the cache of the core that reads them. Which numbers are added in which order depends
-//! on the shape alone, not on the number of threads.
+//! The usual scheme of blocks (Goto and van de Geijn, ACM TOMS 34(3), 2008), with one side packed: of a run of the inner
+//! dimension the right side is packed into panels as wide as a tile of the output, the left side is read where it lies,
+//! and the sums of a tile stay in registers while the run lasts. A few panels make a task, which packs them itself, so
+//! that they go from memory to the cache of the core that reads them. Which numbers are added in which order depends on
+//! the shape alone, not on the number of threads.
 //!
-//! Beside Burn's own product (the crate gemm) this one packs with all threads, keeps its buffers, and starts from a row
-//! of biases, which needs no pass of its own.
+//! Beside Burn's own product (the crate gemm) this one starts from a row of biases or from what is there, and adds
+//! several products up, which needs no passes of their own then: a low-rank update costs what a few more terms of the
+//! sum cost.
 
 use std::cell::RefCell;
 
@@ -18,14 +19,12 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{numbers, overwrite, tensor, zeros};
+use super::{Kernel, contiguous, math, numbers, overwrite, permuted, rows_per_piece, tensor, zeros};
 
-/// Numbers of the inner dimension that are packed at once: a panel of the right side is 300 kB then.
-const DEPTH: usize = 1536;
-/// Panels of the right side that make a task, at most: they stay in the second cache together.
+/// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
+const DEPTH: usize = 1600;
+/// Panels of the right side that are packed at once: they stay in the second cache together.
 const PANELS: usize = 2;
-/// Vectors in a row of a tile.
-const VECTORS: usize = 3;
 
 /// A matrix in a slice.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +37,12 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
+    /// Numbers seen as `[rows, columns]`. There must be no gaps along one of the two.
+    pub(crate) fn new(numbers: &'a [f32], [rows, columns]: [usize; 2], strides: [usize; 2]) -> Self {
+        debug_assert!(strides.contains(&1), "a matrix without gaps along an axis");
+        Self { numbers, rows, columns, strides }
+    }
+
     /// A tensor of rank 2, as it lies if one of its axes has no gaps.
     fn visible(tensor: FlexTensor) -> FlexTensor {
         let strides = tensor.layout().strides();
@@ -45,14 +50,28 @@ impl<'a> Matrix<'a> {
     }
 
     /// A tensor that is [`Matrix::visible`].
-    fn new(tensor: &'a FlexTensor) -> Self {
-        let [rows, columns] = tensor.shape().dims::<2>();
+    fn of(tensor: &'a FlexTensor) -> Self {
         let strides = [0, 1].map(|axis| tensor.layout().strides()[axis].unsigned_abs());
-        Self { numbers: &tensor.storage::<f32>()[tensor.layout().start_offset()..], rows, columns, strides }
+        Self::new(&tensor.storage::<f32>()[tensor.layout().start_offset()..], tensor.shape().dims::<2>(), strides)
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        let Self { numbers, rows, columns, strides: [down, along] } = self;
+        Self::new(numbers, [columns, rows], [along, down])
+    }
+
+    /// Some of the rows, at least one.
+    pub(crate) fn rows(self, first: usize, count: usize) -> Self {
+        Self::new(&self.numbers[first * self.strides[0]..], [count, self.columns], self.strides)
+    }
+
+    /// Some of the columns, at least one.
+    fn columns(self, first: usize, count: usize) -> Self {
+        self.transposed().rows(first, count).transposed()
     }
 }
 
-/// What the output holds before the product is added.
+/// What the output holds before the products are added.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Start<'a> {
     Zero,
@@ -62,100 +81,174 @@ pub(crate) enum Start<'a> {
     Kept,
 }
 
-/// Rows and columns of a tile.
-fn tile_size() -> [usize; 2] {
-    struct Size;
-    impl WithSimd for Size {
-        type Output = [usize; 2];
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> [usize; 2] {
-            [tile_rows::<S>(), VECTORS * S::F32_LANES]
+impl<'a> Start<'a> {
+    /// For the columns from `first` on.
+    #[inline(always)]
+    fn from(self, first: usize) -> Self {
+        match self {
+            Self::Row(row) => Self::Row(&row[first..]),
+            start => start,
         }
     }
-    Arch::new().dispatch(Size)
 }
 
-/// As many accumulators as leave registers for the operands.
-const fn tile_rows<S: Simd>() -> usize {
-    if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
+/// The shape of a tile: of the two, the one that fits a width better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tile {
+    Tall,
+    Wide,
+}
+
+impl Tile {
+    /// Rows, and vectors in a row. As many accumulators as leave registers for the operands.
+    const fn shape<S: Simd>(self) -> [usize; 2] {
+        match (self, S::REGISTER_COUNT >= 32) {
+            (Self::Tall, true) => [8, 3],
+            (Self::Wide, true) => [6, 4],
+            (Self::Tall, false) => [4, 3],
+            (Self::Wide, false) => [6, 2],
+        }
+    }
+
+    /// The tile for a product of so many columns, its rows and its columns.
+    fn of(width: usize) -> (Self, [usize; 2]) {
+        struct Sizes;
+        impl WithSimd for Sizes {
+            type Output = [(Tile, [usize; 2]); 2];
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+                [Tile::Tall, Tile::Wide].map(|tile| {
+                    let [rows, vectors] = tile.shape::<S>();
+                    (tile, [rows, vectors * S::F32_LANES])
+                })
+            }
+        }
+        let [tall, wide] = Arch::new().dispatch(Sizes);
+        let padded = |(_, [_, columns]): (Self, [usize; 2])| width.next_multiple_of(columns);
+        if padded(wide) < padded(tall) { wide } else { tall }
+    }
 }
 
 thread_local! {
     /// Packed panels: kept, so that no product has to touch new pages.
-    static RIGHT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Brings `lines` rows of the left side, or columns of the right side, into a panel `[depth, width]`, with zeros beside
-/// them if they are fewer than `width`.
+/// Brings a matrix into panels of `width` columns, `[rows, width]` each, with zeros beside the columns of the last one.
+///
+/// The panels lie `stride` numbers apart.
 struct Pack<'a> {
-    panel: &'a mut [f32],
-    numbers: &'a [f32],
-    /// From line to line, and along the inner dimension.
-    strides: [usize; 2],
-    lines: usize,
+    panels: &'a mut [f32],
+    stride: usize,
+    matrix: Matrix<'a>,
     width: usize,
 }
+
+/// Steps along a column that are turned at once: a run of it is long enough to be fetched ahead.
+const RUN: usize = 256;
 
 impl WithSimd for Pack<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { panel, numbers, strides: [line, step], lines, width } = self;
-        if lines < width {
-            panel.fill(0.0);
-        }
+        let Self { panels, stride, matrix, width } = self;
+        let Matrix { numbers, rows, columns, strides: [step, line] } = matrix;
+        let whole = columns / width;
         if line == 1 {
-            for (at, row) in panel.chunks_exact_mut(width).enumerate() {
-                row[..lines].copy_from_slice(&numbers[at * step..at * step + lines]);
+            // All panels in turn, so that a row of the matrix is read once. The length of a copy is constant: a call for
+            // every row would take longer than the row.
+            match width / S::F32_LANES {
+                4 => copy_rows::<S, 4>(panels, stride, whole, &matrix),
+                3 => copy_rows::<S, 3>(panels, stride, whole, &matrix),
+                _ => copy_rows::<S, 2>(panels, stride, whole, &matrix),
             }
-            return;
+        } else {
+            for (at, panel) in panels.chunks_mut(stride).take(whole).enumerate() {
+                let numbers = &numbers[at * width * line..];
+                interleave(&mut panel[..rows * width], numbers, line, width, width);
+            }
         }
-        // Four lines at a time are interleaved, a run of steps after the other.
-        let steps = panel.len() / width;
-        let even = if step == 1 { [lines / 4 * 4, steps / RUN * RUN] } else { [0, 0] };
-        for from in (0..even[1]).step_by(RUN) {
-            for first in (0..even[0]).step_by(4) {
-                let run = |at: usize| {
-                    let start = (first + at) * line + from;
-                    numbers[start..].first_chunk::<RUN>().expect("a run of the line")
-                };
-                let rows = interleaved([run(0), run(1), run(2), run(3)]);
-                for (row, panel) in rows.iter().zip(panel[from * width..].chunks_exact_mut(width)) {
-                    panel[first..first + 4].copy_from_slice(row);
+        if columns > whole * width {
+            let panel = &mut panels[whole * stride..][..rows * width];
+            let (numbers, columns) = (&numbers[whole * width * line..], columns - whole * width);
+            panel.fill(0.0);
+            if line == 1 {
+                for (at, row) in panel.chunks_exact_mut(width).enumerate() {
+                    row[..columns].copy_from_slice(&numbers[at * step..at * step + columns]);
                 }
-            }
-        }
-        for at in 0..lines {
-            let from = if at < even[0] { even[1] } else { 0 };
-            let column = panel[from * width..].chunks_exact_mut(width);
-            for (row, x) in column.zip(numbers.iter().skip(at * line + from * step).step_by(step)) {
-                row[at] = *x;
+            } else {
+                interleave(panel, numbers, line, columns, width);
             }
         }
     }
 }
 
-/// Steps that are packed for all lines before the next, so that this piece of the panel stays in the cache.
-const RUN: usize = 64;
+/// Rows of `count` panels, of so many vectors each.
+#[inline(always)]
+fn copy_rows<S: Simd, const VECTORS: usize>(panels: &mut [f32], stride: usize, count: usize, matrix: &Matrix<'_>) {
+    let width = VECTORS * S::F32_LANES;
+    for at in 0..matrix.rows {
+        let row = &matrix.numbers[at * matrix.strides[0]..];
+        for (panel, row) in row.chunks_exact(width).take(count).enumerate() {
+            let (to, _) = S::as_mut_simd_f32s(&mut panels[panel * stride + at * width..][..width]).0.as_chunks_mut();
+            let (from, _) = S::as_simd_f32s(row).0.as_chunks::<VECTORS>();
+            to[0] = from[0];
+        }
+    }
+}
+
+/// Columns of a matrix that lie without gaps, `line` numbers apart, to the rows of a panel.
+#[inline(always)]
+fn interleave(panel: &mut [f32], numbers: &[f32], line: usize, columns: usize, width: usize) {
+    let rows = panel.len() / width;
+    let even = [columns / 4 * 4, rows / STEPS * STEPS];
+    for from in (0..even[1]).step_by(RUN) {
+        let to = (from + RUN).min(even[1]);
+        for first in (0..even[0]).step_by(4) {
+            for from in (from..to).step_by(STEPS) {
+                let steps = |at: usize| {
+                    let start = (first + at) * line + from;
+                    numbers[start..].first_chunk::<STEPS>().expect("steps of the column")
+                };
+                let turned = turned([steps(0), steps(1), steps(2), steps(3)]);
+                for (four, row) in turned.iter().zip(panel[from * width..].chunks_exact_mut(width)) {
+                    row[first..first + 4].copy_from_slice(four);
+                }
+            }
+        }
+    }
+    for at in 0..columns {
+        let from = if at < even[0] { even[1] } else { 0 };
+        let column = panel[from * width..].chunks_exact_mut(width);
+        for (row, x) in column.zip(&numbers[at * line..][from..rows]) {
+            row[at] = *x;
+        }
+    }
+}
+
+/// Steps that are turned at once: so many that the result is an array in memory, or its numbers are stored one by one.
+const STEPS: usize = 64;
 
 /// Column `i` of the four rows is row `i` of the result.
 #[inline(always)]
-fn interleaved([a, b, c, d]: [&[f32; RUN]; 4]) -> [[f32; 4]; RUN] {
-    let mut rows = [[0.0; 4]; RUN];
+fn turned([a, b, c, d]: [&[f32; STEPS]; 4]) -> [[f32; 4]; STEPS] {
+    let mut rows = [[0.0; 4]; STEPS];
     for ((((row, a), b), c), d) in rows.iter_mut().zip(a).zip(b).zip(c).zip(d) {
         *row = [*a, *b, *c, *d];
     }
     rows
 }
 
-/// The tiles of a task: all panels of the left side with some of the right side.
+/// The tiles of some panels, over all rows of the output.
 struct Tiles<'a, 'b> {
-    /// Rows, as wide as the panels of the right side together, or less.
+    tile: Tile,
     output: &'a mut [&'b mut [f32]],
-    left: &'a [f32],
+    /// Where in the rows of the output the panels begin.
+    column: usize,
+    /// The left sides of the products that are added up.
+    left: &'a [Matrix<'a>],
+    /// Their right sides, packed: of every panel all terms, one product after the other.
     right: &'a [f32],
-    depth: usize,
     start: Start<'a>,
 }
 
@@ -163,35 +256,83 @@ impl WithSimd for Tiles<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if tile_rows::<S>() == 8 { self.run::<S, 8>(simd) } else { self.run::<S, 4>(simd) }
+        match self.tile.shape::<S>() {
+            [8, 3] => self.run::<S, 8, 3>(simd),
+            [6, 4] => self.run::<S, 6, 4>(simd),
+            [4, 3] => self.run::<S, 4, 3>(simd),
+            _ => self.run::<S, 6, 2>(simd),
+        }
     }
 }
 
 impl Tiles<'_, '_> {
     #[inline(always)]
-    fn run<S: Simd, const ROWS: usize>(self, simd: S) {
+    fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
         let lanes = VECTORS * S::F32_LANES;
-        let Self { output, left, right, depth, start } = self;
-        for (left, output) in left.chunks_exact(depth * ROWS).zip(output.chunks_mut(ROWS)) {
+        let Self { output, column, left, right, start, .. } = self;
+        let depth: usize = left.iter().map(|it| it.columns).sum();
+        for (at, output) in output.chunks_mut(ROWS).enumerate() {
             for (panel, right) in right.chunks_exact(depth * lanes).enumerate() {
-                let first = panel * lanes;
-                let start = match start {
-                    Start::Row(row) => Start::Row(&row[first..]),
-                    start => start,
-                };
-                let sums = tile::<S, ROWS>(simd, left, right);
+                let (mut right, _) = S::as_simd_f32s(right).0.as_chunks::<VECTORS>();
+                let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+                for left in left {
+                    let (terms, rest) = right.split_at(left.columns);
+                    add_terms(simd, &mut sums, left, at * ROWS, terms);
+                    right = rest;
+                }
+                let first = column + panel * lanes;
                 for (sums, output) in sums.iter().zip(output.iter_mut()) {
                     let last = (first + lanes).min(output.len());
                     let output = &mut output[first..last];
                     if output.len() < lanes {
-                        ragged::<S>(sums, output, start);
+                        ragged::<S>(sums, output, start.from(first));
                     } else {
-                        whole(simd, sums, output, start);
+                        whole(simd, sums, output, start.from(first));
                     }
                 }
             }
         }
     }
+}
+
+/// Adds the product of rows of the left side from `first` on with a panel `[terms, VECTORS · lanes]`.
+///
+/// Where the left side has fewer rows than a tile, the last of them stands in for the others.
+#[inline(always)]
+fn add_terms<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; VECTORS]; ROWS],
+    left: &Matrix<'_>,
+    first: usize,
+    right: &[[S::f32s; VECTORS]],
+) {
+    let terms = right.len();
+    let row = |at: usize| (first + at).min(left.rows - 1);
+    // The sums are a variable of this function, or they would be written to memory after every term.
+    let mut own = *sums;
+    if left.strides[1] == 1 {
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|at| &left.numbers[row(at) * left.strides[0]..][..terms]);
+        for (term, right) in right.iter().enumerate() {
+            for (sums, x) in own.iter_mut().zip(&rows) {
+                let x = simd.splat_f32s(x[term]);
+                for (sum, y) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_e_f32s(x, *y, *sum);
+                }
+            }
+        }
+    } else {
+        let places: [usize; ROWS] = std::array::from_fn(row);
+        let columns = left.numbers.chunks(left.strides[1]);
+        for (left, right) in columns.zip(right) {
+            for (sums, place) in own.iter_mut().zip(&places) {
+                let x = simd.splat_f32s(left[*place]);
+                for (sum, y) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_e_f32s(x, *y, *sum);
+                }
+            }
+        }
+    }
+    *sums = own;
 }
 
 /// The row of a tile.
@@ -226,75 +367,121 @@ fn ragged<S: Simd>(sums: &[S::f32s], output: &mut [f32], start: Start<'_>) {
     }
 }
 
-/// The product of a panel `[depth, ROWS]`, transposed, with a panel `[depth, VECTORS · lanes]`.
-#[inline(always)]
-fn tile<S: Simd, const ROWS: usize>(simd: S, left: &[f32], right: &[f32]) -> [[S::f32s; VECTORS]; ROWS] {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    let (left, _) = left.as_chunks::<ROWS>();
-    let (right, _) = S::as_simd_f32s(right).0.as_chunks::<VECTORS>();
-    for (left, right) in left.iter().zip(right) {
-        for (sums, x) in sums.iter_mut().zip(left) {
-            let x = simd.splat_f32s(*x);
-            for (sum, y) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_e_f32s(x, *y, *sum);
+/// Adds the products `left · right` of all pairs to what `start` says, on this thread alone. The output is given by rows;
+/// no side is empty.
+pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
+    if let [[left, right]] = pairs
+        && left.rows < 4
+        && left.strides[1] == 1
+    {
+        super::simd(Thin { output, left: *left, right: *right, start });
+        return;
+    }
+    let width = pairs[0][1].columns;
+    let (tile, [_, tile_columns]) = Tile::of(width);
+    let inner: usize = pairs.iter().map(|[left, _]| left.columns).sum();
+    // Runs of equal length, so that the last one is not a sliver.
+    let depth = inner.div_ceil(inner.div_ceil(DEPTH));
+    let mut buffer = PANEL.take();
+    for column in (0..width).step_by(PANELS * tile_columns) {
+        for from in (0..inner).step_by(depth) {
+            let (left, right) = terms(pairs, from, depth);
+            let depth = depth.min(inner - from);
+            let panels = (width - column).div_ceil(tile_columns).min(PANELS);
+            let packed = first(&mut buffer, panels * tile_columns * depth);
+            let mut before = 0;
+            for right in &right {
+                let matrix = right.columns(column, (panels * tile_columns).min(width - column));
+                let panels = &mut packed[before * tile_columns..];
+                Arch::new().dispatch(Pack { panels, stride: tile_columns * depth, matrix, width: tile_columns });
+                before += right.rows;
+            }
+            let start = if from == 0 { start } else { Start::Kept };
+            Arch::new().dispatch(Tiles { tile, output, column, left: &left, right: packed, start });
+        }
+    }
+    PANEL.set(buffer);
+}
+
+/// The terms from `from` to `from + depth` of the sum of all products, as products again.
+fn terms<'a>(pairs: &[[Matrix<'a>; 2]], from: usize, depth: usize) -> (Vec<Matrix<'a>>, Vec<Matrix<'a>>) {
+    let mut before = 0;
+    let mut parts = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
+    for [left, right] in pairs {
+        let (start, end) = (from.max(before), (from + depth).min(before + left.columns));
+        if start < end {
+            parts.0.push(left.columns(start - before, end - start));
+            parts.1.push(right.rows(start - before, end - start));
+        }
+        before += left.columns;
+    }
+    parts
+}
+
+/// A product with so few rows on the left that packing the right side would cost more than it brings.
+struct Thin<'a, 'b> {
+    output: &'a mut [&'b mut [f32]],
+    left: Matrix<'a>,
+    right: Matrix<'a>,
+    start: Start<'a>,
+}
+
+impl Kernel for Thin<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { output, left, right, start } = self;
+        let Matrix { columns, strides: [down, along], .. } = right;
+        for (at, output) in output.iter_mut().enumerate() {
+            let row = &left.numbers[at * left.strides[0]..][..left.columns];
+            match start {
+                Start::Zero => output.fill(0.0),
+                Start::Row(row) => output.copy_from_slice(&row[..columns]),
+                Start::Kept => {}
+            }
+            if along == 1 {
+                for (at, x) in row.iter().enumerate() {
+                    math::axpy(*x, &right.numbers[at * down..][..columns], output);
+                }
+            } else {
+                for (at, y) in output.iter_mut().enumerate() {
+                    *y += math::sum2(row, &right.numbers[at * along..][..row.len()], |x, y| x * y);
+                }
             }
         }
     }
-    sums
 }
 
-/// Adds `left · right` to what `start` says, in rows of `right.columns` numbers.
-fn multiply(output: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, start: Start<'_>) {
-    let (width, inner) = (right.columns, left.columns);
-    let [tile_rows, tile_columns] = tile_size();
-    // Runs of equal length, so that the last one is not a sliver.
-    let depth = inner.div_ceil(inner.div_ceil(DEPTH));
-    // Fewer panels a task where there would be too few tasks.
-    let panels = width.div_ceil(tile_columns);
-    let count = (panels / (2 * rayon::current_num_threads())).clamp(1, PANELS) * tile_columns;
-    let mut buffer = LEFT.take();
-    for from in (0..inner).step_by(depth) {
-        let depth = depth.min(inner - from);
-        let start = if from == 0 { start } else { Start::Kept };
-        let packed = first(&mut buffer, left.rows.div_ceil(tile_rows) * tile_rows * depth);
-        packed.par_chunks_mut(tile_rows * depth).enumerate().for_each(|(panel, packed)| {
-            let first = panel * tile_rows;
-            Arch::new().dispatch(Pack {
-                panel: packed,
-                numbers: &left.numbers[first * left.strides[0] + from * left.strides[1]..],
-                strides: left.strides,
-                lines: tile_rows.min(left.rows - first),
-                width: tile_rows,
-            });
-        });
-        let packed = &*packed;
-        columns(output, width, count).into_par_iter().enumerate().for_each(|(task, mut output)| {
-            let mut buffer = RIGHT.take();
-            let width = output[0].len();
-            let own = first(&mut buffer, width.div_ceil(tile_columns) * tile_columns * depth);
-            for (panel, own) in own.chunks_exact_mut(tile_columns * depth).enumerate() {
-                let column = task * count + panel * tile_columns;
-                Arch::new().dispatch(Pack {
-                    panel: own,
-                    numbers: &right.numbers[from * right.strides[0] + column * right.strides[1]..],
-                    strides: [right.strides[1], right.strides[0]],
-                    lines: tile_columns.min(width - panel * tile_columns),
-                    width: tile_columns,
-                });
-            }
-            let start = match start {
-                Start::Row(row) => Start::Row(&row[task * count..]),
-                start => start,
-            };
-            Arch::new().dispatch(Tiles { output: &mut output, left: packed, right: own, depth, start });
-            RIGHT.set(buffer);
-        });
-    }
-    LEFT.set(buffer);
+/// The same with all threads, in rows of as many numbers as the right sides have columns.
+fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
+    let [rows, width] = [pairs[0][0].rows, pairs[0][1].columns];
+    let (_, [tile_rows, tile_columns]) = Tile::of(width);
+    let threads = rayon::current_num_threads();
+    // Fewer panels a task where there would be too few tasks, and then fewer rows.
+    let count = (width.div_ceil(tile_columns) / (2 * threads)).clamp(1, PANELS) * tile_columns;
+    let wanted = (4 * threads).div_ceil(width.div_ceil(count));
+    let height = rows.div_ceil(wanted).next_multiple_of(tile_rows).max(LEAST_ROWS);
+    let mut columns = columns(output, width, count);
+    let tasks: Vec<_> = columns
+        .iter_mut()
+        .enumerate()
+        .flat_map(|(at, column)| {
+            column.chunks_mut(height).enumerate().map(move |(part, output)| (at * count, part * height, output))
+        })
+        .collect();
+    tasks.into_par_iter().for_each(|(column, row, output)| {
+        let (height, width) = (output.len(), output[0].len());
+        let parts = pairs.iter().map(|[left, right]| [left.rows(row, height), right.columns(column, width)]);
+        let pairs: Vec<[Matrix<'_>; 2]> = parts.collect();
+        multiply_alone(output, &pairs, start.from(column));
+    });
 }
+
+/// Rows of a task, at least: each packs its panels anew.
+const LEAST_ROWS: usize = 96;
 
 /// The rows of the output, cut into columns of `count` numbers.
-fn columns(output: &mut [f32], width: usize, count: usize) -> Vec<Vec<&mut [f32]>> {
+pub(crate) fn columns(output: &mut [f32], width: usize, count: usize) -> Vec<Vec<&mut [f32]>> {
     let rows = output.len() / width;
     let mut columns: Vec<Vec<&mut [f32]>> = (0..width.div_ceil(count)).map(|_| Vec::with_capacity(rows)).collect();
     for row in output.chunks_mut(width) {
@@ -313,24 +500,115 @@ fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     &mut buffer[..length]
 }
 
-/// Below this many rows, columns or terms of a sum a product is thin, and the packing here would not pay.
+/// A few columns: rows of the left side with rows of the transposed right side.
+struct Dots<'a> {
+    output: &'a mut [f32],
+    left: &'a [f32],
+    right: &'a [f32],
+    inner: usize,
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { output, left, right, inner } = self;
+        let columns = right.len() / inner;
+        for (output, x) in output.chunks_exact_mut(columns).zip(left.chunks_exact(inner)) {
+            // Four at a time, so that the row is read once for them.
+            let fours = (output.chunks_exact_mut(4)).zip(right.chunks_exact(4 * inner));
+            for (output, right) in fours {
+                let rows: [&[f32]; 4] = std::array::from_fn(|at| &right[at * inner..][..inner]);
+                output.copy_from_slice(&dots(simd, x, rows));
+            }
+            let first = columns / 4 * 4;
+            for (output, right) in output[first..].iter_mut().zip(right[first * inner..].chunks_exact(inner)) {
+                [*output] = dots(simd, x, [right]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dots<S: Simd, const N: usize>(simd: S, x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+    let (xs, rest) = S::as_simd_f32s(x);
+    let vectors = rows.map(|row| &S::as_simd_f32s(row).0[..xs.len()]);
+    let mut sums = [simd.splat_f32s(0.0); N];
+    for (at, x) in xs.iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(&vectors) {
+            *sum = simd.mul_add_e_f32s(*x, row[at], *sum);
+        }
+    }
+    let tail = x.len() - rest.len();
+    std::array::from_fn(|at| {
+        let rest: f32 = rest.iter().zip(&rows[at][tail..]).map(|(x, y)| x * y).sum();
+        simd.reduce_sum_f32s(sums[at]) + rest
+    })
+}
+
+/// Fewer columns than this do not fill a panel.
 const THIN: usize = 32;
 
-/// `left · right + bias`, two matrices and a row.
-pub(crate) fn product(left: FlexTensor, right: FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+/// What a product is added to.
+#[derive(Debug)]
+pub(crate) enum Onto {
+    Zero,
+    /// The same row everywhere: a bias.
+    Row(FlexTensor),
+    /// A tensor, in its own memory if that is free.
+    Tensor(FlexTensor),
+}
+
+/// The sum of `left · right` over pairs of matrices, of which the first decides how it is computed, and of what it is
+/// added to.
+pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -> FlexTensor {
+    let ([rows, inner], [_, columns]) = (pairs[0][0].shape().dims::<2>(), pairs[0][1].shape().dims::<2>());
+    if rows.min(inner) > 0 && columns >= THIN {
+        let pairs = pairs.map(|pair| pair.map(Matrix::visible));
+        let sides = pairs.each_ref().map(|pair| pair.each_ref().map(Matrix::of));
+        let sides: Vec<_> = sides.into_iter().filter(|[left, _]| left.columns > 0).collect();
+        let shape = Shape::new([rows, columns]);
+        return match onto {
+            Onto::Tensor(output) => overwrite(output, |output| multiply(output, &sides, Start::Kept)),
+            Onto::Row(row) => {
+                let (mut output, row) = (zeros(rows * columns), contiguous(row));
+                multiply(&mut output, &sides, Start::Row(numbers(&row)));
+                tensor(output, shape)
+            }
+            Onto::Zero => {
+                let mut output = zeros(rows * columns);
+                multiply(&mut output, &sides, Start::Zero);
+                tensor(output, shape)
+            }
+        };
+    }
+    let output = pairs.into_iter().map(|[left, right]| thin(left, right)).reduce(Flex::float_add);
+    let output = output.expect("at least one pair");
+    match onto {
+        Onto::Zero => output,
+        Onto::Tensor(onto) => Flex::float_add(output, onto),
+        Onto::Row(row) if columns > 0 => {
+            let row = contiguous(row);
+            let row = numbers(&row);
+            overwrite(output, |output| {
+                output.par_chunks_mut(columns).for_each(|output| math::axpy(1.0, row, output));
+            })
+        }
+        Onto::Row(_) => output,
+    }
+}
+
+/// `left · right` with few columns.
+fn thin(left: FlexTensor, right: FlexTensor) -> FlexTensor {
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), right.shape().dims::<2>());
-    let start = bias.map_or(Start::Zero, |it| Start::Row(numbers(it)));
-    if rows.min(inner).min(columns) >= THIN {
-        let mut output = zeros(rows * columns);
-        let (left, right) = (Matrix::visible(left), Matrix::visible(right));
-        multiply(&mut output, Matrix::new(&left), Matrix::new(&right), start);
-        return tensor(output, Shape::new([rows, columns]));
+    if rows * inner * columns == 0 {
+        return Flex::float_matmul(left, right);
     }
-    let output = Flex::float_matmul(left, right);
-    match start {
-        Start::Row(row) if columns > 0 => overwrite(output, |output| {
-            output.par_chunks_mut(columns).for_each(|output| super::math::axpy(1.0, row, output));
-        }),
-        _ => output,
-    }
+    let (left, right) = (contiguous(left), contiguous(permuted(right, &[1, 0])));
+    let (left, right) = (numbers(&left), numbers(&right));
+    let mut output = vec![0.0; rows * columns];
+    let height = rows_per_piece(inner);
+    let pieces = output.par_chunks_mut(height * columns).zip(left.par_chunks(height * inner));
+    pieces.for_each(|(output, left)| Arch::new().dispatch(Dots { output, left, right, inner }));
+    tensor(output, Shape::new([rows, columns]))
 }
