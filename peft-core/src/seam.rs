@@ -200,9 +200,14 @@ impl LinearBelow<'_> {
         }
     }
 
+    /// Whether this is the frozen layer itself, without adapters that apply before.
+    pub fn is_frozen(&self) -> bool {
+        self.adapters.is_empty()
+    }
+
     /// The layer's output with a low-rank update, `[rows, in]` to `[rows, out]`.
     pub fn with_low_rank(&self, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
-        if self.adapters.is_empty() {
+        if self.is_frozen() {
             return ops::linear_low_rank(input, self.base.clone(), self.bias.cloned(), self.layout, update);
         }
         ops::low_rank_update(self.forward(input.clone()), input, update)

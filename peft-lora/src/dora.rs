@@ -4,6 +4,7 @@
 //! `‖w + δ‖² = ‖w‖² + 2⟨w, δ⟩ + ‖δ‖²`, and both other terms come from products as thin as the rank.
 
 use burn::tensor::Tensor;
+use peft_core::{Layout, ops};
 
 /// `coefficient · B A`
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub(crate) fn row_norms(base: Tensor<2>, terms: &[Term]) -> Tensor<1> {
     let a = Tensor::cat(terms.iter().map(|it| it.a.clone().detach()).collect(), 0);
     let b = Tensor::cat(terms.iter().map(|it| it.b.clone().detach().mul_scalar(it.coefficient)).collect(), 1);
     let own = (base.clone() * base.clone()).sum_dim(1);
-    let cross = (base.matmul(a.clone().transpose()) * b.clone()).sum_dim(1).mul_scalar(2.0);
+    let cross = (ops::linear(base, a.clone(), None, Layout::OutIn) * b.clone()).sum_dim(1).mul_scalar(2.0);
     let update = (b.clone().matmul(a.clone().matmul(a.transpose())) * b).sum_dim(1);
     (own + cross + update).clamp_min(0.0).sqrt().squeeze_dim::<1>(1).detach()
 }

@@ -5,7 +5,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::nn::Dropout;
-use peft_core::ops::LowRank;
+use peft_core::ops::{self, LowRank};
 use peft_core::seam::LinearBelow;
 use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
 
@@ -115,16 +115,36 @@ impl Adapter for LoraLinear {
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        let Some(magnitude) = &self.lora_magnitude_vector else {
-            if self.start.is_some() || self.lora_B.bias.is_some() {
-                return below.forward(input.clone()) + self.update(input);
-            }
-            let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
-            return below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: &self.dropout });
+        let factors = || LowRank {
+            a: self.lora_A.weight.val(),
+            b: self.lora_B.weight.val(),
+            scale: self.scale,
+            dropout: &self.dropout,
         };
-        let output = below.forward(input.clone());
+        let Some(magnitude) = &self.lora_magnitude_vector else {
+            let mut output = below.with_low_rank(input.clone(), factors());
+            if let Some(start) = &self.start {
+                let (a, b, off) = (start.a.clone(), start.b.clone(), Dropout::new(0.0));
+                output = ops::low_rank_update(output, input, LowRank { a, b, scale: -self.scale, dropout: &off });
+            }
+            return match &self.lora_B.bias {
+                Some(bias) => output + bias.val().mul_scalar(self.scale).unsqueeze(),
+                None => output,
+            };
+        };
         let base = below.site().out_in(below.base().clone());
         let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
+        let is_plain = self.start.is_none() && self.lora_B.bias.is_none();
+        if is_plain && !self.dropout.is_active() && below.is_frozen() {
+            // `m (W + s BA) / ‖W + s BA‖` is the whole layer then.
+            let (weight, layout) = (below.base().clone(), below.layout());
+            let output = ops::linear_low_rank(input, weight, None, layout, factors()) * scale;
+            return match below.bias() {
+                Some(bias) => output + bias.unsqueeze(),
+                None => output,
+            };
+        }
+        let output = below.forward(input.clone());
         let product = if self.dropout.is_active() {
             // The reference drops the input of the rescaled base product too, but not that of the base itself. One
             // mask serves both products there, so it does here.

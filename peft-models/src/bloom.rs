@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
-use peft_core::ops::{self, AttentionMask, attention};
+use peft_core::ops::{self, AttentionMask, attention, split};
 use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
@@ -97,9 +97,8 @@ impl BloomAttention {
     fn forward(&self, hidden: Tensor<3>, layer: usize, mask: &AttentionMask, cache: Option<&mut KvCache>) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
-        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]).swap_dims(1, 2);
-        let part = |at: usize| fused.clone().narrow(3, at * d_head, d_head);
-        let (query, key, value) = (part(0), part(1), part(2));
+        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]);
+        let [query, key, value] = split(fused, [d_head; 3]).map(|it| it.swap_dims(1, 2));
         let (key, value) = extend_cache(cache, layer, key, value);
         let scale = (d_head as f64).powf(-0.5);
         let mixed = attention(query, key, value, Some(mask), scale, &self.attention_dropout);

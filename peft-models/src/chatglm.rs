@@ -180,7 +180,7 @@ impl GlmMlp {
             return self.dense_4h_to_h.forward(ops::gelu_tanh(inner));
         }
         let half = inner.dims()[2] / 2;
-        let (gate, up) = (inner.clone().narrow(2, 0, half), inner.narrow(2, half, half));
+        let [gate, up] = ops::split(inner, [half; 2]);
         self.dense_4h_to_h.forward(Activation::Silu.gate(gate, up))
     }
 }
@@ -199,7 +199,7 @@ impl Places {
             Self::One(table) => table.rotate(heads),
             Self::Two(text, block) => {
                 let half = heads.dims()[3] / 2;
-                let (first, second) = (heads.clone().narrow(3, 0, half), heads.narrow(3, half, half));
+                let [first, second] = ops::split(heads, [half; 2]);
                 Tensor::cat(vec![text.rotate(first), block.rotate(second)], 3)
             }
         }
@@ -226,11 +226,11 @@ impl FirstAttention {
     ) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
-        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]).swap_dims(1, 2);
-        let part = |at: usize| fused.clone().narrow(3, at * d_head, d_head);
-        let (query, key, value) = (places.rotate(part(0)), places.rotate(part(1)), part(2));
-        let (key, value) = extend_cache(cache, layer, key, value);
-        let mixed = attention(query, key, value, Some(mask), (d_head as f64).powf(-0.5), &Dropout::new(0.0));
+        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]);
+        let [query, key, value] = ops::split(fused, [d_head; 3]).map(|it| it.swap_dims(1, 2));
+        let (key, value) = extend_cache(cache, layer, places.rotate(key), value);
+        let mixed =
+            attention(places.rotate(query), key, value, Some(mask), (d_head as f64).powf(-0.5), &Dropout::new(0.0));
         self.dense.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model]))
     }
 }
@@ -411,17 +411,15 @@ impl SecondAttention {
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
         let fused = self.query_key_value.forward(hidden);
-        let (query, key, value) = if self.grouped {
-            let part = |from: usize, heads: usize| {
-                let part = fused.clone().narrow(2, from * self.d_head, heads * self.d_head);
-                part.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
-            };
-            let keys = self.heads + self.kv_heads;
-            (part(0, self.heads), part(self.heads, self.kv_heads), part(keys, self.kv_heads))
+        let [query, key, value] = if self.grouped {
+            let parts = ops::split(fused, [self.heads, self.kv_heads, self.kv_heads].map(|it| it * self.d_head));
+            parts.map(|it| {
+                let heads = it.dims()[2] / self.d_head;
+                it.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
+            })
         } else {
-            let fused = fused.reshape([batch, seq, self.heads, 3 * self.d_head]).swap_dims(1, 2);
-            let part = |at: usize| fused.clone().narrow(3, at * self.d_head, self.d_head);
-            (part(0), part(1), part(2))
+            let fused = fused.reshape([batch, seq, self.heads, 3 * self.d_head]);
+            ops::split(fused, [self.d_head; 3]).map(|it| it.swap_dims(1, 2))
         };
         let (key, value) = extend_cache(cache, layer, rotary.rotate(key), value);
         let scale = (self.d_head as f64).powf(-0.5);

@@ -6,7 +6,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, lazy};
-use peft_core::ops::AttentionMask;
+use peft_core::ops::{self, AttentionMask};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 
@@ -295,10 +295,9 @@ impl DebertaSelfAttention {
             let [batch, rows, width] = it.dims();
             it.reshape([batch, rows, self.heads, width / self.heads]).swap_dims(1, 2)
         };
-        let fused = split(self.in_proj.forward(hidden));
-        let part = |at: usize| fused.clone().narrow(3, at * d_head, d_head);
-        let query = part(0) + split(self.q_bias.val().reshape([1, 1, d_model]));
-        let (key, value) = (part(1), part(2) + split(self.v_bias.val().reshape([1, 1, d_model])));
+        let [query, key, value] = ops::split(split(self.in_proj.forward(hidden)), [d_head; 3]);
+        let query = query + split(self.q_bias.val().reshape([1, 1, d_model]));
+        let value = value + split(self.v_bias.val().reshape([1, 1, d_model]));
         let positions = relative.map(|(table, distances)| {
             let span = seq.min(self.span);
             let near = table.weight.val().narrow(0, self.span - span, 2 * span).reshape([1, 2 * span, d_model]);

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Conv1D, Dropout, Embedding, LayerNorm, Projection};
-use peft_core::ops::{AttentionMask, attention};
+use peft_core::ops::{AttentionMask, attention, split};
 use peft_core::{Describe, PromptShape, Result, Sites, seam};
 use serde::Deserialize;
 
@@ -121,20 +121,15 @@ impl Gpt2Attention {
     ) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
-        let fused = self.c_attn.forward(hidden);
-        let part = |at: usize| {
-            let part = fused.clone().narrow(2, at * d_model, d_model);
-            part.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2)
+        let parts = |tokens: Tensor<3>| {
+            let [batch, seq, _] = tokens.dims();
+            let parts = split(self.c_attn.forward(tokens), [d_model; 3]);
+            parts.map(|it| it.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2))
         };
-        let (query, key, value) = (part(0), part(1), part(2));
+        let [query, key, value] = parts(hidden);
         let prompted = seam::gated(&self.c_proj.weight, &query, |tokens| {
-            let [_, virtual_tokens, _] = tokens.dims();
-            let fused = self.c_attn.forward(tokens);
-            let part = |at: usize| {
-                let part = fused.clone().narrow(2, at * d_model, d_model);
-                part.reshape([1, virtual_tokens, self.heads, d_head]).swap_dims(1, 2)
-            };
-            (part(1), part(2))
+            let [_, key, value] = parts(tokens);
+            (key, value)
         });
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, self.scale, &self.attn_dropout);

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
-use peft_core::ops::{AttentionMask, RotaryTable, attention};
+use peft_core::ops::{AttentionMask, RotaryTable, attention, split};
 use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
@@ -117,11 +117,10 @@ impl GptNeoXAttention {
     ) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
-        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]).swap_dims(1, 2);
-        let part = |at: usize| fused.clone().narrow(3, at * d_head, d_head);
-        let (query, key, value) = (rotary.rotate(part(0)), rotary.rotate(part(1)), part(2));
-        let (key, value) = extend_cache(cache, layer, key, value);
-        let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
+        let fused = self.query_key_value.forward(hidden).reshape([batch, seq, self.heads, 3 * d_head]);
+        let [query, key, value] = split(fused, [d_head; 3]).map(|it| it.swap_dims(1, 2));
+        let (key, value) = extend_cache(cache, layer, rotary.rotate(key), value);
+        let mixed = attention(rotary.rotate(query), key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
         self.dense.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model]))
     }
 }

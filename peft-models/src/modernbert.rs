@@ -6,7 +6,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Projection, lazy};
-use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention};
+use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention, split};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 use serde_json::Value;
@@ -213,12 +213,9 @@ impl ModernBertAttention {
     fn forward(&self, hidden: Tensor<3>, rotary: &RotaryTable, mask: Option<&AttentionMask>) -> Tensor<3> {
         let [batch, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
-        let fused = self.Wqkv.forward(hidden);
-        let part = |at: usize| {
-            let part = fused.clone().narrow(2, at * d_model, d_model);
-            part.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2)
-        };
-        let (query, key, value) = (rotary.rotate(part(0)), rotary.rotate(part(1)), part(2));
+        let parts = split(self.Wqkv.forward(hidden), [d_model; 3]);
+        let [query, key, value] = parts.map(|it| it.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2));
+        let (query, key) = (rotary.rotate(query), rotary.rotate(key));
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
         self.out_drop.forward(self.Wo.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model])))
     }
@@ -250,7 +247,7 @@ impl ModernBertMlp {
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
         let fused = self.Wi.forward(hidden);
         let d_inner = fused.dims()[2] / 2;
-        let (left, right) = (fused.clone().narrow(2, 0, d_inner), fused.narrow(2, d_inner, d_inner));
+        let [left, right] = split(fused, [d_inner; 2]);
         self.Wo.forward(self.drop.forward(self.act.gate(left, right)))
     }
 }

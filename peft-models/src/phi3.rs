@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
-use peft_core::ops::{AttentionMask, RotaryTable, attention};
+use peft_core::ops::{AttentionMask, RotaryTable, attention, split};
 use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -133,16 +133,13 @@ impl Phi3Attention {
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
-        let fused = self.qkv_proj.forward(hidden);
-        let part = |from: usize, heads: usize| {
-            let part = fused.clone().narrow(2, from * self.d_head, heads * self.d_head);
-            part.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
-        };
-        let query = rotary.rotate(part(0, self.heads));
-        let key = rotary.rotate(part(self.heads, self.kv_heads));
-        let value = part(self.heads + self.kv_heads, self.kv_heads);
-        let (key, value) = extend_cache(cache, layer, key, value);
-        let mixed = attention(query, key, value, mask, (self.d_head as f64).powf(-0.5), &self.dropout);
+        let sizes = [self.heads, self.kv_heads, self.kv_heads].map(|it| it * self.d_head);
+        let [query, key, value] = split(self.qkv_proj.forward(hidden), sizes).map(|it| {
+            let heads = it.dims()[2] / self.d_head;
+            it.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
+        });
+        let (key, value) = extend_cache(cache, layer, rotary.rotate(key), value);
+        let mixed = attention(rotary.rotate(query), key, value, mask, (self.d_head as f64).powf(-0.5), &self.dropout);
         self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, self.heads * self.d_head]))
     }
 }
@@ -171,7 +168,7 @@ impl Phi3Mlp {
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
         let fused = self.gate_up_proj.forward(hidden);
         let half = fused.dims()[2] / 2;
-        let (gate, up) = (fused.clone().narrow(2, 0, half), fused.narrow(2, half, half));
+        let [gate, up] = split(fused, [half; 2]);
         self.down_proj.forward(self.act.gate(gate, up))
     }
 }

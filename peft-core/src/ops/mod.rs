@@ -15,6 +15,7 @@ mod norm;
 #[doc(hidden)]
 pub mod plain;
 mod rotary;
+mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
@@ -28,3 +29,4 @@ pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
+pub use split::split;

@@ -60,6 +60,15 @@ pub fn linear(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> T
     burn::tensor::module::linear(input, weight, bias)
 }
 
+/// See [`crate::ops::split`].
+pub fn split<const D: usize, const N: usize>(input: Tensor<D>, sizes: [usize; N]) -> [Tensor<D>; N] {
+    let mut start = 0;
+    sizes.map(|length| {
+        start += length;
+        input.clone().narrow(D - 1, start - length, length)
+    })
+}
+
 /// See [`crate::ops::low_rank_update`]; the input is dropped already.
 pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     output + input.matmul(a.transpose()).matmul(b.transpose()).mul_scalar(scale)
