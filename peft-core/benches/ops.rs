@@ -94,6 +94,28 @@ fn main() {
             |[y, x, a, b]| plain::low_rank_update(y, x, a, b, 2.0),
         );
     }
+    for rank in [8, 64] {
+        let weight = random([d_inner, d_model]);
+        compare(
+            &format!("linear_low_rank r{rank}"),
+            [random([rows, d_model]), random([rank, d_model]), random([d_inner, rank])],
+            |[x, a, b]| {
+                let update = LowRank { a, b, scale: 2.0, dropout: &off };
+                ops::linear_low_rank(x, weight.clone(), None, Layout::OutIn, update)
+            },
+            |[x, a, b]| {
+                let output = plain::linear(x.clone(), weight.clone().transpose(), None);
+                plain::low_rank_update(output, x, a, b, 2.0)
+            },
+        );
+    }
+    let joint = |parts: [Tensor<2>; 3]| Tensor::cat(parts.into_iter().rev().collect(), 1);
+    compare(
+        "split",
+        [random([rows, 3 * d_model])],
+        |[x]| joint(ops::split(x * 0.5, [d_model; 3])),
+        |[x]| joint(plain::split(x * 0.5, [d_model; 3])),
+    );
     compare(
         "dropout",
         [random([rows, d_model])],

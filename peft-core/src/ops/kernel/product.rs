@@ -19,7 +19,7 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{Kernel, contiguous, math, numbers, overwrite, permuted, rows_per_piece, tensor, zeros};
+use super::{contiguous, math, numbers, overwrite, permuted, rows_per_piece, tensor, zeros};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
 const DEPTH: usize = 1600;
@@ -371,10 +371,10 @@ fn ragged<S: Simd>(sums: &[S::f32s], output: &mut [f32], start: Start<'_>) {
 /// no side is empty.
 pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
     if let [[left, right]] = pairs
-        && left.rows < 4
         && left.strides[1] == 1
+        && left.rows < if right.strides[1] == 1 { FEW } else { FEW_ALONG }
     {
-        super::simd(Thin { output, left: *left, right: *right, start });
+        Arch::new().dispatch(Thin { output, left: *left, right: *right, start });
         return;
     }
     let width = pairs[0][1].columns;
@@ -418,7 +418,12 @@ fn terms<'a>(pairs: &[[Matrix<'a>; 2]], from: usize, depth: usize) -> (Vec<Matri
     parts
 }
 
-/// A product with so few rows on the left that packing the right side would cost more than it brings.
+/// With fewer rows on the left than this, packing the right side costs more than it brings: where it lies without gaps
+/// along its rows, and where it does along its columns, which would have to be turned.
+const FEW: usize = 4;
+const FEW_ALONG: usize = 16;
+
+/// A product with few rows on the left.
 struct Thin<'a, 'b> {
     output: &'a mut [&'b mut [f32]],
     left: Matrix<'a>,
@@ -426,26 +431,43 @@ struct Thin<'a, 'b> {
     start: Start<'a>,
 }
 
-impl Kernel for Thin<'_, '_> {
+impl WithSimd for Thin<'_, '_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { output, left, right, start } = self;
         let Matrix { columns, strides: [down, along], .. } = right;
-        for (at, output) in output.iter_mut().enumerate() {
-            let row = &left.numbers[at * left.strides[0]..][..left.columns];
+        let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
+        for output in output.iter_mut() {
             match start {
                 Start::Zero => output.fill(0.0),
                 Start::Row(row) => output.copy_from_slice(&row[..columns]),
                 Start::Kept => {}
             }
-            if along == 1 {
-                for (at, x) in row.iter().enumerate() {
+        }
+        if along == 1 {
+            for (at, output) in output.iter_mut().enumerate() {
+                for (at, x) in row(at).iter().enumerate() {
                     math::axpy(*x, &right.numbers[at * down..][..columns], output);
                 }
-            } else {
-                for (at, y) in output.iter_mut().enumerate() {
-                    *y += math::sum2(row, &right.numbers[at * along..][..row.len()], |x, y| x * y);
+            }
+            return;
+        }
+        for column in 0..columns {
+            let y = &right.numbers[column * along..][..left.columns];
+            // Four rows at a time, so that the column is read once for them.
+            for (four, output) in output.chunks_mut(4).enumerate() {
+                if let [a, b, c, d] = output {
+                    let rows: [&[f32]; 4] = std::array::from_fn(|at| row(4 * four + at));
+                    let sums = dots(simd, y, rows);
+                    for (output, sum) in [a, b, c, d].into_iter().zip(sums) {
+                        output[column] += sum;
+                    }
+                } else {
+                    for (at, output) in output.iter_mut().enumerate() {
+                        let [sum] = dots(simd, y, [row(4 * four + at)]);
+                        output[column] += sum;
+                    }
                 }
             }
         }
@@ -455,6 +477,11 @@ impl Kernel for Thin<'_, '_> {
 /// The same with all threads, in rows of as many numbers as the right sides have columns.
 fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
     let [rows, width] = [pairs[0][0].rows, pairs[0][1].columns];
+    let terms: usize = pairs.iter().map(|[left, _]| left.columns).sum();
+    if rows * terms * width < ALONE {
+        multiply_alone(&mut output.chunks_mut(width).collect::<Vec<_>>(), pairs, start);
+        return;
+    }
     let (_, [tile_rows, tile_columns]) = Tile::of(width);
     let threads = rayon::current_num_threads();
     // Fewer panels a task where there would be too few tasks, and then fewer rows.
@@ -476,6 +503,9 @@ fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
         multiply_alone(output, &pairs, start.from(column));
     });
 }
+
+/// Multiplications below which one thread is done before others are awake.
+const ALONE: usize = 1 << 20;
 
 /// Rows of a task, at least: each packs its panels anew.
 const LEAST_ROWS: usize = 96;
