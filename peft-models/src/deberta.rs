@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, lazy};
 use peft_core::ops::AttentionMask;
+use peft_core::seam;
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 
@@ -297,12 +298,14 @@ impl DebertaSelfAttention {
         };
         let fused = split(self.in_proj.forward(hidden));
         let part = |at: usize| fused.clone().narrow(3, at * d_head, d_head);
-        let query = part(0) + split(self.q_bias.val().reshape([1, 1, d_model]));
-        let (key, value) = (part(1), part(2) + split(self.v_bias.val().reshape([1, 1, d_model])));
+        let with = |it, bias| {
+            seam::by_rows(bias, it, |bias: &Param<Tensor<1>>, it| it + split(bias.val().reshape([1, 1, d_model])))
+        };
+        let (query, key, value) = (with(part(0), &self.q_bias), part(1), with(part(2), &self.v_bias));
         let positions = relative.map(|(table, distances)| {
             let span = seq.min(self.span);
             let near = table.weight.val().narrow(0, self.span - span, 2 * span).reshape([1, 2 * span, d_model]);
-            let near = self.pos_dropout.forward(near);
+            let near = seam::for_each_row(self.pos_dropout.forward(near));
             let seen_by = |layer: &Option<Projection>| layer.as_ref().map(|it| split(it.forward(near.clone())));
             (Positions { key: seen_by(&self.pos_proj), query: seen_by(&self.pos_q_proj) }, distances)
         });
