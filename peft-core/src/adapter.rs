@@ -563,11 +563,10 @@ impl Reparameterization for AdapterSet {
     const NAME: &'static str = "adapters";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        if rows::forbid(self) {
-            return base;
-        }
-        let composed = self.active().fold(base.clone(), |weight, adapter| adapter.weight(weight, &base, &self.site));
-        owed::settle(self, composed)
+        let adapters = rows::acting(self);
+        let compose = |weight, adapter: &&AnyAdapter| adapter.weight(weight, &base, &self.site);
+        let composed = adapters.iter().fold(base.clone(), compose);
+        owed::settle(&self.site, &adapters, composed)
     }
 }
 

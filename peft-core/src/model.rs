@@ -405,8 +405,9 @@ impl<M: Module> PeftModel<M> {
     /// or drops rows within `run`, as beam search does, says so by [`select_rows`](crate::seam::select_rows).
     ///
     /// # Errors
-    /// If a name is unknown, adapters are disabled, the batch has another number of rows, or an adapter changes something that is not a linear layer or a table of
-    /// ours: a norm, a bias, a layer of `burn::nn`.
+    /// If a name is unknown, adapters are disabled, the batch has another number of rows, rows have different prompts, or an
+    /// adapter changes a parameter that a layer reads for the whole batch. Layers of ours do not; one of `burn::nn` does
+    /// unless it is computed through [`by_rows`](crate::seam::by_rows).
     pub fn with_rows<R>(&self, rows: &[Option<&str>], run: impl FnOnce(&M) -> R) -> Result<R> {
         for name in rows.iter().flatten() {
             self.check_known(name)?;
@@ -415,22 +416,15 @@ impl<M: Module> PeftModel<M> {
             let reason = "rows with adapters of their own need at least one row, and adapters that are not disabled";
             return Err(PeftError::Invalid(reason.into()));
         }
-        for set in slots::collect(&self.model) {
-            let named = |it: &&str| set.get(it).is_some_and(crate::AnyAdapter::touches_bias);
-            if let Some(name) = rows.iter().flatten().find(|it| named(it)).filter(|_| !set.site().is_layer_weight()) {
-                let reason = format!("it changes the bias of `{}`", set.site().module);
-                return Err(PeftError::unsupported(format!("rows with the adapter `{name}`"), reason));
-            }
-        }
-        let names = rows.iter().map(|it| it.map(str::to_owned)).collect();
-        rows::with(names, || run(&self.model)).map_err(|misuse| match misuse {
+        rows::with(rows, || run(&self.model)).map_err(|misuse| match misuse {
             Misuse::Parameter(path) => {
-                let reason = "which cannot tell rows apart; activate the adapter for a whole batch";
+                let reason = "it is read for the whole batch: compute its layer through `seam::by_rows`, or activate one \
+                              adapter for all rows";
                 PeftError::unsupported(format!("rows with different adapters on `{path}`"), reason)
             }
-            Misuse::Count(count) => {
+            Misuse::Count(path, count) => {
                 let given = rows.len();
-                let reason = format!("adapters were named for {given} rows, but a layer sees {count}");
+                let reason = format!("adapters were named for {given} rows, but the layer of `{path}` sees {count}");
                 PeftError::Invalid(format!("{reason}: name one, or none, for each row of the batch"))
             }
         })

@@ -7,8 +7,9 @@ use burn::module::{Flag, Module, Param, ParamId};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
-use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::adapter::AdapterSet;
 use crate::ops;
+use crate::rows;
 use crate::seam;
 use crate::site::Layout;
 
@@ -55,7 +56,7 @@ impl Projection {
 
     /// The weight, `[out, in]`, if the forward is a product with it: without a bias and without an active adapter.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
-        let adapted = self.weight.reparameterization::<AdapterSet>().is_some_and(|it| it.active().next().is_some());
+        let adapted = self.weight.reparameterization::<AdapterSet>().is_some_and(|it| !rows::any(it).is_empty());
         (self.bias.is_none() && !adapted).then(|| seam::unadapted(&self.weight))
     }
 
@@ -122,8 +123,10 @@ impl Conv1d {
     /// - input: `[batch, in, length]`
     /// - output: `[batch, out, length + 2 · padding − width + 1]`
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
-        let options = ConvOptions::new([1], [self.padding], [1], self.groups);
-        burn::tensor::module::conv1d(input, self.weight.val(), Some(self.bias.val()), options)
+        seam::by_rows(self, input, |it, input| {
+            let options = ConvOptions::new([1], [it.padding], [1], it.groups);
+            burn::tensor::module::conv1d(input, it.weight.val(), Some(it.bias.val()), options)
+        })
     }
 }
 
@@ -192,8 +195,7 @@ impl Embedding {
 
     /// The table, `[rows, d_model]`, if [`Embedding::attend`] is a product with it: no active adapter moves it along.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
-        let set = self.weight.reparameterization::<AdapterSet>();
-        let moved = set.is_some_and(|it| it.active().any(AnyAdapter::moves_tied_head));
+        let moved = self.weight.reparameterization().is_some_and(seam::moves_tied_head);
         (!moved).then(|| seam::unadapted(&self.weight))
     }
 
@@ -222,7 +224,7 @@ impl LayerNorm {
     /// # Shapes
     /// - input, output: `[.., d_model]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        ops::layer_norm(input, self.weight.val(), self.bias.val(), self.epsilon)
+        seam::by_rows(self, input, |it, input| ops::layer_norm(input, it.weight.val(), it.bias.val(), it.epsilon))
     }
 }
 
@@ -249,8 +251,10 @@ impl RmsNorm {
     /// # Shapes
     /// - input, output: `[.., d_model]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.val();
-        ops::rms_norm(input, if self.around_one { weight.add_scalar(1.0) } else { weight }, self.epsilon)
+        seam::by_rows(self, input, |it, input| {
+            let weight = it.weight.val();
+            ops::rms_norm(input, if it.around_one { weight.add_scalar(1.0) } else { weight }, it.epsilon)
+        })
     }
 }
 

@@ -9,7 +9,8 @@ use std::cell::RefCell;
 
 use burn::tensor::Tensor;
 
-use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::adapter::AnyAdapter;
+use crate::site::Site;
 
 struct Note {
     module: String,
@@ -21,15 +22,14 @@ thread_local! {
     static SUSPENDED: RefCell<bool> = const { RefCell::new(false) };
 }
 
-/// Called with each composed parameter: notes what a weight owes, settles what a bias is owed.
-pub(crate) fn settle<const D: usize>(set: &AdapterSet, composed: Tensor<D>) -> Tensor<D> {
-    let site = set.site();
+/// Called with each parameter composed by these adapters: notes what a weight owes, settles what a bias is owed.
+pub(crate) fn settle<const D: usize>(site: &Site, adapters: &[&AnyAdapter], composed: Tensor<D>) -> Tensor<D> {
     let note = OWED.take();
     if site.param == "bias" {
         let owed = note.filter(|it| it.module == site.module);
         return owed.map_or(composed.clone(), |note| fold(&note.adapters, composed));
     }
-    let adapters: Vec<AnyAdapter> = set.active().filter(|it| it.touches_bias()).cloned().collect();
+    let adapters: Vec<AnyAdapter> = adapters.iter().filter(|it| it.touches_bias()).map(|it| (*it).clone()).collect();
     if !adapters.is_empty() && !SUSPENDED.with_borrow(|it| *it) {
         OWED.set(Some(Note { module: site.module.clone(), adapters }));
     }

@@ -1,10 +1,14 @@
 //! A batch whose rows use different adapters, and none: which row uses which.
 //!
 //! The choice is made once for a forward and concerns every layer, so it travels beside the model, in a thread-local that
-//! [`PeftModel::with_rows`](crate::PeftModel::with_rows) sets and clears. Layers ask for it through [`groups`].
+//! [`PeftModel::with_rows`](crate::PeftModel::with_rows) sets and clears. A layer computes [`each`] group of rows for itself;
+//! while it does, only the rows of the group are there, and whoever reads a parameter gets it through their adapter
+//! ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
+use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
@@ -14,27 +18,30 @@ thread_local! {
 }
 
 struct Rows {
-    names: Vec<Option<String>>,
+    names: Vec<Name>,
     misused: Option<Misuse>,
 }
+
+type Name = Option<Rc<str>>;
 
 /// What keeps rows from having adapters of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Misuse {
-    /// A parameter that only knows the adapters that are active for all rows.
+    /// A parameter that is read for all rows at once.
     Parameter(String),
-    /// A layer that sees so many rows, which are no multiple of the names.
-    Count(usize),
+    /// A parameter whose layer sees so many rows, which are no multiple of the names.
+    Count(String, usize),
 }
 
 /// Runs a forward with an adapter for each row, and says which parameter could not tell rows apart.
-pub(crate) fn with<R>(names: Vec<Option<String>>, run: impl FnOnce() -> R) -> Result<R, Misuse> {
+pub(crate) fn with<R>(names: &[Option<&str>], run: impl FnOnce() -> R) -> Result<R, Misuse> {
     struct Clear;
     impl Drop for Clear {
         fn drop(&mut self) {
             ROWS.set(None);
         }
     }
+    let names = names.iter().map(|it| it.map(Rc::from)).collect();
     ROWS.set(Some(Rows { names, misused: None }));
     let clear = Clear;
     let result = run();
@@ -43,49 +50,116 @@ pub(crate) fn with<R>(names: Vec<Option<String>>, run: impl FnOnce() -> R) -> Re
     misused.map_or(Ok(result), Err)
 }
 
-/// Called where a dense weight is composed, which cannot be done row by row: true if rows are told apart now.
-pub(crate) fn forbid(set: &AdapterSet) -> bool {
-    ROWS.with_borrow_mut(|rows| match rows {
-        Some(rows) => {
-            if rows.names.iter().flatten().any(|name| set.get(name).is_some()) {
-                rows.misused.get_or_insert_with(|| Misuse::Parameter(set.site().path()));
-            }
-            true
+fn note(misuse: Misuse) {
+    ROWS.with_borrow_mut(|it| {
+        if let Some(it) = it {
+            it.misused.get_or_insert(misuse);
         }
-        None => false,
+    });
+}
+
+/// The names that rows have, each once; `None` if rows are not told apart.
+fn different() -> Option<Vec<Name>> {
+    ROWS.with_borrow(|rows| {
+        let mut different: Vec<Name> = Vec::new();
+        for name in &rows.as_ref()?.names {
+            if !different.contains(name) {
+                different.push(name.clone());
+            }
+        }
+        Some(different)
     })
 }
 
-/// Rows of one layer's input that use the same adapter.
-pub(crate) struct Group<'a> {
-    pub(crate) adapter: Option<&'a AnyAdapter>,
-    pub(crate) rows: Vec<i64>,
+/// The adapters of a parameter that act for any row at all.
+pub(crate) fn any(set: &AdapterSet) -> Vec<&AnyAdapter> {
+    match different() {
+        Some(names) => names.iter().flatten().filter_map(|name| set.get(name)).collect(),
+        None => set.active().collect(),
+    }
 }
 
-/// The groups of an input with this many rows; `None` if rows are not told apart. Adapters that the layer does not have
-/// count as none, and so no row costs more than its own adapter.
-pub(crate) fn groups(set: Option<&AdapterSet>, count: usize) -> Option<Vec<Group<'_>>> {
-    ROWS.with_borrow_mut(|rows| {
-        let Rows { names, misused } = rows.as_mut()?;
-        let repeat = count / names.len().max(1);
-        if repeat * names.len() != count {
-            // A table without these adapters may be looked up by anything, such as distances.
-            if names.iter().flatten().any(|name| set.is_some_and(|set| set.get(name).is_some())) {
-                misused.get_or_insert(Misuse::Count(count));
-            }
-            return Some(vec![Group { adapter: None, rows: (0..count as i64).collect() }]);
+/// The adapters of a parameter that act for all rows: those that are active, or the one that all rows have.
+pub(crate) fn acting(set: &AdapterSet) -> Vec<&AnyAdapter> {
+    acting_as(set, |_| true)
+}
+
+/// The same where only adapters of some kind take part, so that rows may differ in others.
+pub(crate) fn acting_as(set: &AdapterSet, is_meant: impl Fn(&AnyAdapter) -> bool) -> Vec<&AnyAdapter> {
+    let mut adapters = any(set);
+    adapters.retain(|it| is_meant(it));
+    if !adapters.is_empty() && different().is_some_and(|names| names.len() > 1) {
+        note(Misuse::Parameter(set.site().path()));
+        adapters.clear();
+    }
+    adapters
+}
+
+/// Rows of one layer's input that use the same adapter, and the names that they have.
+#[derive(Default)]
+struct Group {
+    rows: Vec<i64>,
+    names: Vec<Name>,
+}
+
+/// The groups of an input with this many rows; `None` if there is nothing to tell apart. Adapters that the layer does not
+/// have count as none, and so no row costs more than its own adapter.
+fn groups(sets: &[Option<&AdapterSet>], count: usize) -> Option<Vec<Group>> {
+    let names = ROWS.with_borrow(|rows| Some(rows.as_ref()?.names.clone()))?;
+    let owner = |name: &str| sets.iter().flatten().find(|set| set.get(name).is_some());
+    let repeat = count / names.len().max(1);
+    if repeat * names.len() != count {
+        // A table without these adapters may be looked up by anything, such as distances.
+        if let Some(set) = names.iter().flatten().find_map(|name| owner(name)) {
+            note(Misuse::Count(set.site().path(), count));
         }
-        let mut groups: Vec<(Option<&str>, Group<'_>)> = Vec::new();
-        for (at, name) in names.iter().enumerate() {
-            let adapter = name.as_deref().and_then(|name| set?.get(name));
-            let name = adapter.and(name.as_deref());
-            let rows = (at * repeat..(at + 1) * repeat).map(|it| it as i64);
-            match groups.iter_mut().find(|(it, _)| *it == name) {
-                Some((_, group)) => group.rows.extend(rows),
-                None => groups.push((name, Group { adapter, rows: rows.collect() })),
-            }
+        return None;
+    }
+    let mut groups: Vec<(Name, Group)> = Vec::new();
+    for (at, name) in names.into_iter().enumerate() {
+        let here = name.clone().filter(|name| owner(name).is_some());
+        let place = groups.iter().position(|(it, _)| *it == here).unwrap_or(groups.len());
+        if place == groups.len() {
+            groups.push((here, Group::default()));
         }
-        Some(groups.into_iter().map(|(_, group)| group).collect())
+        let group = &mut groups[place].1;
+        group.rows.extend((at * repeat..(at + 1) * repeat).map(|it| it as i64));
+        group.names.push(name);
+    }
+    (groups.len() > 1).then(|| groups.into_iter().map(|(_, group)| group).collect())
+}
+
+/// Computes a layer for each group of rows that use the same adapters of its parameters, and puts the rows back into their
+/// order. Leading axis of input and output: rows.
+pub(crate) fn each<const D: usize, const E: usize, K: Basic>(
+    sets: &[Option<&AdapterSet>],
+    input: Tensor<D, K>,
+    compute: impl Fn(Tensor<D, K>) -> Tensor<E>,
+) -> Tensor<E> {
+    let Some(groups) = groups(sets, input.dims()[0]) else {
+        return compute(input);
+    };
+    let device = input.device();
+    let order: Vec<i64> = groups.iter().flat_map(|it| it.rows.iter().copied()).collect();
+    let mut back = vec![0i64; order.len()];
+    for (at, row) in order.iter().enumerate() {
+        back[*row as usize] = at as i64;
+    }
+    let parts = groups.into_iter().map(|group| {
+        let rows = input.clone().select(0, indices(group.rows, &device));
+        let all = exchange(group.names);
+        let part = compute(rows);
+        exchange(all);
+        part
+    });
+    Tensor::cat(parts.collect(), 0).select(0, indices(back, &device))
+}
+
+/// Puts other rows in the place of those that are there.
+fn exchange(names: Vec<Name>) -> Vec<Name> {
+    ROWS.with_borrow_mut(|it| match it {
+        Some(it) => std::mem::replace(&mut it.names, names),
+        None => names,
     })
 }
 
@@ -101,31 +175,6 @@ pub(crate) fn select(rows: &[usize]) {
 /// How many rows were given adapters, if any were.
 pub(crate) fn count() -> Option<usize> {
     ROWS.with_borrow(|rows| rows.as_ref().map(|it| it.names.len()))
-}
-
-/// Computes each group for itself and puts the rows back into their order. Leading axis: rows.
-/// `select` picks rows of the input.
-pub(crate) fn by_group<I: Clone, const E: usize>(
-    input: I,
-    device: &Device,
-    groups: &[Group<'_>],
-    select: impl Fn(I, Tensor<1, Int>) -> I,
-    compute: impl Fn(I, &[&AnyAdapter]) -> Tensor<E>,
-) -> Tensor<E> {
-    let of = |group: &Group<'_>, input: I| match group.adapter {
-        Some(adapter) => compute(input, &[adapter]),
-        None => compute(input, &[]),
-    };
-    if let [group] = groups {
-        return of(group, input);
-    }
-    let order: Vec<i64> = groups.iter().flat_map(|it| it.rows.iter().copied()).collect();
-    let mut back = vec![0i64; order.len()];
-    for (at, row) in order.iter().enumerate() {
-        back[*row as usize] = at as i64;
-    }
-    let parts = groups.iter().map(|it| of(it, select(input.clone(), indices(it.rows.clone(), device)))).collect();
-    Tensor::cat(parts, 0).select(0, indices(back, device))
 }
 
 fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {

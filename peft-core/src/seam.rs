@@ -4,6 +4,7 @@
 //! no dense update is formed, the frozen weight gets no gradient, and dropout on the adapter's input has its place.
 
 use burn::module::{Module, Param};
+use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
@@ -29,16 +30,29 @@ pub fn linear<const D: usize>(
     bias: Option<&Param<Tensor<1>>>,
     layout: Layout,
 ) -> Tensor<D> {
-    let set = weight.reparameterization::<AdapterSet>();
-    if let Some(groups) = rows::groups(set, input.dims()[0]) {
-        let device = input.device();
-        let select = |input: Tensor<D>, rows| input.select(0, rows);
-        return rows::by_group(input, &device, &groups, select, |input, active| {
-            through(input, weight, bias, layout, active)
-        });
+    let sets = [weight.reparameterization(), bias.and_then(|it| it.reparameterization())];
+    rows::each(&sets, input, |input| through(input, weight, bias, layout))
+}
+
+/// Computes a layer so that rows of the batch may use adapters of their own, as
+/// [`PeftModel::with_rows`](crate::PeftModel::with_rows) gives them: once for each group of rows with the same ones.
+///
+/// For layers that read whole parameters, `weight.val()`: norms, biases, convolutions, also those of `burn::nn`. Otherwise
+/// it is `forward(layer, input)`.
+///
+/// # Shapes
+/// - input, output: `[rows, ..]`
+pub fn by_rows<L: Module, const D: usize, const E: usize, K: Basic>(
+    layer: &L,
+    input: Tensor<D, K>,
+    forward: impl Fn(&L, Tensor<D, K>) -> Tensor<E>,
+) -> Tensor<E> {
+    if rows::count().is_none() {
+        return forward(layer, input);
     }
-    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
-    through(input, weight, bias, layout, &active)
+    let sets = slots::collect(layer);
+    let sets: Vec<Option<&AdapterSet>> = sets.iter().map(Some).collect();
+    rows::each(&sets, input, |input| forward(layer, input))
 }
 
 /// What lies below the adapters: the frozen weight, or what a reparameterization that is not ours makes of its own.
@@ -49,13 +63,34 @@ pub(crate) fn unadapted(weight: &Param<Tensor<2>>) -> Tensor<2> {
     }
 }
 
-/// The layer through these adapters.
+/// A tensor that a model computes once for all rows of the batch: once for each, if rows use adapters of their own and
+/// layers that come behind must tell rows apart.
+///
+/// # Shapes
+/// - shared: `[1, ..]`
+/// - output: `[1 or rows, ..]`
+pub fn for_each_row<const D: usize, K: Basic>(shared: Tensor<D, K>) -> Tensor<D, K> {
+    let mut dims = shared.dims();
+    match rows::count() {
+        Some(count) if dims[0] == 1 => {
+            dims[0] = count;
+            shared.expand(dims)
+        }
+        _ => shared,
+    }
+}
+
+/// The adapters of a parameter that act now.
+fn acting(set: Option<&AdapterSet>) -> Vec<&AnyAdapter> {
+    set.map(rows::acting).unwrap_or_default()
+}
+
+/// The layer through the adapters that act now.
 fn through<const D: usize>(
     input: Tensor<D>,
     weight: &Param<Tensor<2>>,
     bias: Option<&Param<Tensor<1>>>,
     layout: Layout,
-    active: &[&AnyAdapter],
 ) -> Tensor<D> {
     let mut dims = input.dims();
     let d_in = dims[D - 1];
@@ -65,9 +100,12 @@ fn through<const D: usize>(
     owed::forget();
     let bias = bias.map(|it| it.val());
 
-    let output = match weight.reparameterization::<AdapterSet>() {
-        Some(set) if !active.is_empty() => {
-            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: active }.forward(input)
+    let set = weight.reparameterization::<AdapterSet>();
+    let adapters = acting(set);
+    let output = match set {
+        Some(set) if !adapters.is_empty() => {
+            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &adapters }
+                .forward(input)
         }
         _ => ops::linear(input, base, bias, layout),
     };
@@ -86,36 +124,31 @@ fn through<const D: usize>(
 pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option<usize>) -> Tensor<3> {
     let base = unadapted(weight);
     let set = weight.reparameterization::<AdapterSet>();
-    let through = |ids: Tensor<2, Int>, active: &[&AnyAdapter]| match set {
-        Some(set) if !active.is_empty() => {
-            EmbeddingBelow { base: &base, padding, site: set.site(), adapters: active }.forward(ids)
-        }
-        _ => burn::tensor::module::embedding(base.clone(), ids),
-    };
     // Positions come once for all rows; with adapters of their own each row needs them.
-    let ids = match (rows::count(), ids.dims()) {
-        (Some(count), [1, seq]) if set.is_some() => ids.expand([count, seq]),
-        _ => ids,
-    };
-    if let Some(groups) = rows::groups(set, ids.dims()[0]) {
-        let device = ids.device();
-        return rows::by_group(ids, &device, &groups, |ids: Tensor<2, Int>, rows| ids.select(0, rows), through);
-    }
-    let active: Vec<&AnyAdapter> = set.map(|it| it.active().collect()).unwrap_or_default();
-    through(ids, &active)
+    let ids = if set.is_some_and(|it| !rows::any(it).is_empty()) { for_each_row(ids) } else { ids };
+    rows::each(&[set], ids, |ids| {
+        let adapters = acting(set);
+        match set {
+            Some(set) if !adapters.is_empty() => {
+                EmbeddingBelow { base: &base, padding, site: set.site(), adapters: &adapters }.forward(ids)
+            }
+            _ => burn::tensor::module::embedding(base.clone(), ids),
+        }
+    })
 }
 
 /// What active adapters put before the input of a model whose table of words is `table`; the first of them in front.
 ///
-/// `tasks` numbers the task of every row, `[batch]`.
+/// `tasks` numbers the task of every row, `[batch]`. Prompts make rows longer, so all rows of a batch have the same ones.
 pub fn prompt(table: &Param<Tensor<2>>, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
     let set = table.reparameterization::<AdapterSet>()?;
-    set.active().filter_map(|it| it.prompt(tasks)).reduce(Prompt::and)
+    let adapters = rows::acting_as(set, |it| rows::count().is_none() || it.prompt(tasks).is_some());
+    adapters.into_iter().filter_map(|it| it.prompt(tasks)).reduce(Prompt::and)
 }
 
 /// Between how many tasks active prompts tell; above 1 an input must name the task of every row.
 pub fn tasks<M: Module>(model: &M) -> usize {
-    let most = |set: &AdapterSet| set.active().map(AnyAdapter::tasks).max();
+    let most = |set: &AdapterSet| rows::any(set).into_iter().map(AnyAdapter::tasks).max();
     slots::collect(model).iter().filter_map(most).max().unwrap_or(1)
 }
 
@@ -128,7 +161,7 @@ pub fn select_rows(rows: &[usize]) {
 
 /// How many virtual tokens active adapters put before a model's input.
 pub fn virtual_tokens<M: Module>(model: &M) -> usize {
-    let of = |set: &AdapterSet| set.active().map(AnyAdapter::virtual_tokens).sum::<usize>();
+    let of = |set: &AdapterSet| rows::any(set).into_iter().map(AnyAdapter::virtual_tokens).sum::<usize>();
     slots::collect(model).iter().map(of).sum()
 }
 
@@ -145,7 +178,7 @@ pub fn gated(
     project: impl Fn(Tensor<3>) -> (Tensor<4>, Tensor<4>),
 ) -> Option<Tensor<4>> {
     let set = output.reparameterization::<AdapterSet>()?;
-    let attend = |prompt: GatedPrompt| {
+    let attend = |query: &Tensor<4>, prompt: GatedPrompt| {
         let (key, value) = project(prompt.tokens);
         // Every row of the batch attends to the same tokens: its queries stand in one long row. (Widening the keys instead
         // costs memory, and the sum over the batch behind it comes out wrong on Burn 0.22.1's CubeCL backends, whose
@@ -157,7 +190,18 @@ pub fn gated(
         let seen = seen.reshape([heads, batch, q_len, d_head]).swap_dims(0, 1);
         seen * prompt.gate.reshape([1, 1, 1, 1])
     };
-    set.active().filter_map(AnyAdapter::gated).map(attend).reduce(|a, b| a + b)
+    let seen = |query: &Tensor<4>, adapters: Vec<&AnyAdapter>| {
+        let prompts = adapters.into_iter().filter_map(AnyAdapter::gated);
+        prompts.map(|it| attend(query, it)).reduce(|a, b| a + b)
+    };
+    if rows::count().is_none() {
+        return seen(query, rows::acting(set));
+    }
+    rows::any(set).into_iter().find_map(AnyAdapter::gated)?;
+    let sets = [Some(set)];
+    Some(rows::each(&sets, query.clone(), |query| {
+        seen(&query, rows::acting(set)).unwrap_or_else(|| query.zeros_like())
+    }))
 }
 
 /// A table read as the output layer of a tied head, through those of its adapters that move it along.
@@ -168,18 +212,24 @@ pub fn gated(
 /// - output: `[.., rows]`
 pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> Tensor<D> {
     let base = unadapted(weight);
-    let set = weight.reparameterization::<AdapterSet>();
-    let moving: Vec<&AnyAdapter> =
-        set.map(|it| it.active().filter(|it| it.moves_tied_head()).collect()).unwrap_or_default();
-    let Some(set) = set.filter(|_| !moving.is_empty()) else {
+    let Some(set) = weight.reparameterization::<AdapterSet>().filter(|it| moves_tied_head(it)) else {
         return ops::linear(hidden, base, None, Layout::OutIn);
     };
-    let mut dims = hidden.dims();
-    let rows = dims[..D - 1].iter().product::<usize>();
-    let below = LinearBelow { base: &base, bias: None, layout: Layout::OutIn, site: set.site(), adapters: &moving };
-    let output = below.forward(hidden.reshape([rows, dims[D - 1]]));
-    dims[D - 1] = output.dims()[1];
-    output.reshape(dims)
+    rows::each(&[Some(set)], hidden, |hidden| {
+        let mut moving = rows::acting(set);
+        moving.retain(|it| it.moves_tied_head());
+        let mut dims = hidden.dims();
+        let rows = dims[..D - 1].iter().product::<usize>();
+        let below = LinearBelow { base: &base, bias: None, layout: Layout::OutIn, site: set.site(), adapters: &moving };
+        let output = below.forward(hidden.reshape([rows, dims[D - 1]]));
+        dims[D - 1] = output.dims()[1];
+        output.reshape(dims)
+    })
+}
+
+/// Whether a head that is tied to a table with these adapters goes through one of them, for any row.
+pub(crate) fn moves_tied_head(set: &AdapterSet) -> bool {
+    rows::any(set).into_iter().any(AnyAdapter::moves_tied_head)
 }
 
 /// The linear layer below an adapter: the frozen one, with the adapters that apply before.

@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, lazy};
 use peft_core::ops::{self, AttentionMask};
+use peft_core::seam;
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 
@@ -296,12 +297,14 @@ impl DebertaSelfAttention {
             it.reshape([batch, rows, self.heads, width / self.heads]).swap_dims(1, 2)
         };
         let [query, key, value] = ops::split(split(self.in_proj.forward(hidden)), [d_head; 3]);
-        let query = query + split(self.q_bias.val().reshape([1, 1, d_model]));
-        let value = value + split(self.v_bias.val().reshape([1, 1, d_model]));
+        let with = |it, bias| {
+            seam::by_rows(bias, it, |bias: &Param<Tensor<1>>, it| it + split(bias.val().reshape([1, 1, d_model])))
+        };
+        let (query, value) = (with(query, &self.q_bias), with(value, &self.v_bias));
         let positions = relative.map(|(table, distances)| {
             let span = seq.min(self.span);
             let near = table.weight.val().narrow(0, self.span - span, 2 * span).reshape([1, 2 * span, d_model]);
-            let near = self.pos_dropout.forward(near);
+            let near = seam::for_each_row(self.pos_dropout.forward(near));
             let seen_by = |layer: &Option<Projection>| layer.as_ref().map(|it| split(it.forward(near.clone())));
             (Positions { key: seen_by(&self.pos_proj), query: seen_by(&self.pos_q_proj) }, distances)
         });

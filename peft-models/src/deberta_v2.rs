@@ -11,6 +11,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Conv1d, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::AttentionMask;
+use peft_core::seam;
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 use serde_json::json;
@@ -311,9 +312,9 @@ impl DebertaV2Encoder {
         }
     }
 
-    /// The table of distances, `[1, 2 · span, d_model]`, and the row of it for every pair of tokens.
+    /// The table of distances, `[1 or rows, 2 · span, d_model]`, and the row of it for every pair of tokens.
     fn relative(&self, seq: usize, device: &Device) -> Option<(Tensor<3>, Distances)> {
-        let table = self.rel_embeddings.as_ref()?.weight.val();
+        let table = seam::for_each_row(self.rel_embeddings.as_ref()?.weight.val().unsqueeze::<3>());
         let table = match &self.LayerNorm {
             Some(norm) => norm.forward(table),
             None => table,
@@ -322,7 +323,7 @@ impl DebertaV2Encoder {
             Some(buckets) => bucket(distance, buckets, self.longest),
             None => distance,
         };
-        Some((table.unsqueeze(), Distances::new(seq, self.span, place, device)))
+        Some((table, Distances::new(seq, self.span, place, device)))
     }
 
     fn forward(

@@ -35,9 +35,9 @@ impl Distances {
 /// Vectors of distances, as queries and keys see them.
 #[derive(Debug, Clone)]
 pub(crate) struct Positions {
-    /// Keys that a token's query meets, `[1, heads, 2 · span, d_head]`: content to position.
+    /// Keys that a token's query meets, `[1 or batch, heads, 2 · span, d_head]`: content to position.
     pub(crate) key: Option<Tensor<4>>,
-    /// Queries that meet a token's key, `[1, heads, 2 · span, d_head]`: position to content.
+    /// Queries that meet a token's key, `[1 or batch, heads, 2 · span, d_head]`: position to content.
     pub(crate) query: Option<Tensor<4>>,
 }
 

@@ -6,6 +6,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Embedding, LayerNorm, Projection, lazy};
+use peft_core::seam;
 
 use crate::config::Activation;
 
@@ -44,7 +45,7 @@ impl HeadShape {
 fn decode(hidden: Tensor<3>, decoder: Option<&Projection>, table: &Embedding, bias: &Param<Tensor<1>>) -> Tensor<3> {
     match decoder {
         Some(decoder) => decoder.forward(hidden),
-        None => table.attend(hidden) + bias.val().unsqueeze(),
+        None => seam::by_rows(bias, table.attend(hidden), |bias, it| it + bias.val().unsqueeze()),
     }
 }
 

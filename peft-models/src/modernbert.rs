@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Projection, lazy};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention, split};
+use peft_core::seam;
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
 use serde::Deserialize;
 use serde_json::Value;
@@ -170,10 +171,12 @@ impl ModernBertNorm {
     }
 
     fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.val();
-        let none = || Tensor::zeros(weight.dims(), &weight.device().without_autodiff());
-        let bias = self.bias.as_ref().map_or_else(none, |it| it.val());
-        ops::layer_norm(input, weight, bias, self.epsilon)
+        seam::by_rows(self, input, |it, input| {
+            let weight = it.weight.val();
+            let none = || Tensor::zeros(weight.dims(), &weight.device().without_autodiff());
+            let bias = it.bias.as_ref().map_or_else(none, |it| it.val());
+            ops::layer_norm(input, weight, bias, it.epsilon)
+        })
     }
 }
 
@@ -542,7 +545,10 @@ impl MaskedLm for ModernBertForMaskedLm {
             WordDecoder::Own(decoder) => decoder.forward(hidden),
             WordDecoder::Tied(it) => {
                 let scores = self.model.embeddings.tok_embeddings.attend(hidden);
-                it.bias.as_ref().map_or(scores.clone(), |bias| scores + bias.val().unsqueeze())
+                match &it.bias {
+                    Some(bias) => seam::by_rows(bias, scores, |bias, it| it + bias.val().unsqueeze()),
+                    None => scores,
+                }
             }
         }
     }

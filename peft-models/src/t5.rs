@@ -159,7 +159,8 @@ impl T5Attention {
         }
     }
 
-    /// What every score gets for the distance of its tokens, `[1, heads, q_len, past + q_len]`.
+    /// What every score gets for the distance of its tokens, `[1, heads, q_len, past + q_len]`; for every row of the batch
+    /// where rows use tables of their own.
     fn position_bias(&self, q_len: usize, past: usize, bidirectional: bool, device: &Device) -> Option<Tensor<4>> {
         let table = self.relative_attention_bias.as_ref()?;
         let kv_len = past + q_len;
@@ -167,8 +168,10 @@ impl T5Attention {
             .flat_map(|query| (0..kv_len).map(move |key| key as i64 - query as i64))
             .map(|distance| bucket(distance, bidirectional, self.buckets, self.longest))
             .collect();
-        let buckets = Tensor::<2, Int>::from_data(TensorData::new(buckets, [q_len, kv_len]), device);
-        Some(table.forward(buckets).permute([2, 0, 1]).unsqueeze())
+        let buckets = Tensor::<2, Int>::from_data(TensorData::new(buckets, [1, q_len * kv_len]), device);
+        let bias = table.forward(buckets);
+        let rows = bias.dims()[0];
+        Some(bias.reshape([rows, q_len, kv_len, self.heads]).permute([0, 3, 1, 2]))
     }
 
     fn split(&self, projected: Tensor<3>) -> Tensor<4> {

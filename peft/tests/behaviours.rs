@@ -524,19 +524,14 @@ fn rows_with_adapters_of_their_own_equal_batches_with_one() {
 fn rows_that_cannot_be_told_apart_are_refused() {
     let mut peft = llama();
     peft.add_adapter("plain", LoraConfig::new(4, 6.0).targets(["q_proj"]), 1).unwrap();
-    let norm =
-        LoraConfig { modules_to_save: Some(vec!["model.norm".into()]), ..LoraConfig::new(4, 6.0).targets(["q_proj"]) };
-    peft.add_adapter("norm", norm, 1).unwrap();
-    laws::disturb(&mut peft, "norm", 0.1, &device()).unwrap();
     let run = |peft: &PeftModel<AutoCausalLm>, names: &[Option<&str>]| {
         peft.with_rows(names, |model| logits(&model.valid(), 2)).map(|_| ()).map_err(|it| it.to_string())
     };
-    assert!(run(&peft, &[Some("norm"), None]).unwrap_err().contains("norm"));
     assert!(run(&peft, &[Some("absent"), None]).unwrap_err().contains("absent"));
     assert!(run(&peft, &[]).is_err());
     assert_eq!(run(&peft, &[Some("plain"), None]), Ok(()));
     let three = run(&peft, &[Some("plain"), None, None]).unwrap_err();
-    assert!(three.contains("named for 3 rows"), "{three}");
+    assert!(three.contains("named for 3 rows") && three.contains("q_proj"), "{three}");
     peft.set_enabled(false);
     assert!(run(&peft, &[Some("plain"), None]).unwrap_err().contains("disabled"));
 }

@@ -19,5 +19,6 @@ mod parity;
 mod prompts;
 mod properties;
 mod questions;
+mod rows;
 mod support;
 mod training;
