@@ -29,7 +29,7 @@ fn run<L: Module + ModuleDisplay, const D: usize>(
     layer: L,
     forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
 ) {
-    run_described(name, layer, |net| Sites::of(net), forward);
+    run_described(name, layer, Sites::of, forward);
 }
 
 /// The same with a layer that has more to say of itself.

@@ -55,7 +55,9 @@ fn check(name: &str) {
     run_described(name, Experts::recorded(name), describe, |layer, inputs| layer.forward(floats::<2>(inputs, "x")));
 }
 
-layers! { experts_lora, experts_lora_both, experts_lora_one, experts_lora_transposed }
+layers! {
+    experts_lora, experts_lora_both, experts_lora_one, experts_lora_transposed,
+}
 
 fn net() -> PeftModel<Net<Experts>> {
     PeftModel::new(Net { layer: Experts::recorded("experts_lora") }, &device())
