@@ -39,6 +39,7 @@ pub use init::{Init, stable_hash};
 pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
 pub use targets::{
     ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
+    no_parameter_matched,
 };
 pub use torch_random::TorchGenerator;
 pub mod checkpoint;

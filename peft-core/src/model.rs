@@ -163,6 +163,9 @@ impl<M: Module> PeftModel<M> {
             let targets = format!("{:?}", plan.unmatched);
             return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
         }
+        if !plan.unmatched_parameters.is_empty() {
+            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, &self.sites));
+        }
         if let Some(reason) = plan.lacks {
             return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
         }

@@ -111,6 +111,8 @@ pub struct Plan {
     pub base_parameters: usize,
     /// Target names that matched nothing.
     pub unmatched: Vec<String>,
+    /// The same of names that stand for parameters, `target_parameters`.
+    pub unmatched_parameters: Vec<String>,
     /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
     /// not matter to a folder, which has values.
     pub lacks: Option<String>,

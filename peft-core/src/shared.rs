@@ -45,12 +45,12 @@ impl Bias {
         }
         let adapted: Vec<String> = plan.rows.iter().map(|it| it.site.module.clone()).collect();
         for site in sites.iter().filter(|it| it.param == "bias") {
-            let is_adapted = adapted.contains(&site.module);
-            if saved.contains(&site.module) || (self == Self::AdaptedOnly && !is_adapted) {
+            let wrappers = adapted.iter().filter(|it| **it == site.module).count();
+            if saved.contains(&site.module) || (self == Self::AdaptedOnly && wrappers == 0) {
                 continue;
             }
-            // The reference wraps an adapted layer and keeps the original below that name.
-            let inner = if is_adapted { ".base_layer" } else { "" };
+            // The reference wraps an adapted layer, once for every adapted parameter, and keeps the original below.
+            let inner = ".base_layer".repeat(wrappers);
             plan.rows.push(replacement_row(site, format!("{}{inner}.{}", site.module, site.param)));
         }
     }

@@ -149,6 +149,8 @@ pub struct Sites {
     pub model_type: Option<String>,
     /// Layers that `all-linear` leaves out: the language-model head, the classifier.
     pub heads: Vec<String>,
+    /// Modules whose stacks of matrices lie as `[experts, in, out]`, not `[experts, out, in]`: `is_transposed` in Python.
+    pub transposed: Vec<String>,
     /// Where prompts go in; nothing in models that take none.
     pub prompts: Option<PromptShape>,
 }
@@ -171,6 +173,17 @@ impl Sites {
     pub fn with_heads<S: Into<String>>(mut self, heads: impl IntoIterator<Item = S>) -> Self {
         self.heads = heads.into_iter().map(Into::into).collect();
         self
+    }
+
+    /// Names the modules, by path or its end, whose stacks of matrices lie as `[experts, in, out]`.
+    pub fn with_transposed<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.transposed = modules.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether a stack of matrices lies as `[experts, in, out]`.
+    pub fn is_transposed(&self, site: &Site) -> bool {
+        self.transposed.iter().any(|it| crate::is_suffix(&site.module, it))
     }
 
     /// Says where prompts go in. `prompts.table` is relative to `stack`, which is empty for a model without a head.

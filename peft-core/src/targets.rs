@@ -245,6 +245,29 @@ pub fn is_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// The error of `target_parameters` that match nothing, with the parameters that they may have meant.
+pub fn no_parameter_matched(names: &[String], sites: &Sites) -> PeftError {
+    let paths: Vec<String> = sites
+        .iter()
+        .filter(|it| matches!(it.shape.len(), 2 | 3) && it.kind != SiteKind::Buffer)
+        .map(|it| it.path())
+        .collect();
+    // As many segments as the name has.
+    let ends = |count: usize| paths.iter().map(move |path| last_segments(path, count));
+    let near = names.iter().flat_map(|name| nearest(name, ends(name.split('.').count()))).collect();
+    let mut available: Vec<String> = Vec::new();
+    for end in ends(2) {
+        if !available.iter().any(|it| it == end) {
+            available.push(end.to_owned());
+        }
+    }
+    PeftError::NothingMatched { field: "target_parameters", targets: format!("{names:?}"), nearest: near, available }
+}
+
+fn last_segments(path: &str, count: usize) -> &str {
+    path.rmatch_indices('.').nth(count.saturating_sub(1)).map_or(path, |(at, _)| &path[at + 1..])
+}
+
 /// A path and all that it lies in, inside out.
 fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |it| it.rsplit_once('.').map(|(head, _)| head))

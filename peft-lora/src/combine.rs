@@ -192,6 +192,11 @@ fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> 
         let reason = "it counts from where it started (pissa, olora, corda); convert it to LoRA first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
+    if !config.parameter_names().is_empty() {
+        let reason =
+            "it targets parameters (`target_parameters`), as the reference refuses; convert it to LoRA on layers first";
+        return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
+    }
     let has_more = |set: &AdapterSet| set.get(name).is_some() && part(set, name, 1.0).is_none();
     if config.use_dora || config.lora_bias || slots::collect(peft.model()).iter().any(has_more) {
         let reason = "it has more than factors: DoRA's magnitudes, trained biases or saved modules";

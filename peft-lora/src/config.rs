@@ -7,7 +7,8 @@ use peft_core::checkpoint::{Stored, TensorFile};
 use peft_core::shared::{self, Bias, SavedModules};
 use peft_core::{
     About, AdapterSet, Build, Indices, Method, Names, Patterns, PeftError, Plan, PlanRow, ProjectedPair, Result,
-    Selection, Site, SiteKind, Sites, Tuner, refuse_unknown, replacement_row, replacement_row_with_head,
+    Selection, Site, SiteKind, Sites, Tuner, no_parameter_matched, refuse_unknown, replacement_row,
+    replacement_row_with_head,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -59,6 +60,10 @@ pub struct LoraConfig {
     /// Layers to adapt.
     #[serde(default)]
     pub target_modules: Option<Names>,
+    /// Parameters to adapt, by path or its end: `mlp.experts.gate_up_proj`, for experts that lie in one tensor. A matrix or
+    /// a stack of three axes; see [`LoraParameter`](crate::LoraParameter).
+    #[serde(default)]
+    pub target_parameters: Option<Vec<String>>,
     /// Layers to leave out.
     #[serde(default)]
     pub exclude_modules: Option<Names>,
@@ -138,6 +143,7 @@ impl Default for LoraConfig {
             lora_alpha: default_alpha(),
             lora_dropout: 0.0,
             target_modules: None,
+            target_parameters: None,
             exclude_modules: None,
             layers_to_transform: None,
             layers_pattern: None,
@@ -165,7 +171,7 @@ impl Default for LoraConfig {
 const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
-const WRITTEN: [(&str, &str); 14] = [
+const WRITTEN: [(&str, &str); 13] = [
     ("alora_invocation_tokens", "null"),
     ("arrow_config", "null"),
     ("kasa_config", "null"),
@@ -176,7 +182,6 @@ const WRITTEN: [(&str, &str); 14] = [
     ("megatron_core", "\"megatron.core\""),
     ("monteclora_config", "null"),
     ("qalora_group_size", "16"),
-    ("target_parameters", "null"),
     ("use_bdlora", "null"),
     ("use_qalora", "false"),
     ("velora_config", "null"),
@@ -214,7 +219,7 @@ impl LoraConfig {
         self.init_lora_weights.as_str().is_some_and(|it| moves(&it.to_lowercase()))
     }
 
-    fn start(&self) -> Result<Start> {
+    pub(crate) fn start(&self) -> Result<Start> {
         let unknown = |value: &str| {
             let reason = "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva and corda are known";
             Err(PeftError::unsupported(format!("init_lora_weights = {value}"), reason))
@@ -271,7 +276,7 @@ impl LoraConfig {
             let reason = "cannot be combined with `use_dora`, `bias`, or a start that reads the base (pissa, olora)";
             return Err(PeftError::config("lora_bias", reason));
         }
-        Ok(())
+        self.check_parameters()
     }
 }
 
@@ -297,16 +302,24 @@ impl Tuner for LoraConfig {
     fn plan(&self, sites: &Sites) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &HARMLESS)?;
-        let (layers, unmatched) = self.layers(sites)?;
+        let (parameters, unmatched_parameters) = self.parameters(sites)?;
+        let (layers, unmatched) = self.layers_beside(&parameters, sites)?;
+        if layers.is_empty() && parameters.is_empty() {
+            return Err(no_parameter_matched(&unmatched_parameters, sites));
+        }
         let mut plan = Plan::new("LoRA", sites);
         plan.rows = layers.iter().map(|it| self.row(it)).collect::<Result<_>>()?;
+        for parameter in &parameters {
+            plan.rows.push(self.parameter_row(parameter, &parameters, sites)?);
+        }
         if self.start()? == Start::Eva && self.starts.is_none() {
             let reason = "init_lora_weights = \"eva\" starts from data; let `eva::start` complete the configuration";
             plan.lacks = Some(reason.into());
         }
-        let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
-        let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
-        let adapted: Vec<&str> = layers.iter().map(|it| it.site.module.as_str()).collect();
+        let (ranks, alphas) = self.scales()?;
+        let mut adapted: Vec<String> = layers.iter().map(|it| it.site.module.clone()).collect();
+        adapted.extend(parameters.iter().map(|it| it.site.path()));
+        let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
         for (field, unused) in [
             ("rank_pattern", ranks.unused(&self.rank_pattern, adapted.iter().copied())),
             ("alpha_pattern", alphas.unused(&self.alpha_pattern, adapted.iter().copied())),
@@ -327,7 +340,13 @@ impl Tuner for LoraConfig {
         saved.add_with(&mut plan, sites, |site, key| {
             if Some(site) == tied { replacement_row_with_head(site, key) } else { replacement_row(site, key) }
         })?;
+        self.check_around(&parameters, &plan)?;
         plan.unmatched = unmatched;
+        plan.unmatched_parameters = unmatched_parameters;
+        if !parameters.is_empty() && layers.iter().any(|it| it.site.owner == "Conv1D") {
+            let note = "Python's PEFT refuses `target_parameters` beside Conv1D layers: it cannot load this adapter";
+            plan.notes.push(note.into());
+        }
         Ok(plan)
     }
 
@@ -371,6 +390,9 @@ impl Tuner for LoraConfig {
     }
 }
 
+/// Ranks and alphas by name.
+pub(crate) type Scales<'a> = (Patterns<'a, usize>, Patterns<'a, f64>);
+
 /// A layer to adapt.
 pub(crate) struct Layer {
     pub(crate) site: Arc<Site>,
@@ -405,21 +427,51 @@ impl LoraConfig {
     pub(crate) fn layers(&self, sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
         let defaults = sites.model_type.as_deref().and_then(defaults::target_modules);
         let selected = self.selection().resolve(sites, defaults)?;
-        let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
-        let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
-        let layer = |site: &Arc<Site>| {
-            let rank = ranks.get(&site.module).copied().unwrap_or(self.r);
-            let alpha = alphas.get(&site.module).copied().unwrap_or(self.lora_alpha);
-            if rank == 0 {
-                return Err(PeftError::config("rank_pattern", format!("gives `{}` the rank 0", site.module)));
-            }
-            let scale = alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-            Ok(Layer { site: site.clone(), rank, alpha, scale })
-        };
-        Ok((selected.sites.iter().map(layer).collect::<Result<_>>()?, selected.unmatched))
+        let scales = self.scales()?;
+        let layers = selected.sites.iter().map(|it| self.layer(&scales, it, &it.module)).collect::<Result<_>>()?;
+        Ok((layers, selected.unmatched))
     }
 
-    fn row(&self, layer: &Layer) -> Result<PlanRow> {
+    /// The same beside parameters that are meant, where there need be no layer.
+    fn layers_beside(&self, parameters: &[Layer], sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
+        if !self.parameter_names().is_empty() {
+            let has_defaults = || sites.model_type.as_deref().and_then(defaults::target_modules).is_some();
+            match &self.target_modules {
+                None if !has_defaults() => return Ok((Vec::new(), Vec::new())),
+                Some(Names::List(names)) if names.is_empty() => return Ok((Vec::new(), Vec::new())),
+                _ => {}
+            }
+        }
+        match self.layers(sites) {
+            Err(PeftError::NothingMatched { .. }) if !parameters.is_empty() => {
+                let names = match &self.target_modules {
+                    Some(Names::List(names)) => names.clone(),
+                    Some(Names::Pattern(pattern)) => vec![pattern.clone()],
+                    None => Vec::new(),
+                };
+                Ok((Vec::new(), names))
+            }
+            layers => layers,
+        }
+    }
+
+    pub(crate) fn scales(&self) -> Result<Scales<'_>> {
+        let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
+        Ok((ranks, Patterns::new("alpha_pattern", &self.alpha_pattern)?))
+    }
+
+    /// A parameter with its rank and alpha, which go by `name`.
+    pub(crate) fn layer(&self, (ranks, alphas): &Scales, site: &Arc<Site>, name: &str) -> Result<Layer> {
+        let rank = ranks.get(name).copied().unwrap_or(self.r);
+        let alpha = alphas.get(name).copied().unwrap_or(self.lora_alpha);
+        if rank == 0 {
+            return Err(PeftError::config("rank_pattern", format!("gives `{name}` the rank 0")));
+        }
+        let scale = alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        Ok(Layer { site: site.clone(), rank, alpha, scale })
+    }
+
+    pub(crate) fn row(&self, layer: &Layer) -> Result<PlanRow> {
         let Layer { site, rank, alpha, scale } = layer;
         let (rank, scale) = (*rank, *scale);
         let start = self.start()?;

@@ -19,6 +19,7 @@ pub mod loha;
 pub mod lokr;
 mod lora_fa;
 pub mod norms;
+mod parameters;
 mod start;
 pub mod tokens;
 
@@ -48,6 +49,7 @@ pub use lokr::LoKrConfig;
 pub use miss::MissConfig;
 pub use norms::LnTuningConfig;
 pub use oft::OftConfig;
+pub use parameters::LoraParameter;
 pub use peft_core::shared::Bias;
 pub use randlora::RandLoraConfig;
 pub use shira::ShiraConfig;

@@ -12,6 +12,7 @@ use peft_core::{AdapterSet, PeftError, ProjectedPair, Result};
 use crate::conv::LoraConv;
 use crate::embedding::LoraEmbedding;
 use crate::linear::LoraLinear;
+use crate::parameters::LoraParameter;
 use crate::svd;
 
 /// The reference adds this to the diagonal of `A Aᵀ`.
@@ -40,6 +41,8 @@ pub(crate) fn pairs(sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair
             || adapter.downcast_ref::<LoraConv<5>>().is_some()
         {
             return refused("is a convolution, which it does not know");
+        } else if adapter.downcast_ref::<LoraParameter>().is_some() {
+            return refused("has a bare parameter as target, which it does not know");
         }
     }
     pairs

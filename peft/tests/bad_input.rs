@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use peft::core::{DEFAULT_ADAPTER, Describe, Methods, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, Describe, Methods, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::prepare::DataOptions;
@@ -30,6 +30,24 @@ fn a_misspelt_target_names_its_neighbours() {
     let half = refused(LoraConfig::new(4, 6.0).targets(["q_proj", "vproj"]));
     assert!(half.contains("vproj") && half.contains("v_proj"), "{half}");
     assert!(refused(LoraConfig::new(4, 6.0).targets(["self_attn"])).contains("not a linear layer"));
+}
+
+#[test]
+fn parameters_that_cannot_be_targets_are_named() {
+    let on = |name: &str| LoraConfig { target_parameters: Some(vec![name.into()]), ..LoraConfig::new(4, 6.0) };
+    let alone = |name: &str| LoraConfig { target_modules: Some(Names::List(Vec::new())), ..on(name) };
+    let misspelt = refused(alone("q_proj.wieght"));
+    assert!(misspelt.contains("did you mean q_proj.weight"), "{misspelt}");
+    assert!(refused(alone("q_proj")).contains("target_parameters"));
+    assert!(refused(alone("norm.weight")).contains("1 axes"));
+    // Without `target_modules` those that LLaMA has by default are adapted too.
+    assert!(refused(on("q_proj.weight")).contains("an empty list prevents them"));
+    assert!(
+        refused(LoraConfig { r: 5, init_lora_weights: "orthogonal".into(), ..alone("q_proj.weight") }).contains("even")
+    );
+    let mut both = base("llama-tiny");
+    let plan = both.add_adapter(DEFAULT_ADAPTER, on("o_proj.weight"), 0).unwrap();
+    assert_eq!(plan.rows.len(), 6);
 }
 
 #[test]

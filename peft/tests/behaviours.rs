@@ -738,11 +738,13 @@ fn adapters_that_save_modules_are_not_combined() {
         1,
     )
     .unwrap();
-    for name in ["saved", "dora", "biased", "pissa", "oft"] {
+    let parameters = Some(vec!["lin0.weight".into()]);
+    peft.add_adapter("parameters", LoraConfig { target_parameters: parameters, ..LoraConfig::new(4, 6.0) }, 1).unwrap();
+    for name in ["saved", "dora", "biased", "pissa", "oft", "parameters"] {
         let error = peft.combine("new", &[(name, 1.0)], Combination::Cat, 0).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
-    assert_eq!(peft.adapters().len(), 5);
+    assert_eq!(peft.adapters().len(), 6);
 }
 
 #[test]

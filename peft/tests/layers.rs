@@ -5,7 +5,7 @@ use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, TensorData};
 use peft::core::checkpoint::{TensorFile, model_tensors};
-use peft::core::{DEFAULT_ADAPTER, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, PeftModel, Sites};
 use serde_json::Value;
 
 use crate::support::{assert_close, device, expected, find, fixtures, numbers};
@@ -29,10 +29,22 @@ fn run<L: Module + ModuleDisplay, const D: usize>(
     layer: L,
     forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
 ) {
+    run_described(name, layer, Sites::of, forward);
+}
+
+/// The same with a layer that has more to say of itself.
+fn run_described<L: Module + ModuleDisplay, const D: usize>(
+    name: &str,
+    layer: L,
+    describe: impl Fn(&Net<L>) -> Sites,
+    forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
+) {
     let folder = fixtures().join("layers").join(name);
     let wanted = expected(&folder.join("expected.safetensors"));
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
-    let mut peft = PeftModel::new(Net { layer }, &device());
+    let net = Net { layer };
+    let sites = describe(&net);
+    let mut peft = PeftModel::with_sites(net, sites, &device());
     assert_close("y_base", &forward(&peft.layer, &inputs).into_data(), &wanted["y_base"]);
     peft.load_adapter(folder.join("default"), DEFAULT_ADAPTER, &peft::methods()).unwrap();
 
@@ -137,11 +149,12 @@ macro_rules! layers {
     };
 }
 
+mod experts;
 mod variants;
 
 layers! {
     conv1d_hira, conv2d_boft, conv2d_hira, conv2d_oft, conv2d_oft_1x1, linear_boft_butterfly,
-    conv1d_dora, conv1d_lora, conv1d_lora_1x1, conv2d_dora, conv2d_dora_1x1, conv2d_dora_no_bias, conv2d_lora,
+    conv1d_dora, conv1d_lora, conv1d_lora_1x1, conv1d_lora_parameter, conv2d_dora, conv2d_dora_1x1, conv2d_dora_no_bias, conv2d_lora,
     conv2d_lora_1x1, conv2d_lora_dilation, conv2d_lora_uneven, embedding_dora, embedding_lora, linear_dora,
     linear_dora_no_bias, linear_dora_square, linear_lora, linear_lora_square, linear_rslora,
 }
@@ -164,7 +177,8 @@ fn every_recorded_layer_is_accounted_for() {
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            ![CASES, variants::CASES].concat().contains(&name.as_str()) && !ELSEWHERE.iter().any(|(it, _)| it == name)
+            ![CASES, experts::CASES, variants::CASES].concat().contains(&name.as_str())
+                && !ELSEWHERE.iter().any(|(it, _)| it == name)
         })
         .collect();
     assert!(unknown.is_empty(), "{unknown:?}");

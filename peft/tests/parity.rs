@@ -29,6 +29,7 @@ mod decoders;
 mod encoder_prompts;
 mod encoders;
 mod lora;
+mod parameters;
 mod prompts;
 mod recent;
 mod relatives;
@@ -41,6 +42,7 @@ const TABLES: &[&[&str]] = &[
     encoder_prompts::CASES,
     encoders::CASES,
     lora::CASES,
+    parameters::CASES,
     prompts::CASES,
     recent::CASES,
     relatives::CASES,

@@ -104,6 +104,11 @@ impl Pairs {
             let start = config.init_lora_weights.as_str().unwrap_or("this start");
             return Err(PeftError::unsupported(format!("exporting init_lora_weights = {start}"), reason));
         }
+        if config.target_parameters.as_ref().is_some_and(|it| !it.is_empty()) {
+            let reason = "other programs read LoRA on layers: give a rank (--rank) and the base model (--model) to \
+                          convert it first, or merge it into the base";
+            return Err(PeftError::unsupported("exporting `target_parameters`", reason));
+        }
         let mut pairs = Self { json: folder.config.clone(), config, pairs: Vec::new(), rest: Vec::new() };
         pairs.collect(&folder)?;
         if pairs.pairs.is_empty() {

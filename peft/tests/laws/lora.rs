@@ -2,7 +2,7 @@
 
 use peft::lora::{Bias, LoraConfig};
 
-use super::{Row, row};
+use super::{Names, Row, row};
 
 fn plain() -> LoraConfig {
     LoraConfig::new(4, 6.0).all_linear()
@@ -10,6 +10,15 @@ fn plain() -> LoraConfig {
 
 fn init(name: &str) -> LoraConfig {
     LoraConfig { init_lora_weights: name.into(), ..plain() }
+}
+
+/// Weights of layers, however they lie, and tables.
+fn parameters(names: &Names) -> LoraConfig {
+    let layers =
+        if names.is_tied { ["attn.c_attn.weight", "wpe.weight"] } else { ["v_proj.weight", "embed_tokens.weight"] };
+    let target_parameters = Some(layers.map(str::to_owned).to_vec());
+    let target_modules = Some(peft::core::Names::List(Vec::new()));
+    LoraConfig { target_parameters, target_modules, ..LoraConfig::new(4, 6.0) }
 }
 
 pub(super) fn rows() -> Vec<Row> {
@@ -29,6 +38,7 @@ pub(super) fn rows() -> Vec<Row> {
             merges: |names| !names.is_tied,
             ..row("embedding", |names| Box::new(LoraConfig::new(4, 6.0).targets(names.tables.iter().copied())))
         },
+        row("parameters", |names| Box::new(parameters(names))),
         row("saved norm", |names| Box::new(LoraConfig { modules_to_save: Some(vec![names.norm.into()]), ..plain() })),
     ]
 }
