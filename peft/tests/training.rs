@@ -395,6 +395,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
 
 /// A fresh adapter on a model of some task, trained until the task is learned.
 fn learn<M: Module + Describe, T: Task<M>>(model: M, task: &T, rate: f64, steps: usize) -> [Evaluation; 2] {
+    let _alone = crate::support::random_numbers();
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, &device());
     let config = LoraConfig { task_type: Some("TOKEN_CLS".into()), ..LoraConfig::new(8, 16.0) }.all_linear();
@@ -496,6 +497,7 @@ fn rows_of_several_tasks_get_the_prompts_of_their_tasks() {
     let apart = own(mixed(0)) + own(mixed(1));
     assert!((together - apart).abs() < 1e-4 * apart, "{together} and {apart}");
     let both = of(0).into_iter().chain(of(1)).collect();
+    let _alone = crate::support::random_numbers();
     let outcome =
         train(&mut peft, DEFAULT_ADAPTER, &task(both), None, &config(20), None, false, &device(), &mut ()).unwrap();
     assert!(outcome.last_loss.is_finite());
