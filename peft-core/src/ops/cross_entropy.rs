@@ -54,7 +54,7 @@ mod fused {
     use rayon::prelude::*;
 
     use super::IGNORE_INDEX;
-    use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, permuted};
+    use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, transposed};
 
     /// Logits that exist at a time: 64 MB. Fewer, and the products spend their time on packing the weight.
     /// Few in tests, which should see more than one chunk.
@@ -125,7 +125,7 @@ mod fused {
         for (start, labels) in (0..rows).step_by(chunk).zip(labels.chunks(chunk)) {
             let layout = hidden.layout().narrow(0, start, labels.len());
             let hidden = hidden.clone().with_layout(layout);
-            let logits = kernel::product([[hidden.clone(), permuted(weight.clone(), &[1, 0])]], Onto::Zero);
+            let logits = kernel::product([[hidden.clone(), transposed(weight.clone())]], Onto::Zero);
             let mut losses = vec![0.0; labels.len()];
             let slopes = kernel::overwrite(logits, |logits| {
                 let rows = logits.par_chunks_mut(classes).zip(labels).zip(&mut losses);
@@ -140,7 +140,7 @@ mod fused {
             }
             if to_weight {
                 let onto = weight_grad.map_or(Onto::Zero, Onto::Tensor);
-                weight_grad = Some(kernel::product([[permuted(slopes, &[1, 0]), hidden]], onto));
+                weight_grad = Some(kernel::product([[transposed(slopes), hidden]], onto));
             }
         }
         let kept = labels.iter().filter(|it| **it != IGNORE_INDEX).count() as f32;

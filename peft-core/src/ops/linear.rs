@@ -51,7 +51,7 @@ pub(crate) mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
 
-    use crate::ops::kernel::{self, Onto, permuted};
+    use crate::ops::kernel::{self, Onto, transposed};
 
     #[backend_extension(Flex, Autodiff)]
     pub(crate) trait LinearOps: Backend {
@@ -75,10 +75,6 @@ pub(crate) mod fused {
 
     /// The input, kept only for the gradient of a weight that is trained, and the weight.
     type State = (Option<FlexTensor>, FlexTensor);
-
-    fn transposed(tensor: FlexTensor) -> FlexTensor {
-        permuted(tensor, &[1, 0])
-    }
 
     /// Gives weight and bias their gradients, where they are trained.
     pub(crate) fn register_parameters(

@@ -75,7 +75,7 @@ mod fused {
 
     use super::LowRank;
     use crate::ops::dropout::Seed;
-    use crate::ops::kernel::{self, Onto, permuted};
+    use crate::ops::kernel::{self, Onto, transposed};
     use crate::ops::linear::fused::register_parameters;
 
     /// Settings of an update.
@@ -115,10 +115,6 @@ mod fused {
             b: FloatTensor<Self>,
             settings: Settings,
         ) -> FloatTensor<Self>;
-    }
-
-    fn transposed(tensor: FlexTensor) -> FlexTensor {
-        permuted(tensor, &[1, 0])
     }
 
     fn dropped(tensor: FlexTensor, seed: Option<Seed>) -> FlexTensor {

@@ -156,10 +156,7 @@ fn for_each_head<const N: usize>(
 
 /// `rows` rows of `width` numbers of a buffer, which grows if it must.
 fn rows_of(buffer: &mut Vec<f32>, rows: usize, width: usize) -> Vec<&mut [f32]> {
-    if buffer.len() < rows * width {
-        buffer.resize(rows * width, 0.0);
-    }
-    buffer[..rows * width].chunks_mut(width).collect()
+    kernel::first(buffer, rows * width).chunks_mut(width).collect()
 }
 
 impl Attention {

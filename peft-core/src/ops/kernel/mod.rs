@@ -12,7 +12,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use product::{Matrix, Onto, Start, columns, multiply_alone, product};
+pub(crate) use product::{Matrix, Onto, Start, columns, first, multiply_alone, product};
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;
@@ -83,6 +83,11 @@ pub(crate) fn overwrite(tensor: FlexTensor, write: impl FnOnce(&mut [f32])) -> F
 pub(crate) fn permuted(tensor: FlexTensor, axes: &[usize]) -> FlexTensor {
     let layout = tensor.layout().permute(axes);
     tensor.with_layout(layout)
+}
+
+/// A matrix seen with its axes exchanged.
+pub(crate) fn transposed(matrix: FlexTensor) -> FlexTensor {
+    permuted(matrix, &[1, 0])
 }
 
 /// `f(x)` for every number.

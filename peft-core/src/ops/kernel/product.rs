@@ -19,7 +19,7 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{contiguous, math, numbers, overwrite, permuted, rows_per_piece, tensor, zeros};
+use super::{contiguous, math, numbers, overwrite, rows_per_piece, tensor, transposed, zeros};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
 const DEPTH: usize = 1600;
@@ -455,21 +455,7 @@ impl WithSimd for Thin<'_, '_> {
         }
         for column in 0..columns {
             let y = &right.numbers[column * along..][..left.columns];
-            // Four rows at a time, so that the column is read once for them.
-            for (four, output) in output.chunks_mut(4).enumerate() {
-                if let [a, b, c, d] = output {
-                    let rows: [&[f32]; 4] = std::array::from_fn(|at| row(4 * four + at));
-                    let sums = dots(simd, y, rows);
-                    for (output, sum) in [a, b, c, d].into_iter().zip(sums) {
-                        output[column] += sum;
-                    }
-                } else {
-                    for (at, output) in output.iter_mut().enumerate() {
-                        let [sum] = dots(simd, y, [row(4 * four + at)]);
-                        output[column] += sum;
-                    }
-                }
-            }
+            dots(simd, y, output.len(), row, |at, sum| output[at][column] += sum);
         }
     }
 }
@@ -523,7 +509,7 @@ pub(crate) fn columns(output: &mut [f32], width: usize, count: usize) -> Vec<Vec
 }
 
 /// So many numbers of a buffer, which grows if it must.
-fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     if buffer.len() < length {
         buffer.resize(length, 0.0);
     }
@@ -545,22 +531,35 @@ impl WithSimd for Dots<'_> {
         let Self { output, left, right, inner } = self;
         let columns = right.len() / inner;
         for (output, x) in output.chunks_exact_mut(columns).zip(left.chunks_exact(inner)) {
-            // Four at a time, so that the row is read once for them.
-            let fours = (output.chunks_exact_mut(4)).zip(right.chunks_exact(4 * inner));
-            for (output, right) in fours {
-                let rows: [&[f32]; 4] = std::array::from_fn(|at| &right[at * inner..][..inner]);
-                output.copy_from_slice(&dots(simd, x, rows));
-            }
-            let first = columns / 4 * 4;
-            for (output, right) in output[first..].iter_mut().zip(right[first * inner..].chunks_exact(inner)) {
-                [*output] = dots(simd, x, [right]);
-            }
+            dots(simd, x, columns, |at| &right[at * inner..][..inner], |at, sum| output[at] = sum);
         }
     }
 }
 
+/// The products of a row with `count` others: four at a time, so that it is read once for them.
 #[inline(always)]
-fn dots<S: Simd, const N: usize>(simd: S, x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+fn dots<'a, S: Simd>(
+    simd: S,
+    x: &[f32],
+    count: usize,
+    row: impl Fn(usize) -> &'a [f32],
+    mut put: impl FnMut(usize, f32),
+) {
+    let fours = count / 4 * 4;
+    for first in (0..fours).step_by(4) {
+        let sums = dots_of::<S, 4>(simd, x, std::array::from_fn(|at| row(first + at)));
+        for (at, sum) in sums.into_iter().enumerate() {
+            put(first + at, sum);
+        }
+    }
+    for at in fours..count {
+        let [sum] = dots_of(simd, x, [row(at)]);
+        put(at, sum);
+    }
+}
+
+#[inline(always)]
+fn dots_of<S: Simd, const N: usize>(simd: S, x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
     let (xs, rest) = S::as_simd_f32s(x);
     let vectors = rows.map(|row| &S::as_simd_f32s(row).0[..xs.len()]);
     let mut sums = [simd.splat_f32s(0.0); N];
@@ -597,20 +596,13 @@ pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -
         let pairs = pairs.map(|pair| pair.map(Matrix::visible));
         let sides = pairs.each_ref().map(|pair| pair.each_ref().map(Matrix::of));
         let sides: Vec<_> = sides.into_iter().filter(|[left, _]| left.columns > 0).collect();
-        let shape = Shape::new([rows, columns]);
-        return match onto {
-            Onto::Tensor(output) => overwrite(output, |output| multiply(output, &sides, Start::Kept)),
-            Onto::Row(row) => {
-                let (mut output, row) = (zeros(rows * columns), contiguous(row));
-                multiply(&mut output, &sides, Start::Row(numbers(&row)));
-                tensor(output, shape)
-            }
-            Onto::Zero => {
-                let mut output = zeros(rows * columns);
-                multiply(&mut output, &sides, Start::Zero);
-                tensor(output, shape)
-            }
-        };
+        if let Onto::Tensor(output) = onto {
+            return overwrite(output, |output| multiply(output, &sides, Start::Kept));
+        }
+        let row = if let Onto::Row(row) = onto { Some(contiguous(row)) } else { None };
+        let mut output = zeros(rows * columns);
+        multiply(&mut output, &sides, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
+        return tensor(output, Shape::new([rows, columns]));
     }
     let output = pairs.into_iter().map(|[left, right]| thin(left, right)).reduce(Flex::float_add);
     let output = output.expect("at least one pair");
@@ -634,7 +626,7 @@ fn thin(left: FlexTensor, right: FlexTensor) -> FlexTensor {
     if rows * inner * columns == 0 {
         return Flex::float_matmul(left, right);
     }
-    let (left, right) = (contiguous(left), contiguous(permuted(right, &[1, 0])));
+    let (left, right) = (contiguous(left), contiguous(transposed(right)));
     let (left, right) = (numbers(&left), numbers(&right));
     let mut output = vec![0.0; rows * columns];
     let height = rows_per_piece(inner);
