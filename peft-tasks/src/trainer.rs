@@ -11,7 +11,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor};
 use peft_core::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
-use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, seam, stable_hash};
+use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, ops, seam, stable_hash};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::{BatchOptions, EpochPlan};
@@ -56,6 +56,9 @@ pub struct TrainConfig {
     pub loraplus_lr_embedding: f64,
     /// LoRA-FA: freeze `A` and project the gradient of `B`. The reference's ε is 1e-6 there.
     pub lora_fa: bool,
+    /// Multiply with weights in bf16, where the device can: [`ops::within_bf16`] says what that is. Evaluations stay in
+    /// single precision.
+    pub bf16: bool,
     /// Rows of like length together.
     pub group_by_length: bool,
     /// Steps between lines of the log.
@@ -94,6 +97,7 @@ impl Default for TrainConfig {
             loraplus_weight_decay: 0.0,
             loraplus_lr_embedding: 1e-6,
             lora_fa: false,
+            bf16: false,
             group_by_length: false,
             logging_steps: 10,
             eval_steps: 0,
@@ -202,6 +206,9 @@ pub fn train<M: Module, T: Task<M>>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     config.check()?;
+    if config.bf16 {
+        ops::check_bf16(device)?;
+    }
     let lengths = task.lengths();
     let options = BatchOptions {
         batch_size: config.batch_size,
@@ -267,7 +274,9 @@ pub fn train<M: Module, T: Task<M>>(
         let mut accumulator = GradientsAccumulator::new();
         let mut loss = 0.0;
         for items in micro {
-            let mut mean = task.loss_sum(&model, items, device)?.div_scalar(targets.max(1) as f64);
+            let forward = || task.loss_sum(&model, items, device);
+            let sum = if config.bf16 { ops::within_bf16(device, forward)?? } else { forward()? };
+            let mut mean = sum.div_scalar(targets.max(1) as f64);
             if let Some(own) = adds_to_loss.then(|| peft_core::state::loss(&model)).flatten() {
                 mean = mean + own.div_scalar(micro.len() as f64);
             }

@@ -76,7 +76,8 @@ def train(model, args, ids, labels):
     yield sum(it.numel() for it in parameters)
     while True:
         optimizer.zero_grad(set_to_none=True)
-        loss = model(input_ids=ids, labels=labels).loss
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -125,6 +126,7 @@ def parse():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--all-linear", action="store_true")
     parser.add_argument("--dora", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--adapters", type=int, default=1)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)

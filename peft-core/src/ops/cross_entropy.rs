@@ -54,11 +54,21 @@ mod fused {
     use rayon::prelude::*;
 
     use super::IGNORE_INDEX;
+    use crate::ops::bf16;
+    use crate::ops::kernel::bf16::with_weight;
     use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, transposed};
 
     /// Logits that exist at a time: 64 MB. Fewer, and the products spend their time on packing the weight.
     /// Few in tests, which should see more than one chunk.
     const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 16 << 20 };
+
+    /// Settings of a loss.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Settings {
+        smoothing: f32,
+        /// Whether products with the weight are in bf16.
+        bf16: bool,
+    }
 
     #[backend_extension(Flex, Autodiff)]
     pub(crate) trait CrossEntropyOps: Backend {
@@ -66,7 +76,7 @@ mod fused {
             hidden: FloatTensor<Self>,
             weight: FloatTensor<Self>,
             labels: Vec<i64>,
-            smoothing: f32,
+            settings: Settings,
         ) -> FloatTensor<Self>;
     }
 
@@ -108,7 +118,7 @@ mod fused {
         hidden: &FlexTensor,
         weight: &FlexTensor,
         labels: &[i64],
-        smoothing: f32,
+        Settings { smoothing, bf16 }: Settings,
         [to_hidden, to_weight]: [bool; 2],
     ) -> (FlexTensor, f32, Option<FlexTensor>, Option<FlexTensor>) {
         let [rows, d_model] = hidden.shape().dims::<2>();
@@ -125,7 +135,7 @@ mod fused {
         for (start, labels) in (0..rows).step_by(chunk).zip(labels.chunks(chunk)) {
             let layout = hidden.layout().narrow(0, start, labels.len());
             let hidden = hidden.clone().with_layout(layout);
-            let logits = kernel::product([[hidden.clone(), transposed(weight.clone())]], Onto::Zero);
+            let logits = with_weight(bf16, [hidden.clone(), transposed(weight.clone())], None, Onto::Zero);
             let mut losses = vec![0.0; labels.len()];
             let slopes = kernel::overwrite(logits, |logits| {
                 let rows = logits.par_chunks_mut(classes).zip(labels).zip(&mut losses);
@@ -135,7 +145,7 @@ mod fused {
             });
             sum += losses.iter().sum::<f64>();
             if let Some(grad) = &mut hidden_grad {
-                let product = contiguous(kernel::product([[slopes.clone(), weight.clone()]], Onto::Zero));
+                let product = contiguous(with_weight(bf16, [slopes.clone(), weight.clone()], None, Onto::Zero));
                 grad.extend_from_slice(numbers(&product));
             }
             if to_weight {
@@ -151,8 +161,13 @@ mod fused {
     }
 
     impl CrossEntropyOps for Flex {
-        fn head_cross_entropy(hidden: FlexTensor, weight: FlexTensor, labels: Vec<i64>, smoothing: f32) -> FlexTensor {
-            loss(&hidden, &weight, &labels, smoothing, [false, false]).0
+        fn head_cross_entropy(
+            hidden: FlexTensor,
+            weight: FlexTensor,
+            labels: Vec<i64>,
+            settings: Settings,
+        ) -> FlexTensor {
+            loss(&hidden, &weight, &labels, settings, [false, false]).0
         }
     }
 
@@ -161,7 +176,7 @@ mod fused {
             hidden: FloatTensor<Self>,
             weight: FloatTensor<Self>,
             labels: Vec<i64>,
-            smoothing: f32,
+            settings: Settings,
         ) -> FloatTensor<Self> {
             #[derive(Debug)]
             struct LossBackward;
@@ -181,7 +196,7 @@ mod fused {
             }
             let wanted = [hidden.is_tracked(), weight.is_tracked()];
             let ((hidden, to_hidden), (weight, to_weight)) = (hidden.into_parts(), weight.into_parts());
-            let (mean, kept, hidden, weight) = loss(&hidden, &weight, &labels, smoothing, wanted);
+            let (mean, kept, hidden, weight) = loss(&hidden, &weight, &labels, settings, wanted);
             match LossBackward.prepare::<C>([to_hidden, to_weight]).compute_bound().stateful() {
                 OpsKind::Tracked(prep) => prep.finish((hidden, weight, kept), mean),
                 OpsKind::UnTracked(prep) => prep.finish(mean),
@@ -192,6 +207,7 @@ mod fused {
     pub(crate) fn head_loss(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {
         let labels = labels.into_data().convert::<i64>().try_into_vec::<i64>().expect("whole numbers");
         let (hidden, weight) = (hidden.into_dispatch(), weight.into_dispatch());
-        Tensor::from_dispatch(Dispatch::head_cross_entropy(hidden, weight, labels, smoothing as f32))
+        let settings = Settings { smoothing: smoothing as f32, bf16: bf16::is_on() };
+        Tensor::from_dispatch(Dispatch::head_cross_entropy(hidden, weight, labels, settings))
     }
 }

@@ -74,7 +74,9 @@ mod fused {
     use burn::tensor::Tensor;
 
     use super::LowRank;
+    use crate::ops::bf16;
     use crate::ops::dropout::Seed;
+    use crate::ops::kernel::bf16::with_weight;
     use crate::ops::kernel::{self, Onto, transposed};
     use crate::ops::linear::fused::register_parameters;
 
@@ -83,6 +85,8 @@ mod fused {
     pub(crate) struct Settings {
         scale: f32,
         seed: Option<Seed>,
+        /// Whether the product with the weight is in bf16.
+        bf16: bool,
     }
 
     /// An extension takes no optional tensors, so there are three of them.
@@ -148,7 +152,7 @@ mod fused {
 
         /// `x W` and the update, onto a bias.
         fn beside(&self, weight: FlexTensor, onto: Onto) -> FlexTensor {
-            kernel::product([[self.input.clone(), weight], self.terms()], onto)
+            with_weight(self.settings.bf16, [self.input.clone(), weight], Some(self.terms()), onto)
         }
 
         /// The product that the update is.
@@ -159,7 +163,7 @@ mod fused {
         /// Gives the factors their gradients, and the input the sum of what comes by the update and by the layer, which
         /// is `below`: the gradient of the output and the weight, transposed.
         fn register(self, grad: FlexTensor, wanted: Wanted, below: Option<[FlexTensor; 2]>, grads: &mut Gradients) {
-            let Self { input, low, a, b, settings: Settings { scale, seed } } = self;
+            let Self { input, low, a, b, settings: Settings { scale, seed, bf16 } } = self;
             let [to_input, to_a, to_b] = wanted;
             if let Some(id) = to_b {
                 let product = kernel::product([[transposed(low), grad.clone()]], Onto::Zero);
@@ -177,11 +181,11 @@ mod fused {
             if let Some(id) = to_input {
                 let own = [thin, a];
                 let sum = match (below, seed) {
-                    (Some(below), None) => kernel::product([below, own], Onto::Zero),
+                    (Some(below), None) => with_weight(bf16, below, Some(own), Onto::Zero),
                     (Some(below), seed) => {
                         // What comes by the update is dropped before it is added.
                         let own = dropped(kernel::product([own], Onto::Zero), seed);
-                        kernel::product([below], Onto::Tensor(own))
+                        with_weight(bf16, below, None, Onto::Tensor(own))
                     }
                     (None, seed) => dropped(kernel::product([own], Onto::Zero), seed),
                 };
@@ -325,7 +329,7 @@ mod fused {
         let device = input.device().without_autodiff();
         let dropout = update.dropout;
         let seed = dropout.is_active().then(|| Seed::draw(&device, dropout.probability()));
-        Settings { scale: update.scale as f32, seed }
+        Settings { scale: update.scale as f32, seed, bf16: bf16::is_on() }
     }
 
     /// `weight` is `[in, out]`.

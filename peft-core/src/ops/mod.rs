@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+mod bf16;
 mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
@@ -23,6 +24,7 @@ pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 #[doc(hidden)]
 pub use attention::attention_plain;
 pub use attention::{AttentionMask, attention, attention_capped, bend};
+pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use linear::linear;

@@ -514,3 +514,115 @@ fn a_loss_of_nothing_is_not_a_number() {
     let loss = ops::linear_cross_entropy(numbers([2, 3], 1), numbers([5, 3], 2), labels, 0.0);
     assert!(values(loss)[0].is_nan());
 }
+
+/// Rounded to bf16 by another's code.
+fn rounded<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    values(tensor).into_iter().map(|x| half::bf16::from_f32(x).to_f64()).collect()
+}
+
+/// `left · right` in double precision, `right` as `[inner, columns]`.
+fn exact(left: &[f64], right: &[f64], [rows, inner, columns]: [usize; 3]) -> Vec<f64> {
+    let mut product = vec![0.0; rows * columns];
+    for row in 0..rows {
+        for term in 0..inner {
+            for column in 0..columns {
+                product[row * columns + column] += left[row * inner + term] * right[term * columns + column];
+            }
+        }
+    }
+    product
+}
+
+fn flipped(numbers: &[f64], [rows, columns]: [usize; 2]) -> Vec<f64> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| numbers[row * columns + column])).collect()
+}
+
+fn assert_near(name: &str, ours: &[f32], exact: &[f64]) {
+    assert_eq!(ours.len(), exact.len(), "{name}");
+    let largest = exact.iter().fold(0.5f64, |largest, x| largest.max(x.abs()));
+    for (at, (a, b)) in ours.iter().zip(exact).enumerate() {
+        assert!((f64::from(*a) - b).abs() <= 1e-5 * largest, "{name}: {a} is not {b} at {at} (largest {largest})");
+    }
+}
+
+#[test]
+fn products_in_bf16() {
+    let device = device();
+    if ops::check_bf16(&device).is_err() {
+        let error = ops::within_bf16(&device, || ()).expect_err("a processor without the instruction");
+        assert!(error.to_string().contains("AVX512_BF16"), "{error}");
+        return;
+    }
+    // Whole and ragged tiles, an odd number of terms, several runs of them, several tasks.
+    for [rows, inner, columns] in [[8, 2, 48], [9, 7, 50], [31, 129, 33], [130, 64, 290], [17, 3301, 61], [700, 40, 96]]
+    {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            let name = format!("{rows} x {inner} x {columns}, {layout:?}");
+            let stored = if layout == Layout::OutIn { [columns, inner] } else { [inner, columns] };
+            let (input, weight, bias) = (numbers([rows, inner], 1), numbers(stored, 2), numbers([columns], 3));
+            let right = rounded(weight.clone());
+            let right = if layout == Layout::OutIn { flipped(&right, [columns, inner]) } else { right };
+            let product = exact(&rounded(input.clone()), &right, [rows, inner, columns]);
+
+            let plain = ops::within_bf16(&device, || ops::linear(input.clone(), weight.clone(), None, layout));
+            assert_near(&name, &values(plain.expect("bf16")), &product);
+
+            let tracked = Tensor::from_inner(input.clone()).require_grad();
+            let lift = |tensor: Tensor<2>| Tensor::<2>::from_inner(tensor);
+            let bias = Tensor::<1>::from_inner(bias);
+            let (a, b) = (lift(numbers([4, inner], 4)), lift(numbers([columns, 4], 5)));
+            let slopes: Tensor<2> = numbers([rows, columns], 6);
+            let loss = |bf16: bool| {
+                let dropout = Dropout::new(0.0);
+                let update = LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: &dropout };
+                let run = || {
+                    let weight = lift(weight.clone());
+                    ops::linear_low_rank(tracked.clone(), weight, Some(bias.clone()), layout, update)
+                };
+                let output = if bf16 { ops::within_bf16(&device, run).expect("bf16") } else { run() };
+                // The backward pass knows by itself how the forward was.
+                let grads = (output.clone() * lift(slopes.clone())).sum().backward();
+                (values(output.inner()), values(tracked.grad(&grads).expect("a gradient")))
+            };
+            let ((output, grad), (single, single_grad)) = (loss(true), loss(false));
+            // What is beside the product with the weight is in single precision: it is the same in both.
+            let difference =
+                |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(x, y)| x - y).collect::<Vec<_>>();
+            let double = |tensor: Tensor<2>| values(tensor).into_iter().map(f64::from).collect::<Vec<_>>();
+            let whole = double(weight.clone());
+            let whole = if layout == Layout::OutIn { flipped(&whole, [columns, inner]) } else { whole };
+            let minus = |a: Vec<f64>, b: Vec<f64>| a.into_iter().zip(b).map(|(x, y)| x - y).collect::<Vec<f64>>();
+            let expected = minus(product, exact(&double(input.clone()), &whole, [rows, inner, columns]));
+            let scale = 1e-5 * single.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
+            for (x, y) in difference(&output, &single).iter().zip(&expected) {
+                assert!((f64::from(*x) - y).abs() <= f64::from(scale), "{name}: off by {x}, not {y}");
+            }
+            if inner < 32 {
+                // Too few columns for a tile of the gradient.
+                assert_eq!(grad, single_grad, "gradient of {name}");
+                continue;
+            }
+            let back = [rows, columns, inner];
+            let sides = [inner, columns];
+            let expected = minus(
+                exact(&rounded(slopes.clone()), &flipped(&right, sides), back),
+                exact(&double(slopes.clone()), &flipped(&whole, sides), back),
+            );
+            let scale = 1e-5 * single_grad.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
+            assert!(expected.iter().any(|it| it.abs() > 10.0 * f64::from(scale)), "{name}: rounding shows");
+            for (x, y) in difference(&grad, &single_grad).iter().zip(&expected) {
+                assert!((f64::from(*x) - y).abs() <= f64::from(scale), "gradient of {name}: off by {x}, not {y}");
+            }
+        }
+    }
+    // What cannot be rounded to a number, and what is off again outside.
+    let odd = |x: f32| {
+        let input = Tensor::<2>::full([8, 2], x, &device);
+        let weight = Tensor::<2>::full([2, 48], 1.0, &device);
+        let run = || ops::linear(input.clone(), weight.clone(), None, Layout::InOut);
+        (values(ops::within_bf16(&device, run).expect("bf16"))[0], values(run())[0])
+    };
+    assert!(odd(f32::NAN).0.is_nan() && odd(f32::from_bits(0x7fff_ffff)).0.is_nan());
+    assert_eq!(odd(f32::INFINITY).0, f32::INFINITY);
+    assert_eq!(odd(1.001), (2.0, 2.002));
+}

@@ -50,6 +50,9 @@ struct Args {
     all_linear: bool,
     #[arg(long)]
     dora: bool,
+    /// Products with weights in bf16.
+    #[arg(long)]
+    bf16: bool,
     /// How many adapters share the base in `adapters`.
     #[arg(long, default_value_t = 1)]
     adapters: usize,
@@ -216,6 +219,7 @@ impl Bench<'_> {
         let mut config = TrainConfig {
             learning_rate: LEARNING_RATE,
             batch_size: self.args.batch,
+            bf16: self.args.bf16,
             // Without an end: the caller stops when it has seen enough.
             max_steps: Some(1_000_000),
             ..TrainConfig::default()

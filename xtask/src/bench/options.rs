@@ -12,8 +12,8 @@ usage: cargo xtask bench [options]
   --json FILE      writes the rows as JSON, after every row
   --device NAME    flex (default), wgpu, cuda, tch: builds the worker with that backend
   --shape NAME     gpt2-124m, smollm2-135m, bert-base; may be repeated
-  --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, adapters-4; may be repeated
-                   (default: all; with --compare lora-r8, lora-r8-all, dora-r8 and adapters-4)
+  --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, adapters-4, lora-r8-bf16;
+                   may be repeated (default: all but the last; with --compare lora-r8, lora-r8-all, dora-r8 and adapters-4)
   --peer NAME      peft-torch, burn-lora, full; may be repeated
   --steps N        steps that count, after one that warms up [default: 5]
   --threads N      threads of each program [default: all cores]
@@ -63,8 +63,11 @@ impl Options {
                 "`--compare` needs `--python PATH`; or name the other peers: --peer burn-lora --peer full".into()
             );
         }
-        if methods.is_empty() && compare {
-            methods.extend(COMPARED);
+        if methods.is_empty() {
+            match compare {
+                true => methods.extend(COMPARED),
+                false => methods.extend(METHODS.iter().filter(|it| !it.bf16).map(|it| it.name)),
+            }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
@@ -119,7 +122,7 @@ mod tests {
     #[test]
     fn everything_is_measured_unless_something_is_named() {
         let all = parse("").unwrap();
-        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len(), METHODS.len(), 5));
+        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len(), METHODS.len() - 1, 5));
         let some = parse("--quick --shape bert-tiny --method dora-r8 --method lora-r8 --steps 3").unwrap();
         assert_eq!(some.shapes.iter().map(|it| it.name).collect::<Vec<_>>(), ["bert-tiny"]);
         assert_eq!(some.methods.iter().map(|it| it.name).collect::<Vec<_>>(), ["lora-r8", "dora-r8"]);

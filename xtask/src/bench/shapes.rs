@@ -85,20 +85,23 @@ pub(crate) struct Method {
     rank: usize,
     all_linear: bool,
     dora: bool,
+    /// Mixed precision, which not every processor has: measured only if it is named.
+    pub(crate) bf16: bool,
     adapters: usize,
 }
 
 const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Method {
-    Method { name, kind: "lora", rank, all_linear, dora: false, adapters: 1 }
+    Method { name, kind: "lora", rank, all_linear, dora: false, bf16: false, adapters: 1 }
 }
 
 /// Without `-all` the targets are the reference's default ones: layers of the attention.
-pub(crate) const METHODS: [Method; 6] = [
+pub(crate) const METHODS: [Method; 7] = [
     lora("lora-r8", 8, false),
     lora("lora-r16", 16, false),
     lora("lora-r8-all", 8, true),
     lora("lora-r16-all", 16, true),
     Method { dora: true, ..lora("dora-r8", 8, false) },
+    Method { bf16: true, ..lora("lora-r8-bf16", 8, false) },
     Method { kind: "adapters", adapters: 4, ..lora("adapters-4", 8, false) },
 ];
 
@@ -113,6 +116,7 @@ impl Method {
         arguments.extend(["--adapters".to_owned(), self.adapters.to_string()]);
         arguments.extend(self.all_linear.then(|| "--all-linear".to_owned()));
         arguments.extend(self.dora.then(|| "--dora".to_owned()));
+        arguments.extend(self.bf16.then(|| "--bf16".to_owned()));
         arguments
     }
 }
@@ -139,8 +143,8 @@ impl Peer {
         }
     }
 
-    /// Burn has no DoRA, and full fine-tuning is compared with training only.
+    /// Burn has neither DoRA nor mixed precision, and full fine-tuning is compared with training only.
     pub(crate) fn can(self, method: &Method) -> bool {
-        self == Self::PeftTorch || (method.kind == "lora" && !method.dora)
+        self == Self::PeftTorch || (method.kind == "lora" && !method.dora && !method.bf16)
     }
 }

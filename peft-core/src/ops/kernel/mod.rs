@@ -3,6 +3,7 @@
 //! Loops are written plainly over slices. [`simd`] compiles each of them for several instruction sets and picks one at
 //! run time; [`par`] cuts a tensor into pieces of a fixed size, so that sums do not depend on the number of threads.
 
+pub(crate) mod bf16;
 pub(crate) mod math;
 mod product;
 

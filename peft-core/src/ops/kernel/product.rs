@@ -22,18 +22,18 @@ use rayon::prelude::*;
 use super::{contiguous, math, numbers, overwrite, rows_per_piece, tensor, transposed, zeros};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
-const DEPTH: usize = 1600;
+pub(super) const DEPTH: usize = 1600;
 /// Panels of the right side that are packed at once: they stay in the second cache together.
-const PANELS: usize = 2;
+pub(super) const PANELS: usize = 2;
 
 /// A matrix in a slice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    numbers: &'a [f32],
-    rows: usize,
-    columns: usize,
+    pub(super) numbers: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
     /// From row to row, and from column to column; one of them is 1.
-    strides: [usize; 2],
+    pub(super) strides: [usize; 2],
 }
 
 impl<'a> Matrix<'a> {
@@ -44,13 +44,13 @@ impl<'a> Matrix<'a> {
     }
 
     /// A tensor of rank 2, as it lies if one of its axes has no gaps.
-    fn visible(tensor: FlexTensor) -> FlexTensor {
+    pub(super) fn visible(tensor: FlexTensor) -> FlexTensor {
         let strides = tensor.layout().strides();
         if strides.contains(&1) && strides.iter().all(|it| *it > 0) { tensor } else { tensor.to_contiguous() }
     }
 
     /// A tensor that is [`Matrix::visible`].
-    fn of(tensor: &'a FlexTensor) -> Self {
+    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
         let strides = [0, 1].map(|axis| tensor.layout().strides()[axis].unsigned_abs());
         Self::new(&tensor.storage::<f32>()[tensor.layout().start_offset()..], tensor.shape().dims::<2>(), strides)
     }
@@ -66,7 +66,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Some of the columns, at least one.
-    fn columns(self, first: usize, count: usize) -> Self {
+    pub(super) fn columns(self, first: usize, count: usize) -> Self {
         self.transposed().rows(first, count).transposed()
     }
 }
@@ -84,7 +84,7 @@ pub(crate) enum Start<'a> {
 impl<'a> Start<'a> {
     /// For the columns from `first` on.
     #[inline(always)]
-    fn from(self, first: usize) -> Self {
+    pub(super) fn from(self, first: usize) -> Self {
         match self {
             Self::Row(row) => Self::Row(&row[first..]),
             start => start,
@@ -131,7 +131,7 @@ impl Tile {
 
 thread_local! {
     /// Packed panels: kept, so that no product has to touch new pages.
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    pub(super) static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Brings a matrix into panels of `width` columns, `[rows, width]` each, with zeros beside the columns of the last one.
@@ -145,7 +145,7 @@ struct Pack<'a> {
 }
 
 /// Steps along a column that are turned at once: a run of it is long enough to be fetched ahead.
-const RUN: usize = 256;
+pub(super) const RUN: usize = 256;
 
 impl WithSimd for Pack<'_> {
     type Output = ();
@@ -227,12 +227,12 @@ fn interleave(panel: &mut [f32], numbers: &[f32], line: usize, columns: usize, w
 }
 
 /// Steps that are turned at once: so many that the result is an array in memory, or its numbers are stored one by one.
-const STEPS: usize = 64;
+pub(super) const STEPS: usize = 64;
 
 /// Column `i` of the four rows is row `i` of the result.
 #[inline(always)]
-fn turned([a, b, c, d]: [&[f32; STEPS]; 4]) -> [[f32; 4]; STEPS] {
-    let mut rows = [[0.0; 4]; STEPS];
+pub(super) fn turned<T: Copy + Default, const N: usize>([a, b, c, d]: [&[T; N]; 4]) -> [[T; 4]; N] {
+    let mut rows = [[T::default(); 4]; N];
     for ((((row, a), b), c), d) in rows.iter_mut().zip(a).zip(b).zip(c).zip(d) {
         *row = [*a, *b, *c, *d];
     }
@@ -468,7 +468,23 @@ fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
         multiply_alone(&mut output.chunks_mut(width).collect::<Vec<_>>(), pairs, start);
         return;
     }
-    let (_, [tile_rows, tile_columns]) = Tile::of(width);
+    let (_, tile) = Tile::of(width);
+    in_parts(output, width, tile, |output, row, column| {
+        let (height, width) = (output.len(), output[0].len());
+        let parts = pairs.iter().map(|[left, right]| [left.rows(row, height), right.columns(column, width)]);
+        let pairs: Vec<[Matrix<'_>; 2]> = parts.collect();
+        multiply_alone(output, &pairs, start.from(column));
+    });
+}
+
+/// Calls `work` by all threads with parts of the output of a product, as rows, and the row and column where they begin.
+pub(super) fn in_parts(
+    output: &mut [f32],
+    width: usize,
+    [tile_rows, tile_columns]: [usize; 2],
+    work: impl Fn(&mut [&mut [f32]], usize, usize) + Sync,
+) {
+    let rows = output.len() / width;
     let threads = rayon::current_num_threads();
     // Fewer panels a task where there would be too few tasks, and then fewer rows.
     let count = (width.div_ceil(tile_columns) / (2 * threads)).clamp(1, PANELS) * tile_columns;
@@ -482,12 +498,7 @@ fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
             column.chunks_mut(height).enumerate().map(move |(part, output)| (at * count, part * height, output))
         })
         .collect();
-    tasks.into_par_iter().for_each(|(column, row, output)| {
-        let (height, width) = (output.len(), output[0].len());
-        let parts = pairs.iter().map(|[left, right]| [left.rows(row, height), right.columns(column, width)]);
-        let pairs: Vec<[Matrix<'_>; 2]> = parts.collect();
-        multiply_alone(output, &pairs, start.from(column));
-    });
+    tasks.into_par_iter().for_each(|(column, row, output)| work(output, row, column));
 }
 
 /// Multiplications below which one thread is done before others are awake.
@@ -576,7 +587,7 @@ fn dots_of<S: Simd, const N: usize>(simd: S, x: &[f32], rows: [&[f32]; N]) -> [f
 }
 
 /// Fewer columns than this do not fill a panel.
-const THIN: usize = 32;
+pub(super) const THIN: usize = 32;
 
 /// What a product is added to.
 #[derive(Debug)]

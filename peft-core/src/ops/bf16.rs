@@ -1,0 +1,66 @@
+//! Mixed precision: products with weights in bf16.
+
+use std::cell::Cell;
+
+use burn::tensor::Device;
+
+use crate::{PeftError, Result};
+
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether `device` has products in bf16.
+///
+/// # Errors
+/// If it has not: so far the CPU backend has them, on processors with AVX512_BF16 (Zen 4, Cooper Lake, Sapphire Rapids
+/// and later).
+pub fn check_bf16(device: &Device) -> Result<()> {
+    let lacks = |reason: &str| Err(PeftError::unsupported("bf16", reason));
+    #[cfg(feature = "flex")]
+    {
+        use burn::backend::DispatchDevice;
+        let device = device.clone().without_autodiff();
+        if matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+            return match super::kernel::bf16::is_available() {
+                true => Ok(()),
+                false => {
+                    lacks("this processor multiplies in single precision only (it has no AVX512_BF16); leave it out")
+                }
+            };
+        }
+    }
+    let _ = device;
+    lacks("only the CPU backend multiplies in bf16 so far; leave it out")
+}
+
+/// Runs a forward whose products with weights are in bf16, and so are those of its backward pass that give the gradient
+/// of a layer's input: what the reference calls `bf16=True`, torch's autocast.
+///
+/// Numbers are rounded to bf16 only where they enter such a product: of linear layers, with or without a low-rank update,
+/// and of a head with its loss. Sums are in single precision, and so is all the rest: low-rank factors and their
+/// gradients, attention, norms, gradients of weights that are trained whole. What runs on another thread is not concerned.
+///
+/// # Errors
+/// As [`check_bf16`].
+pub fn within_bf16<R>(device: &Device, run: impl FnOnce() -> R) -> Result<R> {
+    check_bf16(device)?;
+    Ok(set(true, run))
+}
+
+/// Runs with or without bf16, as an earlier forward ran: for one that is computed again.
+pub(crate) fn set<R>(on: bool, run: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ON.set(self.0);
+        }
+    }
+    let _restore = Restore(ON.replace(on));
+    run()
+}
+
+/// Whether products with weights are in bf16.
+pub(crate) fn is_on() -> bool {
+    ON.get()
+}

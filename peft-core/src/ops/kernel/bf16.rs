@@ -1,0 +1,290 @@
+//! Products of matrices that are rounded to bf16, summed in single precision.
+//!
+//! One instruction multiplies twice as many numbers as in single precision, where the processor has it: `VDPBF16PS` of
+//! AVX512_BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later). It takes pairs of neighbouring terms, so both sides are
+//! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
+//! for zero. The scheme is that of [`super::product`].
+
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Shape;
+use pulp::bytemuck;
+use rayon::prelude::*;
+
+use super::product::{DEPTH, PANEL, PANELS, RUN, STEPS, THIN, in_parts, turned};
+use super::{Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, product, simd, tensor, zeros};
+
+/// Rows of a tile.
+const ROWS: usize = 8;
+/// Vectors in a row of a tile.
+const VECTORS: usize = 3;
+const LANES: usize = 16;
+const WIDTH: usize = VECTORS * LANES;
+
+/// Whether the processor has the instruction.
+pub(crate) fn is_available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// The product of activations, or of a gradient, with a weight, and perhaps a product in single precision beside it.
+///
+/// In bf16 only if asked for. Few rows take as long as reading the weight does, and stay in single precision.
+pub(crate) fn with_weight(
+    bf16: bool,
+    [left, weight]: [FlexTensor; 2],
+    beside: Option<[FlexTensor; 2]>,
+    onto: Onto,
+) -> FlexTensor {
+    let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
+    if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
+        return match beside {
+            Some(beside) => product([[left, weight], beside], onto),
+            None => product([[left, weight]], onto),
+        };
+    }
+    let onto = match beside {
+        Some(beside) => Onto::Tensor(product([beside], onto)),
+        None => onto,
+    };
+    let (left, weight) = (contiguous(left), Matrix::visible(weight));
+    let [left, weight] = [&left, &weight].map(Matrix::of);
+    if let Onto::Tensor(output) = onto {
+        return overwrite(output, |output| multiply(output, left, weight, Start::Kept));
+    }
+    let row = if let Onto::Row(row) = onto { Some(contiguous(row)) } else { None };
+    let mut output = zeros(rows * columns);
+    multiply(&mut output, left, weight, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
+    tensor(output, Shape::new([rows, columns]))
+}
+
+/// Rounds to the nearest, to even between two; what is not a number stays so.
+#[inline(always)]
+fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    if x.is_nan() { 0x7fc0 } else { rounded }
+}
+
+#[inline(always)]
+fn pair(a: f32, b: f32) -> u32 {
+    rounded(a) | rounded(b) << 16
+}
+
+/// A row of numbers in pairs.
+struct InPairs<'a> {
+    pairs: &'a mut [u32],
+    row: &'a [f32],
+}
+
+impl Kernel for InPairs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let (twos, odd) = self.row.as_chunks::<2>();
+        for (to, [a, b]) in self.pairs.iter_mut().zip(twos) {
+            *to = pair(*a, *b);
+        }
+        if let ([last], Some(to)) = (odd, self.pairs.last_mut()) {
+            *to = pair(*last, 0.0);
+        }
+    }
+}
+
+/// Brings a matrix into panels `[rows / 2, WIDTH]` of pairs, with zeros beside its columns and below an odd row.
+struct Pack<'a> {
+    panels: &'a mut [u32],
+    matrix: Matrix<'a>,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { panels, matrix } = self;
+        for (at, panel) in panels.chunks_exact_mut(matrix.rows.div_ceil(2) * WIDTH).enumerate() {
+            let columns = (matrix.columns - at * WIDTH).min(WIDTH);
+            let part = matrix.columns(at * WIDTH, columns);
+            if columns < WIDTH {
+                panel.fill(0);
+            }
+            if part.strides[1] == 1 {
+                pair_rows(panel, &part);
+            } else {
+                pair_columns(panel, &part);
+            }
+        }
+    }
+}
+
+/// Rows that lie without gaps.
+#[inline(always)]
+fn pair_rows(panel: &mut [u32], matrix: &Matrix<'_>) {
+    let row = |at: usize| &matrix.numbers[at * matrix.strides[0]..][..matrix.columns];
+    for (at, to) in panel.chunks_exact_mut(WIDTH).enumerate() {
+        let (a, b) = (row(2 * at), if 2 * at + 1 < matrix.rows { row(2 * at + 1) } else { &[0.0; WIDTH] });
+        // A constant length makes this a few vector instructions.
+        if let (Some(to), Some(a), Some(b)) =
+            (to.first_chunk_mut::<WIDTH>(), a.first_chunk::<WIDTH>(), b.first_chunk::<WIDTH>())
+        {
+            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+                *to = pair(*a, *b);
+            }
+        } else {
+            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+                *to = pair(*a, *b);
+            }
+        }
+    }
+}
+
+/// Columns that lie without gaps.
+#[inline(always)]
+fn pair_columns(panel: &mut [u32], matrix: &Matrix<'_>) {
+    const PAIRS: usize = STEPS / 2;
+    let line = matrix.strides[1];
+    let (whole, fours) = (matrix.rows / STEPS * STEPS, matrix.columns / 4 * 4);
+    for run in (0..whole).step_by(RUN) {
+        for first in (0..fours).step_by(4) {
+            for from in (run..(run + RUN).min(whole)).step_by(STEPS) {
+                let mut pairs = [[0; PAIRS]; 4];
+                for (at, pairs) in pairs.iter_mut().enumerate() {
+                    let steps = matrix.numbers[(first + at) * line + from..].first_chunk::<STEPS>();
+                    let steps = steps.expect("steps of the column");
+                    for (at, to) in pairs.iter_mut().enumerate() {
+                        *to = pair(steps[2 * at], steps[2 * at + 1]);
+                    }
+                }
+                let [a, b, c, d] = &pairs;
+                let rows = panel[from / 2 * WIDTH..].chunks_exact_mut(WIDTH);
+                for (four, row) in turned([a, b, c, d]).iter().zip(rows) {
+                    row[first..first + 4].copy_from_slice(four);
+                }
+            }
+        }
+    }
+    for at in 0..matrix.columns {
+        let column = &matrix.numbers[at * line..][..matrix.rows];
+        let from = if at < fours { whole } else { 0 };
+        let rows = panel[from / 2 * WIDTH..].chunks_exact_mut(WIDTH);
+        for (terms, row) in column[from..].chunks(2).zip(rows) {
+            row[at] = pair(terms[0], terms.get(1).copied().unwrap_or(0.0));
+        }
+    }
+}
+
+/// Adds `left · right` to what `start` says. The left side lies without gaps; no side is empty.
+fn multiply(output: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, start: Start<'_>) {
+    let (inner, width) = (left.columns, right.columns);
+    let pairs = inner.div_ceil(2);
+    let mut rows = vec![0; left.rows * pairs];
+    rows.par_chunks_mut(pairs).zip(left.numbers.par_chunks(inner)).with_min_len(ROWS).for_each(|(pairs, row)| {
+        simd(InPairs { pairs, row });
+    });
+    // Runs of equal length, so that the last one is not a sliver.
+    let depth = pairs.div_ceil(pairs.div_ceil(DEPTH));
+    in_parts(output, width, [ROWS, WIDTH], |output, row, column| {
+        let mut buffer = PANEL.take();
+        let width = output[0].len();
+        for at in (0..width).step_by(PANELS * WIDTH) {
+            let columns = (PANELS * WIDTH).min(width - at);
+            for from in (0..pairs).step_by(depth) {
+                let depth = depth.min(pairs - from);
+                let packed = first(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
+                let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+                let terms = (2 * depth).min(inner - 2 * from);
+                let matrix = right.rows(2 * from, terms).columns(column + at, columns);
+                simd(Pack { panels: &mut *packed, matrix });
+                let start = if from == 0 { start.from(column + at) } else { Start::Kept };
+                let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
+                tiles(output, at, rows, packed, start);
+            }
+        }
+        PANEL.set(buffer);
+    });
+}
+
+/// A run of pairs of every row of the left side.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    pairs: &'a [u32],
+    stride: usize,
+    depth: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn row(&self, at: usize) -> &'a [u32] {
+        &self.pairs[at * self.stride..][..self.depth]
+    }
+}
+
+/// The tiles of packed panels, over all rows of the output from a column on.
+fn tiles(output: &mut [&mut [f32]], column: usize, left: Rows<'_>, right: &[u32], start: Start<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    // SAFETY: nobody comes here but by `ops::within_bf16`, which asks whether the processor has the instructions.
+    unsafe {
+        x86::tiles(output, column, left, right, start)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no processor but x86-64 says that it has bf16 products: {column} {}", left.depth + right.len());
+}
+
+/// Writes a row of a tile.
+#[inline(always)]
+fn write(sums: &[f32; WIDTH], output: &mut [f32], start: Start<'_>) {
+    match start {
+        Start::Zero => output.iter_mut().zip(sums).for_each(|(y, s)| *y = *s),
+        Start::Row(row) => output.iter_mut().zip(sums).zip(row).for_each(|((y, s), r)| *y = r + s),
+        Start::Kept => output.iter_mut().zip(sums).for_each(|(y, s)| *y += s),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{__m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
+
+    use pulp::bytemuck;
+
+    use super::{LANES, ROWS, Rows, Start, VECTORS, WIDTH, write};
+
+    /// The same bits; the standard library has no safe conversion to this type.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn bf16(pairs: __m512i) -> __m512bh {
+        // SAFETY: both are 512 bits without any meaning of their own.
+        unsafe { std::mem::transmute(pairs) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn tiles(output: &mut [&mut [f32]], column: usize, left: Rows<'_>, right: &[u32], start: Start<'_>) {
+        let last = output.len() - 1;
+        for at in (0..output.len()).step_by(ROWS) {
+            for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
+                let right = right.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
+                let terms = right.len();
+                // Where fewer rows are left, the last of them stands in for the others. An array of slices whose length
+                // the compiler sees: a check in the loop would push sums out of their registers.
+                let row = |row: usize| &left.row((at + row).min(last))[..terms];
+                let rows: [&[u32]; ROWS] = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+                let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+                for (term, right) in right.iter().enumerate() {
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        let x = bf16(_mm512_set1_epi32(row[term] as i32));
+                        for (sum, y) in sums.iter_mut().zip(right) {
+                            *sum = _mm512_dpbf16_ps(*sum, x, bf16(bytemuck::cast(*y)));
+                        }
+                    }
+                }
+                let first = column + panel * WIDTH;
+                for (sums, output) in sums.iter().zip(&mut output[at..]) {
+                    let end = (first + WIDTH).min(output.len());
+                    write(&bytemuck::cast(*sums), &mut output[first..end], start.from(panel * WIDTH));
+                }
+            }
+        }
+    }
+}
