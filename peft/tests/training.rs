@@ -205,6 +205,29 @@ fn a_resumed_run_groups_parameters_as_an_uninterrupted_one() {
     }
 }
 
+/// Mixed precision rounds what enters a product, so losses move in the third digit; where there is none it is refused.
+#[test]
+fn a_run_in_bf16_follows_one_in_single_precision() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let run = |bf16: bool| {
+        let config = TrainConfig { bf16, ..config(9) };
+        let folder = tempfile::tempdir().unwrap();
+        let mut peft = fresh(0.2);
+        train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, Some(folder.path()), false, &device(), &mut ())?;
+        Ok::<_, PeftError>(losses(folder.path()).into_iter().map(|(_, loss)| f64::from_bits(loss)).collect::<Vec<_>>())
+    };
+    if let Err(error) = peft::core::ops::check_bf16(&device()) {
+        assert_eq!(run(true).unwrap_err().to_string(), error.to_string());
+        return;
+    }
+    let (half, single) = (run(true).unwrap(), run(false).unwrap());
+    for (step, (half, single)) in half.iter().zip(&single).enumerate() {
+        assert_ne!(half, single, "step {step}");
+        assert!((half - single).abs() < 1e-2 * single, "step {step}: {half} and {single}");
+    }
+}
+
 #[test]
 fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
     let _alone = crate::support::random_numbers();
