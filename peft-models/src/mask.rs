@@ -169,9 +169,17 @@ pub fn mutual(input: &ModelInput) -> Option<AttentionMask> {
 /// - output: `[batch or 1, heads, 1, past + seq]`
 pub fn alibi(input: &ModelInput, past: usize, heads: usize) -> Tensor<4> {
     let device = input.device();
-    let positions = match &input.attention_mask {
-        Some(mask) => mask.clone().cumsum(1).sub_scalar(1) * mask.clone(),
-        None => Tensor::<1, Int>::arange(0..(past + input.dims()[1]) as i64, &device).unsqueeze(),
+    let positions = match (&input.position_ids, &input.attention_mask) {
+        // Texts that share a row are as far from what stands before all of them as in rows of their own.
+        (Some(positions), _) if input.segment_ids.is_some() => {
+            let before = (past > 0).then(|| {
+                let before = Tensor::<1, Int>::arange(0..past as i64, &device).unsqueeze::<2>();
+                before.expand([positions.dims()[0], past])
+            });
+            Tensor::cat(before.into_iter().chain([positions.clone()]).collect(), 1)
+        }
+        (_, Some(mask)) => mask.clone().cumsum(1).sub_scalar(1) * mask.clone(),
+        (_, None) => Tensor::<1, Int>::arange(0..(past + input.dims()[1]) as i64, &device).unsqueeze(),
     };
     let [rows, total] = positions.dims();
     let slopes = Tensor::<1>::from_floats(alibi_slopes(heads).as_slice(), &device).reshape([1, heads, 1, 1]);
