@@ -16,11 +16,11 @@ use super::seen::Seen;
 #[derive(Debug, Clone, Default)]
 pub struct Sight {
     /// The first key, and the one after the last; `[batch or 1, q_len or 1]`.
-    ranges: Option<[Tensor<2, Int>; 2]>,
+    pub(super) ranges: Option<[Tensor<2, Int>; 2]>,
     /// Of queries, `[batch or 1, q_len or 1]`, and of keys, `[batch or 1, kv_len]`.
-    documents: Option<[Tensor<2, Int>; 2]>,
+    pub(super) documents: Option<[Tensor<2, Int>; 2]>,
     /// `true` hides the key; `[batch or 1, 1, q_len or 1, kv_len]`.
-    dense: Option<Tensor<4, Bool>>,
+    pub(super) dense: Option<Tensor<4, Bool>>,
 }
 
 impl Sight {
@@ -97,13 +97,6 @@ impl Sight {
             let [a, b] = alike([a, b]);
             a.bool_or(b)
         })
-    }
-
-    #[cfg(feature = "flex")]
-    pub(super) fn parts(
-        &self,
-    ) -> (Option<&[Tensor<2, Int>; 2]>, Option<&[Tensor<2, Int>; 2]>, Option<&Tensor<4, Bool>>) {
-        (self.ranges.as_ref(), self.documents.as_ref(), self.dense.as_ref())
     }
 }
 

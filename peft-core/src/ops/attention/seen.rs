@@ -100,11 +100,10 @@ impl Documents {
 
 impl Part {
     fn new(sight: &Sight) -> Self {
-        let (ranges, documents, dense) = sight.parts();
         Self {
-            ranges: ranges.map(|it| it.each_ref().map(Numbers::new)),
-            documents: documents.map(Documents::new),
-            dense: dense.map(|it| contiguous(flags(it.clone()))),
+            ranges: sight.ranges.as_ref().map(|it| it.each_ref().map(Numbers::new)),
+            documents: sight.documents.as_ref().map(Documents::new),
+            dense: sight.dense.clone().map(|it| contiguous(flags(it))),
         }
     }
 
