@@ -165,6 +165,14 @@ pub fn virtual_tokens<M: Module>(model: &M) -> usize {
     slots::collect(model).iter().map(of).sum()
 }
 
+/// Whether the rows of a batch are more than room for its texts: active adapters put something before each of them, or rows
+/// have adapters of their own ([`PeftModel::with_rows`](crate::PeftModel::with_rows)). Where they are not, several short texts
+/// may share a row, if attention keeps them apart. Gated prompts look the same from everywhere.
+pub fn rows_matter<M: Module>(model: &M) -> bool {
+    let in_front = |it: &AnyAdapter| it.virtual_tokens() > 0 || it.tasks() > 1 || it.prompt(None).is_some();
+    rows::count().is_some() || slots::collect(model).iter().any(|set| set.active().any(in_front))
+}
+
 /// What attention sees of the active gated prompts beside its own tokens: `gate · softmax(q kᵀ / √d_head) v`, to be
 /// projected and added as the layer does with its own. `output` is the weight of the layer's output projection.
 ///

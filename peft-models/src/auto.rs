@@ -342,6 +342,10 @@ impl CausalLm for AutoCausalLm {
         causal_lm!(self, it => it.forgets_beyond())
     }
 
+    fn keeps_texts_apart(&self) -> bool {
+        causal_lm!(self, it => it.keeps_texts_apart())
+    }
+
     fn is_tied(&self) -> bool {
         causal_lm!(self, it => it.is_tied())
     }

@@ -349,10 +349,9 @@ impl BartDecoder {
         mut cache: Option<&mut KvCache>,
         mut source_cache: Option<&mut SourceCache>,
     ) -> Tensor<3> {
-        let [_, seq] = input.dims();
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mask = mask::causal(input, past, None);
-        let over_source = mask::across(source.attention_mask.as_ref(), seq);
+        let over_source = mask::across(source.attention_mask.as_ref());
         let embedded = embed(input, words, past, &self.embed_positions, &self.layernorm_embedding);
         let mut hidden = self.dropout.forward(embedded);
         for (at, layer) in self.layers.iter().enumerate() {

@@ -653,6 +653,11 @@ impl CausalLm for ChatGlmForConditionalGeneration {
         }
     }
 
+    /// The first generation finds in a row what it has to write, and where that belongs, once.
+    fn keeps_texts_apart(&self) -> bool {
+        matches!(self.transformer, ChatGlmModel::Second(_))
+    }
+
     fn is_tied(&self) -> bool {
         self.lm_head.is_none() && matches!(self.transformer, ChatGlmModel::First(_))
     }

@@ -10,7 +10,8 @@ use crate::prompt;
 
 /// A stack of causal layers without a head.
 pub trait Decoder: Module {
-    /// The layers alone: the last hidden state, `[batch, seq, d_output]`.
+    /// The layers alone: the last hidden state, `[batch, seq, d_output]`. Texts that share a row are kept apart, see
+    /// [`CausalLm::keeps_texts_apart`](crate::task::CausalLm::keeps_texts_apart).
     fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
 
     /// The last hidden state behind active prompts, `[batch, seq, d_output]`.
@@ -137,6 +138,10 @@ macro_rules! decoder_heads {
 
             fn forgets_beyond(&self) -> Option<usize> {
                 $crate::decoder::Decoder::forgets_beyond(&self.$field)
+            }
+
+            fn keeps_texts_apart(&self) -> bool {
+                true
             }
 
             fn is_tied(&self) -> bool {

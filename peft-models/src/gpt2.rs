@@ -312,6 +312,10 @@ impl CausalLm for Gpt2LmHeadModel {
         }
     }
 
+    fn keeps_texts_apart(&self) -> bool {
+        true
+    }
+
     fn is_tied(&self) -> bool {
         self.lm_head.is_none()
     }

@@ -440,7 +440,7 @@ impl T5Decoder {
             attention.position_bias(seq, past, false, &input.device())
         });
         let mask = with_bias(mask::causal(input, past, None), bias);
-        let over_source = with_bias(mask::across(source.attention_mask.as_ref(), seq), None);
+        let over_source = with_bias(mask::across(source.attention_mask.as_ref()), None);
         let mut hidden = self.dropout.forward(input.tokens.embed(|ids| table.forward(ids)));
         for (at, block) in self.block.iter().enumerate() {
             hidden = block.layer.0.forward(hidden, at, mask.as_ref(), cache.as_deref_mut());

@@ -31,6 +31,12 @@ pub trait CausalLm: Module {
         None
     }
 
+    /// Whether texts in one row, told apart by [`ModelInput::segment_ids`], each with positions of its own, get the hidden
+    /// states that each gets in a row of its own.
+    fn keeps_texts_apart(&self) -> bool {
+        false
+    }
+
     /// Whether the head is the embedding table read the other way.
     fn is_tied(&self) -> bool;
 

@@ -20,6 +20,14 @@ enum Rows {
 }
 
 /// The task of a causal language model.
+///
+/// The texts of a batch are laid out in rows as wide as the longest of them, several short ones in one row: each is read as
+/// in a row of its own, so that the loss is that of a row for each text, and little is computed for filling. Which texts make
+/// a batch, and how their losses are weighted, has nothing to do with it. Dropout draws for other places.
+///
+/// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
+/// types, if rows have adapters of their own ([`seam::rows_matter`]), in models that do not
+/// [keep texts apart](CausalLm::keeps_texts_apart); and where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
     rows: Rows,
@@ -27,7 +35,7 @@ pub struct LanguageModelling {
 }
 
 impl LanguageModelling {
-    /// One text in a row, filled up to the longest of its batch. Texts that predict nothing are left out.
+    /// Batches of whole texts; what is filled up has the id `pad_id`. Texts that predict nothing are left out.
     ///
     /// # Errors
     /// If no text is left.
@@ -72,9 +80,19 @@ impl LanguageModelling {
         self.len() == 0
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
+    /// Some items as the model gets them.
+    ///
+    /// # Errors
+    /// If there is no item, or some have a task and others none.
+    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Padded> {
         match &self.rows {
-            Rows::Samples(rows) => pad(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+            Rows::Samples(rows) => {
+                let samples: Vec<&Sample> = items.iter().map(|it| &rows[*it]).collect();
+                match together(model, &samples)? {
+                    Some(rows) => pad_packed(&rows, &self.padding),
+                    None => pad(&samples, &self.padding),
+                }
+            }
             Rows::Packed(rows) => pad_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
         }
     }
@@ -85,6 +103,22 @@ impl LanguageModelling {
             Rows::Packed(rows) => &rows[item].labels,
         }
     }
+}
+
+/// Texts in fewer rows than there are texts, none longer than the longest of them; none if they are to stay apart.
+fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<PackedRow>>> {
+    let bound = |it: &&Sample| it.task_id.is_some() || it.type_ids.is_some();
+    if !model.keeps_texts_apart() || samples.iter().any(bound) {
+        return Ok(None);
+    }
+    let longest = samples.iter().map(|it| it.len()).max().unwrap_or(0);
+    let tokens: usize = samples.iter().map(|it| it.len()).sum();
+    if tokens > longest * samples.len().saturating_sub(1) {
+        return Ok(None);
+    }
+    let rows = pack(samples, longest, PackOrder::BestFit)?;
+    // To look at every parameter takes longer than all the rest.
+    Ok(Some(rows).filter(|it| it.len() < samples.len() && !seam::rows_matter(model)))
 }
 
 impl<M: CausalLm> Task<M> for LanguageModelling {
@@ -104,7 +138,7 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
-        let batch = self.batch(items)?;
+        let batch = self.batch(model, items)?;
         let hidden = model.hidden(&batch.input(device), None);
         let [size, seq, d_model] = hidden.dims();
         let (rows, next) = predicting_rows(&batch.labels, batch.width, seq - batch.width);

@@ -6,6 +6,9 @@ use std::cell::Cell;
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Int, Tensor};
+use peft::core::nn::Dropout;
+use peft::core::ops;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner};
 use peft::device::device;
 use peft::ia3::Ia3Config;
@@ -13,6 +16,7 @@ use peft::lora::LoraConfig;
 use peft::models::auto::AutoCausalLm;
 use peft::models::config::RawConfig;
 use peft::models::gpt2::{Gpt2Config, Gpt2LmHeadModel};
+use peft::models::{ModelInput, mask};
 use peft::tasks::collate::Sample;
 use peft::tasks::language_modelling::LanguageModelling;
 use peft::tasks::task::Task;
@@ -25,6 +29,8 @@ thread_local! {
     static CALLS: Cell<usize> = const { Cell::new(0) };
     /// Bytes that this thread asked for less those that it gave back.
     static HELD: Cell<isize> = const { Cell::new(0) };
+    /// The most that it held at once.
+    static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
 fn count(bytes: usize) {
@@ -35,7 +41,10 @@ fn count(bytes: usize) {
 }
 
 fn hold(bytes: isize) {
-    let _ = HELD.try_with(|it| it.set(it.get() + bytes));
+    let _ = HELD.try_with(|it| {
+        it.set(it.get() + bytes);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(it.get())));
+    });
 }
 
 // SAFETY: every call goes to the system's allocator as it came, and counting does not allocate.
@@ -138,6 +147,46 @@ fn a_layer_allocates_no_more_than_it_did() {
         "a layer allocates {activations:.1} times its activation in {calls:.1} calls, \
          not at most {ACTIVATIONS_PER_LAYER} in {CALLS_PER_LAYER}"
     );
+}
+
+/// The most that attention of `seq` tokens holds, masks and backward pass included: on a thread of its own, which does the
+/// work of all.
+fn peak_of_attention(seq: usize, capped: bool) -> isize {
+    let run = || {
+        let device = device("flex").unwrap();
+        let [q, k, v] = [(); 3].map(|()| Tensor::<4>::ones([1, 2, seq, 16], &device).cumsum(3) / 16.0);
+        let before = HELD.get();
+        PEAK.set(before);
+        let place = Tensor::<1, Int>::arange(0..seq as i64, &device).reshape([1, seq]);
+        // Two thirds of the text, a shorter one, and padding.
+        let segments = place.clone().greater_equal_elem(seq as i64 * 2 / 3).int() + 1;
+        let kept = place.lower_elem(seq as i64 - 100).int();
+        let input = ModelInput {
+            segment_ids: Some(segments * kept.clone()),
+            ..ModelInput::ids(Tensor::zeros([1, seq], &device)).with_mask(kept)
+        };
+        let mask = mask::causal(&input, 0, Some(seq / 2));
+        let [q, k, v] = [q, k, v].map(|it| Tensor::from_inner(it).require_grad());
+        let off = Dropout::new(0.0);
+        let output = match capped {
+            true => ops::attention_capped(q, k, v, mask.as_ref(), 0.25, 2.0, &off),
+            false => ops::attention(q, k, v, mask.as_ref(), 0.25, &off),
+        };
+        drop(output.sum().backward());
+        PEAK.get() - before
+    };
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run)
+}
+
+/// No table of queries and keys is made: one of 8192 tokens would take 67 MB as flags, and 268 MB as scores of a head.
+#[test]
+fn memory_of_attention_grows_as_the_text() {
+    for capped in [false, true] {
+        let [half, whole] = [4096, 8192].map(|seq| peak_of_attention(seq, capped));
+        assert!((whole as f64) < 2.3 * half as f64, "{half} bytes, {whole} for twice the length");
+
+        assert!(whole < 16 << 20, "{whole} bytes");
+    }
 }
 
 /// LLaMA 7B, of which 27 GB are weights: planning, and inspecting adapters against it, builds none of them.

@@ -256,7 +256,7 @@ fn a_prompt_and_a_lora_act_together() {
 fn packed_documents_have_a_prompt_each() {
     let first: &[i64] = &[5, 17, 3];
     let second: &[i64] = &[60, 2, 77, 13];
-    for model in ["gpt2-tiny", "llama-tiny"] {
+    for model in ["gpt2-tiny", "llama-tiny", "bloom-tiny"] {
         let configs: [Box<dyn Tuner>; 2] =
             [Box::new(PromptTuningConfig::new(3, TASK)), Box::new(PrefixTuningConfig::new(3, TASK))];
         for config in configs {

@@ -23,7 +23,7 @@ mod tests;
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 #[doc(hidden)]
 pub use attention::attention_plain;
-pub use attention::{AttentionMask, attention, attention_capped, bend};
+pub use attention::{AttentionMask, Sight, attention, attention_capped, bend};
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;

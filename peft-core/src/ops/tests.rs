@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 
-use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, plain};
+use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Sight, plain};
 use crate::nn::Dropout;
 use crate::site::Layout;
 
@@ -45,21 +45,31 @@ fn differentiate<const D: usize, const N: usize>(
     (values(output.inner()), grads)
 }
 
-/// Holds `fused` against `composed`, tracked and untracked, and its gradients against differences.
+/// Holds `fused` against `composed`, tracked and untracked; its gradients.
+fn agree<const D: usize, const N: usize>(
+    name: &str,
+    inputs: &[Tensor<D>; N],
+    fused: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    composed: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) -> Vec<Vec<f32>> {
+    let (ours, our_grads) = differentiate(inputs, &fused);
+    let (theirs, their_grads) = differentiate(inputs, &composed);
+    assert_close(name, &ours, &theirs);
+    for (ours, theirs) in our_grads.iter().zip(&their_grads) {
+        assert_close(&format!("gradient of {name}"), ours, theirs);
+    }
+    assert_close(&format!("untracked {name}"), &values(fused(inputs.clone())), &theirs);
+    our_grads
+}
+
+/// As [`agree`], and holds the gradients against differences.
 fn check<const D: usize, const N: usize>(
     name: &str,
     inputs: [Tensor<D>; N],
     fused: impl Fn([Tensor<D>; N]) -> Tensor<D>,
     composed: impl Fn([Tensor<D>; N]) -> Tensor<D>,
 ) {
-    let (ours, our_grads) = differentiate(&inputs, &fused);
-    let (theirs, their_grads) = differentiate(&inputs, &composed);
-    assert_close(name, &ours, &theirs);
-    for (ours, theirs) in our_grads.iter().zip(&their_grads) {
-        assert_close(&format!("gradient of {name}"), ours, theirs);
-    }
-    assert_close(&format!("untracked {name}"), &values(fused(inputs.clone())), &theirs);
-
+    let our_grads = agree(name, &inputs, &fused, composed);
     // Central differences at a few coordinates; in single precision they are good to a per cent.
     let weights = |dims| numbers::<D>(dims, 99);
     let objective = |inputs: [Tensor<D>; N]| -> f64 {
@@ -243,7 +253,7 @@ fn the_mask_of_some_queries_is_part_of_the_mask() {
     let off = Dropout::new(0.0);
     let [q, k, v] = [1, 2, 3].map(|salt| numbers([2, 2, 6, 4], salt));
     let bias = numbers([1, 2, 1, 6], 4);
-    let full = AttentionMask::new(mask(2, 6, 6, 1), true).with_bias(bias);
+    let full = AttentionMask::new(Sight::dense(mask(2, 6, 6, 1)), true).with_bias(bias);
     let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(&full), 0.5, &off);
     let part = ops::attention(q.narrow(2, 2, 3), k, v, Some(&full.of_queries(2..5)), 0.5, &off);
     assert_close("queries", &values(part), &values(all.narrow(2, 2, 3)));
@@ -424,31 +434,166 @@ fn attention_is_its_composition() {
                 numbers([batch, kv_heads, keys, d_head], 3),
             ]
         };
-        let causal = |blind| mask(batch, queries, keys, blind);
+        let causal = |blind| Sight::dense(mask(batch, queries, keys, blind));
         let masks = [
             None,
             Some(AttentionMask::new(causal(0), false)),
             Some(AttentionMask::new(causal(queries.min(3)), true)),
             Some(AttentionMask::new(causal(queries.min(3)), false)),
-            Some(AttentionMask::new(mask(1, queries, keys, 0), true)),
+            Some(AttentionMask::new(Sight::dense(mask(1, queries, keys, 0)), true)),
+            Some(AttentionMask::added(causal(queries.min(3)))),
+            Some(AttentionMask::added_twice(Sight::dense(mask(1, queries, keys, 0)), causal(queries.min(3)))),
         ];
         for (at, mask) in masks.iter().enumerate() {
-            check(
-                &format!("attention with mask {at} of {keys} keys"),
-                inputs(),
-                |[q, k, v]| ops::attention(q, k, v, mask.as_ref(), 0.6, &off),
-                |[q, k, v]| ops::attention_plain(q, k, v, mask.as_ref(), 0.6, &off),
-            );
+            let name = format!("attention with mask {at} of {keys} keys");
+            let fused = |[q, k, v]: [Tensor<4>; 3]| ops::attention(q, k, v, mask.as_ref(), 0.6, &off);
+            let composed = |[q, k, v]: [Tensor<4>; 3]| ops::attention_plain(q, k, v, mask.as_ref(), 0.6, None, &off);
+            // What is added to a score of a blind query drowns it, and its gradient goes through all the same.
+            if at < 5 {
+                check(&name, inputs(), fused, composed);
+            } else {
+                agree(&name, &inputs(), fused, composed);
+            }
         }
-        for shape in [[1, heads, queries, keys], [batch, heads, 1, keys]] {
+        for shape in [[1, heads, queries, keys], [batch, heads, 1, keys], [batch, 1, queries, keys], [1, 1, 1, keys]] {
             let [q, k, v] = inputs();
-            let biased = |bias| AttentionMask::new(causal(1), true).with_bias(bias);
-            check(
-                "attention with a bias",
-                [q, k, v, numbers(shape, 4)],
-                |[q, k, v, bias]| ops::attention(q, k, v, Some(&biased(bias)), 0.6, &off),
-                |[q, k, v, bias]| ops::attention_plain(q, k, v, Some(&biased(bias)), 0.6, &off),
-            );
+            let masks = [AttentionMask::new(causal(1), true), AttentionMask::added(causal(1))];
+            for (at, mask) in masks.into_iter().enumerate() {
+                let biased = |bias| mask.clone().with_bias(bias);
+                for cap in [None, Some(1.5)] {
+                    let inputs = [q.clone(), k.clone(), v.clone(), numbers(shape, 4)];
+                    let fused = |[q, k, v, bias]: [Tensor<4>; 4]| match cap {
+                        // Bent first, biased then.
+                        Some(cap) => ops::attention_capped(q, k, v, Some(&biased(bias)), 0.6, cap, &off),
+                        None => ops::attention(q, k, v, Some(&biased(bias)), 0.6, &off),
+                    };
+                    let composed = |[q, k, v, bias]: [Tensor<4>; 4]| {
+                        ops::attention_plain(q, k, v, Some(&biased(bias)), 0.6, cap, &off)
+                    };
+                    let name = format!("attention with a bias and a cap {cap:?}");
+                    if at == 0 {
+                        check(&name, inputs, fused, composed);
+                    } else {
+                        agree(&name, &inputs, fused, composed);
+                    }
+                }
+            }
+        }
+        check(
+            "attention with a cap",
+            inputs(),
+            |[q, k, v]| ops::attention_capped(q, k, v, None, 0.6, 2.5, &off),
+            |[q, k, v]| ops::attention_plain(q, k, v, None, 0.6, Some(2.5), &off),
+        );
+    }
+}
+
+fn whole<const D: usize>(shape: [usize; D], number: impl Fn(usize) -> i64) -> Tensor<D, Int> {
+    let numbers: Vec<i64> = (0..shape.iter().product()).map(number).collect();
+    Tensor::from_data(TensorData::new(numbers, shape), &device())
+}
+
+/// A description in vectors hides what a table says that is made from the rule itself, one query and key at a time.
+#[test]
+fn a_mask_in_vectors_is_the_table_of_its_rule() {
+    const BATCH: usize = 2;
+    let off = Dropout::new(0.0);
+    for (past, seq) in [(0, 1), (0, 9), (4, 1), (5, 6), (0, 80), (3, 130)] {
+        let total = past + seq;
+        let around = |window, ahead| Sight::around(past..total, window, ahead, &device());
+        // Padding on the left of one row, on the right and in the middle of the other.
+        let kept = |row: usize, key: usize| match row {
+            0 => key >= total / 3,
+            _ => key < total - total / 4 && key != 2,
+        };
+        let padding = |at: usize| if kept(at / total, at % total) { Sight::EVERYONE } else { Sight::NOBODY };
+        let padded = |sight: Sight| sight.within(whole([1, 1], |_| 0), whole([BATCH, total], padding));
+        // Documents of 7 and of 5 tokens behind a past that all see, and padding in the end.
+        let document = |row: usize, key: usize| match key {
+            key if key < past => Sight::EVERYONE,
+            key if row == 1 && key + 2 >= total => 0,
+            key => 1 + ((key - past) / [7, 5][row]) as i64,
+        };
+        let apart = |sight: Sight| {
+            let queries = whole([BATCH, seq], |at| document(at / seq, past + at % seq));
+            sight.within(queries, whole([BATCH, total], |at| document(at / total, at % total)))
+        };
+        let same = |row: usize, query: usize, key: usize| {
+            let key = document(row, key);
+            key == Sight::EVERYONE || key == document(row, query)
+        };
+        let before = |query: usize, key: usize| key <= query;
+        let prefix = |row: usize| total / (row + 2);
+        let behind = Sight::between(
+            Tensor::zeros([1, 1], &device()),
+            whole([BATCH, seq], |at| (past + at % seq + 1).max(prefix(at / seq)) as i64),
+        );
+        let free = |query: usize| query % 3 == 1;
+        let some_free = Sight::default().within(
+            whole([1, seq], |at| if free(past + at) { Sight::EVERYTHING } else { 5 }),
+            whole([BATCH, total], padding),
+        );
+        type Rule<'a> = Box<dyn Fn(usize, usize, usize) -> bool + 'a>;
+        let rules: Vec<(&str, Sight, Rule)> = vec![
+            ("causal", around(None, 0), Box::new(|_, query, key| before(query, key))),
+            ("window", around(Some(4), 0), Box::new(|_, query, key| before(query, key) && key + 4 > query)),
+            ("near", around(Some(4), 3), Box::new(|_, query, key| query.abs_diff(key) <= 3)),
+            ("padded", padded(Sight::default()), Box::new(|row, _, key| kept(row, key))),
+            (
+                "causal padded",
+                padded(around(None, 0)),
+                Box::new(|row, query, key| before(query, key) && kept(row, key)),
+            ),
+            (
+                "window padded",
+                padded(around(Some(3), 0)),
+                Box::new(|row, query, key| before(query, key) && key + 3 > query && kept(row, key)),
+            ),
+            ("documents", apart(Sight::default()), Box::new(same)),
+            ("causal documents", apart(around(None, 0)), Box::new(|row, q, k| before(q, k) && same(row, q, k))),
+            ("prefix", behind, Box::new(|row, query, key| before(query, key) || key < prefix(row))),
+            ("free", some_free, Box::new(|row, query, key| free(query) || kept(row, key))),
+            ("nothing", around(Some(0), 0), Box::new(|_, _, _| false)),
+        ];
+        let inputs = [seq, total, total].map(|length| numbers([BATCH, 2, length, 5], length));
+        for (name, sight, rule) in &rules {
+            let table = (0..BATCH * seq * total).map(|at| {
+                let (row, query, key) = (at / (seq * total), at / total % seq, at % total);
+                !rule(row, past + query, key)
+            });
+            let table = TensorData::new(table.collect::<Vec<bool>>(), [BATCH, 1, seq, total]);
+            let table = Sight::dense(Tensor::from_data(table, &device()));
+            let window = || around(Some(5), 0);
+            let masks: [[AttentionMask; 2]; 4] = [
+                [sight, &table].map(|it| AttentionMask::new(it.clone(), true)),
+                [sight, &table].map(|it| AttentionMask::new(it.clone(), true).never_blind()),
+                [sight, &table].map(|it| AttentionMask::added(it.clone())),
+                [sight, &table].map(|it| AttentionMask::added_twice(window(), it.clone())),
+            ];
+            for (how, [described, dense]) in masks.iter().enumerate() {
+                // Hidden twice everywhere is not a number.
+                if how == 3 && *name == "nothing" && seq + past <= 5 {
+                    continue;
+                }
+                let name = format!("{name} {how} of {past} + {seq}");
+                let plain = |mask: &AttentionMask| {
+                    let [q, k, v] = inputs.clone();
+                    values(ops::attention_plain(q, k, v, Some(mask), 0.6, None, &off))
+                };
+                assert_close(&format!("composed {name}"), &plain(described), &plain(dense));
+                agree(
+                    &name,
+                    &inputs,
+                    |[q, k, v]| ops::attention(q, k, v, Some(described), 0.6, &off),
+                    |[q, k, v]| ops::attention_plain(q, k, v, Some(dense), 0.6, None, &off),
+                );
+                let (from, count) = (seq / 3, seq.div_ceil(2));
+                let part = || described.of_queries(from..from + count);
+                let [q, k, v] = inputs.clone();
+                let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(dense), 0.6, &off);
+                let some = ops::attention(q.narrow(2, from, count), k, v, Some(&part()), 0.6, &off);
+                assert_close(&format!("some queries of {name}"), &values(some), &values(all.narrow(2, from, count)));
+            }
         }
     }
 }
@@ -471,7 +616,7 @@ fn attention_reads_views_and_drops_what_it_remembers() {
             },
             |[x]| {
                 let [q, k, v] = parts(x);
-                ops::attention_plain(q, k, v, None, 0.5, &off)
+                ops::attention_plain(q, k, v, None, 0.5, None, &off)
             },
         );
     }

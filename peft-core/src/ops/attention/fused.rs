@@ -1,10 +1,13 @@
 //! Attention on the CPU: every head of every row of the batch is a task, which works on tiles of query rows.
 //!
 //! The scores of a tile stay in the cache of the core: they are computed, used and forgotten, in the backward pass once
-//! more, so that memory grows linearly with length (after Rabe and Staats, arXiv 2112.05682). Keys that no query of a
-//! tile may see take no part in its products: a causal mask halves the work, and padding costs little.
+//! more, so that memory grows linearly with length (after Rabe and Staats, arXiv 2112.05682). What is hidden of a row is
+//! computed there too, from a mask that is a few vectors. Keys that no query of a tile may see take no part in its
+//! products: a causal mask halves the work, and padding costs little.
 
 use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -13,13 +16,12 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{
-    Autodiff, Backend, BackendTensor, Dispatch, DispatchTensorKind, Flex, TensorMetadata, backend_extension,
-};
-use burn::tensor::{Bool, Shape, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use super::AttentionMask;
+use super::seen::{ADDED, SET, Seen};
 use crate::ops::dropout::Seed;
 use crate::ops::kernel::{self, Kernel, Matrix, Start, contiguous, math, multiply_alone, numbers, permuted};
 
@@ -33,6 +35,8 @@ const ROWS_MASKED: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
     pub(crate) scale: f32,
+    /// Scores are bent by a hyperbolic tangent, and come no further than this.
+    pub(crate) cap: Option<f32>,
     /// A query that may see no key gives zero, not the mean.
     pub(crate) blind_is_zero: bool,
     pub(crate) seed: Option<Seed>,
@@ -44,7 +48,7 @@ pub(crate) trait AttentionOps: Backend {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FloatTensor<Self>;
 
@@ -54,7 +58,7 @@ pub(crate) trait AttentionOps: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FloatTensor<Self>;
 }
@@ -66,20 +70,12 @@ pub(crate) fn attention(
     mask: Option<&AttentionMask>,
     settings: Settings,
 ) -> Tensor<4> {
-    let hidden = mask.and_then(|it| it.hidden.clone()).map(flags);
+    let hidden = mask.and_then(AttentionMask::seen);
     let (query, key, value) = (query.into_dispatch(), key.into_dispatch(), value.into_dispatch());
     Tensor::from_dispatch(match mask.and_then(|it| it.bias.clone()) {
         Some(bias) => Dispatch::attend_biased(query, key, value, bias.into_dispatch(), hidden, settings),
         None => Dispatch::attend(query, key, value, hidden, settings),
     })
-}
-
-/// A tensor of flags on the CPU, whether or not it is thought to be on a device that differentiates.
-fn flags(tensor: Tensor<4, Bool>) -> FlexTensor {
-    match tensor.into_dispatch().kind {
-        DispatchTensorKind::Flex(BackendTensor::Bool(flags)) => flags,
-        _ => panic!("the mask is not on the device of the queries"),
-    }
 }
 
 /// What goes in, as the operation gets it.
@@ -88,8 +84,7 @@ struct Attention {
     query: FlexTensor,
     key: FlexTensor,
     value: FlexTensor,
-    /// `[batch or 1, 1, q_len, kv_len]`
-    hidden: Option<FlexTensor>,
+    hidden: Option<Arc<Seen>>,
     /// `[batch or 1, heads or 1, q_len or 1, kv_len]`
     bias: Option<FlexTensor>,
     settings: Settings,
@@ -125,17 +120,42 @@ struct Place {
 /// What a task writes: its rows of a buffer `[batch, length, heads, d_head]`, or nothing where nobody asks.
 type Part<'a, 'b> = &'a mut [&'b mut [f32]];
 
+/// What a task needs beside that.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    slopes: Vec<f32>,
+    row: RowScratch,
+}
+
+/// Of one row of a tile.
+#[derive(Default)]
+struct RowScratch {
+    flags: Vec<u8>,
+    /// The slopes of the cap.
+    bends: Vec<f32>,
+}
+
 thread_local! {
-    /// Scores and slopes of a tile: kept, so that no task has to touch new pages.
-    static TILES: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Kept, so that no task has to touch new pages.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The gradient of a bias, which some of the heads may share.
+struct BiasGrad<'a> {
+    numbers: &'a mut [f32],
+    /// `[batch or 1, heads or 1, q_len or 1, kv_len]`
+    shape: [usize; 4],
 }
 
 /// Calls `work` for every head of every row with its parts of the buffers `[batch, length, heads, d_head]`, of which
-/// each may be absent.
+/// each may be absent, and with its rows of the gradient of the bias. Those that share rows are called one after the
+/// other, so that their sum has an order.
 fn for_each_head<const N: usize>(
     sizes: Sizes,
     buffers: [Option<&mut [f32]>; N],
-    work: impl Fn(Place, [Option<Part<'_, '_>>; N]) + Sync,
+    bias: Option<BiasGrad<'_>>,
+    work: impl Fn(Place, [Option<Part<'_, '_>>; N], Option<&mut [f32]>) + Sync,
 ) {
     let Sizes { batch, heads, d_head, .. } = sizes;
     let mut columns = buffers.map(|it| it.map(|it| kernel::columns(it, heads * d_head, d_head)).unwrap_or_default());
@@ -151,7 +171,20 @@ fn for_each_head<const N: usize>(
             parts[which] = Some(rows);
         }
     }
-    parts.into_par_iter().for_each(|(place, parts)| work(place, parts));
+    let Some(BiasGrad { numbers, shape }) = bias else {
+        parts.into_par_iter().for_each(|(place, parts)| work(place, parts, None));
+        return;
+    };
+    let [batches, heads, queries, keys] = shape;
+    let mut tasks: Vec<_> = numbers.chunks_mut(queries * keys).map(|bias| (bias, Vec::new())).collect();
+    for (place, parts) in parts {
+        tasks[place.batch % batches * heads + place.head % heads].1.push((place, parts));
+    }
+    tasks.into_par_iter().for_each(|(bias, parts)| {
+        for (place, parts) in parts {
+            work(place, parts, Some(&mut *bias));
+        }
+    });
 }
 
 /// `rows` rows of `width` numbers of a buffer, which grows if it must.
@@ -164,12 +197,12 @@ impl Attention {
         query: FlexTensor,
         key: FlexTensor,
         value: FlexTensor,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         bias: Option<FlexTensor>,
         settings: Settings,
     ) -> Self {
         let [query, key, value] = [query, key, value].map(kernel::visible);
-        Self { query, key, value, hidden: hidden.map(contiguous), bias: bias.map(contiguous), settings }
+        Self { query, key, value, hidden, bias: bias.map(contiguous), settings }
     }
 
     fn sizes(&self) -> Sizes {
@@ -185,32 +218,31 @@ impl Attention {
         let most = (TILE / keys.max(1)).clamp(32, most);
         // Of equal size, so that the last one is not a sliver.
         let rows = queries.div_ceil(queries.div_ceil(most).max(1)).max(1);
-        let flags = self.hidden.as_ref().map(|it| &it.storage::<u8>()[it.layout().start_offset()..]);
-        let batches = self.hidden.as_ref().map_or(1, |it| it.shape()[0]);
+        let batches = self.hidden.as_ref().map_or(1, |it| it.batches());
         let tile = |batch: usize, query: usize| {
             let rows = rows.min(queries - query);
-            let flags = flags.map(|it| &it[(batch * queries + query) * keys..][..rows * keys]);
-            let (key, end) = flags.and_then(|it| self.visible(it)).unwrap_or((0, keys));
-            Tile { query, rows, key, width: end - key }
+            let seen = self.hidden.as_ref().and_then(|it| self.visible(it, batch, query..query + rows));
+            let seen = seen.unwrap_or(0..keys);
+            Tile { query, rows, key: seen.start, width: seen.len() }
         };
         (0..batches).map(|batch| (0..queries).step_by(rows).map(|query| tile(batch, query)).collect()).collect()
     }
 
-    /// The first key that some of the queries may see, and the one after the last; `None` means all keys.
-    fn visible(&self, flags: &[u8]) -> Option<(usize, usize)> {
+    /// The keys that some of the queries may see; `None` means all keys.
+    fn visible(&self, hidden: &Seen, batch: usize, queries: Range<usize>) -> Option<Range<usize>> {
         let keys = self.sizes().keys;
         let (mut first, mut end) = (keys, 0);
-        for row in flags.chunks(keys) {
-            match row.iter().position(|it| *it == 0) {
-                Some(at) => first = first.min(at),
-                None if self.settings.blind_is_zero => continue,
+        for query in queries {
+            let seen = hidden.range(batch, query, keys);
+            if !seen.is_empty() {
+                (first, end) = (first.min(seen.start), end.max(seen.end));
+            } else if !self.settings.blind_is_zero {
                 // The mean is over all keys.
-                None => return None,
+                return None;
             }
-            end = end.max(row.iter().rposition(|it| *it == 0).map_or(0, |at| at + 1));
         }
         // At least one, so that there is a product to compute.
-        if first < end { Some((first, end)) } else { Some((0, keys.min(1))) }
+        Some(if first < end { first..end } else { 0..keys.min(1) })
     }
 
     /// The rows of a head in a tensor `[batch, heads, length, d_head]`.
@@ -230,17 +262,19 @@ impl Attention {
     }
 
     /// What applies to one row of scores.
-    fn row(&self, Place { batch, head }: Place, tile: Tile, at: usize) -> Row<'_> {
+    #[inline(always)]
+    fn row<'a>(&'a self, Place { batch, head }: Place, tile: Tile, at: usize, flags: &'a mut Vec<u8>) -> Row<'a> {
         let Sizes { heads, queries, keys, .. } = self.sizes();
         let query = tile.query + at;
         let seen = tile.key..tile.key + tile.width;
         let hidden = self.hidden.as_ref().map(|it| {
-            let batch = batch % it.shape()[0];
-            let start = it.layout().start_offset() + (batch * queries + query) * keys;
-            &it.storage::<u8>()[start..start + keys][seen.clone()]
+            flags.resize(tile.width, 0);
+            it.flags(batch, query, seen.clone(), flags);
+            &flags[..]
         });
         let bias = self.bias.as_ref().map(|it| {
-            let row = bias_row(it.shape().dims::<4>(), batch, head, query);
+            let [batches, bias_heads, rows, _] = it.shape().dims::<4>();
+            let row = (batch % batches * bias_heads + head % bias_heads) * rows + query % rows;
             &numbers(it)[row * keys..(row + 1) * keys][seen]
         });
         let place = ((batch * heads + head) * queries + query) * keys + tile.key;
@@ -253,20 +287,21 @@ impl Attention {
         let mut output = kernel::zeros(shape.num_elements());
         if !output.is_empty() && sizes.keys > 0 {
             let tiles = self.tiles();
-            for_each_head(sizes, [Some(&mut output[..])], |place, [output]| {
+            for_each_head(sizes, [Some(&mut output[..])], None, |place, [output], _| {
                 let output = output.expect("the output is wanted");
                 let [query, key, value] = self.sides(place);
-                let mut buffers = TILES.take();
+                let mut scratch = SCRATCH.take();
                 for tile in &tiles[place.batch % tiles.len()] {
-                    let mut scores = rows_of(&mut buffers[0], tile.rows, tile.width);
+                    let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
                     let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
                     multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
-                    kernel::simd(Weights { attention: self, place, tile: *tile, scores: &mut scores });
-                    let weights = Matrix::new(&buffers[0], [tile.rows, tile.width], [tile.width, 1]);
+                    let row = &mut scratch.row;
+                    kernel::simd(Weights { attention: self, place, tile: *tile, row, scores: &mut scores });
+                    let weights = Matrix::new(&scratch.scores, [tile.rows, tile.width], [tile.width, 1]);
                     let output = &mut output[tile.query..tile.query + tile.rows];
                     multiply_alone(output, &[[weights, value.rows(tile.key, tile.width)]], Start::Zero);
                 }
-                TILES.set(buffers);
+                SCRATCH.set(scratch);
             });
         }
         permuted(kernel::tensor(output, shape), &[0, 2, 1, 3])
@@ -283,20 +318,23 @@ impl Attention {
         let mut query_grad = buffer(to_query, queries);
         let mut key_grad = buffer(to_key, keys);
         let mut value_grad = buffer(to_value, keys);
-        let bias_grad = self.bias.as_ref().filter(|_| to_bias).map(|it| self.bias_grad(&grad, it));
+        let biased = self.bias.as_ref().filter(|_| to_bias).map(TensorMetadata::shape);
+        let mut bias_grad = biased.as_ref().map(|it| kernel::zeros(it.num_elements()));
 
         if [queries, keys, batch, heads, d_head].iter().all(|it| *it > 0) {
             let tiles = self.tiles();
             let buffers = [&mut query_grad, &mut key_grad, &mut value_grad].map(|it| it.as_deref_mut());
-            for_each_head(sizes, buffers, |place, [mut query_grad, mut key_grad, mut value_grad]| {
-                let mut buffers = TILES.take();
+            let bias = biased.iter().zip(&mut bias_grad);
+            let bias = bias.map(|(shape, numbers)| BiasGrad { numbers, shape: shape.dims::<4>() }).next();
+            for_each_head(sizes, buffers, bias, |place, [mut query_grad, mut key_grad, mut value_grad], mut bias| {
+                let mut scratch = SCRATCH.take();
                 for tile in &tiles[place.batch % tiles.len()] {
-                    self.slopes(&grad, place, *tile, self.settings.scale, &mut buffers);
+                    self.slopes(&grad, place, *tile, bias.as_deref_mut(), &mut scratch);
                     let [query, key, _] = self.sides(place);
                     let above = Self::head(&grad, place).rows(tile.query, tile.rows);
                     let seen = tile.key..tile.key + tile.width;
-                    let [weights, slopes] =
-                        [&buffers[0], &buffers[1]].map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
+                    let [weights, slopes] = [&scratch.scores, &scratch.slopes]
+                        .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
                     if let Some(output) = &mut value_grad {
                         let output = &mut output[seen.clone()];
                         multiply_alone(output, &[[weights.transposed(), above]], Start::Kept);
@@ -310,7 +348,7 @@ impl Attention {
                         multiply_alone(&mut output[seen], &[[slopes.transposed(), query]], Start::Kept);
                     }
                 }
-                TILES.set(buffers);
+                SCRATCH.set(scratch);
             });
         }
         let by_head = |it: Option<Vec<f32>>, length: usize, heads: usize| {
@@ -329,52 +367,28 @@ impl Attention {
             by_head(query_grad, queries, heads),
             by_head(key_grad, keys, kv_heads),
             by_head(value_grad, keys, kv_heads),
-            bias_grad,
+            bias_grad.zip(biased).map(|(numbers, shape)| kernel::tensor(numbers, shape)),
         ]
     }
 
-    /// The weights of a tile, and the slopes at its scores times `scale`.
-    fn slopes(&self, grad: &FlexTensor, place: Place, tile: Tile, scale: f32, [weights, slopes]: &mut [Vec<f32>; 2]) {
+    /// The weights of a tile, and the slopes at its products; those at its scores are added to the gradient of the bias.
+    fn slopes(&self, grad: &FlexTensor, place: Place, tile: Tile, bias: Option<&mut [f32]>, scratch: &mut Scratch) {
         let [query, key, value] = self.sides(place);
-        let mut scores = rows_of(weights, tile.rows, tile.width);
+        let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
         let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
         multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
-        let mut slopes = rows_of(slopes, tile.rows, tile.width);
+        let mut slopes = rows_of(&mut scratch.slopes, tile.rows, tile.width);
         let above = Self::head(grad, place).rows(tile.query, tile.rows);
         let value = value.rows(tile.key, tile.width);
         multiply_alone(&mut slopes, &[[above, value.transposed()]], Start::Zero);
-        kernel::simd(Slopes { attention: self, place, tile, scale, scores: &mut scores, slopes: &mut slopes });
+        let row = &mut scratch.row;
+        kernel::simd(Slopes { attention: self, place, tile, row, bias, scores: &mut scores, slopes: &mut slopes });
     }
-
-    /// The gradient of the bias, head by head: rows of the batch may share it, and their sum has an order.
-    fn bias_grad(&self, grad: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
-        let Sizes { batch, heads, queries, keys, .. } = self.sizes();
-        let shape = bias.shape();
-        let mut output = vec![0.0; shape.num_elements()];
-        let tiles = if queries * keys == 0 { Vec::new() } else { self.tiles() };
-        let mut buffers = [Vec::new(), Vec::new()];
-        for at in 0..batch * heads {
-            let place = Place { batch: at / heads, head: at % heads };
-            for tile in tiles.get(place.batch % tiles.len().max(1)).into_iter().flatten() {
-                self.slopes(grad, place, *tile, 1.0, &mut buffers);
-                for (at, slopes) in buffers[1][..tile.rows * tile.width].chunks(tile.width).enumerate() {
-                    let row = bias_row(shape.dims::<4>(), place.batch, place.head, tile.query + at);
-                    let output = &mut output[row * keys + tile.key..][..tile.width];
-                    math::axpy(1.0, slopes, output);
-                }
-            }
-        }
-        kernel::tensor(output, shape)
-    }
-}
-
-/// The row of a bias `[batch or 1, heads or 1, q_len or 1, kv_len]`.
-fn bias_row([batches, heads, queries, _]: [usize; 4], batch: usize, head: usize, query: usize) -> usize {
-    ((batch % batches) * heads + head % heads) * queries + query % queries
 }
 
 /// What applies to one row of scores.
 struct Row<'a> {
+    /// [`SET`] and [`ADDED`].
     hidden: Option<&'a [u8]>,
     bias: Option<&'a [f32]>,
     /// Of the first score among all scores, for dropout.
@@ -388,19 +402,27 @@ impl Row<'_> {
         self.hidden.is_some_and(|it| it.iter().all(|it| *it != 0))
     }
 
-    /// Softmax in place.
+    /// Products to scores.
+    #[inline(always)]
+    fn scale(&self, scores: &mut [f32]) {
+        let Settings { scale, cap, .. } = self.settings;
+        match cap {
+            Some(cap) => scores.iter_mut().for_each(|it| *it = cap * math::tanh(*it * (scale / cap))),
+            None => scores.iter_mut().for_each(|it| *it *= scale),
+        }
+    }
+
+    /// Softmax of scores in place, with the bias and without what is hidden.
     #[inline(always)]
     fn softmax(&self, scores: &mut [f32]) {
-        for score in scores.iter_mut() {
-            *score *= self.settings.scale;
-        }
         if let Some(bias) = self.bias {
             math::axpy(1.0, bias, scores);
         }
         if let Some(hidden) = self.hidden {
             for (score, hidden) in scores.iter_mut().zip(hidden) {
-                // The lowest finite number, not −∞: a row of −∞ has no softmax.
-                *score = if *hidden != 0 { f32::MIN } else { *score };
+                // The lowest finite number, not −∞: a row of −∞ has no softmax. Twice that number is −∞.
+                let lowest = if *hidden == SET | ADDED { f32::NEG_INFINITY } else { f32::MIN };
+                *score = if *hidden != 0 { lowest } else { *score };
             }
         }
         let max = math::max(scores);
@@ -410,6 +432,14 @@ impl Row<'_> {
         let scale = 1.0 / math::sum(scores, |x| x);
         for score in scores.iter_mut() {
             *score *= scale;
+        }
+    }
+
+    /// A score that was set is a constant.
+    #[inline(always)]
+    fn stop(&self, slopes: &mut [f32]) {
+        for (slope, hidden) in slopes.iter_mut().zip(self.hidden.unwrap_or_default()) {
+            *slope = if *hidden & SET != 0 { 0.0 } else { *slope };
         }
     }
 
@@ -423,11 +453,12 @@ impl Row<'_> {
     }
 }
 
-/// Scores to the weights of the values.
+/// Products to the weights of the values.
 struct Weights<'a, 'b> {
     attention: &'a Attention,
     place: Place,
     tile: Tile,
+    row: &'a mut RowScratch,
     scores: &'a mut [&'b mut [f32]],
 }
 
@@ -436,23 +467,25 @@ impl Kernel for Weights<'_, '_> {
     #[inline(always)]
     fn run(self) {
         for (at, scores) in self.scores.iter_mut().enumerate() {
-            let row = self.attention.row(self.place, self.tile, at);
+            let row = self.attention.row(self.place, self.tile, at, &mut self.row.flags);
             if row.settings.blind_is_zero && row.sees_nothing() {
                 scores.fill(0.0);
                 continue;
             }
+            row.scale(scores);
             row.softmax(scores);
             row.drop(scores);
         }
     }
 }
 
-/// Scores to the weights of the values, and slopes at the weights to slopes at the scores, times `scale`.
+/// Products to the weights of the values, and slopes at the weights to slopes at the products.
 struct Slopes<'a, 'b> {
     attention: &'a Attention,
     place: Place,
     tile: Tile,
-    scale: f32,
+    row: &'a mut RowScratch,
+    bias: Option<&'a mut [f32]>,
     scores: &'a mut [&'b mut [f32]],
     slopes: &'a mut [&'b mut [f32]],
 }
@@ -461,24 +494,43 @@ impl Kernel for Slopes<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
+        let Self { attention, place, tile, row: scratch, mut bias, .. } = self;
+        let keys = attention.sizes().keys;
+        let Settings { scale, cap, blind_is_zero, .. } = attention.settings;
+        let bends = kernel::first(&mut scratch.bends, if cap.is_some() { tile.width } else { 0 });
         for (at, (scores, slopes)) in self.scores.iter_mut().zip(self.slopes.iter_mut()).enumerate() {
-            let row = self.attention.row(self.place, self.tile, at);
-            if row.sees_nothing() {
-                // Hidden scores are replaced by a constant.
+            let row = attention.row(place, tile, at, &mut scratch.flags);
+            let blind = row.sees_nothing();
+            if blind && blind_is_zero {
+                scores.fill(0.0);
                 slopes.fill(0.0);
-                if row.settings.blind_is_zero {
-                    scores.fill(0.0);
-                } else {
-                    row.softmax(scores);
-                    row.drop(scores);
-                }
                 continue;
+            }
+            row.scale(scores);
+            if let Some(cap) = cap {
+                for (bend, score) in bends.iter_mut().zip(scores.iter()) {
+                    *bend = 1.0 - (score / cap) * (score / cap);
+                }
             }
             row.softmax(scores);
             row.drop(slopes);
             let level = math::sum2(scores, slopes, |p, g| p * g);
             for (g, p) in slopes.iter_mut().zip(scores.iter()) {
-                *g = self.scale * p * (*g - level);
+                *g = p * (*g - level);
+            }
+            if blind {
+                row.stop(slopes);
+            }
+            if let Some(bias) = &mut bias {
+                let queries = bias.len() / keys;
+                let bias = &mut bias[(tile.query + at) % queries * keys + tile.key..][..tile.width];
+                math::axpy(1.0, slopes, bias);
+            }
+            for g in slopes.iter_mut() {
+                *g *= scale;
+            }
+            for (g, bend) in slopes.iter_mut().zip(bends.iter()) {
+                *g *= bend;
             }
             row.drop(scores);
         }
@@ -490,7 +542,7 @@ impl AttentionOps for Flex {
         query: FlexTensor,
         key: FlexTensor,
         value: FlexTensor,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FlexTensor {
         Attention::new(query, key, value, hidden, None, settings).forward()
@@ -501,7 +553,7 @@ impl AttentionOps for Flex {
         key: FlexTensor,
         value: FlexTensor,
         bias: FlexTensor,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FlexTensor {
         Attention::new(query, key, value, hidden, Some(bias), settings).forward()
@@ -552,7 +604,7 @@ impl<C: CheckpointStrategy> AttentionOps for Autodiff<Flex, C> {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FloatTensor<Self> {
         let ((query, q), (key, k), (value, v)) = (query.into_parts(), key.into_parts(), value.into_parts());
@@ -564,7 +616,7 @@ impl<C: CheckpointStrategy> AttentionOps for Autodiff<Flex, C> {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        hidden: Option<FlexTensor>,
+        hidden: Option<Arc<Seen>>,
         settings: Settings,
     ) -> FloatTensor<Self> {
         let ((query, q), (key, k), (value, v)) = (query.into_parts(), key.into_parts(), value.into_parts());

@@ -33,6 +33,19 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// The hyperbolic tangent: a polynomial where it is near a line, else by the exponential (Cephes, `tanhf`).
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = -5.704_988_7e-3;
+    for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = p * square + coefficient;
+    }
+    let near = p * square * x + x;
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
 /// The normal distribution's `Φ(x)` and its density at `x`.
 ///
 /// `erfc(z) e^(z²)` is `t Q(t)` with `t = 1 / (1 + z / 2)`, where Q is smooth on all of (0, 1]: a polynomial fitted to it
@@ -142,6 +155,14 @@ mod tests {
     fn sigmoid_is_accurate_in_both_tails() {
         assert!(worst(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), -80.0, 80.0) < 3e-7);
         assert!(sigmoid(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_accurate_everywhere() {
+        assert!(worst(tanh, f64::tanh, -20.0, 20.0) < 3e-7);
+        assert!(worst(tanh, f64::tanh, -0.7, 0.7) < 3e-7);
+        assert_eq!(tanh(f32::INFINITY), 1.0);
+        assert!(tanh(f32::NAN).is_nan());
     }
 
     #[test]
