@@ -294,12 +294,12 @@ impl Attention {
                 for tile in &tiles[place.batch % tiles.len()] {
                     let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
                     let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
-                    multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
+                    multiply_alone(&mut scores, &[(query, key.transposed().into())], Start::Zero);
                     let row = &mut scratch.row;
                     kernel::simd(Weights { attention: self, place, tile: *tile, row, scores: &mut scores });
                     let weights = Matrix::new(&scratch.scores, [tile.rows, tile.width], [tile.width, 1]);
                     let output = &mut output[tile.query..tile.query + tile.rows];
-                    multiply_alone(output, &[[weights, value.rows(tile.key, tile.width)]], Start::Zero);
+                    multiply_alone(output, &[(weights, value.rows(tile.key, tile.width).into())], Start::Zero);
                 }
                 SCRATCH.set(scratch);
             });
@@ -337,15 +337,15 @@ impl Attention {
                         .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
                     if let Some(output) = &mut value_grad {
                         let output = &mut output[seen.clone()];
-                        multiply_alone(output, &[[weights.transposed(), above]], Start::Kept);
+                        multiply_alone(output, &[(weights.transposed(), above.into())], Start::Kept);
                     }
                     if let Some(output) = &mut query_grad {
                         let output = &mut output[tile.query..tile.query + tile.rows];
-                        multiply_alone(output, &[[slopes, key.rows(tile.key, tile.width)]], Start::Zero);
+                        multiply_alone(output, &[(slopes, key.rows(tile.key, tile.width).into())], Start::Zero);
                     }
                     if let Some(output) = &mut key_grad {
                         let query = query.rows(tile.query, tile.rows);
-                        multiply_alone(&mut output[seen], &[[slopes.transposed(), query]], Start::Kept);
+                        multiply_alone(&mut output[seen], &[(slopes.transposed(), query.into())], Start::Kept);
                     }
                 }
                 SCRATCH.set(scratch);
@@ -376,11 +376,11 @@ impl Attention {
         let [query, key, value] = self.sides(place);
         let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
         let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
-        multiply_alone(&mut scores, &[[query, key.transposed()]], Start::Zero);
+        multiply_alone(&mut scores, &[(query, key.transposed().into())], Start::Zero);
         let mut slopes = rows_of(&mut scratch.slopes, tile.rows, tile.width);
         let above = Self::head(grad, place).rows(tile.query, tile.rows);
         let value = value.rows(tile.key, tile.width);
-        multiply_alone(&mut slopes, &[[above, value.transposed()]], Start::Zero);
+        multiply_alone(&mut slopes, &[(above, value.transposed().into())], Start::Zero);
         let row = &mut scratch.row;
         kernel::simd(Slopes { attention: self, place, tile, row, bias, scores: &mut scores, slopes: &mut slopes });
     }

@@ -11,7 +11,7 @@ use burn::tensor::Shape;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::product::{DEPTH, PANEL, PANELS, RUN, STEPS, THIN, in_parts, turned};
+use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, turned, visible};
 use super::{Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, product, simd, tensor, zeros};
 
 /// Rows of a tile.
@@ -49,8 +49,8 @@ pub(crate) fn with_weight(
         Some(beside) => Onto::Tensor(product([beside], onto)),
         None => onto,
     };
-    let (left, weight) = (contiguous(left), Matrix::visible(weight));
-    let [left, weight] = [&left, &weight].map(Matrix::of);
+    let (left, weight) = (contiguous(left), visible(weight));
+    let (left, weight) = (Matrix::of(&left), Right::of(&weight));
     if let Onto::Tensor(output) = onto {
         return overwrite(output, |output| multiply(output, left, weight, Start::Kept));
     }
@@ -60,17 +60,9 @@ pub(crate) fn with_weight(
     tensor(output, Shape::new([rows, columns]))
 }
 
-/// Rounds to the nearest, to even between two; what is not a number stays so.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    if x.is_nan() { 0x7fc0 } else { rounded }
-}
-
-#[inline(always)]
-fn pair(a: f32, b: f32) -> u32 {
-    rounded(a) | rounded(b) << 16
+fn pair<T: Number>(a: T, b: T) -> u32 {
+    a.bf16_bits() | b.bf16_bits() << 16
 }
 
 /// A row of numbers in pairs.
@@ -94,12 +86,12 @@ impl Kernel for InPairs<'_> {
 }
 
 /// Brings a matrix into panels `[rows / 2, WIDTH]` of pairs, with zeros beside its columns and below an odd row.
-struct Pack<'a> {
+struct Pack<'a, T> {
     panels: &'a mut [u32],
-    matrix: Matrix<'a>,
+    matrix: Matrix<'a, T>,
 }
 
-impl Kernel for Pack<'_> {
+impl<T: Number + Default> Kernel for Pack<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
@@ -121,10 +113,11 @@ impl Kernel for Pack<'_> {
 
 /// Rows that lie without gaps.
 #[inline(always)]
-fn pair_rows(panel: &mut [u32], matrix: &Matrix<'_>) {
+fn pair_rows<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) {
+    let zeros = [T::default(); WIDTH];
     let row = |at: usize| &matrix.numbers[at * matrix.strides[0]..][..matrix.columns];
     for (at, to) in panel.chunks_exact_mut(WIDTH).enumerate() {
-        let (a, b) = (row(2 * at), if 2 * at + 1 < matrix.rows { row(2 * at + 1) } else { &[0.0; WIDTH] });
+        let (a, b) = (row(2 * at), if 2 * at + 1 < matrix.rows { row(2 * at + 1) } else { &zeros });
         // A constant length makes this a few vector instructions.
         if let (Some(to), Some(a), Some(b)) =
             (to.first_chunk_mut::<WIDTH>(), a.first_chunk::<WIDTH>(), b.first_chunk::<WIDTH>())
@@ -142,7 +135,7 @@ fn pair_rows(panel: &mut [u32], matrix: &Matrix<'_>) {
 
 /// Columns that lie without gaps.
 #[inline(always)]
-fn pair_columns(panel: &mut [u32], matrix: &Matrix<'_>) {
+fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) {
     const PAIRS: usize = STEPS / 2;
     let line = matrix.strides[1];
     let (whole, fours) = (matrix.rows / STEPS * STEPS, matrix.columns / 4 * 4);
@@ -170,14 +163,14 @@ fn pair_columns(panel: &mut [u32], matrix: &Matrix<'_>) {
         let from = if at < fours { whole } else { 0 };
         let rows = panel[from / 2 * WIDTH..].chunks_exact_mut(WIDTH);
         for (terms, row) in column[from..].chunks(2).zip(rows) {
-            row[at] = pair(terms[0], terms.get(1).copied().unwrap_or(0.0));
+            row[at] = pair(terms[0], terms.get(1).copied().unwrap_or_default());
         }
     }
 }
 
 /// Adds `left · right` to what `start` says. The left side lies without gaps; no side is empty.
-fn multiply(output: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, start: Start<'_>) {
-    let (inner, width) = (left.columns, right.columns);
+fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
+    let [inner, width] = right.dims();
     let pairs = inner.div_ceil(2);
     let mut rows = vec![0; left.rows * pairs];
     rows.par_chunks_mut(pairs).zip(left.numbers.par_chunks(inner)).with_min_len(ROWS).for_each(|(pairs, row)| {
@@ -195,8 +188,10 @@ fn multiply(output: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, start: Star
                 let packed = first(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
                 let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
                 let terms = (2 * depth).min(inner - 2 * from);
-                let matrix = right.rows(2 * from, terms).columns(column + at, columns);
-                simd(Pack { panels: &mut *packed, matrix });
+                match right.rows(2 * from, terms).columns(column + at, columns) {
+                    Right::Single(matrix) => simd(Pack { panels: &mut *packed, matrix }),
+                    Right::Half(matrix) => simd(Pack { panels: &mut *packed, matrix }),
+                }
                 let start = if from == 0 { start.from(column + at) } else { Start::Kept };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
                 tiles(output, at, rows, packed, start);

@@ -24,6 +24,11 @@ pub(crate) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && tensor.dtype() == DType::F32
 }
 
+/// A weight in single precision.
+pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
+    weight
+}
+
 /// Something to be compiled for each instruction set.
 ///
 /// A trait of its own, since a closure might not be inlined, and then would be compiled for the oldest set only.

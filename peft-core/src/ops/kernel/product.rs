@@ -15,44 +15,92 @@ use std::cell::RefCell;
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::Shape;
+use burn::tensor::{DType, Element, Shape};
+use half::bf16;
+use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{contiguous, math, numbers, overwrite, rows_per_piece, tensor, transposed, zeros};
+use super::{contiguous, math, numbers, overwrite, rows_per_piece, single, tensor, transposed, zeros};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
 pub(super) const DEPTH: usize = 1600;
 /// Panels of the right side that are packed at once: they stay in the second cache together.
 pub(super) const PANELS: usize = 2;
 
+/// What a right side is made of.
+pub(super) trait Number: Copy {
+    /// The same numbers in single precision, in the buffer if they are not yet.
+    fn widened<'a>(numbers: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
+    fn widened_steps<'a>(numbers: &'a [Self; STEPS], buffer: &'a mut [f32; STEPS]) -> &'a [f32; STEPS];
+    fn widen(self) -> f32;
+    /// Bits of the nearest bf16.
+    fn bf16_bits(self) -> u32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn widened<'a>(numbers: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        numbers
+    }
+    #[inline(always)]
+    fn widened_steps<'a>(numbers: &'a [Self; STEPS], _: &'a mut [f32; STEPS]) -> &'a [f32; STEPS] {
+        numbers
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    /// To even between two; what is not a number stays so.
+    #[inline(always)]
+    fn bf16_bits(self) -> u32 {
+        let bits = self.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        if self.is_nan() { 0x7fc0 } else { rounded }
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn widened<'a>(numbers: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        let buffer = &mut buffer[..numbers.len()];
+        for (to, x) in buffer.iter_mut().zip(numbers) {
+            *to = x.widen();
+        }
+        buffer
+    }
+    #[inline(always)]
+    fn widened_steps<'a>(numbers: &'a [Self; STEPS], buffer: &'a mut [f32; STEPS]) -> &'a [f32; STEPS] {
+        for (to, x) in buffer.iter_mut().zip(numbers) {
+            *to = x.widen();
+        }
+        buffer
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(self.bf16_bits() << 16)
+    }
+    #[inline(always)]
+    fn bf16_bits(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
 /// A matrix in a slice.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(super) numbers: &'a [f32],
+pub(crate) struct Matrix<'a, T = f32> {
+    pub(super) numbers: &'a [T],
     pub(super) rows: usize,
     pub(super) columns: usize,
     /// From row to row, and from column to column; one of them is 1.
     pub(super) strides: [usize; 2],
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T> Matrix<'a, T> {
     /// Numbers seen as `[rows, columns]`. There must be no gaps along one of the two.
-    pub(crate) fn new(numbers: &'a [f32], [rows, columns]: [usize; 2], strides: [usize; 2]) -> Self {
+    pub(crate) fn new(numbers: &'a [T], [rows, columns]: [usize; 2], strides: [usize; 2]) -> Self {
         debug_assert!(strides.contains(&1), "a matrix without gaps along an axis");
         Self { numbers, rows, columns, strides }
-    }
-
-    /// A tensor of rank 2, as it lies if one of its axes has no gaps.
-    pub(super) fn visible(tensor: FlexTensor) -> FlexTensor {
-        let strides = tensor.layout().strides();
-        if strides.contains(&1) && strides.iter().all(|it| *it > 0) { tensor } else { tensor.to_contiguous() }
-    }
-
-    /// A tensor that is [`Matrix::visible`].
-    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
-        let strides = [0, 1].map(|axis| tensor.layout().strides()[axis].unsigned_abs());
-        Self::new(&tensor.storage::<f32>()[tensor.layout().start_offset()..], tensor.shape().dims::<2>(), strides)
     }
 
     pub(crate) fn transposed(self) -> Self {
@@ -70,6 +118,73 @@ impl<'a> Matrix<'a> {
         self.transposed().rows(first, count).transposed()
     }
 }
+
+impl<'a, T: Element + Pod> Matrix<'a, T> {
+    /// A tensor that is [`visible`].
+    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
+        let strides = [0, 1].map(|axis| tensor.layout().strides()[axis].unsigned_abs());
+        Self::new(&tensor.storage::<T>()[tensor.layout().start_offset()..], tensor.shape().dims::<2>(), strides)
+    }
+}
+
+/// A tensor of rank 2, as it lies if one of its axes has no gaps.
+pub(super) fn visible(tensor: FlexTensor) -> FlexTensor {
+    let strides = tensor.layout().strides();
+    if strides.contains(&1) && strides.iter().all(|it| *it > 0) { tensor } else { tensor.to_contiguous() }
+}
+
+/// The right side of a product: a weight may be kept in half precision, which is widened as it is packed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Right<'a> {
+    Single(Matrix<'a>),
+    Half(Matrix<'a, bf16>),
+}
+
+impl<'a> From<Matrix<'a>> for Right<'a> {
+    fn from(matrix: Matrix<'a>) -> Self {
+        Self::Single(matrix)
+    }
+}
+
+impl<'a> Right<'a> {
+    /// A tensor that is [`visible`].
+    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
+        if tensor.dtype() == DType::BF16 { Self::Half(Matrix::of(tensor)) } else { Self::Single(Matrix::of(tensor)) }
+    }
+
+    pub(super) fn dims(self) -> [usize; 2] {
+        match self {
+            Self::Single(it) => [it.rows, it.columns],
+            Self::Half(it) => [it.rows, it.columns],
+        }
+    }
+
+    pub(super) fn rows(self, first: usize, count: usize) -> Self {
+        match self {
+            Self::Single(it) => Self::Single(it.rows(first, count)),
+            Self::Half(it) => Self::Half(it.rows(first, count)),
+        }
+    }
+
+    pub(super) fn columns(self, first: usize, count: usize) -> Self {
+        match self {
+            Self::Single(it) => Self::Single(it.columns(first, count)),
+            Self::Half(it) => Self::Half(it.columns(first, count)),
+        }
+    }
+
+    /// Whether its rows lie without gaps.
+    fn lies_along(self) -> bool {
+        let strides = match self {
+            Self::Single(it) => it.strides,
+            Self::Half(it) => it.strides,
+        };
+        strides[1] == 1
+    }
+}
+
+/// Left and right side of a product.
+pub(crate) type Pair<'a> = (Matrix<'a>, Right<'a>);
 
 /// What the output holds before the products are added.
 #[derive(Debug, Clone, Copy)]
@@ -137,17 +252,17 @@ thread_local! {
 /// Brings a matrix into panels of `width` columns, `[rows, width]` each, with zeros beside the columns of the last one.
 ///
 /// The panels lie `stride` numbers apart.
-struct Pack<'a> {
+struct Pack<'a, T> {
     panels: &'a mut [f32],
     stride: usize,
-    matrix: Matrix<'a>,
+    matrix: Matrix<'a, T>,
     width: usize,
 }
 
 /// Steps along a column that are turned at once: a run of it is long enough to be fetched ahead.
 pub(super) const RUN: usize = 256;
 
-impl WithSimd for Pack<'_> {
+impl<T: Number> WithSimd for Pack<'_, T> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
@@ -158,9 +273,9 @@ impl WithSimd for Pack<'_> {
             // All panels in turn, so that a row of the matrix is read once. The length of a copy is constant: a call for
             // every row would take longer than the row.
             match width / S::F32_LANES {
-                4 => copy_rows::<S, 4>(panels, stride, whole, &matrix),
-                3 => copy_rows::<S, 3>(panels, stride, whole, &matrix),
-                _ => copy_rows::<S, 2>(panels, stride, whole, &matrix),
+                4 => copy_rows::<S, T, 4>(panels, stride, whole, &matrix),
+                3 => copy_rows::<S, T, 3>(panels, stride, whole, &matrix),
+                _ => copy_rows::<S, T, 2>(panels, stride, whole, &matrix),
             }
         } else {
             for (at, panel) in panels.chunks_mut(stride).take(whole).enumerate() {
@@ -174,7 +289,9 @@ impl WithSimd for Pack<'_> {
             panel.fill(0.0);
             if line == 1 {
                 for (at, row) in panel.chunks_exact_mut(width).enumerate() {
-                    row[..columns].copy_from_slice(&numbers[at * step..at * step + columns]);
+                    for (to, x) in row.iter_mut().zip(&numbers[at * step..at * step + columns]) {
+                        *to = x.widen();
+                    }
                 }
             } else {
                 interleave(panel, numbers, line, columns, width);
@@ -185,11 +302,18 @@ impl WithSimd for Pack<'_> {
 
 /// Rows of `count` panels, of so many vectors each.
 #[inline(always)]
-fn copy_rows<S: Simd, const VECTORS: usize>(panels: &mut [f32], stride: usize, count: usize, matrix: &Matrix<'_>) {
+fn copy_rows<S: Simd, T: Number, const VECTORS: usize>(
+    panels: &mut [f32],
+    stride: usize,
+    count: usize,
+    matrix: &Matrix<'_, T>,
+) {
     let width = VECTORS * S::F32_LANES;
+    let mut buffer = [0.0; 64];
     for at in 0..matrix.rows {
         let row = &matrix.numbers[at * matrix.strides[0]..];
         for (panel, row) in row.chunks_exact(width).take(count).enumerate() {
+            let row = T::widened(row, &mut buffer[..width]);
             let (to, _) = S::as_mut_simd_f32s(&mut panels[panel * stride + at * width..][..width]).0.as_chunks_mut();
             let (from, _) = S::as_simd_f32s(row).0.as_chunks::<VECTORS>();
             to[0] = from[0];
@@ -199,7 +323,8 @@ fn copy_rows<S: Simd, const VECTORS: usize>(panels: &mut [f32], stride: usize, c
 
 /// Columns of a matrix that lie without gaps, `line` numbers apart, to the rows of a panel.
 #[inline(always)]
-fn interleave(panel: &mut [f32], numbers: &[f32], line: usize, columns: usize, width: usize) {
+fn interleave<T: Number>(panel: &mut [f32], numbers: &[T], line: usize, columns: usize, width: usize) {
+    let mut buffers = [[0.0; STEPS]; 4];
     let rows = panel.len() / width;
     let even = [columns / 4 * 4, rows / STEPS * STEPS];
     for from in (0..even[1]).step_by(RUN) {
@@ -210,7 +335,9 @@ fn interleave(panel: &mut [f32], numbers: &[f32], line: usize, columns: usize, w
                     let start = (first + at) * line + from;
                     numbers[start..].first_chunk::<STEPS>().expect("steps of the column")
                 };
-                let turned = turned([steps(0), steps(1), steps(2), steps(3)]);
+                let [a, b, c, d] = &mut buffers;
+                let wide = |at: usize, buffer| T::widened_steps(steps(at), buffer);
+                let turned = turned([wide(0, a), wide(1, b), wide(2, c), wide(3, d)]);
                 for (four, row) in turned.iter().zip(panel[from * width..].chunks_exact_mut(width)) {
                     row[first..first + 4].copy_from_slice(four);
                 }
@@ -221,7 +348,7 @@ fn interleave(panel: &mut [f32], numbers: &[f32], line: usize, columns: usize, w
         let from = if at < even[0] { even[1] } else { 0 };
         let column = panel[from * width..].chunks_exact_mut(width);
         for (row, x) in column.zip(&numbers[at * line..][from..rows]) {
-            row[at] = *x;
+            row[at] = x.widen();
         }
     }
 }
@@ -369,17 +496,23 @@ fn ragged<S: Simd>(sums: &[S::f32s], output: &mut [f32], start: Start<'_>) {
 
 /// Adds the products `left · right` of all pairs to what `start` says, on this thread alone. The output is given by rows;
 /// no side is empty.
-pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
-    if let [[left, right]] = pairs
+pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], start: Start<'_>) {
+    if let [(left, right)] = pairs
         && left.strides[1] == 1
-        && left.rows < if right.strides[1] == 1 { FEW } else { FEW_ALONG }
+        && left.rows < if right.lies_along() { FEW } else { FEW_ALONG }
     {
-        Arch::new().dispatch(Thin { output, left: *left, right: *right, start });
+        let (left, mut buffer) = (*left, PANEL.take());
+        let wide = first(&mut buffer, right.dims()[usize::from(right.lies_along())]);
+        match *right {
+            Right::Single(right) => Arch::new().dispatch(Thin { output, left, right, wide, start }),
+            Right::Half(right) => Arch::new().dispatch(Thin { output, left, right, wide, start }),
+        }
+        PANEL.set(buffer);
         return;
     }
-    let width = pairs[0][1].columns;
+    let [_, width] = pairs[0].1.dims();
     let (tile, [_, tile_columns]) = Tile::of(width);
-    let inner: usize = pairs.iter().map(|[left, _]| left.columns).sum();
+    let inner: usize = pairs.iter().map(|(left, _)| left.columns).sum();
     // Runs of equal length, so that the last one is not a sliver.
     let depth = inner.div_ceil(inner.div_ceil(DEPTH));
     let mut buffer = PANEL.take();
@@ -391,10 +524,14 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[[Matrix<'_>; 2]
             let packed = first(&mut buffer, panels * tile_columns * depth);
             let mut before = 0;
             for right in &right {
-                let matrix = right.columns(column, (panels * tile_columns).min(width - column));
-                let panels = &mut packed[before * tile_columns..];
-                Arch::new().dispatch(Pack { panels, stride: tile_columns * depth, matrix, width: tile_columns });
-                before += right.rows;
+                let part = right.columns(column, (panels * tile_columns).min(width - column));
+                let (panels, stride, width) =
+                    (&mut packed[before * tile_columns..], tile_columns * depth, tile_columns);
+                match part {
+                    Right::Single(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
+                    Right::Half(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
+                }
+                before += right.dims()[0];
             }
             let start = if from == 0 { start } else { Start::Kept };
             Arch::new().dispatch(Tiles { tile, output, column, left: &left, right: packed, start });
@@ -404,10 +541,10 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[[Matrix<'_>; 2]
 }
 
 /// The terms from `from` to `from + depth` of the sum of all products, as products again.
-fn terms<'a>(pairs: &[[Matrix<'a>; 2]], from: usize, depth: usize) -> (Vec<Matrix<'a>>, Vec<Matrix<'a>>) {
+fn terms<'a>(pairs: &[Pair<'a>], from: usize, depth: usize) -> (Vec<Matrix<'a>>, Vec<Right<'a>>) {
     let mut before = 0;
     let mut parts = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
-    for [left, right] in pairs {
+    for (left, right) in pairs {
         let (start, end) = (from.max(before), (from + depth).min(before + left.columns));
         if start < end {
             parts.0.push(left.columns(start - before, end - start));
@@ -424,18 +561,20 @@ const FEW: usize = 4;
 const FEW_ALONG: usize = 16;
 
 /// A product with few rows on the left.
-struct Thin<'a, 'b> {
+struct Thin<'a, 'b, T> {
     output: &'a mut [&'b mut [f32]],
     left: Matrix<'a>,
-    right: Matrix<'a>,
+    right: Matrix<'a, T>,
+    /// Room for a row or column of the right side, whichever lies without gaps.
+    wide: &'a mut [f32],
     start: Start<'a>,
 }
 
-impl WithSimd for Thin<'_, '_> {
+impl<T: Number> WithSimd for Thin<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { output, left, right, start } = self;
+        let Self { output, left, right, wide, start } = self;
         let Matrix { columns, strides: [down, along], .. } = right;
         let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
         for output in output.iter_mut() {
@@ -446,24 +585,25 @@ impl WithSimd for Thin<'_, '_> {
             }
         }
         if along == 1 {
-            for (at, output) in output.iter_mut().enumerate() {
-                for (at, x) in row(at).iter().enumerate() {
-                    math::axpy(*x, &right.numbers[at * down..][..columns], output);
+            for term in 0..left.columns {
+                let right = T::widened(&right.numbers[term * down..][..columns], wide);
+                for (at, output) in output.iter_mut().enumerate() {
+                    math::axpy(row(at)[term], right, output);
                 }
             }
             return;
         }
         for column in 0..columns {
-            let y = &right.numbers[column * along..][..left.columns];
+            let y = T::widened(&right.numbers[column * along..][..left.columns], wide);
             dots(simd, y, output.len(), row, |at, sum| output[at][column] += sum);
         }
     }
 }
 
 /// The same with all threads, in rows of as many numbers as the right sides have columns.
-fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
-    let [rows, width] = [pairs[0][0].rows, pairs[0][1].columns];
-    let terms: usize = pairs.iter().map(|[left, _]| left.columns).sum();
+fn multiply(output: &mut [f32], pairs: &[Pair<'_>], start: Start<'_>) {
+    let (rows, [_, width]) = (pairs[0].0.rows, pairs[0].1.dims());
+    let terms: usize = pairs.iter().map(|(left, _)| left.columns).sum();
     if rows * terms * width < ALONE {
         multiply_alone(&mut output.chunks_mut(width).collect::<Vec<_>>(), pairs, start);
         return;
@@ -471,8 +611,8 @@ fn multiply(output: &mut [f32], pairs: &[[Matrix<'_>; 2]], start: Start<'_>) {
     let (_, tile) = Tile::of(width);
     in_parts(output, width, tile, |output, row, column| {
         let (height, width) = (output.len(), output[0].len());
-        let parts = pairs.iter().map(|[left, right]| [left.rows(row, height), right.columns(column, width)]);
-        let pairs: Vec<[Matrix<'_>; 2]> = parts.collect();
+        let parts = pairs.iter().map(|(left, right)| (left.rows(row, height), right.columns(column, width)));
+        let pairs: Vec<Pair<'_>> = parts.collect();
         multiply_alone(output, &pairs, start.from(column));
     });
 }
@@ -600,13 +740,13 @@ pub(crate) enum Onto {
 }
 
 /// The sum of `left · right` over pairs of matrices, of which the first decides how it is computed, and of what it is
-/// added to.
+/// added to. A right side may be kept in bf16.
 pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -> FlexTensor {
     let ([rows, inner], [_, columns]) = (pairs[0][0].shape().dims::<2>(), pairs[0][1].shape().dims::<2>());
     if rows.min(inner) > 0 && columns >= THIN {
-        let pairs = pairs.map(|pair| pair.map(Matrix::visible));
-        let sides = pairs.each_ref().map(|pair| pair.each_ref().map(Matrix::of));
-        let sides: Vec<_> = sides.into_iter().filter(|[left, _]| left.columns > 0).collect();
+        let pairs = pairs.map(|pair| pair.map(visible));
+        let sides = pairs.iter().map(|[left, right]| (Matrix::of(left), Right::of(right)));
+        let sides: Vec<Pair<'_>> = sides.filter(|(left, _)| left.columns > 0).collect();
         if let Onto::Tensor(output) = onto {
             return overwrite(output, |output| multiply(output, &sides, Start::Kept));
         }
@@ -615,7 +755,7 @@ pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -
         multiply(&mut output, &sides, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
         return tensor(output, Shape::new([rows, columns]));
     }
-    let output = pairs.into_iter().map(|[left, right]| thin(left, right)).reduce(Flex::float_add);
+    let output = pairs.into_iter().map(|[left, right]| thin(left, single(right))).reduce(Flex::float_add);
     let output = output.expect("at least one pair");
     match onto {
         Onto::Zero => output,
