@@ -21,7 +21,7 @@ use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{contiguous, math, numbers, overwrite, rows_per_piece, single, tensor, transposed, zeros};
+use super::{Kernel, contiguous, math, numbers, overwrite, rows_per_piece, simd, single, tensor, transposed, zeros};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
 pub(super) const DEPTH: usize = 1600;
@@ -501,13 +501,10 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], star
         && left.strides[1] == 1
         && left.rows < if right.lies_along() { FEW } else { FEW_ALONG }
     {
-        let (left, mut buffer) = (*left, PANEL.take());
-        let wide = first(&mut buffer, right.dims()[usize::from(right.lies_along())]);
         match *right {
-            Right::Single(right) => Arch::new().dispatch(Thin { output, left, right, wide, start }),
-            Right::Half(right) => Arch::new().dispatch(Thin { output, left, right, wide, start }),
+            Right::Single(right) => Arch::new().dispatch(Thin { output, left: *left, right, start }),
+            Right::Half(right) => thin_half(output, *left, right, start),
         }
-        PANEL.set(buffer);
         return;
     }
     let [_, width] = pairs[0].1.dims();
@@ -561,20 +558,18 @@ const FEW: usize = 4;
 const FEW_ALONG: usize = 16;
 
 /// A product with few rows on the left.
-struct Thin<'a, 'b, T> {
+struct Thin<'a, 'b> {
     output: &'a mut [&'b mut [f32]],
     left: Matrix<'a>,
-    right: Matrix<'a, T>,
-    /// Room for a row or column of the right side, whichever lies without gaps.
-    wide: &'a mut [f32],
+    right: Matrix<'a>,
     start: Start<'a>,
 }
 
-impl<T: Number> WithSimd for Thin<'_, '_, T> {
+impl WithSimd for Thin<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { output, left, right, wide, start } = self;
+        let Self { output, left, right, start } = self;
         let Matrix { columns, strides: [down, along], .. } = right;
         let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
         for output in output.iter_mut() {
@@ -585,19 +580,53 @@ impl<T: Number> WithSimd for Thin<'_, '_, T> {
             }
         }
         if along == 1 {
-            for term in 0..left.columns {
-                let right = T::widened(&right.numbers[term * down..][..columns], wide);
-                for (at, output) in output.iter_mut().enumerate() {
-                    math::axpy(row(at)[term], right, output);
+            for (at, output) in output.iter_mut().enumerate() {
+                for (at, x) in row(at).iter().enumerate() {
+                    math::axpy(*x, &right.numbers[at * down..][..columns], output);
                 }
             }
             return;
         }
         for column in 0..columns {
-            let y = T::widened(&right.numbers[column * along..][..left.columns], wide);
+            let y = &right.numbers[column * along..][..left.columns];
             dots(simd, y, output.len(), row, |at, sum| output[at][column] += sum);
         }
     }
+}
+
+/// A product with few rows on the left and a right side in half precision, of which some lines are widened at a time.
+fn thin_half(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matrix<'_, bf16>, start: Start<'_>) {
+    /// They stay in the first or second cache.
+    const LINES: usize = 8;
+    struct Widen<'a>(&'a mut [f32], &'a [bf16]);
+    impl Kernel for Widen<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run(self) {
+            bf16::widened(self.1, self.0);
+        }
+    }
+    let along = right.strides[1] == 1;
+    let lines = if along { right } else { right.transposed() };
+    let length = lines.columns;
+    let mut buffer = PANEL.take();
+    for from in (0..lines.rows).step_by(LINES) {
+        let count = LINES.min(lines.rows - from);
+        let wide = first(&mut buffer, count * length);
+        for (at, line) in wide.chunks_exact_mut(length).enumerate() {
+            simd(Widen(line, &lines.numbers[(from + at) * lines.strides[0]..][..length]));
+        }
+        let wide = Matrix::new(wide, [count, length], [length, 1]);
+        if along {
+            let start = if from == 0 { start } else { Start::Kept };
+            Arch::new().dispatch(Thin { output: &mut *output, left: left.columns(from, count), right: wide, start });
+        } else {
+            let mut output: Vec<&mut [f32]> = output.iter_mut().map(|row| &mut row[from..from + count]).collect();
+            let right = wide.transposed();
+            Arch::new().dispatch(Thin { output: &mut output, left, right, start: start.from(from) });
+        }
+    }
+    PANEL.set(buffer);
 }
 
 /// The same with all threads, in rows of as many numbers as the right sides have columns.
