@@ -60,6 +60,11 @@ impl AttentionMask {
         self.bias = Some(bias);
         self
     }
+
+    /// With another term for the scores, if there is one: nothing else of a mask has gradients.
+    pub(crate) fn with_bias_exchanged(self, exchange: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Self {
+        Self { bias: self.bias.map(exchange), ..self }
+    }
 }
 
 /// `softmax(scale · q kᵀ + bias) v`, with fewer key than query heads where the model groups them.
