@@ -14,8 +14,7 @@
 //!
 //! The first forward of a layer runs on tensors that nothing tracks, and its output is the child of one node. Behind that
 //! node's backward step the layer runs again, with leaves in the place of all that is trained, and an inner backward pass
-//! gives their gradients. Those are handed to the nodes that the leaves stand for. Nothing of this asks for a backend of its
-//! own.
+//! gives their gradients. Those are handed to the nodes that the leaves stand for. All of it is the same on every backend.
 
 use std::any::type_name;
 use std::cell::Cell;
@@ -27,7 +26,7 @@ use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy, NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, BackendTensor, DispatchKindConversion, DispatchTensor, TensorMetadata};
 use burn::module::{Module, ModuleMapper, Param};
@@ -47,12 +46,8 @@ thread_local! {
 
 /// Runs a forward whose layers keep only their inputs. The backward pass may come later, outside.
 ///
-/// ```
-/// # use peft_core::gradient_checkpointing;
-/// # fn loss(model: &impl Fn() -> f32) -> peft_core::Result<f32> {
-/// let loss = gradient_checkpointing::scope(model, |model| model())?;
-/// # Ok(loss)
-/// # }
+/// ```ignore
+/// let hidden = gradient_checkpointing::scope(&model, |model| model.hidden(&input, None))?;
 /// ```
 ///
 /// # Errors
@@ -198,15 +193,23 @@ impl Exchange {
 
 impl ModuleMapper for Exchange {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        // What is not there yet is not trained yet, and is to be made once for all clones.
-        if param.is_initialized() { param.map(|it| self.tensor(it)) } else { param }
+        if param.is_initialized() {
+            return param.map(|it| self.tensor(it));
+        }
+        // Nobody trains what is not there yet. It is there when the layer is computed again, though, so it has its turn.
+        match &mut self.0 {
+            Mode::Untrack { which, .. } => which.push(false),
+            Mode::Track { which, .. } => _ = which.next(),
+        }
+        param
     }
 }
 
 /// `forward(layer, hidden, inputs)`, of which within a [`scope`] only the inputs are kept.
 ///
 /// `forward` is called again in the backward pass. It must read what has gradients from what it is handed, never from
-/// elsewhere, and must do the same every time.
+/// elsewhere, and must do the same every time: draw by [`nn::Dropout`](crate::nn::Dropout) and
+/// [`ops::random`](crate::ops::random), not by `burn::nn::Dropout`, which would draw anew.
 ///
 /// # Shapes
 /// - hidden, output: any
@@ -238,6 +241,10 @@ where
 
     let (layer, hidden, inputs) = kept;
     let (output, drawn) = draws::record(|| forward(&layer, hidden.clone(), &inputs));
+    if !output.is_autodiff() {
+        // Nothing that has gradients took part.
+        return output;
+    }
     let rows = rows::assignment();
     let again = move || {
         let mut exchange = Exchange::track(which);
@@ -260,7 +267,8 @@ fn recorder(tensor: &DispatchTensor) -> Option<Recorder> {
     where
         DispatchTensor: DispatchKindConversion<Autodiff<B, C>>,
     {
-        autodiff::<B, C>(tensor.clone()).is_ok().then_some(record::<B, C>)
+        let fits = <DispatchTensor as DispatchKindConversion<Autodiff<B, C>>>::try_into_backend(tensor.clone()).is_ok();
+        fits.then_some(record::<B, C>)
     }
     macro_rules! first_of {
         ($($(#[$cfg:meta])* $backend:path),* $(,)?) => {{
@@ -328,25 +336,14 @@ fn record<B: Backend, C: CheckpointStrategy>(
 where
     DispatchTensor: DispatchKindConversion<Autodiff<B, C>>,
 {
-    let Ok(output) = autodiff::<B, C>(output) else { unreachable!("it comes of tensors with autodiff") };
-    let output = output.into_primitive();
-    let mut nodes: Vec<NodeGuard> = Vec::new();
-    let mut targets = Vec::new();
-    // Those that are no leaves come first, so that none of them is left out.
-    let (leaves, others): (Vec<_>, Vec<_>) = tracked.iter().partition(|it| it.is_leaf);
-    for it in others.into_iter().chain(leaves) {
-        if let Ok(tensor) = autodiff::<B, C>(it.tensor.clone())
-            && nodes.len() < PARENTS
-        {
-            nodes.push(tensor.node());
-        }
-    }
-    for it in tracked {
-        if let Ok(tensor) = autodiff::<B, C>(it.tensor) {
-            targets.push(Target { id: tensor.id(), is_leaf: it.is_leaf });
-        }
-    }
-    let nodes = std::array::from_fn(|_| nodes.pop().unwrap_or_else(|| Node::<B>::new(output.clone()).node()));
+    let output = autodiff::<B, C>(output).into_primitive();
+    let tracked: Vec<(Node<B>, bool)> =
+        tracked.into_iter().map(|it| (autodiff::<B, C>(it.tensor), it.is_leaf)).collect();
+    let targets = tracked.iter().map(|(it, is_leaf)| Target { id: it.id(), is_leaf: *is_leaf }).collect();
+    // Tensors that are no leaves come first, so that none of them is left out.
+    let (leaves, others): (Vec<_>, Vec<_>) = tracked.iter().partition(|(_, is_leaf)| *is_leaf);
+    let mut nodes = others.into_iter().chain(leaves).map(|(it, _)| it.node());
+    let nodes = std::array::from_fn(|_| nodes.next().unwrap_or_else(|| Node::<B>::new(output.clone()).node()));
     let output =
         match Backward::<B, PARENTS>::prepare::<C>(ComputeAgain(PhantomData::<C>), nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((again, targets), output),
@@ -357,11 +354,12 @@ where
 
 type Node<B> = FloatTensor<Autodiff<B>>;
 
-fn autodiff<B: Backend, C: CheckpointStrategy>(tensor: DispatchTensor) -> std::result::Result<Node<B>, String>
+fn autodiff<B: Backend, C: CheckpointStrategy>(tensor: DispatchTensor) -> Node<B>
 where
     DispatchTensor: DispatchKindConversion<Autodiff<B, C>>,
 {
-    <DispatchTensor as DispatchKindConversion<Autodiff<B, C>>>::try_into_backend(tensor).map(BackendTensor::float)
+    let tensor = <DispatchTensor as DispatchKindConversion<Autodiff<B, C>>>::try_into_backend(tensor);
+    tensor.expect("what a layer reads is on one backend, as Burn demands").float()
 }
 
 /// The backward step of a layer.
@@ -378,9 +376,10 @@ where
         let grad = grads.consume::<B>(&ops.node);
         let (again, targets) = ops.state;
         let (output, leaves) = again.run();
-        let leaves: Vec<Node<B>> = leaves.into_iter().filter_map(|it| autodiff::<B, C>(it).ok()).collect();
-        let mut inner = autodiff::<B, C>(output).ok().filter(|it| it.is_tracked()).map(|it| begin::<B, C>(it, grad));
+        let output = autodiff::<B, C>(output);
+        let mut inner = output.is_tracked().then(|| begin::<B, C>(output, grad));
         for (leaf, target) in leaves.into_iter().zip(targets) {
+            let leaf = autodiff::<B, C>(leaf);
             let own = inner.as_mut().and_then(|it| it.remove::<B>(&leaf));
             let zeros = || B::float_zeros(leaf.shape(), &leaf.device(), leaf.dtype().into());
             // A leaf that took no part has no gradient, which is not the same to an optimizer as one of zeros.
