@@ -35,7 +35,7 @@ use burn::tensor::{Int, Shape, Tensor};
 use crate::draws;
 use crate::error::{PeftError, Result};
 use crate::nn::Embedding;
-use crate::ops::{AttentionMask, RotaryTable};
+use crate::ops::{AttentionMask, RotaryTable, bf16};
 use crate::owed;
 use crate::rows;
 
@@ -245,13 +245,15 @@ where
         // Nothing that has gradients took part.
         return output;
     }
-    let rows = rows::assignment();
+    let (rows, bf16) = (rows::assignment(), bf16::is_on());
     let again = move || {
         let mut exchange = Exchange::track(which);
         let (layer, hidden, inputs) =
             (layer.map(&mut exchange), exchange.tensor(hidden), inputs.exchange(&mut exchange));
         let forward = || forward(&layer, hidden, &inputs);
-        let output = rows::within(rows, || owed::apart(|| draws::replay(drawn, forward)));
+        // All that a layer finds in thread-locals.
+        let forward = || owed::apart(|| draws::replay(drawn, forward));
+        let output = bf16::set(bf16, || rows::within(rows, forward));
         let Exchange(Mode::Track { leaves, .. }) = exchange else { unreachable!("it was made so") };
         (output.into_dispatch(), leaves)
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor, TensorData};
 use peft::core::gradient_checkpointing::{self, scope};
-use peft::core::{DEFAULT_ADAPTER, Describe, Indices, PeftModel, Tuner, laws, nn};
+use peft::core::{DEFAULT_ADAPTER, Describe, Indices, PeftModel, Tuner, laws, nn, ops};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, Bias, BoftConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig};
 use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier, auto};
@@ -213,6 +213,17 @@ fn rows_keep_their_adapters() {
     peft.set_model(model.clone());
     let loss = |model: &auto::AutoCausalLm| square(model.logits(&ModelInput::ids(ids(3)), None));
     check("rows", &model, |_| peft.with_rows(&[Some("first"), None, Some("second")], loss).unwrap());
+}
+
+/// So are products in bf16, on processors that have them: the backward pass comes when they are over.
+#[test]
+fn products_stay_in_the_precision_that_they_had() {
+    if ops::check_bf16(&device()).is_err() {
+        return;
+    }
+    let model = adapted(auto::load_causal_lm(folder("llama-tiny"), &device()).unwrap().0, Box::new(lora()));
+    let loss = |model: &auto::AutoCausalLm| square(model.logits(&ModelInput::ids(ids(2)), None));
+    check("bf16", &model, |model| ops::within_bf16(&device(), || loss(model)).unwrap());
 }
 
 /// A layer of its own, for what models never do.

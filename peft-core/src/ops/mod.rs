@@ -5,7 +5,7 @@
 
 mod activation;
 mod attention;
-mod bf16;
+pub(crate) mod bf16;
 mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
