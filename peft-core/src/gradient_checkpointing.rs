@@ -16,6 +16,12 @@
 //! node's backward step the layer runs again, with leaves in the place of all that is trained, and an inner backward pass
 //! gives their gradients. Those are handed to the nodes that the leaves stand for. All of it is the same on every backend.
 
+// Without a backend there is nothing to record.
+#![cfg_attr(
+    not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")),
+    allow(dead_code, unused_imports, unused_variables)
+)]
+
 use std::any::type_name;
 use std::cell::Cell;
 use std::fmt;
