@@ -9,8 +9,10 @@
 
 mod adapter;
 mod after_step;
+mod draws;
 mod erased;
 mod error;
+pub mod gradient_checkpointing;
 pub mod laws;
 pub mod nn;
 pub mod ops;

@@ -55,3 +55,11 @@ pub(crate) fn suspended<T>(run: impl FnOnce() -> T) -> T {
     SUSPENDED.set(false);
     result
 }
+
+/// Runs something as if no weight had noted anything yet, and leaves the notes that there are.
+pub(crate) fn apart<T>(run: impl FnOnce() -> T) -> T {
+    let noted = OWED.take();
+    let result = run();
+    OWED.set(noted);
+    result
+}

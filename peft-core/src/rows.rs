@@ -6,7 +6,7 @@
 //! ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -22,7 +22,8 @@ struct Rows {
     misused: Option<Misuse>,
 }
 
-type Name = Option<Rc<str>>;
+/// `None` is the row that uses the base alone.
+type Name = Option<Arc<str>>;
 
 /// What keeps rows from having adapters of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,13 +42,33 @@ pub(crate) fn with<R>(names: &[Option<&str>], run: impl FnOnce() -> R) -> Result
             ROWS.set(None);
         }
     }
-    let names = names.iter().map(|it| it.map(Rc::from)).collect();
+    let names = names.iter().map(|it| it.map(Arc::from)).collect();
     ROWS.set(Some(Rows { names, misused: None }));
     let clear = Clear;
     let result = run();
     let misused = ROWS.with_borrow_mut(|it| it.as_mut().and_then(|it| it.misused.take()));
     drop(clear);
     misused.map_or(Ok(result), Err)
+}
+
+/// Which row uses which adapter now; `None` if rows are not told apart.
+pub(crate) struct Assignment(Option<Vec<Name>>);
+
+/// What to hand to [`within`] later.
+pub(crate) fn assignment() -> Assignment {
+    Assignment(ROWS.with_borrow(|it| it.as_ref().map(|it| it.names.clone())))
+}
+
+/// Runs something with the rows of before, and those of now again afterwards. What is wrong with them was noted then.
+pub(crate) fn within<R>(Assignment(names): Assignment, run: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Rows>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ROWS.set(self.0.take());
+        }
+    }
+    let _restore = Restore(ROWS.replace(names.map(|names| Rows { names, misused: None })));
+    run()
 }
 
 fn note(misuse: Misuse) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use peft_core::nn::Dropout;
+use peft_core::ops;
 use peft_core::seam::LinearBelow;
 use peft_core::shared::{self, Bias};
 use peft_core::{
@@ -57,8 +58,7 @@ impl BoftLayer {
     fn drop(&self, rotations: Tensor<3>, factors: usize, blocks: usize) -> Tensor<3> {
         let [count, size, _] = rotations.dims();
         let device = rotations.device();
-        let draws =
-            Tensor::<1>::random([blocks + 1], Distribution::Uniform(0.0, 1.0), &device.clone().without_autodiff());
+        let draws = ops::random([blocks + 1], Distribution::Uniform(0.0, 1.0), &device);
         let draws: Vec<f32> = draws.into_data().iter::<f32>().collect();
         let factor = ((draws[blocks] * factors as f32) as usize).min(factors - 1);
         let mut order: Vec<usize> = (0..blocks).collect();

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Distribution, Tensor};
 use peft_core::nn::Dropout;
-use peft_core::{PeftError, Result, Site, SiteKind};
+use peft_core::{PeftError, Result, Site, SiteKind, ops};
 
 /// Adds an update `[out, in · kernel]` to a weight, however that lies.
 pub(crate) fn add<const D: usize>(weight: Tensor<D>, update: Tensor<2>, site: &Site) -> Tensor<D> {
@@ -66,8 +66,7 @@ impl UpdateDropout {
     /// An update `[out, ..]` with rows dropped while training.
     pub(crate) fn forward(&self, update: Tensor<2>) -> Tensor<2> {
         let mask = |size: usize, dropout: &Dropout| {
-            let device = update.device().without_autodiff();
-            Tensor::<2>::random([size, 1], Distribution::Bernoulli(1.0 - dropout.probability()), &device)
+            ops::random([size, 1], Distribution::Bernoulli(1.0 - dropout.probability()), &update.device())
         };
         let mut dropped = update.clone();
         if self.rows.is_active() {

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use peft_core::gradient_checkpointing;
 use peft_core::nn::{Buffer, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
@@ -9,6 +10,7 @@ use serde::Deserialize;
 
 use crate::config::{Activation, RawConfig};
 use crate::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, Tokens, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::prompt;
 use crate::task::{Encoded, Seq2SeqLm, shift_right};
@@ -249,24 +251,24 @@ impl BartDecoderLayer {
         }
     }
 
+    /// Reads a mask, the source `[batch, source, d_model]`, and the mask over that.
     fn forward(
         &self,
         hidden: Tensor<3>,
         layer: usize,
-        mask: Option<&AttentionMask>,
-        (source, over_source): (&Tensor<3>, Option<&AttentionMask>),
+        (mask, source, over_source): &(Option<AttentionMask>, Tensor<3>, Option<AttentionMask>),
         (cache, source_cache): (Option<&mut KvCache>, Option<&mut SourceCache>),
     ) -> Tensor<3> {
         let (first, dropout) = (self.norms_first, &self.dropout);
         let hidden = residual(hidden, &self.self_attn_layer_norm, first, dropout, |it| {
             let (key, value) = self.self_attn.keys_and_values(it.clone());
             let seen = extend_cache(cache, layer, key, value);
-            self.self_attn.mix(it, seen, mask)
+            self.self_attn.mix(it, seen, mask.as_ref())
         });
         let hidden = residual(hidden, &self.encoder_attn_layer_norm, first, dropout, |it| {
             let compute = || self.encoder_attn.keys_and_values(source.clone());
             let seen = SourceCache::get_or(source_cache, layer, compute);
-            self.encoder_attn.mix(it, seen, over_source)
+            self.encoder_attn.mix(it, seen, over_source.as_ref())
         });
         residual(hidden, &self.final_layer_norm, first, dropout, |it| {
             feed_forward(it, (&self.fc1, &self.fc2), self.act, &self.activation_dropout)
@@ -308,7 +310,11 @@ impl BartEncoder {
         let mask = mask::bidirectional(input, 0);
         let embedded = embed(input, words, 0, &self.embed_positions, &self.layernorm_embedding);
         let embedded = self.dropout.forward(embedded);
-        let hidden = self.layers.iter().fold(embedded, |hidden, layer| layer.forward(hidden, mask.as_ref()));
+        let hidden = self.layers.iter().fold(embedded, |hidden, layer| {
+            gradient_checkpointing::layer(layer, hidden, &mask, |layer, hidden, mask| {
+                layer.forward(hidden, mask.as_ref())
+            })
+        });
         match &self.layer_norm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
@@ -352,12 +358,17 @@ impl BartDecoder {
         let past = cache.as_ref().map_or(0, |it| it.len());
         let mask = mask::causal(input, past, None);
         let over_source = mask::across(source.attention_mask.as_ref());
+        let read = &(mask, source.hidden.clone(), over_source);
         let embedded = embed(input, words, past, &self.embed_positions, &self.layernorm_embedding);
         let mut hidden = self.dropout.forward(embedded);
         for (at, layer) in self.layers.iter().enumerate() {
-            let over_source = (&source.hidden, over_source.as_ref());
-            let caches = (cache.as_deref_mut(), source_cache.as_deref_mut());
-            hidden = layer.forward(hidden, at, mask.as_ref(), over_source, caches);
+            let cache = cache.as_deref_mut();
+            hidden = match source_cache.as_deref_mut() {
+                Some(source_cache) => layer.forward(hidden, at, read, (cache, Some(source_cache))),
+                None => layers::run((layer, at), hidden, read, cache, move |layer, hidden, read, cache| {
+                    layer.forward(hidden, at, read, (cache, None))
+                }),
+            };
         }
         match &self.layer_norm {
             Some(norm) => norm.forward(hidden),

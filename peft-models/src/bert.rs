@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::masked_heads::{HeadShape, MaskedHead, masked_lm};
 use crate::prompt;
@@ -291,13 +292,13 @@ impl BertEncoder {
     ) -> Tensor<3> {
         let mut hidden = embedded;
         for (at, layer) in self.layer.iter().enumerate() {
-            let prefix = prefix.as_deref_mut();
-            hidden = if wanted == Wanted::First && at + 1 == self.layer.len() {
-                let first = mask.map(|it| it.of_queries(0..1));
-                layer.forward(hidden.clone().narrow(1, 0, 1), hidden, at, first.as_ref(), prefix)
-            } else {
-                layer.forward(hidden.clone(), hidden, at, mask, prefix)
-            };
+            let first = wanted == Wanted::First && at + 1 == self.layer.len();
+            let mask = &mask.map(|it| if first { it.of_queries(0..1) } else { it.clone() });
+            hidden =
+                layers::run((layer, at), hidden, mask, prefix.as_deref_mut(), move |layer, hidden, mask, prefix| {
+                    let looking = if first { hidden.clone().narrow(1, 0, 1) } else { hidden.clone() };
+                    layer.forward(looking, hidden, at, mask.as_ref(), prefix)
+                });
         }
         hidden
     }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::config::{LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::word_heads::word_heads;
 
@@ -202,7 +203,10 @@ impl Decoder for BloomModel {
         let mask = mask::causal_added(input, past, None).unwrap_or_default();
         let mask = mask.with_bias(mask::alibi(input, past, self.heads));
         for (layer, block) in self.h.iter().enumerate() {
-            hidden = block.forward(hidden, layer, &mask, cache.as_deref_mut());
+            hidden =
+                layers::run((block, layer), hidden, &mask, cache.as_deref_mut(), move |block, hidden, mask, cache| {
+                    block.forward(hidden, layer, mask, cache)
+                });
         }
         self.ln_f.forward(hidden)
     }

@@ -5,6 +5,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::gradient_checkpointing::{Exchange, Inputs};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, RmsNorm};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, Target, Tokens, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::prompt;
 use crate::rope::Rope;
@@ -186,11 +188,18 @@ impl GlmMlp {
 }
 
 /// Where tokens of the first generation stand: in their text, and in what is to be filled in.
+#[derive(Clone)]
 #[allow(clippy::large_enum_variant)] // one on the stack of a forward
 enum Places {
     /// Half of a head turns by the one, half by the other.
     Two(RotaryTable, RotaryTable),
     One(RotaryTable),
+}
+
+impl Inputs for Places {
+    fn exchange(self, _: &mut Exchange) -> Self {
+        self
+    }
 }
 
 impl Places {
@@ -327,7 +336,10 @@ impl FirstModel {
         let mask = mask::causal_behind(input, past, begins);
         let mut hidden = input.tokens.embed(|ids| self.word_embeddings.forward(ids));
         for (at, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, at, &places, &mask, cache.as_deref_mut());
+            let read = &(places.clone(), mask.clone());
+            hidden = layers::run((layer, at), hidden, read, cache.as_deref_mut(), move |layer, hidden, read, cache| {
+                layer.forward(hidden, at, &read.0, &read.1, cache)
+            });
         }
         self.final_layernorm.forward(hidden)
     }
@@ -526,7 +538,10 @@ impl SecondModel {
         let mask = mask::causal_but_padding(input, past);
         let mut hidden = input.tokens.embed(|ids| self.embedding.word_embeddings.forward(ids));
         for (at, layer) in self.encoder.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, at, &rotary, mask.as_ref(), cache.as_deref_mut());
+            let read = &(rotary.clone(), mask.clone());
+            hidden = layers::run((layer, at), hidden, read, cache.as_deref_mut(), move |layer, hidden, read, cache| {
+                layer.forward(hidden, at, &read.0, read.1.as_ref(), cache)
+            });
         }
         match &self.encoder.final_layernorm {
             Some(norm) => norm.forward(hidden),

@@ -5,6 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
+use peft_core::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, lazy};
 use peft_core::ops::{self, AttentionMask};
 use peft_core::seam;
@@ -423,8 +424,13 @@ impl DebertaEncoder {
         let [_, seq, _] = embedded.dims();
         let device = embedded.device().without_autodiff();
         let distances = self.rel_embeddings.as_ref().map(|_| Distances::new(seq, seq.min(self.span), |it| it, &device));
-        let relative = self.rel_embeddings.as_ref().zip(distances.as_ref());
-        self.layer.iter().fold(embedded, |hidden, layer| layer.forward(hidden, relative, mask))
+        let read = &(self.rel_embeddings.clone().zip(distances), mask.cloned());
+        self.layer.iter().fold(embedded, |hidden, layer| {
+            gradient_checkpointing::layer(layer, hidden, read, |layer, hidden, (relative, mask)| {
+                let relative = relative.as_ref().map(|(table, distances)| (table, distances));
+                layer.forward(hidden, relative, mask.as_ref())
+            })
+        })
     }
 }
 

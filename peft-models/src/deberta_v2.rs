@@ -9,6 +9,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use peft_core::gradient_checkpointing;
 use peft_core::nn::{Conv1d, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::AttentionMask;
 use peft_core::seam;
@@ -336,7 +337,10 @@ impl DebertaV2Encoder {
         let relative = self.relative(seq, &embedded.device().without_autodiff());
         let mut hidden = embedded.clone();
         for (at, layer) in self.layer.iter().enumerate() {
-            hidden = layer.forward(hidden, relative.as_ref(), mask);
+            let read = &(relative.clone(), mask.cloned());
+            hidden = gradient_checkpointing::layer(layer, hidden, read, |layer, hidden, (relative, mask)| {
+                layer.forward(hidden, relative.as_ref(), mask.as_ref())
+            });
             if let Some(conv) = self.conv.as_ref().filter(|_| at == 0) {
                 let keep = padding.map(|it| it.clone().float().reshape([batch, seq, 1]));
                 hidden = conv.forward(embedded.clone(), hidden, keep);

@@ -4,6 +4,7 @@
 //! Source: `DisentangledSelfAttention` in `transformers/models/deberta` and `deberta_v2` (5.23).
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::gradient_checkpointing::{Exchange, Inputs};
 use peft_core::nn::Dropout;
 use peft_core::ops::{AttentionMask, attention};
 
@@ -29,6 +30,12 @@ impl Distances {
             .collect();
         let shape = [1, 1, seq as usize, seq as usize];
         Self { rows: Tensor::from_data(TensorData::new(rows, shape), device) }
+    }
+}
+
+impl Inputs for Distances {
+    fn exchange(self, _: &mut Exchange) -> Self {
+        self
     }
 }
 

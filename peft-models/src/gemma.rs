@@ -14,6 +14,7 @@ use crate::config::{Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_
 use crate::decoder::{Decoder, decoder_heads};
 use crate::gated::GatedMlp;
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::rope::Rope;
 use crate::word_heads::word_heads;
@@ -343,7 +344,10 @@ impl Decoder for GemmaModel {
         let mut hidden = input.tokens.embed(|ids| self.embed_tokens.forward(ids));
         for (at, (layer, window)) in self.layers.iter().zip(&self.config.windows).enumerate() {
             let rotary = if window.is_some() { &local } else { &whole };
-            hidden = layer.forward(hidden, at, rotary, masks[window].as_ref(), cache.as_deref_mut());
+            let read = &(rotary.clone(), masks[window].clone());
+            hidden = layers::run((layer, at), hidden, read, cache.as_deref_mut(), move |layer, hidden, read, cache| {
+                layer.forward(hidden, at, &read.0, read.1.as_ref(), cache)
+            });
         }
         self.norm.forward(hidden)
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::config::{Activation, LabelConfig, RawConfig};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::prompt;
 use crate::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_last_token};
@@ -248,7 +249,10 @@ impl Gpt2Model {
         let mut hidden = self.drop.forward(hidden);
         let mask = mask::causal(input, past, None);
         for (layer, block) in self.h.iter().enumerate() {
-            hidden = block.forward(hidden, layer, mask.as_ref(), cache.as_deref_mut());
+            hidden =
+                layers::run((block, layer), hidden, &mask, cache.as_deref_mut(), move |block, hidden, mask, cache| {
+                    block.forward(hidden, layer, mask.as_ref(), cache)
+                });
         }
         self.ln_f.forward(hidden)
     }

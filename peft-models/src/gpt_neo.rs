@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::word_heads::word_heads;
 
@@ -247,7 +248,11 @@ impl Decoder for GptNeoModel {
         hidden = self.drop.forward(hidden);
         let masks = mask::per_window(&self.windows, |window| mask::causal_twice(input, past, window));
         for (layer, (block, window)) in self.h.iter().zip(&self.windows).enumerate() {
-            hidden = block.forward(hidden, layer, masks[window].as_ref(), cache.as_deref_mut());
+            let mask = &masks[window];
+            hidden =
+                layers::run((block, layer), hidden, mask, cache.as_deref_mut(), move |block, hidden, mask, cache| {
+                    block.forward(hidden, layer, mask.as_ref(), cache)
+                });
         }
         self.ln_f.forward(hidden)
     }

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::rope::Rope;
 use crate::word_heads::word_heads;
@@ -231,7 +232,10 @@ impl Decoder for GptNeoXModel {
         let mask = mask::causal(input, past, None);
         let mut hidden = self.emb_dropout.forward(input.tokens.embed(|ids| self.embed_in.forward(ids)));
         for (at, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, at, &rotary, mask.as_ref(), cache.as_deref_mut());
+            let read = &(rotary.clone(), mask.clone());
+            hidden = layers::run((layer, at), hidden, read, cache.as_deref_mut(), move |layer, hidden, read, cache| {
+                layer.forward(hidden, at, &read.0, read.1.as_ref(), cache)
+            });
         }
         self.final_layer_norm.forward(hidden)
     }

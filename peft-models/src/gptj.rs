@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::rope::Rope;
 use crate::word_heads::word_heads;
@@ -229,7 +230,11 @@ impl Decoder for GptJModel {
         let rotary = self.rope.table(input, past);
         let mask = mask::causal_added(input, past, None);
         for (layer, block) in self.h.iter().enumerate() {
-            hidden = block.forward(hidden, layer, &rotary, mask.as_ref(), cache.as_deref_mut());
+            let read = &(rotary.clone(), mask.clone());
+            hidden =
+                layers::run((block, layer), hidden, read, cache.as_deref_mut(), move |block, hidden, read, cache| {
+                    block.forward(hidden, layer, &read.0, read.1.as_ref(), cache)
+                });
         }
         self.ln_f.forward(hidden)
     }

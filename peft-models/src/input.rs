@@ -122,6 +122,8 @@ pub struct KvCache {
     pub(crate) prompt: PromptLength,
     /// Of models that read one part of a row and write the other: one entry for every row.
     pub(crate) targets: Vec<Target>,
+    /// Whether there is a cache only so that a prefix can stand in it: nobody reads it after the forward.
+    is_passing: bool,
 }
 
 /// Which part of a row is written, and where that belongs.
@@ -159,7 +161,24 @@ impl KvCache {
 
     /// A cache that begins with a prefix: one pair for each layer, `[batch, kv_heads, virtual, d_head]`.
     pub(crate) fn with_prefix(layers: Vec<(Tensor<4>, Tensor<4>)>, prompt: PromptLength) -> Self {
-        Self { layers, prompt, targets: Vec::new() }
+        Self { layers, prompt, ..Self::default() }
+    }
+
+    /// The same where nobody reads it after the forward.
+    pub(crate) fn passing(self) -> Self {
+        Self { is_passing: true, ..self }
+    }
+
+    /// The prefix of a layer, and a cache without any layers that it may stand in, if the cache is there for nothing else.
+    pub(crate) fn prefix_of(&self, layer: usize) -> Option<((Tensor<4>, Tensor<4>), Self)> {
+        let prefix = self.layers.get(layer).filter(|_| self.is_passing)?;
+        let (prompt, targets) = (self.prompt, self.targets.clone());
+        Some((prefix.clone(), Self { layers: Vec::new(), prompt, targets, is_passing: true }))
+    }
+
+    /// The cache with the prefix of one layer, for which those of others stand in.
+    pub(crate) fn with_prefix_of(&self, layer: usize, prefix: (Tensor<4>, Tensor<4>)) -> Self {
+        Self { layers: vec![prefix; layer + 1], ..self.clone() }
     }
 
     /// Number of positions seen, those of a prompt among them.

@@ -21,6 +21,7 @@ pub mod gpt_neo;
 pub mod gpt_neox;
 pub mod gptj;
 mod input;
+mod layers;
 pub mod llama;
 pub mod mask;
 mod masked_heads;

@@ -5,6 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use peft_core::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, Projection, lazy};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention, split};
 use peft_core::seam;
@@ -334,7 +335,10 @@ impl ModernBertModel {
         let mut hidden = self.embeddings.drop.forward(self.embeddings.norm.forward(words));
         for (layer, kind) in self.layers.iter().zip(config.layer_types()) {
             let at = usize::from(kind == LayerType::SlidingAttention);
-            hidden = layer.forward(hidden, &rotaries[at], masks[at].as_ref());
+            let read = &(rotaries[at].clone(), masks[at].clone());
+            hidden = gradient_checkpointing::layer(layer, hidden, read, |layer, hidden, (rotary, mask)| {
+                layer.forward(hidden, rotary, mask.as_ref())
+            });
         }
         self.final_norm.forward(hidden)
     }

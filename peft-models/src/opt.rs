@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::word_heads::word_heads;
 
@@ -254,7 +255,10 @@ impl Decoder for OptModel {
         hidden = hidden + it.embed_positions.forward(positions);
         let mask = mask::causal(input, past, None);
         for (at, layer) in it.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, at, mask.as_ref(), cache.as_deref_mut());
+            hidden =
+                layers::run((layer, at), hidden, &mask, cache.as_deref_mut(), move |layer, hidden, mask, cache| {
+                    layer.forward(hidden, at, mask.as_ref(), cache)
+                });
         }
         if let Some(norm) = &it.final_layer_norm {
             hidden = norm.forward(hidden);

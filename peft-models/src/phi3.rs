@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::decoder::{Decoder, decoder_heads};
 use crate::input::{KvCache, ModelInput, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::rope::Rope;
 use crate::word_heads::word_heads;
@@ -244,7 +245,10 @@ impl Decoder for Phi3Model {
         let mask = mask::causal(input, past, self.config.sliding_window);
         let mut hidden = input.tokens.embed(|ids| self.embed_tokens.forward(ids));
         for (at, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, at, &rotary, mask.as_ref(), cache.as_deref_mut());
+            let read = &(rotary.clone(), mask.clone());
+            hidden = layers::run((layer, at), hidden, read, cache.as_deref_mut(), move |layer, hidden, read, cache| {
+                layer.forward(hidden, at, &read.0, read.1.as_ref(), cache)
+            });
         }
         self.norm.forward(hidden)
     }

@@ -120,10 +120,14 @@ fn behind<T>(
     if prompt.keys_values.is_empty() && cache.is_none() {
         return layers(&input, None);
     }
-    let mut own = KvCache::new();
-    let cache = cache.unwrap_or(&mut own);
-    *cache = start(prompt.keys_values, length, input.dims()[0]);
-    layers(&input, Some(cache))
+    let started = start(prompt.keys_values, length, input.dims()[0]);
+    match cache {
+        Some(cache) => {
+            *cache = started;
+            layers(&input, Some(cache))
+        }
+        None => layers(&input, Some(&mut started.passing())),
+    }
 }
 
 /// A cache that begins with a prefix, the same in every row.

@@ -5,6 +5,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
 use peft_core::ops::{AttentionMask, attention};
 use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::config::{Activation, RawConfig};
 use crate::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, extend_cache};
+use crate::layers;
 use crate::mask;
 use crate::prompt;
 use crate::task::{Encoded, Seq2SeqLm, shift_right};
@@ -354,6 +356,22 @@ pub struct T5DecoderBlock {
     pub layer: (T5LayerSelfAttention, T5LayerCrossAttention, T5LayerFF),
 }
 
+impl T5DecoderBlock {
+    /// Reads a mask, the source `[batch, source, d_model]`, and the mask over that.
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        at: usize,
+        (mask, source, over_source): &(Option<AttentionMask>, Tensor<3>, Option<AttentionMask>),
+        cache: Option<&mut KvCache>,
+        source_cache: Option<&mut SourceCache>,
+    ) -> Tensor<3> {
+        let hidden = self.layer.0.forward(hidden, at, mask.as_ref(), cache);
+        let hidden = self.layer.1.forward(hidden, at, (source, over_source.as_ref()), source_cache);
+        self.layer.2.forward(hidden)
+    }
+}
+
 /// A mask as T5 applies it, by addition: a query that may see nothing sees all alike.
 fn with_bias(mask: Option<AttentionMask>, bias: Option<Tensor<4>>) -> Option<AttentionMask> {
     let mask = mask.map(AttentionMask::never_blind);
@@ -393,8 +411,10 @@ impl T5Encoder {
         let mask = with_bias(mask::bidirectional(input, 0), bias);
         let mut hidden = self.dropout.forward(input.tokens.embed(|ids| table.forward(ids)));
         for (at, block) in self.block.iter().enumerate() {
-            hidden = block.layer.0.forward(hidden, at, mask.as_ref(), None);
-            hidden = block.layer.1.forward(hidden);
+            hidden = gradient_checkpointing::layer(block, hidden, &mask, move |block, hidden, mask| {
+                let hidden = block.layer.0.forward(hidden, at, mask.as_ref(), None);
+                block.layer.1.forward(hidden)
+            });
         }
         self.dropout.forward(self.final_layer_norm.forward(hidden))
     }
@@ -441,12 +461,16 @@ impl T5Decoder {
         });
         let mask = with_bias(mask::causal(input, past, None), bias);
         let over_source = with_bias(mask::across(source.attention_mask.as_ref()), None);
+        let read = &(mask, source.hidden.clone(), over_source);
         let mut hidden = self.dropout.forward(input.tokens.embed(|ids| table.forward(ids)));
         for (at, block) in self.block.iter().enumerate() {
-            hidden = block.layer.0.forward(hidden, at, mask.as_ref(), cache.as_deref_mut());
-            let over_source = (&source.hidden, over_source.as_ref());
-            hidden = block.layer.1.forward(hidden, at, over_source, source_cache.as_deref_mut());
-            hidden = block.layer.2.forward(hidden);
+            let cache = cache.as_deref_mut();
+            hidden = match source_cache.as_deref_mut() {
+                Some(source_cache) => block.forward(hidden, at, read, cache, Some(source_cache)),
+                None => layers::run((block, at), hidden, read, cache, move |block, hidden, read, cache| {
+                    block.forward(hidden, at, read, cache, None)
+                }),
+            };
         }
         self.dropout.forward(self.final_layer_norm.forward(hidden))
     }

@@ -11,7 +11,9 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor};
 use peft_core::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
-use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result, nn, ops, seam, stable_hash};
+use peft_core::{
+    AdapterFolder, AfterStep, PeftError, PeftModel, Result, gradient_checkpointing, nn, ops, seam, stable_hash,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::{BatchOptions, EpochPlan};
@@ -59,6 +61,9 @@ pub struct TrainConfig {
     /// Multiply with weights in bf16, where the device can: [`ops::within_bf16`] says what that is. Evaluations stay in
     /// single precision.
     pub bf16: bool,
+    /// Layers keep only their inputs and are computed again in the backward pass: less memory, more time, the same numbers
+    /// (see [`gradient_checkpointing`]).
+    pub gradient_checkpointing: bool,
     /// Rows of like length together.
     pub group_by_length: bool,
     /// Steps between lines of the log.
@@ -98,6 +103,7 @@ impl Default for TrainConfig {
             loraplus_lr_embedding: 1e-6,
             lora_fa: false,
             bf16: false,
+            gradient_checkpointing: false,
             group_by_length: false,
             logging_steps: 10,
             eval_steps: 0,
@@ -274,7 +280,10 @@ pub fn train<M: Module, T: Task<M>>(
         let mut accumulator = GradientsAccumulator::new();
         let mut loss = 0.0;
         for items in micro {
-            let forward = || task.loss_sum(&model, items, device);
+            let forward = || match config.gradient_checkpointing {
+                true => gradient_checkpointing::scope(&model, |model| task.loss_sum(model, items, device))?,
+                false => task.loss_sum(&model, items, device),
+            };
             let sum = if config.bf16 { ops::within_bf16(device, forward)?? } else { forward()? };
             let mut mean = sum.div_scalar(targets.max(1) as f64);
             if let Some(own) = adds_to_loss.then(|| peft_core::state::loss(&model)).flatten() {
@@ -552,8 +561,14 @@ fn restore<M: Module>(
     let path = checkpoint.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
     let state: State = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
-    let comparable =
-        |it: &TrainConfig| TrainConfig { logging_steps: 0, save_steps: 0, save_total_limit: 0, ..it.clone() };
+    // What changes none of the numbers may differ.
+    let comparable = |it: &TrainConfig| TrainConfig {
+        gradient_checkpointing: false,
+        logging_steps: 0,
+        save_steps: 0,
+        save_total_limit: 0,
+        ..it.clone()
+    };
     // Through JSON as the saved one went: its reader may miss the last bit of a number.
     let text = serde_json::to_string(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
     let config: &TrainConfig = &serde_json::from_str(&text).map_err(|error| PeftError::Invalid(error.to_string()))?;

@@ -9,7 +9,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use peft::core::nn::Dropout;
 use peft::core::ops;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner};
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, gradient_checkpointing};
 use peft::device::device;
 use peft::ia3::Ia3Config;
 use peft::lora::LoraConfig;
@@ -20,6 +20,8 @@ use peft::models::{ModelInput, mask};
 use peft::tasks::collate::Sample;
 use peft::tasks::language_modelling::LanguageModelling;
 use peft::tasks::task::Task;
+
+use crate::support::random_numbers;
 
 /// The system's allocator, which also counts for every thread what that thread asks for.
 struct Counting;
@@ -76,11 +78,11 @@ const BATCH: usize = 2;
 const SEQ: usize = 32;
 const D_MODEL: usize = 64;
 
-/// Bytes and calls of one forward and backward of GPT-2 with LoRA on the attention.
-fn step(layers: usize) -> (usize, usize) {
+/// GPT-2 with LoRA on the attention, and a batch for it.
+fn adapted(layers: usize, batch: usize, seq: usize) -> (PeftModel<Gpt2LmHeadModel>, LanguageModelling) {
     let device = device("flex").unwrap();
     let json = format!(
-        r#"{{"model_type": "gpt2", "vocab_size": 97, "n_positions": {SEQ}, "n_embd": {D_MODEL}, "n_layer": {layers},
+        r#"{{"model_type": "gpt2", "vocab_size": 97, "n_positions": {seq}, "n_embd": {D_MODEL}, "n_layer": {layers},
             "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}"#
     );
     let config = Gpt2Config::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
@@ -88,8 +90,13 @@ fn step(layers: usize) -> (usize, usize) {
     let sites = model.describe();
     let mut peft = PeftModel::with_sites(model, sites, &device);
     peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
-    let rows = (0..BATCH).map(|row| Sample::language((0..SEQ).map(|at| ((row * SEQ + at) * 31 % 97) as u32).collect()));
-    let task = LanguageModelling::padded(rows.collect(), 0).unwrap();
+    let rows = (0..batch).map(|row| Sample::language((0..seq).map(|at| ((row * seq + at) * 31 % 97) as u32).collect()));
+    (peft, LanguageModelling::padded(rows.collect(), 0).unwrap())
+}
+
+/// Bytes and calls of one forward and backward.
+fn step(layers: usize) -> (usize, usize) {
+    let (device, (peft, task)) = (device("flex").unwrap(), adapted(layers, BATCH, SEQ));
     let run = || {
         let loss = task.loss_sum(peft.model(), &[0, 1], &device).unwrap();
         drop(loss.backward());
@@ -101,9 +108,41 @@ fn step(layers: usize) -> (usize, usize) {
     (BYTES.get() - before.0, CALLS.get() - before.1)
 }
 
+/// The most that a forward and backward hold, as a multiple of one activation, `[batch, seq, d_model]`.
+fn peak(layers: usize, checkpointed: bool) -> f64 {
+    // So many tokens that what Burn notes about operations does not count.
+    let (batch, seq) = (4, 128);
+    let (device, (peft, task)) = (device("flex").unwrap(), adapted(layers, batch, seq));
+    let rows: Vec<usize> = (0..batch).collect();
+    let run = || {
+        let loss = |model: &Gpt2LmHeadModel| task.loss_sum(model, &rows, &device).unwrap();
+        let loss = match checkpointed {
+            true => gradient_checkpointing::scope(peft.model(), loss).unwrap(),
+            false => loss(peft.model()),
+        };
+        drop(loss.backward());
+    };
+    run();
+    PEAK.set(HELD.get());
+    let before = HELD.get();
+    run();
+    (PEAK.get() - before) as f64 / (batch * seq * D_MODEL * size_of::<f32>()) as f64
+}
+
+/// Of a layer that is computed again remains its input; everything else is there for one layer at a time.
+#[test]
+fn layers_that_are_computed_again_hold_their_input_only() {
+    let _alone = random_numbers();
+    let [kept, again] = [false, true].map(|checkpointed| [2, 10].map(|layers| peak(layers, checkpointed)));
+    let per_layer = |[shallow, deep]: [f64; 2]| (deep - shallow) / 8.0;
+    assert!(per_layer(again) < 2.0, "a layer holds {:.1} activations beside {:.1}", per_layer(again), per_layer(kept));
+    assert!(again[1] < kept[1] / 2.0, "ten layers hold {:.1} activations beside {:.1}", again[1], kept[1]);
+}
+
 /// Ten models with an adapter each, over one base, are trained a step: none of them holds a second copy of the base.
 #[test]
 fn ten_adapted_models_take_the_memory_of_one_base() {
+    let _alone = random_numbers();
     let device = device("flex").unwrap();
     let json = r#"{"model_type": "gpt2", "vocab_size": 4001, "n_positions": 8, "n_embd": 128, "n_layer": 2,
         "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}"#;
@@ -138,6 +177,7 @@ const CALLS_PER_LAYER: f64 = 2150.0;
 /// The difference of two depths leaves embeddings and head out: what remains is what one more layer costs.
 #[test]
 fn a_layer_allocates_no_more_than_it_did() {
+    let _alone = random_numbers();
     let (shallow, deep) = (step(2), step(6));
     let activation = (BATCH * SEQ * D_MODEL * size_of::<f32>()) as f64;
     let activations = (deep.0 - shallow.0) as f64 / 4.0 / activation;

@@ -5,6 +5,7 @@ mod bad_input;
 mod behaviours;
 mod calibration;
 mod checklist;
+mod checkpointing;
 mod cli;
 mod combined;
 mod export;

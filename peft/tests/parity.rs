@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use peft::core::checkpoint::model_tensors;
-use peft::core::{AdapterFolder, Describe, PeftModel, read_config};
+use peft::core::{AdapterFolder, Describe, PeftModel, gradient_checkpointing, read_config};
 use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
 use peft::models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
 
-use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
+use crate::support::{assert_close, case, device, distance, expected, find, fixtures, numbers};
 
 /// Named tests for recorded cases: one table a family of methods or models.
 macro_rules! parity {
@@ -100,6 +100,14 @@ fn check(name: &str) {
         assert_eq!(ours, theirs, "trainable tensors");
         for key in gradients {
             assert_close(key, find(&trained, &rename(key)), &wanted[key]);
+        }
+        // Layers that are computed again give the numbers of layers that are kept.
+        let request = ForwardRequest { grads: true, ..request.clone() };
+        let again = gradient_checkpointing::scope(&request, |request| forward(request, &device())).unwrap().unwrap();
+        assert_eq!(again.len(), trained.len());
+        for it in &again {
+            let error = distance(&it.data, find(&trained, &it.key));
+            assert!(error <= 1e-5, "{} of layers that are computed again: relative error {error:.2e}", it.key);
         }
     }
 

@@ -289,6 +289,28 @@ fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<Auto
     assert_eq!(last(&peft), last(&again));
 }
 
+/// Layers that are computed again draw what they drew, so that a run gives the same losses with them and without, and may
+/// go from one to the other.
+#[test]
+fn gradient_checkpointing_changes_no_loss_and_may_begin_where_a_run_is_resumed() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let run = |gradient_checkpointing: bool, folder: &Path, resume: bool| {
+        let config = TrainConfig { gradient_checkpointing, ..config(6) };
+        let mut peft = fresh(0.2);
+        train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, Some(folder), resume, &device(), &mut ()).unwrap();
+        losses(folder)
+    };
+    let [kept, again, changed] = [(); 3].map(|_| tempfile::tempdir().unwrap());
+    let wanted = run(false, kept.path(), false);
+    assert_eq!(wanted, run(true, again.path(), false));
+    copy_tree(kept.path(), changed.path());
+    for step in [4, 6] {
+        std::fs::remove_dir_all(changed.path().join(format!("checkpoint-{step}"))).unwrap();
+    }
+    assert_eq!(wanted, run(true, changed.path(), true));
+}
+
 fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

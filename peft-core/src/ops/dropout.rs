@@ -1,9 +1,10 @@
 //! Dropout.
 
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor};
 
 #[cfg(feature = "flex")]
 use super::kernel;
+use crate::draws;
 
 /// Sets each number to zero with the given probability, 0 < p < 1, and scales the others by `1 / (1 − p)`.
 ///
@@ -16,9 +17,16 @@ pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> 
         return fused::dropout(input, seed);
     }
     let keep = 1.0 - probability;
-    let device = input.device().without_autodiff();
-    let mask = Tensor::<D>::random(input.dims(), Distribution::Bernoulli(keep), &device);
+    let mask = random(input.dims(), Distribution::Bernoulli(keep), &input.device());
     input * mask.mul_scalar(1.0 / keep)
+}
+
+/// Random numbers for a forward; nothing tracks them.
+///
+/// Whatever a layer draws goes through this or [`dropout`], so that it draws the same again when it is computed a second
+/// time: see [`gradient_checkpointing`](crate::gradient_checkpointing).
+pub fn random<const D: usize>(shape: [usize; D], distribution: Distribution, device: &Device) -> Tensor<D> {
+    draws::draw(|| Tensor::random(shape, distribution, &device.clone().without_autodiff()))
 }
 
 #[cfg(feature = "flex")]
@@ -36,6 +44,7 @@ mod fused {
     use burn::tensor::{Device, Distribution, Tensor};
     use rayon::prelude::*;
 
+    use crate::draws;
     use crate::ops::kernel::{self, Kernel, PIECE};
 
     /// What decides which numbers are dropped.
@@ -51,9 +60,11 @@ mod fused {
     impl Seed {
         /// Draws from the generator of a CPU device.
         pub(crate) fn draw(device: &Device, probability: f64) -> Self {
-            let drawn = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), device).into_data();
+            let drawn = draws::draw(|| {
+                let drawn = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), device).into_data();
+                drawn.try_into_vec::<f32>().expect("numbers of a float tensor")
+            });
             // A uniform f32 has 24 random bits.
-            let drawn = drawn.try_into_vec::<f32>().expect("numbers of a float tensor");
             let bits = |x: f32| (x * 16_777_216.0) as u32;
             Self {
                 low: bits(drawn[0]),

@@ -5,7 +5,7 @@
 
 mod activation;
 mod attention;
-mod bf16;
+pub(crate) mod bf16;
 mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
@@ -26,7 +26,7 @@ pub use attention::attention_plain;
 pub use attention::{AttentionMask, Sight, attention, attention_capped, bend};
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
-pub use dropout::dropout;
+pub use dropout::{dropout, random};
 pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};

@@ -124,6 +124,9 @@ pub(crate) struct Args {
     /// Multiply with weights in bf16: about half the time, on processors with AVX512_BF16.
     #[arg(long, help_heading = "Training")]
     bf16: bool,
+    /// Layers keep only their inputs and are computed again in the backward pass: less memory, more time, same numbers.
+    #[arg(long, help_heading = "Training")]
+    gradient_checkpointing: bool,
     /// Rows of like length together.
     #[arg(long, help_heading = "Training")]
     group_by_length: bool,
@@ -229,6 +232,7 @@ impl Args {
             loraplus_lr_embedding: self.loraplus_lr_embedding,
             lora_fa: self.lora_fa,
             bf16: self.bf16,
+            gradient_checkpointing: self.gradient_checkpointing,
             group_by_length: self.group_by_length,
             logging_steps: self.log_every,
             eval_steps: self.eval_every,

@@ -184,6 +184,11 @@ impl AttentionMask {
         self
     }
 
+    /// With another term for the scores, if there is one: nothing else of a mask has gradients.
+    pub(crate) fn with_bias_exchanged(self, exchange: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Self {
+        Self { bias: self.bias.map(exchange), ..self }
+    }
+
     /// The mask of some of the queries.
     pub fn of_queries(&self, queries: Range<usize>) -> Self {
         Self {
