@@ -10,6 +10,7 @@ mod combined;
 mod export;
 mod generation;
 mod golden;
+mod halves;
 mod hub;
 mod inspect;
 mod labels;

@@ -11,7 +11,7 @@ use crate::site::Layout;
 ///
 /// # Shapes
 /// - input: `[.., in]`
-/// - weight: as `layout` says
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
 /// - output: `[.., out]`
 pub fn linear<const D: usize>(
     input: Tensor<D>,
@@ -32,10 +32,10 @@ pub fn linear<const D: usize>(
 
 fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if kernel::fits(&input) && kernel::fits(&weight) && bias.as_ref().is_none_or(kernel::fits) {
+    if kernel::fits(&input) && kernel::fits_weight(&weight) && bias.as_ref().is_none_or(kernel::fits) {
         return fused::product(input, weight, bias);
     }
-    plain::linear(input, weight, bias)
+    plain::linear(input, super::single(weight), bias)
 }
 
 #[cfg(feature = "flex")]
@@ -65,15 +65,15 @@ pub(crate) mod fused {
 
     impl LinearOps for Flex {
         fn product(input: FlexTensor, weight: FlexTensor) -> FlexTensor {
-            kernel::product([[input, weight]], Onto::Zero)
+            kernel::product([[input, kernel::single(weight)]], Onto::Zero)
         }
 
         fn product_biased(input: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-            kernel::product([[input, weight]], Onto::Row(bias))
+            kernel::product([[input, kernel::single(weight)]], Onto::Row(bias))
         }
     }
 
-    /// The input, kept only for the gradient of a weight that is trained, and the weight.
+    /// The input, kept only for the gradient of a weight that is trained, and the weight, halves as they are.
     type State = (Option<FlexTensor>, FlexTensor);
 
     /// Gives weight and bias their gradients, where they are trained.
@@ -100,7 +100,7 @@ pub(crate) mod fused {
         let id = |at: usize| ops.parents.get(at).and_then(Option::as_ref).map(|it| it.id);
         register_parameters(&grad, input.as_ref(), [id(1), id(2)], grads);
         if let Some(id) = id(0) {
-            grads.register::<Flex>(id, kernel::product([[grad, transposed(weight)]], Onto::Zero));
+            grads.register::<Flex>(id, kernel::product([[grad, transposed(kernel::single(weight))]], Onto::Zero));
         }
     }
 
