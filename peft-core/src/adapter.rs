@@ -15,6 +15,7 @@ use burn::module::{
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
+use crate::ops;
 use crate::owed;
 use crate::prompt::{GatedPrompt, Prompt};
 use crate::rows;
@@ -31,8 +32,8 @@ use crate::state::KEY_PREFIX;
 pub trait Adapter: Module + Sync + 'static {
     /// What the parameter becomes.
     ///
-    /// `weight` is what earlier active adapters have made of it, `base` the frozen parameter itself; both lie as
-    /// [`Site::kind`] says. With one active adapter they are the same tensor.
+    /// `weight` is what earlier active adapters have made of it, `base` the frozen parameter itself, in single
+    /// precision; both lie as [`Site::kind`] says. With one active adapter they are the same tensor.
     fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D>;
 
     /// What the bias of the layer becomes. Unchanged for most methods.
@@ -564,6 +565,7 @@ impl Reparameterization for AdapterSet {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let adapters = rows::acting(self);
+        let base = ops::single(base);
         let compose = |weight, adapter: &&AnyAdapter| adapter.weight(weight, &base, &self.site);
         let composed = adapters.iter().fold(base.clone(), compose);
         owed::settle(&self.site, &adapters, composed)

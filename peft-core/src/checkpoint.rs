@@ -3,12 +3,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
 pub use safetensors::Dtype;
@@ -22,7 +25,7 @@ use crate::site::{PathStack, Sites};
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     data_start: usize,
     metadata: Metadata,
 }
@@ -41,7 +44,7 @@ impl TensorFile {
         };
         SafeTensors::deserialize(&map).map_err(reason)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(reason)?;
-        Ok(Self { path: path.to_path_buf(), map, data_start: header + size_of::<u64>(), metadata })
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start: header + size_of::<u64>(), metadata })
     }
 
     /// Where the file lies.
@@ -82,6 +85,32 @@ impl TensorFile {
         let values = self.cast(key, info, bytes)?;
         self.forget(info);
         Ok(TensorData::new(values, info.shape.clone()))
+    }
+
+    /// A tensor in the numbers that a base is kept in. Where the file has those, they are the file's own memory.
+    ///
+    /// # Errors
+    /// Also if a number is too large for half precision.
+    pub fn kept(&self, key: &str, dtype: BaseDtype) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        let kept = dtype.of(info.dtype);
+        let is_whole = bytes.as_ptr().align_offset(kept.size()) == 0 && cfg!(target_endian = "little");
+        if dtype != BaseDtype::Float32 && is_dtype(info.dtype, kept) && is_whole {
+            let start = self.data_start + info.data_offsets.0;
+            let shared = bytes::Bytes::from_owner(Shared(self.map.clone())).slice(start..start + bytes.len());
+            let bytes = burn::tensor::Bytes::from_shared(shared, AllocationProperty::File);
+            return Ok(TensorData::from_bytes(bytes, info.shape.clone(), kept));
+        }
+        let floats = self.floats(key)?;
+        if kept == DType::F16 {
+            let largest = f16::MAX.to_f32();
+            let beyond = |it: &f32| it.is_finite() && it.abs() > largest;
+            if let Some(number) = floats.iter::<f32>().find(beyond) {
+                let reason = format!("`{key}` holds {number}, which is too large for float16; use bfloat16 or auto");
+                return Err(PeftError::bad_file(&self.path, reason));
+            }
+        }
+        Ok(floats.convert_dtype(kept))
     }
 
     /// Gives back the memory that a tensor of the file takes once it is read, so that a checkpoint of several shards is
@@ -137,6 +166,117 @@ impl TensorFile {
     }
 }
 
+/// A map that tensors keep alive.
+struct Shared(Arc<Mmap>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn is_dtype(stored: Dtype, kept: DType) -> bool {
+    matches!((stored, kept), (Dtype::F32, DType::F32) | (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16))
+}
+
+/// In which numbers the frozen matrices of a base are kept: `dtype` of transformers.
+///
+/// The matrices are the weights of [`Projection`](crate::nn::Projection), [`Conv1D`](crate::nn::Conv1D) and
+/// [`Embedding`](crate::nn::Embedding). Norms, biases and convolutions are kept in single precision, and so are adapters
+/// and all that is computed: halves are widened where they meet activations, which changes no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BaseDtype {
+    /// Single precision, whatever the file has.
+    #[default]
+    Float32,
+    /// What the file has: bf16 and f16 stay as they are, which takes half the memory and gives the same results, bit for
+    /// bit. Nothing is copied on the CPU: the matrices are the mapped file, which must stay as it is.
+    Auto,
+    /// Rounded to bf16, if the file has something else. That is another base, with other results.
+    BFloat16,
+    /// Rounded to f16, if the file has something else. That is another base, with other results.
+    Float16,
+}
+
+impl BaseDtype {
+    /// In what a tensor of this type is kept.
+    fn of(self, stored: Dtype) -> DType {
+        match (self, stored) {
+            (Self::Auto, Dtype::BF16) | (Self::BFloat16, _) => DType::BF16,
+            (Self::Auto, Dtype::F16) | (Self::Float16, _) => DType::F16,
+            (Self::Float32 | Self::Auto, _) => DType::F32,
+        }
+    }
+
+    /// Whether numbers of a file that is stored in `float` are rounded.
+    pub fn rounds(self, float: FloatType) -> bool {
+        match self {
+            Self::Float32 | Self::Auto => false,
+            Self::BFloat16 => float != FloatType::BF16,
+            Self::Float16 => float != FloatType::F16,
+        }
+    }
+}
+
+const DTYPES: [(&str, BaseDtype); 4] = [
+    ("float32", BaseDtype::Float32),
+    ("auto", BaseDtype::Auto),
+    ("bfloat16", BaseDtype::BFloat16),
+    ("float16", BaseDtype::Float16),
+];
+
+impl FromStr for BaseDtype {
+    type Err = PeftError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = DTYPES.iter().find(|it| it.0 == text).map(|it| it.1);
+        known.ok_or_else(|| {
+            PeftError::Invalid(format!("there is no dtype `{text}`; choose {}", DTYPES.map(|it| it.0).join(", ")))
+        })
+    }
+}
+
+impl fmt::Display for BaseDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(DTYPES.iter().find(|it| it.1 == *self).map_or("", |it| it.0))
+    }
+}
+
+/// Where a base goes, and in which numbers its matrices are kept.
+///
+/// A device alone means single precision: `load_causal_lm(folder, &device)`.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Where all tensors go.
+    pub device: Device,
+    /// What the matrices are kept in.
+    pub dtype: BaseDtype,
+}
+
+impl Placement {
+    /// On a device, in single precision.
+    pub fn on(device: &Device) -> Self {
+        Self { device: device.clone(), dtype: BaseDtype::default() }
+    }
+
+    /// With matrices in other numbers.
+    pub fn with_dtype(self, dtype: BaseDtype) -> Self {
+        Self { dtype, ..self }
+    }
+}
+
+impl From<&Device> for Placement {
+    fn from(device: &Device) -> Self {
+        Self::on(device)
+    }
+}
+
+impl From<&Placement> for Placement {
+    fn from(placement: &Placement) -> Self {
+        placement.clone()
+    }
+}
+
 fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     let (chunks, _) = bytes.as_chunks::<N>();
     chunks.iter().map(|chunk| read(*chunk)).collect()
@@ -153,6 +293,7 @@ pub struct Checkpoint {
     keys: BTreeMap<String, usize>,
     /// Path of a parameter to another key that may hold it.
     aliases: HashMap<String, String>,
+    dtype: BaseDtype,
 }
 
 impl Checkpoint {
@@ -213,7 +354,16 @@ impl Checkpoint {
         {
             return Err(PeftError::bad_file(path, format!("it lists `{key}` in {shard}, which does not hold it")));
         }
-        Ok(Self { folder: folder.to_path_buf(), files, keys, aliases: HashMap::new() })
+        Ok(Self { folder: folder.to_path_buf(), files, keys, aliases: HashMap::new(), dtype: BaseDtype::default() })
+    }
+
+    /// The checkpoint whose frozen matrices are kept in these numbers when it is loaded.
+    ///
+    /// Of what is not in single precision, only the layers of [`nn`](crate::nn) know: a model with those of `burn::nn` is
+    /// loaded in [`BaseDtype::Float32`].
+    pub fn keeping(mut self, dtype: BaseDtype) -> Self {
+        self.dtype = dtype;
+        self
     }
 
     /// Says where a parameter lies if it does not lie under its own name: a tied one has as many names as places.
@@ -312,6 +462,22 @@ struct Fill<'a> {
     error: Option<PeftError>,
 }
 
+impl Fill<'_> {
+    /// Whether the parameter is a weight whose layer takes it in half precision.
+    fn is_matrix(&self) -> bool {
+        matches!(self.at.owner(), "Projection" | "Conv1D" | "Embedding") && self.at.split().1 == "weight"
+    }
+}
+
+/// The numbers, if a device has such.
+fn supported(data: TensorData, device: &Device) -> Result<TensorData> {
+    if data.dtype() == DType::F32 || device.supports_dtype(data.dtype()) {
+        return Ok(data);
+    }
+    let what = format!("{:?} on {device:?}", data.dtype());
+    Err(PeftError::unsupported(what, "the device does not compute with it: load the base in float32"))
+}
+
 impl ModuleMapper for Fill<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.at.enter(name, container);
@@ -327,9 +493,12 @@ impl ModuleMapper for Fill<'_> {
             return param;
         };
         let Some(file) = self.checkpoint.file(key) else { return param };
-        match file.floats(key) {
+        let device = param.lazy_device();
+        let dtype = if self.is_matrix() { self.checkpoint.dtype } else { BaseDtype::Float32 };
+        match file.kept(key, dtype).and_then(|it| supported(it, &device)) {
             Ok(data) => {
-                let mut tensor = Tensor::<D>::from_data(data, &param.lazy_device());
+                let dtype = data.dtype();
+                let mut tensor = Tensor::<D>::from_data(data, (&device, dtype));
                 if self.at.owner() == "Linear" && D == 2 {
                     tensor = tensor.transpose();
                 }
@@ -370,7 +539,7 @@ pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
             if self.at.in_adapters() {
                 return;
             }
-            let value = param.base();
+            let value = crate::ops::single(param.base());
             let value = if self.at.owner() == "Linear" && D == 2 { value.transpose() } else { value };
             self.stored.push(Stored { key: self.at.path(), data: value.into_data() });
         }

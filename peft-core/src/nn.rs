@@ -54,7 +54,7 @@ impl Projection {
         }
     }
 
-    /// The weight, `[out, in]`, if the forward is a product with it: without a bias and without an active adapter.
+    /// The weight as it is kept, `[out, in]`, if the forward is a product with it: without a bias and without an active adapter.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
         let adapted = self.weight.reparameterization::<AdapterSet>().is_some_and(|it| !rows::any(it).is_empty());
         (self.bias.is_none() && !adapted).then(|| seam::unadapted(&self.weight))
@@ -193,10 +193,15 @@ impl Embedding {
         seam::attend(hidden, &self.weight)
     }
 
-    /// The table, `[rows, d_model]`, if [`Embedding::attend`] is a product with it: no active adapter moves it along.
+    /// The table as it is kept, `[rows, d_model]`, if [`Embedding::attend`] is a product with it: no active adapter moves it along.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
         let moved = self.weight.reparameterization().is_some_and(seam::moves_tied_head);
         (!moved).then(|| seam::unadapted(&self.weight))
+    }
+
+    /// The whole table, `[rows, d_model]`, through the active adapters.
+    pub fn table(&self) -> Tensor<2> {
+        seam::value(&self.weight)
     }
 
     /// An output layer of its own that starts as the table and shares its memory.

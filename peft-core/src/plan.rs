@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::erased::{Ranked, with_rank};
 use crate::init::{Init, stable_hash};
+use crate::ops;
 use crate::site::{Layout, PathStack, Site, SiteKind, Sites};
 use crate::slots;
 
@@ -56,7 +57,7 @@ impl<'a> BaseTensor<'a> {
         &self.site
     }
 
-    /// The value as it lies in memory.
+    /// The value as it lies in memory, in single precision.
     ///
     /// # Panics
     /// If the parameter has another rank; [`Site::shape`] tells it.
@@ -65,7 +66,7 @@ impl<'a> BaseTensor<'a> {
             Base::Value(value) => value.get(),
             Base::Param(param) => {
                 let param = param.downcast_ref::<Param<Tensor<D>>>();
-                param.expect("the rank is that of the site").base().without_autodiff()
+                ops::single(param.expect("the rank is that of the site").base().without_autodiff())
             }
         }
     }

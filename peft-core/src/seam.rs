@@ -3,6 +3,8 @@
 //! `linear(x, &self.weight, …)` computes what `x · weight.val() + bias` would, but through the adapters' own forward:
 //! no dense update is formed, the frozen weight gets no gradient, and dropout on the adapter's input has its place.
 
+use std::cell::OnceCell;
+
 use burn::module::{Module, Param};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor};
@@ -55,7 +57,13 @@ pub fn by_rows<L: Module, const D: usize, const E: usize, K: Basic>(
     rows::each(&sets, input, |input| forward(layer, input))
 }
 
-/// What lies below the adapters: the frozen weight, or what a reparameterization that is not ours makes of its own.
+/// What a layer reads that computes with a whole parameter: `param.val()`, in single precision.
+pub fn value<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
+    ops::single(param.val())
+}
+
+/// What lies below the adapters: the frozen weight as it is kept, or what a reparameterization that is not ours makes of
+/// its own.
 pub(crate) fn unadapted(weight: &Param<Tensor<2>>) -> Tensor<2> {
     match weight.reparameterization::<AdapterSet>() {
         Some(_) => weight.base(),
@@ -104,6 +112,7 @@ fn through<const D: usize>(
     let adapters = acting(set);
     let output = match set {
         Some(set) if !adapters.is_empty() => {
+            let base = Frozen::new(base);
             LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &adapters }
                 .forward(input)
         }
@@ -122,7 +131,7 @@ fn through<const D: usize>(
 ///
 /// `padding` is torch's `padding_idx`: its row gets no gradient.
 pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option<usize>) -> Tensor<3> {
-    let base = unadapted(weight);
+    let base = Frozen::new(unadapted(weight));
     let set = weight.reparameterization::<AdapterSet>();
     // Positions come once for all rows; with adapters of their own each row needs them.
     let ids = if set.is_some_and(|it| !rows::any(it).is_empty()) { for_each_row(ids) } else { ids };
@@ -132,7 +141,7 @@ pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option
             Some(set) if !adapters.is_empty() => {
                 EmbeddingBelow { base: &base, padding, site: set.site(), adapters: &adapters }.forward(ids)
             }
-            _ => burn::tensor::module::embedding(base.clone(), ids),
+            _ => ops::embedding(ids, base.kept.clone()),
         }
     })
 }
@@ -223,6 +232,7 @@ pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> T
     let Some(set) = weight.reparameterization::<AdapterSet>().filter(|it| moves_tied_head(it)) else {
         return ops::linear(hidden, base, None, Layout::OutIn);
     };
+    let base = Frozen::new(base);
     rows::each(&[Some(set)], hidden, |hidden| {
         let mut moving = rows::acting(set);
         moving.retain(|it| it.moves_tied_head());
@@ -240,9 +250,26 @@ pub(crate) fn moves_tied_head(set: &AdapterSet) -> bool {
     rows::any(set).into_iter().any(AnyAdapter::moves_tied_head)
 }
 
+/// A frozen weight, read in single precision at most once.
+struct Frozen {
+    /// As it is kept, perhaps in half precision.
+    kept: Tensor<2>,
+    single: OnceCell<Tensor<2>>,
+}
+
+impl Frozen {
+    fn new(kept: Tensor<2>) -> Self {
+        Self { kept, single: OnceCell::new() }
+    }
+
+    fn single(&self) -> &Tensor<2> {
+        self.single.get_or_init(|| ops::single(self.kept.clone()))
+    }
+}
+
 /// The linear layer below an adapter: the frozen one, with the adapters that apply before.
 pub struct LinearBelow<'a> {
-    base: &'a Tensor<2>,
+    base: &'a Frozen,
     bias: Option<&'a Tensor<1>>,
     layout: Layout,
     site: &'a Site,
@@ -253,7 +280,7 @@ impl LinearBelow<'_> {
     /// The layer's output, `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         match self.adapters.split_last() {
-            None => ops::linear(input, self.base.clone(), self.bias.cloned(), self.layout),
+            None => ops::linear(input, self.frozen().clone(), self.bias.cloned(), self.layout),
             Some((top, rest)) => top.linear(input, &LinearBelow { adapters: rest, ..*self }),
         }
     }
@@ -266,14 +293,14 @@ impl LinearBelow<'_> {
     /// The layer's output with a low-rank update, `[rows, in]` to `[rows, out]`.
     pub fn with_low_rank(&self, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
         if self.is_frozen() {
-            return ops::linear_low_rank(input, self.base.clone(), self.bias.cloned(), self.layout, update);
+            return ops::linear_low_rank(input, self.frozen().clone(), self.bias.cloned(), self.layout, update);
         }
         ops::low_rank_update(self.forward(input.clone()), input, update)
     }
 
     /// The layer's weight, composed; it lies as [`LinearBelow::layout`] says.
     pub fn weight(&self) -> Tensor<2> {
-        self.adapters.iter().fold(self.base.clone(), |weight, it| it.weight(weight, self.base, self.site))
+        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.site))
     }
 
     /// The layer's bias.
@@ -281,9 +308,14 @@ impl LinearBelow<'_> {
         self.bias.map(|bias| self.adapters.iter().fold(bias.clone(), |bias, it| it.bias(bias)))
     }
 
-    /// The frozen weight.
+    /// The frozen weight, in single precision.
     pub fn base(&self) -> &Tensor<2> {
-        self.base
+        self.base.single()
+    }
+
+    /// The frozen weight as it is kept, perhaps in half precision: for products, as of [`LinearBelow::apply`].
+    pub fn frozen(&self) -> &Tensor<2> {
+        &self.base.kept
     }
 
     /// How weights lie.
@@ -296,7 +328,7 @@ impl LinearBelow<'_> {
         self.site
     }
 
-    /// `x W + b` for any weight that lies as [`LinearBelow::layout`] says.
+    /// `x W + b` for any weight that lies as [`LinearBelow::layout`] says, the [`frozen`](LinearBelow::frozen) one too.
     pub fn apply(&self, input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         ops::linear(input, weight, bias, self.layout)
     }
@@ -304,7 +336,7 @@ impl LinearBelow<'_> {
 
 /// The embedding below an adapter: the frozen one, with the adapters that apply before.
 pub struct EmbeddingBelow<'a> {
-    base: &'a Tensor<2>,
+    base: &'a Frozen,
     padding: Option<usize>,
     site: &'a Site,
     adapters: &'a [&'a AnyAdapter],
@@ -314,9 +346,14 @@ impl EmbeddingBelow<'_> {
     /// The rows, `[batch, seq]` to `[batch, seq, d_model]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         match self.adapters.split_last() {
-            None => burn::tensor::module::embedding(self.base.clone(), ids),
+            None => self.look_up_frozen(ids),
             Some((top, rest)) => top.embedding(ids, &EmbeddingBelow { adapters: rest, ..*self }),
         }
+    }
+
+    /// Rows of the frozen table itself, `[batch, seq]` to `[batch, seq, d_model]`.
+    pub fn look_up_frozen(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        ops::embedding(ids, self.base.kept.clone())
     }
 
     /// Rows of any table, `[rows, d]`, where the padding row gets no gradient.
@@ -338,12 +375,12 @@ impl EmbeddingBelow<'_> {
 
     /// The table, composed, `[rows, d_model]`.
     pub fn weight(&self) -> Tensor<2> {
-        self.adapters.iter().fold(self.base.clone(), |weight, it| it.weight(weight, self.base, self.site))
+        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.site))
     }
 
-    /// The frozen table.
+    /// The frozen table, in single precision.
     pub fn base(&self) -> &Tensor<2> {
-        self.base
+        self.base.single()
     }
 
     /// The parameter that is adapted.

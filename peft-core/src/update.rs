@@ -10,6 +10,7 @@ use crate::adapter::AdapterSet;
 use crate::erased::Ranked;
 use crate::error::Result;
 use crate::model::PeftModel;
+use crate::ops;
 use crate::plan::BaseTensor;
 use crate::replacement::is_replacement;
 use crate::site::{PathStack, Site, SiteKind};
@@ -73,7 +74,7 @@ impl ModuleVisitor for Updates<'_> {
         }
         let Some(set) = self.sets.remove(&self.at.path()) else { return };
         let Some(adapter) = set.get(self.name) else { return };
-        let (site, base) = (set.site().clone(), param.base());
+        let (site, base) = (set.site().clone(), ops::single(param.base()));
         let after = adapter.weight(base.clone(), &base, &site);
         let delta = BaseTensor::new(site.clone(), Ranked::new(D, after - base)).matrix();
         let delta = if site.kind == SiteKind::Embedding { delta.transpose() } else { delta };

@@ -16,6 +16,7 @@ use crate::checkpoint::Stored;
 use crate::error::{PeftError, Result};
 use crate::folder::AdapterFolder;
 use crate::model::PeftModel;
+use crate::ops;
 use crate::replacement::is_replacement;
 use crate::site::{PathStack, Site, SiteKind, Sites};
 use crate::slots;
@@ -112,7 +113,7 @@ impl<M: Module> PeftModel<M> {
                 if self.at.in_adapters() || !self.paths.contains(&path) {
                     return param;
                 }
-                let (value, device) = (param.base(), param.lazy_device());
+                let (value, device) = (ops::single(param.base()), param.lazy_device());
                 match (self.change)(&path, value.to_data()) {
                     Ok(data) => {
                         let is_trained = param.is_require_grad();
@@ -222,7 +223,7 @@ pub(crate) fn value_of<M: Module>(model: &M, site: &Site) -> TensorData {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if !self.0.in_adapters() && self.0.path() == self.1.path() {
-                let value = param.base();
+                let value = ops::single(param.base());
                 let value = if self.1.is_transposed_on_disk() { value.transpose() } else { value };
                 self.2 = Some(value.into_data());
             }

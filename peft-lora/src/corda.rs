@@ -16,7 +16,7 @@ use faer::Mat;
 use faer::linalg::solvers::DenseSolveCore;
 use peft_core::checkpoint::{Stored, TensorFile};
 use peft_core::seam::LinearBelow;
-use peft_core::{PeftError, PeftModel, Result, SiteKind, state};
+use peft_core::{PeftError, PeftModel, Result, SiteKind, ops, state};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -119,7 +119,7 @@ pub fn start<M: Module, B>(
     for layer in &layers {
         let module = &layer.site.module;
         let inputs = seen.remove(module).ok_or_else(|| unseen(module))?;
-        let (device, weight) = (inputs.weight.device(), to_mat(&inputs.weight));
+        let (device, weight) = (inputs.weight.device(), to_mat(&ops::single(inputs.weight.clone())));
         let covariance = inputs.covariance().ok_or_else(|| {
             PeftError::NotFinite(format!("an input of `{module}` is not finite: look at the calibration data"))
         })?;
@@ -131,7 +131,7 @@ pub fn start<M: Module, B>(
 
 /// What one layer was given.
 struct Inputs {
-    /// `[out, in]`
+    /// `[out, in]`, as it is kept
     weight: Tensor<2>,
     /// Sum over batches, `[in, in]`.
     sum: Tensor<2>,
@@ -140,7 +140,7 @@ struct Inputs {
 
 impl Inputs {
     fn of(below: &LinearBelow<'_>) -> Self {
-        let weight = below.site().out_in(below.base().clone());
+        let weight = below.site().out_in(below.frozen().clone());
         let d_in = weight.dims()[1];
         Self { sum: Tensor::zeros([d_in, d_in], &weight.device()), weight, count: 0 }
     }

@@ -76,7 +76,7 @@ impl Adapter for HiraEmbedding {
         let low = burn::tensor::module::embedding(self.hira_embedding_A.val().transpose(), ids.clone());
         let rank = low.dims()[2];
         let factor = low.reshape([batch * seq, rank]).matmul(self.hira_embedding_B.val().transpose());
-        rows + burn::tensor::module::embedding(below.base().clone(), ids) * factor.reshape([batch, seq, d_model])
+        rows + below.look_up_frozen(ids) * factor.reshape([batch, seq, d_model])
     }
 }
 

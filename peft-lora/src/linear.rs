@@ -77,9 +77,9 @@ impl LoraLinear {
         magnitude.val() / dora::row_norms(base, &self.low_rank_terms())
     }
 
-    /// The update as a sum of `coefficient · B A`, detached.
+    /// The update as a sum of `coefficient · B A`.
     fn low_rank_terms(&self) -> Vec<dora::Term> {
-        let (a, b) = (self.lora_A.weight.val().detach(), self.lora_B.weight.val().detach());
+        let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
         let mut terms = vec![dora::Term { a, b, coefficient: self.scale }];
         if let Some(start) = &self.start {
             terms.push(dora::Term { a: start.a.clone(), b: start.b.clone(), coefficient: -self.scale });
@@ -137,7 +137,7 @@ impl Adapter for LoraLinear {
         let is_plain = self.start.is_none() && self.lora_B.bias.is_none();
         if is_plain && !self.dropout.is_active() && below.is_frozen() {
             // `m (W + s BA) / ‖W + s BA‖` is the whole layer then.
-            let (weight, layout) = (below.base().clone(), below.layout());
+            let (weight, layout) = (below.frozen().clone(), below.layout());
             let output = ops::linear_low_rank(input, weight, None, layout, factors()) * scale;
             return match below.bias() {
                 Some(bias) => output + bias.unsqueeze(),
@@ -149,7 +149,7 @@ impl Adapter for LoraLinear {
             // The reference drops the input of the rescaled base product too, but not that of the base itself. One
             // mask serves both products there, so it does here.
             let dropped = self.dropout.forward(input);
-            let product = below.apply(dropped.clone(), below.base().clone(), None);
+            let product = below.apply(dropped.clone(), below.frozen().clone(), None);
             let low = dropped.matmul(self.lora_A.weight.val().transpose());
             let update = low.matmul(self.lora_B.weight.val().transpose()).mul_scalar(self.scale);
             return output + product * scale.clone().sub_scalar(1.0) + update * scale;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor};
-use peft_core::checkpoint::Checkpoint;
+use peft_core::checkpoint::{BaseDtype, Checkpoint, Placement};
 use peft_core::{Describe, Init, LoadReport, PathStack, PeftError, Result, Sites};
 use serde_json::{Value, json};
 
@@ -221,11 +221,23 @@ pub struct ClassifierOptions {
     pub seed: u64,
 }
 
+/// The weights of a folder, to be kept in these numbers.
+fn open(folder: impl AsRef<Path>, dtype: BaseDtype) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(folder)?;
+    if dtype.rounds(checkpoint.float_type()) {
+        tracing::warn!(
+            "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
+        );
+    }
+    Ok(checkpoint.keeping(dtype))
+}
+
 /// Reads a model that predicts the next token. The report names what the folder holds beyond it.
-pub fn load_causal_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoCausalLm, LoadReport)> {
+pub fn load_causal_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoCausalLm, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let mut raw = RawConfig::read(&folder)?;
     let mut model = AutoCausalLm::from_config(&raw, device)?;
-    let mut checkpoint = Checkpoint::open(&folder)?;
+    let mut checkpoint = open(&folder, *dtype)?;
     if model.is_tied() && has_another_head(&checkpoint)? {
         tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
         raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
@@ -242,41 +254,44 @@ pub fn load_causal_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(Auto
 /// missing.
 pub fn load_sequence_classifier(
     folder: impl AsRef<Path>,
-    device: &Device,
+    place: impl Into<Placement>,
     options: &ClassifierOptions,
 ) -> Result<(AutoSequenceClassifier, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let mut raw = RawConfig::read(&folder)?;
     options.write_into(&mut raw);
     let model = AutoSequenceClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["score", "classifier", "pooler", "head"])?;
+    let (model, report) = open(&folder, *dtype)?.load(model, prefix, &["score", "classifier", "pooler", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
 /// Reads a model that labels tokens. A head that the folder lacks starts as [`load_sequence_classifier`] says.
 pub fn load_token_classifier(
     folder: impl AsRef<Path>,
-    device: &Device,
+    place: impl Into<Placement>,
     options: &ClassifierOptions,
 ) -> Result<(AutoTokenClassifier, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let mut raw = RawConfig::read(&folder)?;
     options.write_into(&mut raw);
     let model = AutoTokenClassifier::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["classifier", "score", "head"])?;
+    let (model, report) = open(&folder, *dtype)?.load(model, prefix, &["classifier", "score", "head"])?;
     Ok((start(model, &report.missing, &raw, options.seed, device), report))
 }
 
 /// Reads a model that finds answers. A head that the folder lacks starts from N(0, `initializer_range`), drawn by `seed`.
 pub fn load_question_answerer(
     folder: impl AsRef<Path>,
-    device: &Device,
+    place: impl Into<Placement>,
     seed: u64,
 ) -> Result<(AutoQuestionAnswerer, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let raw = RawConfig::read(&folder)?;
     let model = AutoQuestionAnswerer::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["qa_outputs", "classifier", "head"])?;
+    let (model, report) = open(&folder, *dtype)?.load(model, prefix, &["qa_outputs", "classifier", "head"])?;
     Ok((start(model, &report.missing, &raw, seed, device), report))
 }
 
@@ -284,9 +299,10 @@ pub fn load_question_answerer(
 ///
 /// Whether the head is the table of words is seen from the checkpoint, as the reference does: files of T5 say that it is
 /// either way.
-pub fn load_seq2seq_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoSeq2SeqLm, LoadReport)> {
+pub fn load_seq2seq_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoSeq2SeqLm, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let mut raw = RawConfig::read(&folder)?;
-    let mut checkpoint = Checkpoint::open(&folder)?;
+    let mut checkpoint = open(&folder, *dtype)?;
     let tied = !has_another_head(&checkpoint)?;
     // What T5's files say by this field, besides.
     let scaled = raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
@@ -302,9 +318,10 @@ pub fn load_seq2seq_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(Aut
 }
 
 /// Reads a model that guesses the words behind masks. Unlike a classifier's, its head is part of the folder.
-pub fn load_masked_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoMaskedLm, LoadReport)> {
+pub fn load_masked_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoMaskedLm, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let mut raw = RawConfig::read(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let checkpoint = open(&folder, *dtype)?;
     if has_another_head(&checkpoint)? {
         tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
         raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
@@ -317,11 +334,15 @@ pub fn load_masked_lm(folder: impl AsRef<Path>, device: &Device) -> Result<(Auto
 /// Reads a model that turns tokens into vectors.
 ///
 /// A pooler takes no part in the last hidden state: where the folder lacks it, it starts at random.
-pub fn load_feature_extractor(folder: impl AsRef<Path>, device: &Device) -> Result<(AutoFeatureExtractor, LoadReport)> {
+pub fn load_feature_extractor(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+) -> Result<(AutoFeatureExtractor, LoadReport)> {
+    let Placement { device, dtype } = &place.into();
     let raw = RawConfig::read(&folder)?;
     let model = AutoFeatureExtractor::from_config(&raw, device)?;
     let prefix = model.base_prefix();
-    let (model, report) = Checkpoint::open(&folder)?.load(model, prefix, &["pooler"])?;
+    let (model, report) = open(&folder, *dtype)?.load(model, prefix, &["pooler"])?;
     Ok((start(model, &report.missing, &raw, 0, device), report))
 }
 
@@ -500,6 +521,9 @@ fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
     };
     if head_file.shape(head) != table_file.shape(table) {
         return Ok(true);
+    }
+    if head_file.dtype(head) == table_file.dtype(table) {
+        return Ok(head_file.kept(head, BaseDtype::Auto)? != table_file.kept(table, BaseDtype::Auto)?);
     }
     Ok(head_file.floats(head)? != table_file.floats(table)?)
 }

@@ -304,7 +304,7 @@ impl DebertaSelfAttention {
         let (query, value) = (with(query, &self.q_bias), with(value, &self.v_bias));
         let positions = relative.map(|(table, distances)| {
             let span = seq.min(self.span);
-            let near = table.weight.val().narrow(0, self.span - span, 2 * span).reshape([1, 2 * span, d_model]);
+            let near = table.table().narrow(0, self.span - span, 2 * span).reshape([1, 2 * span, d_model]);
             let near = seam::for_each_row(self.pos_dropout.forward(near));
             let seen_by = |layer: &Option<Projection>| layer.as_ref().map(|it| split(it.forward(near.clone())));
             (Positions { key: seen_by(&self.pos_proj), query: seen_by(&self.pos_q_proj) }, distances)

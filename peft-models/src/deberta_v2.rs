@@ -315,7 +315,7 @@ impl DebertaV2Encoder {
 
     /// The table of distances, `[1 or rows, 2 · span, d_model]`, and the row of it for every pair of tokens.
     fn relative(&self, seq: usize, device: &Device) -> Option<(Tensor<3>, Distances)> {
-        let table = seam::for_each_row(self.rel_embeddings.as_ref()?.weight.val().unsqueeze::<3>());
+        let table = seam::for_each_row(self.rel_embeddings.as_ref()?.table().unsqueeze::<3>());
         let table = match &self.LayerNorm {
             Some(norm) => norm.forward(table),
             None => table,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
+use peft_core::checkpoint::Placement;
 use peft_core::{Describe, PeftError, PeftModel, Result, read_config};
 use peft_models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
@@ -33,9 +34,11 @@ pub trait OnModel {
 pub fn with_adapters<J: OnModel>(
     base: &Path,
     adapters: &[(String, PathBuf)],
-    device: &Device,
+    place: impl Into<Placement>,
     job: J,
 ) -> Result<J::Output> {
+    let place = &place.into();
+    let device = &place.device;
     let configs = adapters.iter().map(|(_, folder)| read_config(folder)).collect::<Result<Vec<_>>>()?;
     let text = |field: &str| configs.iter().find_map(|it| it.get(field)?.as_str().map(str::to_owned));
     let folders: Vec<PathBuf> = adapters.iter().map(|(_, it)| it.clone()).collect();
@@ -43,7 +46,7 @@ pub fn with_adapters<J: OnModel>(
     let untied = configs.iter().any(names_head);
     let task = configs.first().and_then(|it| it.get("task_type")).and_then(Value::as_str);
     let causal = || {
-        let (model, _) = auto::load_causal_lm(base, device)?;
+        let (model, _) = auto::load_causal_lm(base, place)?;
         on(if untied { model.untied() } else { model }, adapters, device)
     };
     macro_rules! go {
@@ -56,12 +59,12 @@ pub fn with_adapters<J: OnModel>(
     }
     match task {
         Some("CAUSAL_LM") => go!(causal()?),
-        Some("SEQ_CLS") => go!(on(auto::load_sequence_classifier(base, device, &options)?.0, adapters, device)?),
-        Some("TOKEN_CLS") => go!(on(auto::load_token_classifier(base, device, &options)?.0, adapters, device)?),
-        Some("QUESTION_ANS") => go!(on(auto::load_question_answerer(base, device, 0)?.0, adapters, device)?),
-        Some("FEATURE_EXTRACTION") => go!(on(auto::load_feature_extractor(base, device)?.0, adapters, device)?),
+        Some("SEQ_CLS") => go!(on(auto::load_sequence_classifier(base, place, &options)?.0, adapters, device)?),
+        Some("TOKEN_CLS") => go!(on(auto::load_token_classifier(base, place, &options)?.0, adapters, device)?),
+        Some("QUESTION_ANS") => go!(on(auto::load_question_answerer(base, place, 0)?.0, adapters, device)?),
+        Some("FEATURE_EXTRACTION") => go!(on(auto::load_feature_extractor(base, place)?.0, adapters, device)?),
         Some("SEQ_2_SEQ_LM") => {
-            let (model, _) = auto::load_seq2seq_lm(base, device)?;
+            let (model, _) = auto::load_seq2seq_lm(base, place)?;
             go!(on(if untied { model.untied() } else { model }, adapters, device)?)
         }
         Some(other) => {
@@ -69,7 +72,7 @@ pub fn with_adapters<J: OnModel>(
         }
         None => match causal() {
             Ok(peft) => go!(peft),
-            Err(error) => match auto::load_feature_extractor(base, device).and_then(|it| on(it.0, adapters, device)) {
+            Err(error) => match auto::load_feature_extractor(base, place).and_then(|it| on(it.0, adapters, device)) {
                 Ok(peft) => go!(peft),
                 Err(_) => Err(error),
             },

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
-use peft_core::checkpoint::{Dtype, Stored, TensorFile};
+use peft_core::checkpoint::{Dtype, Placement, Stored, TensorFile};
 use peft_core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
 use peft_models::auto::{self, ClassifierOptions};
 use peft_models::{
@@ -41,12 +41,14 @@ const LATER: [&str; 5] = ["image-cls", "semantic-seg", "image-to-text", "speech-
 /// Computes `logits` (or `last_hidden_state`), `loss` if there are labels, and `grad.<key>` if asked for.
 ///
 /// Everything runs in evaluation mode.
-pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>> {
+pub fn forward(request: &ForwardRequest, place: impl Into<Placement>) -> Result<Vec<Stored>> {
+    let place = &place.into();
+    let device = &place.device;
     let inputs = Inputs { file: TensorFile::open(&request.inputs)?, device };
     inputs.refuse_unknown(&request.task)?;
     match request.task.as_str() {
         "causal-lm" => {
-            let (mut model, _) = auto::load_causal_lm(&request.model, device)?;
+            let (mut model, _) = auto::load_causal_lm(&request.model, place)?;
             for folder in &request.adapters {
                 if names_head(&peft_core::read_config(folder)?) {
                     model = model.untied();
@@ -60,7 +62,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         }
         "seq-cls" => {
             let options = classifier_options(&request.adapters);
-            let (model, _) = auto::load_sequence_classifier(&request.model, device, &options)?;
+            let (model, _) = auto::load_sequence_classifier(&request.model, place, &options)?;
             let batch = inputs.file.shape("input_ids").map_or(1, |shape| shape[0]);
             // The reference refuses this too: without a padding token nobody knows where a row ends.
             if batch > 1 && !model.is_encoder() && model.labels().pad_token_id.is_none() {
@@ -81,7 +83,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
         }
         "token-cls" => {
             let options = classifier_options(&request.adapters);
-            let (model, _) = auto::load_token_classifier(&request.model, device, &options)?;
+            let (model, _) = auto::load_token_classifier(&request.model, place, &options)?;
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input);
                 let loss = inputs.integers("labels")?.map(|labels| loss::every_position(logits.clone(), labels));
@@ -89,7 +91,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             })
         }
         "masked-lm" => {
-            let (model, _) = auto::load_masked_lm(&request.model, device)?;
+            let (model, _) = auto::load_masked_lm(&request.model, place)?;
             run(request, model, device, &inputs, |model, input| {
                 let logits = model.logits(input);
                 let loss = inputs.integers("labels")?.map(|labels| loss::every_position(logits.clone(), labels));
@@ -97,7 +99,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             })
         }
         "question-answering" => {
-            let (model, _) = auto::load_question_answerer(&request.model, device, 0)?;
+            let (model, _) = auto::load_question_answerer(&request.model, place, 0)?;
             run(request, model, device, &inputs, |model, input| {
                 // The reference's wrapper of this task loses both on the way; a merged model has no wrapper.
                 let adapted = !request.adapters.is_empty() && !request.merge;
@@ -113,7 +115,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             })
         }
         "seq2seq-lm" => {
-            let (mut model, _) = auto::load_seq2seq_lm(&request.model, device)?;
+            let (mut model, _) = auto::load_seq2seq_lm(&request.model, place)?;
             for folder in &request.adapters {
                 if names_head(&peft_core::read_config(folder)?) {
                     model = model.untied();
@@ -127,7 +129,7 @@ pub fn forward(request: &ForwardRequest, device: &Device) -> Result<Vec<Stored>>
             })
         }
         "feature-extraction" => {
-            let (model, _) = auto::load_feature_extractor(&request.model, device)?;
+            let (model, _) = auto::load_feature_extractor(&request.model, place)?;
             run(request, model, device, &inputs, |model, input| {
                 Ok(("last_hidden_state", model.last_hidden_state(input).into_data_and_loss(None)))
             })

@@ -7,13 +7,14 @@ use std::cell::Cell;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
+use peft::core::checkpoint::{BaseDtype, FloatType, Placement, model_tensors, write_tensors};
 use peft::core::nn::Dropout;
 use peft::core::ops;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, gradient_checkpointing};
 use peft::device::device;
 use peft::ia3::Ia3Config;
 use peft::lora::LoraConfig;
-use peft::models::auto::AutoCausalLm;
+use peft::models::auto::{AutoCausalLm, load_causal_lm};
 use peft::models::config::RawConfig;
 use peft::models::gpt2::{Gpt2Config, Gpt2LmHeadModel};
 use peft::models::{ModelInput, mask};
@@ -168,6 +169,46 @@ fn ten_adapted_models_take_the_memory_of_one_base() {
     let held = HELD.get() - before;
     assert!(held < size as isize / 4, "ten models hold {held} bytes beside a base of {size}");
     assert_eq!(models.len(), 10);
+}
+
+/// A base of which the file has halves: what the process holds of it, and what a step holds beside it.
+#[test]
+fn halves_are_read_where_they_lie_and_never_kept_in_single_precision() {
+    let device = device("flex").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let json = r#"{"model_type": "llama", "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4,
+        "num_hidden_layers": 3, "tie_word_embeddings": true, "vocab_size": 2003}"#;
+    std::fs::write(folder.path().join("config.json"), json).unwrap();
+    let model = AutoCausalLm::from_config(&RawConfig::read(folder.path()).unwrap(), &device).unwrap();
+    let size = (model.num_params() * size_of::<f32>()) as f64;
+    let write = |float| write_tensors(folder.path().join("model.safetensors"), model_tensors(&model), float).unwrap();
+    let task = LanguageModelling::padded(vec![Sample::language(vec![5, 17, 3])], 0).unwrap();
+    // Bytes of the base, and of the state that a step keeps for its backward pass.
+    let held = |dtype: BaseDtype, dora: bool| {
+        let before = HELD.get();
+        let (model, _) = load_causal_lm(folder.path(), Placement::on(&device).with_dtype(dtype)).unwrap();
+        let base = HELD.get() - before;
+        let mut peft = PeftModel::with_sites(model.clone(), model.describe(), &device);
+        let lora = LoraConfig { use_dora: dora, ..LoraConfig::new(2, 4.0).all_linear() };
+        peft.add_adapter(DEFAULT_ADAPTER, lora, 0).unwrap();
+        drop(task.loss_sum(peft.model(), &[0], &device).unwrap().backward());
+        let before = HELD.get();
+        let loss = task.loss_sum(peft.model(), &[0], &device).unwrap();
+        let state = HELD.get() - before;
+        drop(loss);
+        (base as f64 / size, state as f64 / size)
+    };
+    write(FloatType::F32);
+    let (rounded, _) = held(BaseDtype::BFloat16, false);
+    assert!((0.45..0.55).contains(&rounded), "rounded weights take {rounded} of single precision");
+    write(FloatType::BF16);
+    for dora in [false, true] {
+        let ((all, wanted), (mapped, state)) = (held(BaseDtype::Float32, dora), held(BaseDtype::Auto, dora));
+        assert!((0.98..1.1).contains(&all), "{all} are held of a base in single precision");
+        assert!(mapped < 0.05, "{mapped} of a base is held that lies in its file");
+        let kept = (state, wanted);
+        assert!(state < wanted + 0.02, "a step keeps {kept:?} over halves and over single precision, DoRA: {dora}");
+    }
 }
 
 /// Measured with this very test; lower them when a step gets leaner.

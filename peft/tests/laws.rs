@@ -27,8 +27,8 @@ fn logits<M: CausalLm>(model: &M) -> TensorData {
 
 /// One method with its options, as each of the models needs it.
 pub(super) struct Row {
-    name: &'static str,
-    config: fn(&Names) -> Box<dyn Tuner>,
+    pub(super) name: &'static str,
+    pub(super) config: fn(&Names) -> Box<dyn Tuner>,
     /// A fresh adapter gives the base.
     starts_as_base: bool,
     /// Merged is live. Not so for a tied table: its head is merged too, which the live forward leaves alone, as the
@@ -43,13 +43,13 @@ fn row(name: &'static str, config: fn(&Names) -> Box<dyn Tuner>) -> Row {
 
 /// What the layers of a model are called.
 pub(super) struct Names {
-    model: &'static str,
+    pub(super) model: &'static str,
     tables: &'static [&'static str],
     is_tied: bool,
     norm: &'static str,
 }
 
-const MODELS: [Names; 2] = [
+pub(super) const MODELS: [Names; 2] = [
     Names { model: "gpt2-tiny", tables: &["wte", "wpe"], is_tied: true, norm: "ln_f" },
     Names { model: "llama-tiny", tables: &["embed_tokens"], is_tied: false, norm: "norm" },
 ];
@@ -60,7 +60,7 @@ mod prompts;
 mod relatives;
 mod variants;
 
-fn rows() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     [lora::rows(), prompts::rows(), variants::rows(), relatives::rows()].into_iter().flatten().collect()
 }
 

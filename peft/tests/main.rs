@@ -11,6 +11,7 @@ mod combined;
 mod export;
 mod generation;
 mod golden;
+mod halves;
 mod hub;
 mod inspect;
 mod labels;

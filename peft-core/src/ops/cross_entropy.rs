@@ -29,12 +29,12 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 ///
 /// # Shapes
 /// - hidden: `[rows, d_model]`
-/// - weight: `[classes, d_model]`
+/// - weight: `[classes, d_model]`; it may be in half precision, as frozen weights are kept
 /// - labels: `[rows]`
 /// - output: `[1]`
 pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {
     #[cfg(feature = "flex")]
-    if kernel::fits(&hidden) && kernel::fits(&weight) {
+    if kernel::fits(&hidden) && kernel::fits_weight(&weight) {
         return fused::head_loss(hidden, weight, labels, smoothing);
     }
     plain::cross_entropy(super::linear(hidden, weight, None, Layout::OutIn), labels, smoothing)
@@ -123,6 +123,7 @@ mod fused {
     ) -> (FlexTensor, f32, Option<FlexTensor>, Option<FlexTensor>) {
         let [rows, d_model] = hidden.shape().dims::<2>();
         let classes = weight.shape()[0];
+        let weight = &kernel::packable(weight.clone());
         let known = |label: &&i64| **label != IGNORE_INDEX && (**label < 0 || **label >= classes as i64);
         if let Some(label) = labels.iter().find(known) {
             panic!("label {label} is not one of {classes} classes");

@@ -11,7 +11,7 @@ use crate::site::Layout;
 ///
 /// # Shapes
 /// - input: `[.., in]`
-/// - weight: as `layout` says
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
 /// - output: `[.., out]`
 pub fn linear<const D: usize>(
     input: Tensor<D>,
@@ -32,10 +32,10 @@ pub fn linear<const D: usize>(
 
 fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if kernel::fits(&input) && kernel::fits(&weight) && bias.as_ref().is_none_or(kernel::fits) {
+    if kernel::fits(&input) && kernel::fits_weight(&weight) && bias.as_ref().is_none_or(kernel::fits) {
         return fused::product(input, weight, bias);
     }
-    plain::linear(input, weight, bias)
+    plain::linear(input, super::single(weight), bias)
 }
 
 #[cfg(feature = "flex")]
@@ -76,7 +76,8 @@ pub(crate) mod fused {
         }
     }
 
-    /// The input, kept only for the gradient of a weight that is trained, the weight, and whether products are in bf16.
+    /// The input, kept only for the gradient of a weight that is trained, the weight, halves as they are, and
+    /// whether products are in bf16.
     type State = (Option<FlexTensor>, FlexTensor, bool);
 
     /// Gives weight and bias their gradients, where they are trained.

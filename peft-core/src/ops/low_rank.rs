@@ -27,7 +27,7 @@ pub struct LowRank<'a> {
 ///
 /// # Shapes
 /// - input: `[rows, in]`
-/// - weight: as `layout` says
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
 /// - output: `[rows, out]`
 pub fn linear_low_rank(
     input: Tensor<2>,
@@ -41,10 +41,13 @@ pub fn linear_low_rank(
         Layout::InOut => weight,
     };
     #[cfg(feature = "flex")]
-    if [&input, &weight, &update.a, &update.b].into_iter().all(kernel::fits) && bias.as_ref().is_none_or(kernel::fits) {
+    if kernel::fits_weight(&weight)
+        && [&input, &update.a, &update.b].into_iter().all(kernel::fits)
+        && bias.as_ref().is_none_or(kernel::fits)
+    {
         return fused::linear(input, weight, bias, update);
     }
-    low_rank_update(plain::linear(input.clone(), weight, bias), input, update)
+    low_rank_update(plain::linear(input.clone(), super::single(weight), bias), input, update)
 }
 
 /// `output + scale · (drop(input) Aᵀ) Bᵀ`: what LoRA adds to a layer that is computed already.

@@ -16,6 +16,7 @@ mod norm;
 #[doc(hidden)]
 pub mod plain;
 mod rotary;
+mod single;
 mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -31,4 +32,5 @@ pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
+pub use single::{embedding, single};
 pub use split::split;

@@ -1,6 +1,6 @@
 //! Every fused operation against its plain composition, and against finite differences.
 
-use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Sight, plain};
 use crate::nn::Dropout;
@@ -770,4 +770,54 @@ fn products_in_bf16() {
     assert!(odd(f32::NAN).0.is_nan() && odd(f32::from_bits(0x7fff_ffff)).0.is_nan());
     assert_eq!(odd(f32::INFINITY).0, f32::INFINITY);
     assert_eq!(odd(1.001), (2.0, 2.002));
+}
+
+#[test]
+fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
+    let off = Dropout::new(0.0);
+    let outputs = |w: &Tensor<2>, layout: Layout, dims: [usize; 3]| {
+        let [rows, d_in, d_out] = dims;
+        let tracked = |it: Tensor<2>| Tensor::from_inner(it).require_grad();
+        let [x, a, b] = [([rows, d_in], 1), ([2, d_in], 3), ([d_out, 2], 4)].map(|it| tracked(numbers(it.0, it.1)));
+        let w = Tensor::from_inner(w.clone());
+        let bias = || Some(Tensor::from_inner(numbers([d_out], 5)));
+        let update = || LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: &off };
+        let mut losses = vec![ops::linear(x.clone(), w.clone(), None, layout)];
+        losses.push(ops::linear(x.clone(), w.clone(), bias(), layout));
+        losses.push(ops::linear_low_rank(x.clone(), w.clone(), None, layout, update()));
+        losses.push(ops::linear_low_rank(x.clone(), w.clone(), bias(), layout, update()));
+        if layout == Layout::OutIn {
+            let labels: Vec<i64> = (0..rows as i64).map(|it| it * 7 % d_out as i64).collect();
+            let labels = Tensor::from_data(TensorData::new(labels, [rows]), &device());
+            losses.push(ops::linear_cross_entropy(x.clone(), w.clone(), labels, 0.1).unsqueeze());
+        }
+        let each = losses.into_iter().flat_map(|output| {
+            let grads = (output.clone() * output.clone()).sum().backward();
+            let slopes = [&x, &a, &b].map(|it| it.grad(&grads).map(values).unwrap_or_default());
+            [vec![values(output.inner())], slopes.to_vec()].concat()
+        });
+        each.flatten().map(f32::to_bits).collect::<Vec<u32>>()
+    };
+    for dtype in [DType::BF16, DType::F16] {
+        for dims in [[3, 5, 7], [33, 34, 35], [70, 800, 49]] {
+            let [_, d_in, d_out] = dims;
+            for (layout, shape) in [(Layout::OutIn, [d_out, d_in]), (Layout::InOut, [d_in, d_out])] {
+                // As it lies in a file, and a part of something larger.
+                let [rows, columns] = shape;
+                let large = numbers([rows + 3, columns + 2], 2).cast(dtype);
+                let whole = numbers(shape, 2).cast(dtype);
+                for half in [whole.clone(), large.clone().narrow(0, 1, rows).narrow(1, 2, columns)] {
+                    let single = half.clone().cast(DType::F32);
+                    assert_eq!(single.dtype(), DType::F32);
+                    let same = outputs(&half, layout, dims) == outputs(&single, layout, dims);
+                    assert!(same, "{dims:?} {layout:?} {dtype:?}");
+                }
+            }
+        }
+        // Rows of a table.
+        let table = numbers([11, 6], 8).cast(dtype);
+        let ids: Tensor<2, Int> = Tensor::from_data(TensorData::from([[3i64, 10, 0], [1, 3, 7]]), &device());
+        let rows = ops::embedding(ids.clone(), table.clone());
+        assert_eq!(values(rows), values(ops::embedding(ids, table.cast(DType::F32))));
+    }
 }

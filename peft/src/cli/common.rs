@@ -8,6 +8,7 @@ use std::time::Duration;
 use burn::module::Module;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
+use peft::core::checkpoint::{BaseDtype, Placement};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
 use peft::hub::{Hub, What};
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
@@ -53,6 +54,24 @@ impl ColumnArgs {
     }
 }
 
+/// Where the base goes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PlaceArgs {
+    /// flex, wgpu, cuda, tch: among those compiled in.
+    #[arg(long)]
+    device: Option<String>,
+    /// What the frozen matrices of the base are kept in: float32; auto, as they are in its file, so that bf16 and f16 take
+    /// half the memory and give the same numbers; bfloat16 or float16, rounded to it, which is another base.
+    #[arg(long, default_value_t)]
+    dtype: BaseDtype,
+}
+
+impl PlaceArgs {
+    pub(crate) fn placement(&self) -> Result<Placement> {
+        Ok(Placement::on(&device(self.device.as_deref())?).with_dtype(self.dtype))
+    }
+}
+
 /// The best device of this build, or the one that is named.
 pub(crate) fn device(name: Option<&str>) -> Result<Device> {
     let best = peft::device::devices().first().copied().unwrap_or("flex");
@@ -60,25 +79,25 @@ pub(crate) fn device(name: Option<&str>) -> Result<Device> {
 }
 
 /// Loads a language model with adapters; names them `default`, `adapter1`, ….
-pub(crate) fn causal_lm(model: &Path, adapters: &Adapters, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
-    let (mut base, _) = auto::load_causal_lm(model, device)?;
+pub(crate) fn causal_lm(model: &Path, adapters: &Adapters, place: &Placement) -> Result<PeftModel<AutoCausalLm>> {
+    let (mut base, _) = auto::load_causal_lm(model, place)?;
     for folder in adapters.iter() {
         if peft::forward::names_head(&peft::core::read_config(folder)?) {
             base = base.untied();
         }
     }
-    adapted(base, adapters, device)
+    adapted(base, adapters, &place.device)
 }
 
 /// The same for a model with an encoder and a decoder.
-pub(crate) fn seq2seq_lm(model: &Path, adapters: &Adapters, device: &Device) -> Result<PeftModel<AutoSeq2SeqLm>> {
-    let (mut base, _) = auto::load_seq2seq_lm(model, device)?;
+pub(crate) fn seq2seq_lm(model: &Path, adapters: &Adapters, place: &Placement) -> Result<PeftModel<AutoSeq2SeqLm>> {
+    let (mut base, _) = auto::load_seq2seq_lm(model, place)?;
     for folder in adapters.iter() {
         if peft::forward::names_head(&peft::core::read_config(folder)?) {
             base = base.untied();
         }
     }
-    adapted(base, adapters, device)
+    adapted(base, adapters, &place.device)
 }
 
 /// A model with adapters, named `default`, `adapter1`, ….

@@ -12,7 +12,7 @@ use peft::tasks::task::{Evaluation, Task};
 use peft::tasks::tokenizer::Tokenizer;
 
 use super::common::{
-    Adapter, ColumnArgs, adapted, adapter_folders, causal_lm, device, model_folder, most_tasks, reserved_positions,
+    Adapter, ColumnArgs, PlaceArgs, adapted, adapter_folders, causal_lm, model_folder, most_tasks, reserved_positions,
     seq2seq_lm, short,
 };
 
@@ -50,14 +50,14 @@ pub(crate) struct Args {
     /// Rows in a forward pass.
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
-    /// flex, wgpu, cuda, tch: among those compiled in.
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
-    let device = device(args.device.as_deref())?;
+    let place = args.place.placement()?;
+    let device = &place.device;
     let tokenizer = Tokenizer::load(&folder)?;
     let options = DataOptions {
         file: args.data.clone(),
@@ -71,51 +71,51 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let evaluation = match args.task.as_str() {
         "causal-lm" => {
             let task = options.language_modelling(&folder, &tokenizer)?;
-            let peft = causal_lm(&folder, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let peft = causal_lm(&folder, &adapters, &place)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "masked-lm" => {
-            let (model, _) = peft::models::auto::load_masked_lm(&folder, &device)?;
+            let (model, _) = peft::models::auto::load_masked_lm(&folder, &place)?;
             let task = options.masked_language_modelling(&folder, &tokenizer, args.masked, args.seed)?;
-            let peft = adapted(model, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let peft = adapted(model, &adapters, device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "seq-cls" => {
             let options_of_head = peft::forward::classifier_options(&adapters);
-            let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &device, &options_of_head)?;
+            let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &place, &options_of_head)?;
             let set = peft::labels::for_head(&adapters, model.labels(), || options.label_set())?;
             let task = options.classification(&folder, &tokenizer, &set)?;
-            let peft = adapted(model, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let peft = adapted(model, &adapters, device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "token-cls" => {
             let options_of_head = peft::forward::classifier_options(&adapters);
-            let (model, _) = peft::models::auto::load_token_classifier(&folder, &device, &options_of_head)?;
+            let (model, _) = peft::models::auto::load_token_classifier(&folder, &place, &options_of_head)?;
             let learn = || Ok(LabelSet::new(LabelKind::Single, options.tag_names()?));
             let names = peft::labels::for_head(&adapters, model.labels(), learn)?.names;
             let task = options.token_classification(&folder, &tokenizer, &names)?;
-            let peft = adapted(model, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let peft = adapted(model, &adapters, device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "question-answering" => {
             let task = options.question_answering(&folder, &tokenizer, !adapters.is_empty())?;
-            let (model, _) = peft::models::auto::load_question_answerer(&folder, &device, 0)?;
-            let peft = adapted(model, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let (model, _) = peft::models::auto::load_question_answerer(&folder, &place, 0)?;
+            let peft = adapted(model, &adapters, device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "seq2seq-lm" => {
             let mut config = GenerationConfig::load(&folder)?;
             config.max_new_tokens = Some(args.max_new_tokens);
             let written = Written { tokenizer: tokenizer.clone(), plan: config.plan()? };
             let task = options.sequence_to_sequence(&folder, &tokenizer)?.with_writing(written);
-            let peft = seq2seq_lm(&folder, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let peft = seq2seq_lm(&folder, &adapters, &place)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "similarity" => {
             let task = options.similarity(&folder, &tokenizer)?;
-            let (model, _) = peft::models::auto::load_feature_extractor(&folder, &device)?;
-            let peft = adapted(model, &adapters, &device)?;
-            task.evaluate(&peft.model().valid(), args.batch_size, &device)?
+            let (model, _) = peft::models::auto::load_feature_extractor(&folder, &place)?;
+            let peft = adapted(model, &adapters, device)?;
+            task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         other => {
             let known = "causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity";

@@ -6,7 +6,7 @@ use peft::core::Result;
 use peft::core::checkpoint::{FloatType, write_tensors};
 use peft::forward::{ForwardRequest, forward};
 
-use super::common::{Adapter, adapter_folders, device, model_folder};
+use super::common::{Adapter, PlaceArgs, adapter_folders, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -31,9 +31,8 @@ pub(crate) struct Args {
     /// Fold the adapters into the weights first.
     #[arg(long)]
     merge: bool,
-    /// flex, wgpu, cuda, tch: among those compiled in.
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -47,6 +46,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         grads: args.grads,
         merge: args.merge,
     };
-    let stored = forward(&request, &device(args.device.as_deref())?)?;
+    let stored = forward(&request, &args.place.placement()?)?;
     write_tensors(&args.output, stored, FloatType::F32)
 }

@@ -8,7 +8,7 @@ use peft::tasks::generate::generate;
 use peft::tasks::sampling::GenerationConfig;
 use peft::tasks::tokenizer::Tokenizer;
 
-use super::common::{Adapter, adapter_folders, causal_lm, device, model_folder};
+use super::common::{Adapter, PlaceArgs, adapter_folders, causal_lm, model_folder};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -57,14 +57,13 @@ pub(crate) struct Args {
     /// What the drawn tokens depend on.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// flex, wgpu, cuda, tch: among those compiled in.
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
-    let device = device(args.device.as_deref())?;
+    let place = args.place.placement()?;
     let tokenizer = Tokenizer::load(&folder)?;
     let mut config = GenerationConfig::load(&folder)?;
     config.max_new_tokens = Some(args.max_new_tokens);
@@ -93,12 +92,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         tokenizer.ids(&args.prompt, true)?
     };
-    let peft = causal_lm(&folder, &adapters, &device)?;
+    let peft = causal_lm(&folder, &adapters, &place)?;
     if !args.chat {
         print!("{}", args.prompt);
     }
     let mut stream = tokenizer.stream(true);
-    generate(peft.model(), &[ids], &plan, &device, |_, token| {
+    generate(peft.model(), &[ids], &plan, &place.device, |_, token| {
         if let Some(text) = stream.push(token)? {
             print!("{text}");
             // A terminal that has gone away is no reason to stop.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft::core::checkpoint::{Checkpoint, FloatType, Stored, model_tensors, write_atomically, write_tensors};
+use peft::core::checkpoint::{
+    Checkpoint, FloatType, Placement, Stored, model_tensors, write_atomically, write_tensors,
+};
 use peft::core::{Describe, PeftError, Result};
 use peft::models::auto;
 use peft::models::config::RawConfig;
@@ -37,6 +39,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
     let device = device(args.device.as_deref())?;
+    let place = Placement::on(&device);
     let float = match args.dtype.as_deref() {
         None => Checkpoint::open(&folder)?.float_type(),
         Some("f32") => FloatType::F32,
@@ -49,8 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let head = peft::forward::classifier_options(&adapters);
     let tensors = match args.task.as_str() {
-        "causal-lm" => model_tensors(&causal_lm(&folder, &adapters, &device)?.merge()?),
-        "seq2seq-lm" => model_tensors(&seq2seq_lm(&folder, &adapters, &device)?.merge()?),
+        "causal-lm" => model_tensors(&causal_lm(&folder, &adapters, &place)?.merge()?),
+        "seq2seq-lm" => model_tensors(&seq2seq_lm(&folder, &adapters, &place)?.merge()?),
         "seq-cls" => merged(auto::load_sequence_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
         "token-cls" => merged(auto::load_token_classifier(&folder, &device, &head)?.0, &adapters, &device)?,
         "question-answering" => merged(auto::load_question_answerer(&folder, &device, 0)?.0, &adapters, &device)?,

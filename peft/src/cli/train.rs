@@ -17,7 +17,7 @@ use peft::tasks::tokenizer::Tokenizer;
 use peft::tasks::trainer::{TrainConfig, train};
 use serde_json::{Map, Value};
 
-use super::common::{Bar, ColumnArgs, device, model_folder, peak_memory, short};
+use super::common::{Bar, ColumnArgs, PlaceArgs, model_folder, peak_memory, short};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -151,9 +151,8 @@ pub(crate) struct Args {
     /// What every random choice depends on.
     #[arg(long, default_value_t = 42, help_heading = "Training")]
     seed: u64,
-    /// flex, wgpu, cuda, tch: among those compiled in.
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 impl Args {
@@ -266,7 +265,8 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let device = device(args.device.as_deref())?;
+    let place = args.place.placement()?;
+    let device = &place.device;
     let folder = model_folder(&args.model)?;
     let tokenizer = Tokenizer::load(&folder)?;
     device.seed(args.seed);
@@ -275,11 +275,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let task = args.data(&args.data)?.language_modelling(&folder, &tokenizer)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.language_modelling(&folder, &tokenizer));
             let config = args.tuner("CAUSAL_LM", &folder)?;
-            let (mut model, _) = auto::load_causal_lm(&folder, &device)?;
+            let (mut model, _) = auto::load_causal_lm(&folder, &place)?;
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model = model.untied();
             }
-            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), device)
         }
         "seq-cls" => {
             let data = args.data(&args.data)?;
@@ -292,10 +292,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 pad_token_id: Some(i64::from(tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id()))),
                 seed: args.seed,
             };
-            let (model, _) = auto::load_sequence_classifier(&folder, &device, &options)?;
+            let (model, _) = auto::load_sequence_classifier(&folder, &place, &options)?;
             println!("labels: {}", set.names.join(", "));
             let config = args.tuner("SEQ_CLS", &folder)?;
-            fit(args, model, config, Some(set.to_labels()), &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, Some(set.to_labels()), &task, eval.transpose()?.as_ref(), device)
         }
         "token-cls" => {
             let data = args.data(&args.data)?;
@@ -304,31 +304,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let eval =
                 args.eval_data.as_ref().map(|it| args.data(it)?.token_classification(&folder, &tokenizer, &names));
             let options = ClassifierOptions { num_labels: Some(names.len()), seed: args.seed, ..Default::default() };
-            let (model, _) = auto::load_token_classifier(&folder, &device, &options)?;
+            let (model, _) = auto::load_token_classifier(&folder, &place, &options)?;
             println!("tags: {}", names.join(", "));
             let (config, labels) = (args.tuner("TOKEN_CLS", &folder)?, Labels { problem_type: None, names });
-            fit(args, model, config, Some(labels), &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, Some(labels), &task, eval.transpose()?.as_ref(), device)
         }
         "seq2seq-lm" => {
             let task = args.data(&args.data)?.sequence_to_sequence(&folder, &tokenizer)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.sequence_to_sequence(&folder, &tokenizer));
             let config = args.tuner("SEQ_2_SEQ_LM", &folder)?;
-            let (mut model, _) = auto::load_seq2seq_lm(&folder, &device)?;
+            let (mut model, _) = auto::load_seq2seq_lm(&folder, &place)?;
             if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
                 model.untie();
             }
-            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), &device)
+            fit(args, model, config, None, &task, eval.transpose()?.as_ref(), device)
         }
         "question-answering" => {
             let task = args.data(&args.data)?.question_answering(&folder, &tokenizer, true)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.question_answering(&folder, &tokenizer, true));
-            let (model, _) = auto::load_question_answerer(&folder, &device, args.seed)?;
-            fit(args, model, args.tuner("QUESTION_ANS", &folder)?, None, &task, eval.transpose()?.as_ref(), &device)
+            let (model, _) = auto::load_question_answerer(&folder, &place, args.seed)?;
+            fit(args, model, args.tuner("QUESTION_ANS", &folder)?, None, &task, eval.transpose()?.as_ref(), device)
         }
         "similarity" => {
             let task = args.data(&args.data)?.similarity(&folder, &tokenizer)?;
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.similarity(&folder, &tokenizer));
-            let (model, _) = auto::load_feature_extractor(&folder, &device)?;
+            let (model, _) = auto::load_feature_extractor(&folder, &place)?;
             fit(
                 args,
                 model,
@@ -336,7 +336,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 None,
                 &task,
                 eval.transpose()?.as_ref(),
-                &device,
+                device,
             )
         }
         other => {

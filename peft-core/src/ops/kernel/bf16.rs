@@ -12,7 +12,9 @@ use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, turned, visible};
-use super::{Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, product, simd, tensor, zeros};
+use super::{
+    Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, packable, product, simd, tensor, zeros,
+};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -38,6 +40,7 @@ pub(crate) fn with_weight(
     beside: Option<[FlexTensor; 2]>,
     onto: Onto,
 ) -> FlexTensor {
+    let weight = packable(weight);
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
     if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
         return match beside {

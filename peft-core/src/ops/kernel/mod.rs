@@ -10,6 +10,8 @@ mod product;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
+use half::slice::HalfFloatSliceExt;
+use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -24,9 +26,56 @@ pub(crate) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && tensor.dtype() == DType::F32
 }
 
-/// A weight in single precision.
+/// Whether the operations of this module can take the tensor as the weight of a product: as [`fits`] says, or frozen in
+/// half precision.
+pub(crate) fn fits_weight(tensor: &Tensor<2>) -> bool {
+    let device = tensor.device().without_autodiff();
+    let is_half = matches!(tensor.dtype(), DType::BF16 | DType::F16) && !tensor.is_require_grad();
+    fits(tensor) || matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && is_half
+}
+
+/// A weight as products can pack it: in single precision or bf16.
+pub(crate) fn packable(weight: FlexTensor) -> FlexTensor {
+    if weight.dtype() == DType::F16 { single(weight) } else { weight }
+}
+
+/// A weight in single precision: itself, or what halves are exactly, for one product at a time. It lies as the weight does.
 pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
-    weight
+    let widen = match weight.dtype() {
+        DType::BF16 => widened_bf16,
+        DType::F16 => widened_f16,
+        _ => return weight,
+    };
+    let turned = weight.shape().num_dims() == 2 && !weight.is_contiguous();
+    let lying = contiguous(if turned { transposed(weight) } else { weight });
+    let output = tensor(widen(&lying), lying.shape());
+    if turned { transposed(output) } else { output }
+}
+
+fn widened_bf16(weight: &FlexTensor) -> Vec<f32> {
+    struct Widen<'a>(&'a mut [f32], &'a [half::bf16]);
+    impl Kernel for Widen<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run(self) {
+            for (out, x) in self.0.iter_mut().zip(self.1) {
+                *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+            }
+        }
+    }
+    let halves = weight.as_slice::<half::bf16>().expect("contiguous halves");
+    let mut output = zeros(halves.len());
+    let pieces = output.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE));
+    pieces.for_each(|(out, x)| simd(Widen(out, x)));
+    output
+}
+
+fn widened_f16(weight: &FlexTensor) -> Vec<f32> {
+    let halves = weight.as_slice::<f16>().expect("contiguous halves");
+    let mut output = zeros(halves.len());
+    let pieces = output.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE));
+    pieces.for_each(|(out, x)| x.convert_to_f32_slice(out));
+    output
 }
 
 /// Something to be compiled for each instruction set.
