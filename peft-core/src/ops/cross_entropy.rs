@@ -123,7 +123,6 @@ mod fused {
     ) -> (FlexTensor, f32, Option<FlexTensor>, Option<FlexTensor>) {
         let [rows, d_model] = hidden.shape().dims::<2>();
         let classes = weight.shape()[0];
-        let weight = &kernel::packable(weight.clone());
         let known = |label: &&i64| **label != IGNORE_INDEX && (**label < 0 || **label >= classes as i64);
         if let Some(label) = labels.iter().find(known) {
             panic!("label {label} is not one of {classes} classes");

@@ -12,9 +12,7 @@ use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, turned, visible};
-use super::{
-    Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, packable, product, simd, tensor, zeros,
-};
+use super::{Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, product, simd, tensor, zeros};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -40,7 +38,6 @@ pub(crate) fn with_weight(
     beside: Option<[FlexTensor; 2]>,
     onto: Onto,
 ) -> FlexTensor {
-    let weight = packable(weight);
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
     if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
         return match beside {
@@ -193,7 +190,8 @@ fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start
                 let terms = (2 * depth).min(inner - 2 * from);
                 match right.rows(2 * from, terms).columns(column + at, columns) {
                     Right::Single(matrix) => simd(Pack { panels: &mut *packed, matrix }),
-                    Right::Half(matrix) => simd(Pack { panels: &mut *packed, matrix }),
+                    Right::Bf16(matrix) => simd(Pack { panels: &mut *packed, matrix }),
+                    Right::F16(matrix) => simd(Pack { panels: &mut *packed, matrix }),
                 }
                 let start = if from == 0 { start.from(column + at) } else { Start::Kept };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };

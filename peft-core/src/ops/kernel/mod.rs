@@ -9,13 +9,14 @@ mod product;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{DispatchDevice, TensorMetadata};
-use burn::tensor::{DType, Shape, Tensor, TensorData};
-use half::slice::HalfFloatSliceExt;
+use burn::tensor::{DType, Element, Shape, Tensor, TensorData};
 use half::f16;
+use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 pub(crate) use product::{Matrix, Onto, Start, columns, first, multiply_alone, product};
+use product::{Number, Widen};
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;
@@ -34,16 +35,11 @@ pub(crate) fn fits_weight(tensor: &Tensor<2>) -> bool {
     fits(tensor) || matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && is_half
 }
 
-/// A weight as products can pack it: in single precision or bf16.
-pub(crate) fn packable(weight: FlexTensor) -> FlexTensor {
-    if weight.dtype() == DType::F16 { single(weight) } else { weight }
-}
-
 /// A weight in single precision: itself, or what halves are exactly, for one product at a time. It lies as the weight does.
 pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
     let widen = match weight.dtype() {
-        DType::BF16 => widened_bf16,
-        DType::F16 => widened_f16,
+        DType::BF16 => widened::<half::bf16>,
+        DType::F16 => widened::<f16>,
         _ => return weight,
     };
     let turned = weight.shape().num_dims() == 2 && !weight.is_contiguous();
@@ -52,29 +48,11 @@ pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
     if turned { transposed(output) } else { output }
 }
 
-fn widened_bf16(weight: &FlexTensor) -> Vec<f32> {
-    struct Widen<'a>(&'a mut [f32], &'a [half::bf16]);
-    impl Kernel for Widen<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run(self) {
-            for (out, x) in self.0.iter_mut().zip(self.1) {
-                *out = f32::from_bits(u32::from(x.to_bits()) << 16);
-            }
-        }
-    }
-    let halves = weight.as_slice::<half::bf16>().expect("contiguous halves");
+fn widened<T: Number + Element + Pod + Sync>(weight: &FlexTensor) -> Vec<f32> {
+    let halves = weight.as_slice::<T>().expect("contiguous halves");
     let mut output = zeros(halves.len());
     let pieces = output.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE));
     pieces.for_each(|(out, x)| simd(Widen(out, x)));
-    output
-}
-
-fn widened_f16(weight: &FlexTensor) -> Vec<f32> {
-    let halves = weight.as_slice::<f16>().expect("contiguous halves");
-    let mut output = zeros(halves.len());
-    let pieces = output.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE));
-    pieces.for_each(|(out, x)| x.convert_to_f32_slice(out));
     output
 }
 

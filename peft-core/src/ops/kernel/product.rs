@@ -16,7 +16,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Element, Shape};
-use half::bf16;
+use half::{bf16, f16};
 use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
@@ -31,8 +31,21 @@ pub(super) const PANELS: usize = 2;
 /// What a right side is made of.
 pub(super) trait Number: Copy {
     /// The same numbers in single precision, in the buffer if they are not yet.
-    fn widened<'a>(numbers: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
-    fn widened_steps<'a>(numbers: &'a [Self; STEPS], buffer: &'a mut [f32; STEPS]) -> &'a [f32; STEPS];
+    #[inline(always)]
+    fn widened<'a>(numbers: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        let buffer = &mut buffer[..numbers.len()];
+        for (to, x) in buffer.iter_mut().zip(numbers) {
+            *to = x.widen();
+        }
+        buffer
+    }
+    #[inline(always)]
+    fn widened_steps<'a>(numbers: &'a [Self; STEPS], buffer: &'a mut [f32; STEPS]) -> &'a [f32; STEPS] {
+        for (to, x) in buffer.iter_mut().zip(numbers) {
+            *to = x.widen();
+        }
+        buffer
+    }
     fn widen(self) -> f32;
     /// Bits of the nearest bf16.
     fn bf16_bits(self) -> u32;
@@ -62,27 +75,42 @@ impl Number for f32 {
 
 impl Number for bf16 {
     #[inline(always)]
-    fn widened<'a>(numbers: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
-        let buffer = &mut buffer[..numbers.len()];
-        for (to, x) in buffer.iter_mut().zip(numbers) {
-            *to = x.widen();
-        }
-        buffer
-    }
-    #[inline(always)]
-    fn widened_steps<'a>(numbers: &'a [Self; STEPS], buffer: &'a mut [f32; STEPS]) -> &'a [f32; STEPS] {
-        for (to, x) in buffer.iter_mut().zip(numbers) {
-            *to = x.widen();
-        }
-        buffer
-    }
-    #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(self.bf16_bits() << 16)
     }
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
         u32::from(self.to_bits())
+    }
+}
+
+impl Number for f16 {
+    /// Exact for every number, and without branches, so that loops become vector instructions.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        /// 2¹¹²: the exponents of the two types differ by so much.
+        const SHIFT: f32 = f32::from_bits((127 + 112) << 23);
+        /// Beyond all numbers: infinity and what is not a number.
+        const BEYOND: u32 = 0x7c00 << 13;
+        let bits = u32::from(self.to_bits());
+        let (sign, size) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
+        let number = (f32::from_bits(size) * SHIFT).to_bits();
+        f32::from_bits(sign | number | if size >= BEYOND { f32::INFINITY.to_bits() } else { 0 })
+    }
+    #[inline(always)]
+    fn bf16_bits(self) -> u32 {
+        self.widen().bf16_bits()
+    }
+}
+
+/// Numbers in single precision.
+pub(super) struct Widen<'a, T>(pub(super) &'a mut [f32], pub(super) &'a [T]);
+
+impl<T: Number> Kernel for Widen<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        T::widened(self.1, self.0);
     }
 }
 
@@ -137,7 +165,8 @@ pub(super) fn visible(tensor: FlexTensor) -> FlexTensor {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Right<'a> {
     Single(Matrix<'a>),
-    Half(Matrix<'a, bf16>),
+    Bf16(Matrix<'a, bf16>),
+    F16(Matrix<'a, f16>),
 }
 
 impl<'a> From<Matrix<'a>> for Right<'a> {
@@ -149,27 +178,34 @@ impl<'a> From<Matrix<'a>> for Right<'a> {
 impl<'a> Right<'a> {
     /// A tensor that is [`visible`].
     pub(super) fn of(tensor: &'a FlexTensor) -> Self {
-        if tensor.dtype() == DType::BF16 { Self::Half(Matrix::of(tensor)) } else { Self::Single(Matrix::of(tensor)) }
+        match tensor.dtype() {
+            DType::BF16 => Self::Bf16(Matrix::of(tensor)),
+            DType::F16 => Self::F16(Matrix::of(tensor)),
+            _ => Self::Single(Matrix::of(tensor)),
+        }
     }
 
     pub(super) fn dims(self) -> [usize; 2] {
         match self {
             Self::Single(it) => [it.rows, it.columns],
-            Self::Half(it) => [it.rows, it.columns],
+            Self::Bf16(it) => [it.rows, it.columns],
+            Self::F16(it) => [it.rows, it.columns],
         }
     }
 
     pub(super) fn rows(self, first: usize, count: usize) -> Self {
         match self {
             Self::Single(it) => Self::Single(it.rows(first, count)),
-            Self::Half(it) => Self::Half(it.rows(first, count)),
+            Self::Bf16(it) => Self::Bf16(it.rows(first, count)),
+            Self::F16(it) => Self::F16(it.rows(first, count)),
         }
     }
 
     pub(super) fn columns(self, first: usize, count: usize) -> Self {
         match self {
             Self::Single(it) => Self::Single(it.columns(first, count)),
-            Self::Half(it) => Self::Half(it.columns(first, count)),
+            Self::Bf16(it) => Self::Bf16(it.columns(first, count)),
+            Self::F16(it) => Self::F16(it.columns(first, count)),
         }
     }
 
@@ -177,7 +213,8 @@ impl<'a> Right<'a> {
     fn lies_along(self) -> bool {
         let strides = match self {
             Self::Single(it) => it.strides,
-            Self::Half(it) => it.strides,
+            Self::Bf16(it) => it.strides,
+            Self::F16(it) => it.strides,
         };
         strides[1] == 1
     }
@@ -503,7 +540,8 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], star
     {
         match *right {
             Right::Single(right) => Arch::new().dispatch(Thin { output, left: *left, right, start }),
-            Right::Half(right) => thin_half(output, *left, right, start),
+            Right::Bf16(right) => thin_half(output, *left, right, start),
+            Right::F16(right) => thin_half(output, *left, right, start),
         }
         return;
     }
@@ -526,7 +564,8 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], star
                     (&mut packed[before * tile_columns..], tile_columns * depth, tile_columns);
                 match part {
                     Right::Single(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
-                    Right::Half(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
+                    Right::Bf16(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
+                    Right::F16(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
                 }
                 before += right.dims()[0];
             }
@@ -595,17 +634,9 @@ impl WithSimd for Thin<'_, '_> {
 }
 
 /// A product with few rows on the left and a right side in half precision, of which some lines are widened at a time.
-fn thin_half(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matrix<'_, bf16>, start: Start<'_>) {
+fn thin_half<T: Number>(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matrix<'_, T>, start: Start<'_>) {
     /// They stay in the first or second cache.
     const LINES: usize = 8;
-    struct Widen<'a>(&'a mut [f32], &'a [bf16]);
-    impl Kernel for Widen<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run(self) {
-            bf16::widened(self.1, self.0);
-        }
-    }
     let along = right.strides[1] == 1;
     let lines = if along { right } else { right.transposed() };
     let length = lines.columns;
@@ -769,7 +800,7 @@ pub(crate) enum Onto {
 }
 
 /// The sum of `left · right` over pairs of matrices, of which the first decides how it is computed, and of what it is
-/// added to. A right side may be kept in bf16.
+/// added to. A right side may be kept in half precision.
 pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -> FlexTensor {
     let ([rows, inner], [_, columns]) = (pairs[0][0].shape().dims::<2>(), pairs[0][1].shape().dims::<2>());
     if rows.min(inner) > 0 && columns >= THIN {
@@ -813,4 +844,20 @@ fn thin(left: FlexTensor, right: FlexTensor) -> FlexTensor {
     let pieces = output.par_chunks_mut(height * columns).zip(left.par_chunks(height * inner));
     pieces.for_each(|(output, left)| Arch::new().dispatch(Dots { output, left, right, inner }));
     tensor(output, Shape::new([rows, columns]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let (x, y) = (f16::from_bits(bits), bf16::from_bits(bits));
+            assert!(x.widen().to_bits() == x.to_f32().to_bits() || (x.is_nan() && x.widen().is_nan()), "{bits:x}");
+            assert!(y.widen().to_bits() == y.to_f32().to_bits() || (y.is_nan() && y.widen().is_nan()), "{bits:x}");
+            let rounded = bf16::from_f32(x.to_f32()).to_bits();
+            assert!(x.bf16_bits() == u32::from(rounded) || x.is_nan(), "{bits:x}");
+        }
+    }
 }
