@@ -121,7 +121,7 @@ pub(crate) struct Args {
     /// LoRA-FA: freeze A, and project the gradient of B.
     #[arg(long, conflicts_with = "loraplus_lr_ratio", help_heading = "Training")]
     lora_fa: bool,
-    /// Multiply with weights in bf16: about half the time, on processors with AVX512_BF16.
+    /// Multiply with weights in bf16: about 0.6 of the time, on processors with AVX512_BF16.
     #[arg(long, help_heading = "Training")]
     bf16: bool,
     /// Layers keep only their inputs and are computed again in the backward pass: less memory, more time, same numbers.
