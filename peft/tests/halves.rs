@@ -17,7 +17,7 @@ use peft::tasks::task::Task;
 use tempfile::TempDir;
 
 use crate::laws::{MODELS, rows};
-use crate::support::{case, device, expected, fixtures, random_numbers};
+use crate::support::{case, device, expected, fixtures, random_numbers, request};
 
 /// The folder of a model whose weights are rounded to halves.
 pub(crate) fn halved(model: &str, float: FloatType) -> TempDir {
@@ -74,15 +74,7 @@ fn recorded_cases(first: usize, of: usize) {
         let float = if at.is_multiple_of(2) { FloatType::BF16 } else { FloatType::F16 };
         let model = models.entry(case.model.clone()).or_insert_with(|| halved(&case.model, float));
         let folder = fixtures().join("cases").join(name);
-        let live = ForwardRequest {
-            model: model.path().to_path_buf(),
-            task: case.task,
-            adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
-            inputs: folder.join("inputs.safetensors"),
-            strengths: Vec::new(),
-            grads: false,
-            merge: false,
-        };
+        let live = ForwardRequest { model: model.path().to_path_buf(), ..request(name) };
         let trained = ForwardRequest { grads: true, ..live.clone() };
         let merged = ForwardRequest { merge: true, ..live.clone() };
         let has_gradients = expected(&folder.join("expected.safetensors")).keys().any(|it| it.starts_with("grad."));

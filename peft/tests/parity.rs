@@ -10,7 +10,7 @@ use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
 use peft::models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
 
-use crate::support::{assert_close, case, device, distance, expected, find, fixtures, numbers};
+use crate::support::{assert_close, case, device, distance, expected, find, fixtures, numbers, request};
 
 /// Named tests for recorded cases: one table a family of methods or models.
 macro_rules! parity {
@@ -49,20 +49,6 @@ const TABLES: &[&[&str]] = &[
     variants::CASES,
     vocabulary::CASES,
 ];
-
-fn request(name: &str) -> ForwardRequest {
-    let case = case(name);
-    let folder = fixtures().join("cases").join(name);
-    ForwardRequest {
-        model: fixtures().join("models").join(&case.model),
-        task: case.task,
-        adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
-        inputs: folder.join("inputs.safetensors"),
-        strengths: Vec::new(),
-        grads: false,
-        merge: false,
-    }
-}
 
 fn check(name: &str) {
     let request = request(name);

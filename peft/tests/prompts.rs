@@ -21,7 +21,7 @@ use peft::tasks::runlog::{Record, read};
 use peft::tasks::task::Task;
 use peft::tasks::trainer::{TrainConfig, train};
 
-use crate::support::{device, find, fixtures};
+use crate::support::{device, find, fixtures, request};
 
 const TASK: &str = "CAUSAL_LM";
 
@@ -148,15 +148,7 @@ fn a_prompt_of_several_tasks_wants_to_know_which() {
         tensors.extend(tasks.map(|it| Stored { key: "task_ids".into(), data: TensorData::from(it) }));
         let path = without.path().join("inputs.safetensors");
         peft::core::checkpoint::write_tensors(&path, tensors, peft::core::checkpoint::FloatType::F32).unwrap();
-        let request = ForwardRequest {
-            model: fixtures().join("models/gpt2-tiny"),
-            task: "causal-lm".into(),
-            adapters: vec![folder.join(DEFAULT_ADAPTER)],
-            inputs: path,
-            strengths: Vec::new(),
-            grads: false,
-            merge: false,
-        };
+        let request = ForwardRequest { inputs: path, ..request("gpt2_multitask") };
         forward(&request, &device()).map(|_| ()).map_err(|error| error.to_string())
     };
     assert!(run(None).unwrap_err().contains("give `task_ids`"));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
 use peft::core::checkpoint::{Stored, TensorFile};
+use peft::forward::ForwardRequest;
 
 /// Relative tolerance of every comparison with the reference, in f32.
 pub(crate) const TOLERANCE: f64 = 1e-4;
@@ -42,6 +43,21 @@ pub(crate) fn case(name: &str) -> Case {
     let path = fixtures().join("cases").join(name).join("case.json");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The forward of a recorded case.
+pub(crate) fn request(name: &str) -> ForwardRequest {
+    let case = case(name);
+    let folder = fixtures().join("cases").join(name);
+    ForwardRequest {
+        model: fixtures().join("models").join(&case.model),
+        task: case.task,
+        adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
+        inputs: folder.join("inputs.safetensors"),
+        strengths: Vec::new(),
+        grads: false,
+        merge: false,
+    }
 }
 
 pub(crate) fn numbers(data: &TensorData) -> Vec<f64> {

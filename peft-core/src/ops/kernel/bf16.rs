@@ -7,12 +7,11 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::Shape;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, turned, visible};
-use super::{Kernel, Matrix, Onto, Start, contiguous, first, numbers, overwrite, product, simd, tensor, zeros};
+use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, of_any, turned, visible};
+use super::{Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -51,13 +50,7 @@ pub(crate) fn with_weight(
     };
     let (left, weight) = (contiguous(left), visible(weight));
     let (left, weight) = (Matrix::of(&left), Right::of(&weight));
-    if let Onto::Tensor(output) = onto {
-        return overwrite(output, |output| multiply(output, left, weight, Start::Kept));
-    }
-    let row = if let Onto::Row(row) = onto { Some(contiguous(row)) } else { None };
-    let mut output = zeros(rows * columns);
-    multiply(&mut output, left, weight, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
-    tensor(output, Shape::new([rows, columns]))
+    onto.with([rows, columns], |output, start| multiply(output, left, weight, start))
 }
 
 #[inline(always)]
@@ -118,18 +111,19 @@ fn pair_rows<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) {
     let row = |at: usize| &matrix.numbers[at * matrix.strides[0]..][..matrix.columns];
     for (at, to) in panel.chunks_exact_mut(WIDTH).enumerate() {
         let (a, b) = (row(2 * at), if 2 * at + 1 < matrix.rows { row(2 * at + 1) } else { &zeros });
-        // A constant length makes this a few vector instructions.
-        if let (Some(to), Some(a), Some(b)) =
-            (to.first_chunk_mut::<WIDTH>(), a.first_chunk::<WIDTH>(), b.first_chunk::<WIDTH>())
-        {
-            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
-                *to = pair(*a, *b);
-            }
+        if matrix.columns == WIDTH {
+            // A constant length makes this a few vector instructions.
+            pair_all(&mut to[..WIDTH], &a[..WIDTH], &b[..WIDTH]);
         } else {
-            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
-                *to = pair(*a, *b);
-            }
+            pair_all(to, a, b);
         }
+    }
+}
+
+#[inline(always)]
+fn pair_all<T: Number>(to: &mut [u32], a: &[T], b: &[T]) {
+    for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+        *to = pair(*a, *b);
     }
 }
 
@@ -169,7 +163,11 @@ fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) 
 }
 
 /// Adds `left · right` to what `start` says. The left side lies without gaps; no side is empty.
+///
+/// # Panics
+/// If the processor cannot: who asks for bf16 has looked.
 fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
+    assert!(is_available(), "the processor multiplies in bf16");
     let [inner, width] = right.dims();
     let pairs = inner.div_ceil(2);
     let mut rows = vec![0; left.rows * pairs];
@@ -188,11 +186,8 @@ fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start
                 let packed = first(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
                 let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
                 let terms = (2 * depth).min(inner - 2 * from);
-                match right.rows(2 * from, terms).columns(column + at, columns) {
-                    Right::Single(matrix) => simd(Pack { panels: &mut *packed, matrix }),
-                    Right::Bf16(matrix) => simd(Pack { panels: &mut *packed, matrix }),
-                    Right::F16(matrix) => simd(Pack { panels: &mut *packed, matrix }),
-                }
+                let part = right.rows(2 * from, terms).columns(column + at, columns);
+                of_any!(part, matrix => simd(Pack { panels: &mut *packed, matrix }));
                 let start = if from == 0 { start.from(column + at) } else { Start::Kept };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
                 tiles(output, at, rows, packed, start);
@@ -221,7 +216,7 @@ impl<'a> Rows<'a> {
 fn tiles(output: &mut [&mut [f32]], column: usize, left: Rows<'_>, right: &[u32], start: Start<'_>) {
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code)]
-    // SAFETY: nobody comes here but by `ops::within_bf16`, which asks whether the processor has the instructions.
+    // SAFETY: `multiply`, the only caller, asks whether the processor has the instructions.
     unsafe {
         x86::tiles(output, column, left, right, start)
     };

@@ -169,9 +169,33 @@ pub(crate) enum Right<'a> {
     F16(Matrix<'a, f16>),
 }
 
+/// The same for a matrix of any of the three types.
+macro_rules! of_any {
+    ($right:expr, $matrix:ident => $value:expr) => {
+        match $right {
+            Right::Single($matrix) => $value,
+            Right::Bf16($matrix) => $value,
+            Right::F16($matrix) => $value,
+        }
+    };
+}
+pub(super) use of_any;
+
 impl<'a> From<Matrix<'a>> for Right<'a> {
     fn from(matrix: Matrix<'a>) -> Self {
         Self::Single(matrix)
+    }
+}
+
+impl<'a> From<Matrix<'a, bf16>> for Right<'a> {
+    fn from(matrix: Matrix<'a, bf16>) -> Self {
+        Self::Bf16(matrix)
+    }
+}
+
+impl<'a> From<Matrix<'a, f16>> for Right<'a> {
+    fn from(matrix: Matrix<'a, f16>) -> Self {
+        Self::F16(matrix)
     }
 }
 
@@ -186,37 +210,20 @@ impl<'a> Right<'a> {
     }
 
     pub(super) fn dims(self) -> [usize; 2] {
-        match self {
-            Self::Single(it) => [it.rows, it.columns],
-            Self::Bf16(it) => [it.rows, it.columns],
-            Self::F16(it) => [it.rows, it.columns],
-        }
+        of_any!(self, it => [it.rows, it.columns])
     }
 
     pub(super) fn rows(self, first: usize, count: usize) -> Self {
-        match self {
-            Self::Single(it) => Self::Single(it.rows(first, count)),
-            Self::Bf16(it) => Self::Bf16(it.rows(first, count)),
-            Self::F16(it) => Self::F16(it.rows(first, count)),
-        }
+        of_any!(self, it => it.rows(first, count).into())
     }
 
     pub(super) fn columns(self, first: usize, count: usize) -> Self {
-        match self {
-            Self::Single(it) => Self::Single(it.columns(first, count)),
-            Self::Bf16(it) => Self::Bf16(it.columns(first, count)),
-            Self::F16(it) => Self::F16(it.columns(first, count)),
-        }
+        of_any!(self, it => it.columns(first, count).into())
     }
 
     /// Whether its rows lie without gaps.
     fn lies_along(self) -> bool {
-        let strides = match self {
-            Self::Single(it) => it.strides,
-            Self::Bf16(it) => it.strides,
-            Self::F16(it) => it.strides,
-        };
-        strides[1] == 1
+        of_any!(self, it => it.strides[1] == 1)
     }
 }
 
@@ -562,11 +569,7 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], star
                 let part = right.columns(column, (panels * tile_columns).min(width - column));
                 let (panels, stride, width) =
                     (&mut packed[before * tile_columns..], tile_columns * depth, tile_columns);
-                match part {
-                    Right::Single(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
-                    Right::Bf16(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
-                    Right::F16(matrix) => Arch::new().dispatch(Pack { panels, stride, matrix, width }),
-                }
+                of_any!(part, matrix => Arch::new().dispatch(Pack { panels, stride, matrix, width }));
                 before += right.dims()[0];
             }
             let start = if from == 0 { start } else { Start::Kept };
@@ -799,6 +802,20 @@ pub(crate) enum Onto {
     Tensor(FlexTensor),
 }
 
+impl Onto {
+    /// The tensor `[rows, columns]` that `add` makes of this.
+    pub(super) fn with(self, [rows, columns]: [usize; 2], add: impl FnOnce(&mut [f32], Start<'_>)) -> FlexTensor {
+        let row = match self {
+            Self::Tensor(output) => return overwrite(output, |output| add(output, Start::Kept)),
+            Self::Row(row) => Some(contiguous(row)),
+            Self::Zero => None,
+        };
+        let mut output = zeros(rows * columns);
+        add(&mut output, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
+        tensor(output, Shape::new([rows, columns]))
+    }
+}
+
 /// The sum of `left · right` over pairs of matrices, of which the first decides how it is computed, and of what it is
 /// added to. A right side may be kept in half precision.
 pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -> FlexTensor {
@@ -807,13 +824,7 @@ pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -
         let pairs = pairs.map(|pair| pair.map(visible));
         let sides = pairs.iter().map(|[left, right]| (Matrix::of(left), Right::of(right)));
         let sides: Vec<Pair<'_>> = sides.filter(|(left, _)| left.columns > 0).collect();
-        if let Onto::Tensor(output) = onto {
-            return overwrite(output, |output| multiply(output, &sides, Start::Kept));
-        }
-        let row = if let Onto::Row(row) = onto { Some(contiguous(row)) } else { None };
-        let mut output = zeros(rows * columns);
-        multiply(&mut output, &sides, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
-        return tensor(output, Shape::new([rows, columns]));
+        return onto.with([rows, columns], |output, start| multiply(output, &sides, start));
     }
     let output = pairs.into_iter().map(|[left, right]| thin(left, single(right))).reduce(Flex::float_add);
     let output = output.expect("at least one pair");
