@@ -101,9 +101,9 @@ mod fused {
         let input = contiguous(input.clone());
         let (weight, bias) = (contiguous(weight.clone()), bias.map(|it| contiguous(it.clone())));
         let (x, weight, bias) = (numbers(&input), numbers(&weight), bias.as_ref().map(numbers));
-        let mut output = kernel::zeros(x.len());
         let piece = kernel::rows_per_piece(weight.len()) * weight.len().max(1);
-        output.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(output, input)| {
+        let output = kernel::pieces(x.len(), piece, |at, output| {
+            let input = &x[at * piece..][..output.len()];
             kernel::simd(Forward { output, input, weight, bias, epsilon });
         });
         kernel::tensor(output, input.shape())

@@ -99,7 +99,6 @@ mod fused {
     use burn::backend::tensor::FloatTensor;
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::{Shape, Tensor};
-    use rayon::prelude::*;
 
     use super::{Pairing, RotaryTable};
     use crate::ops::kernel::{self, Kernel, Rows};
@@ -162,10 +161,9 @@ mod fused {
         let (input, cos, sin) = (kernel::visible(input), kernel::visible(cos.clone()), kernel::visible(sin.clone()));
         let batches = cos.shape()[0];
         let (input, cos, sin) = (Rows::new(&input), Rows::new(&cos), Rows::new(&sin));
-        let mut output = vec![0.0; batch * heads * seq * d_head];
         let width = (heads * d_head).max(1);
         let positions = kernel::rows_per_piece(width);
-        output.par_chunks_mut(positions * width).enumerate().for_each(|(piece, output)| {
+        let output = kernel::pieces(batch * heads * seq * d_head, positions * width, |piece, output| {
             for (at, output) in output.chunks_mut(width).enumerate() {
                 let (row, position) = ((piece * positions + at) / seq, (piece * positions + at) % seq);
                 let angles = [if batches == 1 { 0 } else { row }, 0, position];

@@ -23,7 +23,9 @@ use rayon::prelude::*;
 use super::AttentionMask;
 use super::seen::{ADDED, SET, Seen};
 use crate::ops::dropout::Seed;
-use crate::ops::kernel::{self, Kernel, Matrix, Start, contiguous, math, multiply_alone, numbers, permuted};
+use crate::ops::kernel::{
+    self, Block, Kernel, Matrix, Memory, Start, contiguous, math, multiply_alone, numbers, permuted,
+};
 
 /// Scores of a tile: 256 kB, of which the backward pass holds two in the second cache.
 const TILE: usize = 1 << 16;
@@ -88,6 +90,7 @@ struct Attention {
     /// `[batch or 1, heads or 1, q_len or 1, kv_len]`
     bias: Option<FlexTensor>,
     settings: Settings,
+    sizes: Sizes,
 }
 
 /// Sizes, by name.
@@ -117,9 +120,6 @@ struct Place {
     head: usize,
 }
 
-/// What a task writes: its rows of a buffer `[batch, length, heads, d_head]`, or nothing where nobody asks.
-type Part<'a, 'b> = &'a mut [&'b mut [f32]];
-
 /// What a task needs beside that.
 #[derive(Default)]
 struct Scratch {
@@ -148,27 +148,26 @@ struct BiasGrad<'a> {
     shape: [usize; 4],
 }
 
-/// Calls `work` for every head of every row with its parts of the buffers `[batch, length, heads, d_head]`, of which
-/// each may be absent, and with its rows of the gradient of the bias. Those that share rows are called one after the
-/// other, so that their sum has an order.
+/// Calls `work` for every head of every row with its parts `[length, d_head]` of the buffers `[batch, length, heads,
+/// d_head]`, of which each may be absent, and with its rows of the gradient of the bias. Those that share rows are called
+/// one after the other, so that their sum has an order.
 fn for_each_head<const N: usize>(
     sizes: Sizes,
-    buffers: [Option<&mut [f32]>; N],
+    buffers: [Option<Block<'_>>; N],
     bias: Option<BiasGrad<'_>>,
-    work: impl Fn(Place, [Option<Part<'_, '_>>; N], Option<&mut [f32]>) + Sync,
+    work: impl Fn(Place, [Option<Block<'_>>; N], Option<&mut [f32]>) + Sync,
 ) {
     let Sizes { batch, heads, d_head, .. } = sizes;
-    let mut columns = buffers.map(|it| it.map(|it| kernel::columns(it, heads * d_head, d_head)).unwrap_or_default());
-    let mut parts: Vec<(Place, [Option<Part<'_, '_>>; N])> = (0..heads * batch)
+    let mut parts: Vec<(Place, [Option<Block<'_>>; N])> = (0..heads * batch)
         .map(|at| (Place { batch: at % batch, head: at / batch }, std::array::from_fn(|_| None)))
         .collect();
-    for (which, columns) in columns.iter_mut().enumerate() {
-        let rows = columns.iter_mut().flat_map(|column| {
-            let length = column.len() / batch;
-            column.chunks_mut(length)
+    for (which, buffer) in buffers.into_iter().enumerate() {
+        let blocks = buffer.into_iter().flat_map(|buffer| {
+            let length = buffer.rows() / batch;
+            buffer.columns_of(d_head).flat_map(move |head| head.bands(length))
         });
-        for ((_, parts), rows) in parts.iter_mut().zip(rows) {
-            parts[which] = Some(rows);
+        for ((_, parts), block) in parts.iter_mut().zip(blocks) {
+            parts[which] = Some(block);
         }
     }
     let Some(BiasGrad { numbers, shape }) = bias else {
@@ -187,11 +186,6 @@ fn for_each_head<const N: usize>(
     });
 }
 
-/// `rows` rows of `width` numbers of a buffer, which grows if it must.
-fn rows_of(buffer: &mut Vec<f32>, rows: usize, width: usize) -> Vec<&mut [f32]> {
-    kernel::first(buffer, rows * width).chunks_mut(width).collect()
-}
-
 impl Attention {
     fn new(
         query: FlexTensor,
@@ -202,18 +196,15 @@ impl Attention {
         settings: Settings,
     ) -> Self {
         let [query, key, value] = [query, key, value].map(kernel::visible);
-        Self { query, key, value, hidden, bias: bias.map(contiguous), settings }
-    }
-
-    fn sizes(&self) -> Sizes {
-        let [batch, heads, queries, d_head] = self.query.shape().dims::<4>();
-        let [_, kv_heads, keys, _] = self.key.shape().dims::<4>();
-        Sizes { batch, heads, kv_heads, queries, keys, d_head }
+        let [batch, heads, queries, d_head] = query.shape().dims::<4>();
+        let [_, kv_heads, keys, _] = key.shape().dims::<4>();
+        let sizes = Sizes { batch, heads, kv_heads, queries, keys, d_head };
+        Self { query, key, value, hidden, bias: bias.map(contiguous), settings, sizes }
     }
 
     /// The tiles of every row of the batch, or of all rows alike.
     fn tiles(&self) -> Vec<Vec<Tile>> {
-        let Sizes { queries, keys, .. } = self.sizes();
+        let Sizes { queries, keys, .. } = self.sizes;
         let most = if self.hidden.is_some() { ROWS_MASKED } else { ROWS };
         let most = (TILE / keys.max(1)).clamp(32, most);
         // Of equal size, so that the last one is not a sliver.
@@ -230,7 +221,7 @@ impl Attention {
 
     /// The keys that some of the queries may see; `None` means all keys.
     fn visible(&self, hidden: &Seen, batch: usize, queries: Range<usize>) -> Option<Range<usize>> {
-        let keys = self.sizes().keys;
+        let keys = self.sizes.keys;
         let (mut first, mut end) = (keys, 0);
         for query in queries {
             let seen = hidden.range(batch, query, keys);
@@ -256,7 +247,7 @@ impl Attention {
 
     /// Query, key and value of a head.
     fn sides(&self, place: Place) -> [Matrix<'_>; 3] {
-        let Sizes { heads, kv_heads, .. } = self.sizes();
+        let Sizes { heads, kv_heads, .. } = self.sizes;
         let shared = Place { head: place.head / (heads / kv_heads), ..place };
         [Self::head(&self.query, place), Self::head(&self.key, shared), Self::head(&self.value, shared)]
     }
@@ -264,7 +255,7 @@ impl Attention {
     /// What applies to one row of scores.
     #[inline(always)]
     fn row<'a>(&'a self, Place { batch, head }: Place, tile: Tile, at: usize, flags: &'a mut Vec<u8>) -> Row<'a> {
-        let Sizes { heads, queries, keys, .. } = self.sizes();
+        let Sizes { heads, queries, keys, .. } = self.sizes;
         let query = tile.query + at;
         let seen = tile.key..tile.key + tile.width;
         let hidden = self.hidden.as_ref().map(|it| {
@@ -282,51 +273,55 @@ impl Attention {
     }
 
     fn forward(&self) -> FlexTensor {
-        let sizes = self.sizes();
-        let shape = Shape::new([sizes.batch, sizes.queries, sizes.heads, sizes.d_head]);
-        let mut output = kernel::zeros(shape.num_elements());
-        if !output.is_empty() && sizes.keys > 0 {
-            let tiles = self.tiles();
-            for_each_head(sizes, [Some(&mut output[..])], None, |place, [output], _| {
-                let output = output.expect("the output is wanted");
-                let [query, key, value] = self.sides(place);
-                let mut scratch = SCRATCH.take();
-                for tile in &tiles[place.batch % tiles.len()] {
-                    let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
-                    let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
-                    multiply_alone(&mut scores, &[(query, key.transposed().into())], Start::Zero);
-                    let row = &mut scratch.row;
-                    kernel::simd(Weights { attention: self, place, tile: *tile, row, scores: &mut scores });
-                    let weights = Matrix::new(&scratch.scores, [tile.rows, tile.width], [tile.width, 1]);
-                    let output = &mut output[tile.query..tile.query + tile.rows];
-                    multiply_alone(output, &[(weights, value.rows(tile.key, tile.width).into())], Start::Zero);
-                }
-                SCRATCH.set(scratch);
-            });
+        let Sizes { batch, heads, queries, keys, d_head, .. } = self.sizes;
+        let shape = Shape::new([batch, queries, heads, d_head]);
+        if shape.num_elements() == 0 || keys == 0 {
+            return permuted(kernel::tensor(kernel::zeros(shape.num_elements()), shape), &[0, 2, 1, 3]);
         }
+        let tiles = self.tiles();
+        let mut output = Memory::new([batch * queries, heads * d_head]);
+        for_each_head(self.sizes, [Some(output.block())], None, |place, [output], _| {
+            let mut output = output.expect("the output is wanted");
+            let [query, key, value] = self.sides(place);
+            let mut scratch = SCRATCH.take();
+            for tile in &tiles[place.batch % tiles.len()] {
+                let scores = kernel::first(&mut scratch.scores, tile.rows * tile.width);
+                let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
+                multiply_alone(&mut Block::new(scores, tile.width), &[(query, key.transposed().into())], Start::Zero);
+                kernel::simd(Weights { attention: self, place, tile: *tile, row: &mut scratch.row, scores });
+                let weights = Matrix::new(scores, [tile.rows, tile.width], [tile.width, 1]);
+                let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
+                multiply_alone(&mut output, &[(weights, value.rows(tile.key, tile.width).into())], Start::Zero);
+            }
+            SCRATCH.set(scratch);
+        });
+        #[allow(unsafe_code)]
+        // SAFETY: the tiles of a head are all its queries, and the product that ends a tile writes all of its output.
+        let output = unsafe { output.written() };
         permuted(kernel::tensor(output, shape), &[0, 2, 1, 3])
     }
 
     /// Gradients of query, key, value and bias, of which those that are not wanted are not computed.
     fn backward(&self, grad: FlexTensor, [to_query, to_key, to_value, to_bias]: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let sizes = self.sizes();
-        let Sizes { batch, heads, kv_heads, queries, keys, d_head } = sizes;
+        let Sizes { batch, heads, kv_heads, queries, keys, d_head } = self.sizes;
         let grad = kernel::visible(grad);
         // Every head of a group has keys and values of its own here; they are summed in the end.
         let shape = |length: usize| Shape::new([batch, length, heads, d_head]);
-        let buffer = |wanted: bool, length| wanted.then(|| kernel::zeros(shape(length).num_elements()));
-        let mut query_grad = buffer(to_query, queries);
-        let mut key_grad = buffer(to_key, keys);
-        let mut value_grad = buffer(to_value, keys);
         let biased = self.bias.as_ref().filter(|_| to_bias).map(TensorMetadata::shape);
         let mut bias_grad = biased.as_ref().map(|it| kernel::zeros(it.num_elements()));
-
-        if [queries, keys, batch, heads, d_head].iter().all(|it| *it > 0) {
+        let wanted = [(to_query, queries), (to_key, keys), (to_value, keys)];
+        let [query_grad, key_grad, value_grad] = if [queries, keys, batch, heads, d_head].contains(&0) {
+            wanted.map(|(wanted, length)| wanted.then(|| kernel::zeros(shape(length).num_elements())))
+        } else {
             let tiles = self.tiles();
-            let buffers = [&mut query_grad, &mut key_grad, &mut value_grad].map(|it| it.as_deref_mut());
+            let mut memory =
+                wanted.map(|(wanted, length)| wanted.then(|| Memory::new([batch * length, heads * d_head])));
+            let buffers = memory.each_mut().map(|it| it.as_mut().map(Memory::block));
             let bias = biased.iter().zip(&mut bias_grad);
             let bias = bias.map(|(shape, numbers)| BiasGrad { numbers, shape: shape.dims::<4>() }).next();
-            for_each_head(sizes, buffers, bias, |place, [mut query_grad, mut key_grad, mut value_grad], mut bias| {
+            for_each_head(self.sizes, buffers, bias, |place, mut parts, mut bias| {
+                parts.iter_mut().flatten().for_each(|it| it.fill(0.0));
+                let [mut query_grad, mut key_grad, mut value_grad] = parts;
                 let mut scratch = SCRATCH.take();
                 for tile in &tiles[place.batch % tiles.len()] {
                     self.slopes(&grad, place, *tile, bias.as_deref_mut(), &mut scratch);
@@ -336,23 +331,27 @@ impl Attention {
                     let [weights, slopes] = [&scratch.scores, &scratch.slopes]
                         .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
                     if let Some(output) = &mut value_grad {
-                        let output = &mut output[seen.clone()];
-                        multiply_alone(output, &[(weights.transposed(), above.into())], Start::Kept);
+                        let mut output = output.part(seen.clone(), 0..d_head);
+                        multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::Kept);
                     }
                     if let Some(output) = &mut query_grad {
-                        let output = &mut output[tile.query..tile.query + tile.rows];
-                        multiply_alone(output, &[(slopes, key.rows(tile.key, tile.width).into())], Start::Zero);
+                        let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
+                        multiply_alone(&mut output, &[(slopes, key.rows(tile.key, tile.width).into())], Start::Zero);
                     }
                     if let Some(output) = &mut key_grad {
                         let query = query.rows(tile.query, tile.rows);
-                        multiply_alone(&mut output[seen], &[(slopes.transposed(), query.into())], Start::Kept);
+                        let mut output = output.part(seen, 0..d_head);
+                        multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::Kept);
                     }
                 }
                 SCRATCH.set(scratch);
             });
-        }
+            #[allow(unsafe_code)]
+            // SAFETY: every task has filled its parts, which are all of the memory.
+            memory.map(|it| it.map(|it| unsafe { it.written() }))
+        };
         let by_head = |it: Option<Vec<f32>>, length: usize, heads: usize| {
-            let group = sizes.heads / heads.max(1);
+            let group = self.sizes.heads / heads.max(1);
             it.map(|it| {
                 let mut it = kernel::tensor(it, shape(length));
                 if group > 1 {
@@ -374,15 +373,14 @@ impl Attention {
     /// The weights of a tile, and the slopes at its products; those at its scores are added to the gradient of the bias.
     fn slopes(&self, grad: &FlexTensor, place: Place, tile: Tile, bias: Option<&mut [f32]>, scratch: &mut Scratch) {
         let [query, key, value] = self.sides(place);
-        let mut scores = rows_of(&mut scratch.scores, tile.rows, tile.width);
         let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
-        multiply_alone(&mut scores, &[(query, key.transposed().into())], Start::Zero);
-        let mut slopes = rows_of(&mut scratch.slopes, tile.rows, tile.width);
         let above = Self::head(grad, place).rows(tile.query, tile.rows);
         let value = value.rows(tile.key, tile.width);
-        multiply_alone(&mut slopes, &[(above, value.transposed().into())], Start::Zero);
-        let row = &mut scratch.row;
-        kernel::simd(Slopes { attention: self, place, tile, row, bias, scores: &mut scores, slopes: &mut slopes });
+        let scores = kernel::first(&mut scratch.scores, tile.rows * tile.width);
+        multiply_alone(&mut Block::new(scores, tile.width), &[(query, key.transposed().into())], Start::Zero);
+        let slopes = kernel::first(&mut scratch.slopes, tile.rows * tile.width);
+        multiply_alone(&mut Block::new(slopes, tile.width), &[(above, value.transposed().into())], Start::Zero);
+        kernel::simd(Slopes { attention: self, place, tile, row: &mut scratch.row, bias, scores, slopes });
     }
 }
 
@@ -454,19 +452,19 @@ impl Row<'_> {
 }
 
 /// Products to the weights of the values.
-struct Weights<'a, 'b> {
+struct Weights<'a> {
     attention: &'a Attention,
     place: Place,
     tile: Tile,
     row: &'a mut RowScratch,
-    scores: &'a mut [&'b mut [f32]],
+    scores: &'a mut [f32],
 }
 
-impl Kernel for Weights<'_, '_> {
+impl Kernel for Weights<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        for (at, scores) in self.scores.iter_mut().enumerate() {
+        for (at, scores) in self.scores.chunks_exact_mut(self.tile.width).enumerate() {
             let row = self.attention.row(self.place, self.tile, at, &mut self.row.flags);
             if row.settings.blind_is_zero && row.sees_nothing() {
                 scores.fill(0.0);
@@ -480,25 +478,26 @@ impl Kernel for Weights<'_, '_> {
 }
 
 /// Products to the weights of the values, and slopes at the weights to slopes at the products.
-struct Slopes<'a, 'b> {
+struct Slopes<'a> {
     attention: &'a Attention,
     place: Place,
     tile: Tile,
     row: &'a mut RowScratch,
     bias: Option<&'a mut [f32]>,
-    scores: &'a mut [&'b mut [f32]],
-    slopes: &'a mut [&'b mut [f32]],
+    scores: &'a mut [f32],
+    slopes: &'a mut [f32],
 }
 
-impl Kernel for Slopes<'_, '_> {
+impl Kernel for Slopes<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { attention, place, tile, row: scratch, mut bias, .. } = self;
-        let keys = attention.sizes().keys;
+        let Self { attention, place, tile, row: scratch, mut bias, scores, slopes } = self;
+        let keys = attention.sizes.keys;
         let Settings { scale, cap, blind_is_zero, .. } = attention.settings;
         let bends = kernel::first(&mut scratch.bends, if cap.is_some() { tile.width } else { 0 });
-        for (at, (scores, slopes)) in self.scores.iter_mut().zip(self.slopes.iter_mut()).enumerate() {
+        let rows = scores.chunks_exact_mut(tile.width).zip(slopes.chunks_exact_mut(tile.width));
+        for (at, (scores, slopes)) in rows.enumerate() {
             let row = attention.row(place, tile, at, &mut scratch.flags);
             let blind = row.sees_nothing();
             if blind && blind_is_zero {

@@ -5,13 +5,15 @@
 //! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
 //! for zero. The scheme is that of [`super::product`].
 
+use std::ops::Range;
+
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, of_any, turned, visible};
-use super::{Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
+use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -50,7 +52,11 @@ pub(crate) fn with_weight(
     };
     let (left, weight) = (contiguous(left), visible(weight));
     let (left, weight) = (Matrix::of(&left), Right::of(&weight));
-    onto.with([rows, columns], |output, start| multiply(output, left, weight, start))
+    #[allow(unsafe_code)]
+    // SAFETY: a product writes all of its output.
+    unsafe {
+        onto.with([rows, columns], |output, start| multiply(output, left, weight, start))
+    }
 }
 
 #[inline(always)]
@@ -166,9 +172,9 @@ fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) 
 ///
 /// # Panics
 /// If the processor cannot: who asks for bf16 has looked.
-fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
+fn multiply(output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
     assert!(is_available(), "the processor multiplies in bf16");
-    let [inner, width] = right.dims();
+    let [inner, _] = right.dims();
     let pairs = inner.div_ceil(2);
     let mut rows = vec![0; left.rows * pairs];
     rows.par_chunks_mut(pairs).zip(left.numbers.par_chunks(inner)).with_min_len(ROWS).for_each(|(pairs, row)| {
@@ -176,11 +182,12 @@ fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start
     });
     // Runs of equal length, so that the last one is not a sliver.
     let depth = pairs.div_ceil(pairs.div_ceil(DEPTH));
-    in_parts(output, width, [ROWS, WIDTH], |output, row, column| {
+    in_parts(output, [ROWS, WIDTH], |mut output, row, column| {
         let mut buffer = PANEL.take();
-        let width = output[0].len();
+        let (height, width) = (output.rows(), output.columns());
         for at in (0..width).step_by(PANELS * WIDTH) {
             let columns = (PANELS * WIDTH).min(width - at);
+            let mut output = output.part(0..height, at..at + columns);
             for from in (0..pairs).step_by(depth) {
                 let depth = depth.min(pairs - from);
                 let packed = first(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
@@ -190,7 +197,12 @@ fn multiply(output: &mut [f32], left: Matrix<'_>, right: Right<'_>, start: Start
                 of_any!(part, matrix => simd(Pack { panels: &mut *packed, matrix }));
                 let start = if from == 0 { start.from(column + at) } else { Start::Kept };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
-                tiles(output, at, rows, packed, start);
+                tiles(&mut output, rows, packed, start);
+                #[allow(unsafe_code)]
+                // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
+                unsafe {
+                    output.set_written();
+                }
             }
         }
         PANEL.set(buffer);
@@ -212,26 +224,27 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The tiles of packed panels, over all rows of the output from a column on.
-fn tiles(output: &mut [&mut [f32]], column: usize, left: Rows<'_>, right: &[u32], start: Start<'_>) {
+/// The tiles of packed panels, over all rows of the output, which has the columns of these panels only.
+fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start: Start<'_>) {
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code)]
     // SAFETY: `multiply`, the only caller, asks whether the processor has the instructions.
     unsafe {
-        x86::tiles(output, column, left, right, start)
+        x86::tiles(output, left, right, start)
     };
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no processor but x86-64 says that it has bf16 products: {column} {}", left.depth + right.len());
+    unreachable!("no processor but x86-64 says that it has bf16 products: {}", left.depth + right.len());
 }
 
-/// Writes a row of a tile.
+/// Writes a row of a tile, which may reach beyond the columns of the output.
 #[inline(always)]
-fn write(sums: &[f32; WIDTH], output: &mut [f32], start: Start<'_>) {
+fn write(sums: &mut [f32; WIDTH], output: &mut Block<'_>, row: usize, columns: Range<usize>, start: Start<'_>) {
     match start {
-        Start::Zero => output.iter_mut().zip(sums).for_each(|(y, s)| *y = *s),
-        Start::Row(row) => output.iter_mut().zip(sums).zip(row).for_each(|((y, s), r)| *y = r + s),
-        Start::Kept => output.iter_mut().zip(sums).for_each(|(y, s)| *y += s),
+        Start::Zero => {}
+        Start::Row(bias) => sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b),
+        Start::Kept => sums.iter_mut().zip(output.row(row, columns.clone())).for_each(|(s, y)| *s += *y),
     }
+    output.put(row, columns.start, &sums[..columns.len()]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -240,7 +253,7 @@ mod x86 {
 
     use pulp::bytemuck;
 
-    use super::{LANES, ROWS, Rows, Start, VECTORS, WIDTH, write};
+    use super::{Block, LANES, ROWS, Rows, Start, VECTORS, WIDTH, write};
 
     /// The same bits; the standard library has no safe conversion to this type.
     #[allow(unsafe_code)]
@@ -251,10 +264,14 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn tiles(output: &mut [&mut [f32]], column: usize, left: Rows<'_>, right: &[u32], start: Start<'_>) {
-        let last = output.len() - 1;
-        for at in (0..output.len()).step_by(ROWS) {
+    pub(super) fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start: Start<'_>) {
+        let last = output.rows() - 1;
+        for at in (0..=last).step_by(ROWS) {
             for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
+                let columns = panel * WIDTH..((panel + 1) * WIDTH).min(output.columns());
+                if !matches!(start, Start::Kept) {
+                    output.fetch(at..(at + ROWS).min(last + 1), columns.clone());
+                }
                 let right = right.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
                 let terms = right.len();
                 // Where fewer rows are left, the last of them stands in for the others. An array of slices whose length
@@ -270,10 +287,8 @@ mod x86 {
                         }
                     }
                 }
-                let first = column + panel * WIDTH;
-                for (sums, output) in sums.iter().zip(&mut output[at..]) {
-                    let end = (first + WIDTH).min(output.len());
-                    write(&bytemuck::cast(*sums), &mut output[first..end], start.from(panel * WIDTH));
+                for (row, sums) in (at..=last).zip(sums) {
+                    write(&mut bytemuck::cast(sums), output, row, columns.clone(), start.from(columns.start));
                 }
             }
         }

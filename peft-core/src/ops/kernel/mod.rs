@@ -5,6 +5,7 @@
 
 pub(crate) mod bf16;
 pub(crate) mod math;
+mod output;
 mod product;
 
 use burn::backend::flex::{FlexTensor, Layout};
@@ -15,7 +16,8 @@ use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use product::{Matrix, Onto, Start, columns, first, multiply_alone, product};
+pub(crate) use output::{Block, Memory, pieces};
+pub(crate) use product::{Matrix, Onto, Start, first, multiply_alone, product};
 use product::{Number, Widen};
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
@@ -50,10 +52,7 @@ pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
 
 fn widened<T: Number + Element + Pod + Sync>(weight: &FlexTensor) -> Vec<f32> {
     let halves = weight.as_slice::<T>().expect("contiguous halves");
-    let mut output = zeros(halves.len());
-    let pieces = output.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE));
-    pieces.for_each(|(out, x)| simd(Widen(out, x)));
-    output
+    pieces(halves.len(), PIECE, |at, out| simd(Widen(out, &halves[at * PIECE..][..out.len()])))
 }
 
 /// Something to be compiled for each instruction set.
@@ -95,7 +94,7 @@ pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
 
 /// So many zeros, written by all threads: the memory of a large buffer is not at hand for a single one of them.
 pub(crate) fn zeros(count: usize) -> Vec<f32> {
-    (0..count).into_par_iter().with_min_len(PIECE).map(|_| 0.0).collect()
+    pieces(count, PIECE, |_, _| {})
 }
 
 /// Calls `write` with the numbers of a tensor of the same shape as `tensor`, filled with its values: in its own memory
@@ -137,9 +136,7 @@ pub(crate) fn map<F: Fn(f32) -> f32 + Copy + Sync>(input: FlexTensor, f: F) -> F
     }
     let input = contiguous(input);
     let numbers = numbers(&input);
-    let mut output = zeros(numbers.len());
-    let pieces = output.par_chunks_mut(PIECE).zip(numbers.par_chunks(PIECE));
-    pieces.for_each(|(out, x)| simd(Map(out, x, f)));
+    let output = pieces(numbers.len(), PIECE, |at, out| simd(Map(out, &numbers[at * PIECE..][..out.len()], f)));
     tensor(output, input.shape())
 }
 

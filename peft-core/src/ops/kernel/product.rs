@@ -11,6 +11,7 @@
 //! sum cost.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
@@ -21,7 +22,9 @@ use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::{Kernel, contiguous, math, numbers, overwrite, rows_per_piece, simd, single, tensor, transposed, zeros};
+use super::{
+    Block, Kernel, Memory, contiguous, math, numbers, overwrite, rows_per_piece, simd, single, tensor, transposed,
+};
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
 pub(super) const DEPTH: usize = 1600;
@@ -410,12 +413,10 @@ pub(super) fn turned<T: Copy + Default, const N: usize>([a, b, c, d]: [&[T; N]; 
     rows
 }
 
-/// The tiles of some panels, over all rows of the output.
+/// The tiles of some panels, over all rows of the output, which has the columns of these panels only.
 struct Tiles<'a, 'b> {
     tile: Tile,
-    output: &'a mut [&'b mut [f32]],
-    /// Where in the rows of the output the panels begin.
-    column: usize,
+    output: &'a mut Block<'b>,
     /// The left sides of the products that are added up.
     left: &'a [Matrix<'a>],
     /// Their right sides, packed: of every panel all terms, one product after the other.
@@ -440,26 +441,23 @@ impl Tiles<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
         let lanes = VECTORS * S::F32_LANES;
-        let Self { output, column, left, right, start, .. } = self;
+        let Self { output, left, right, start, .. } = self;
         let depth: usize = left.iter().map(|it| it.columns).sum();
-        for (at, output) in output.chunks_mut(ROWS).enumerate() {
+        for row in (0..output.rows()).step_by(ROWS) {
             for (panel, right) in right.chunks_exact(depth * lanes).enumerate() {
                 let (mut right, _) = S::as_simd_f32s(right).0.as_chunks::<VECTORS>();
+                let columns = panel * lanes..((panel + 1) * lanes).min(output.columns());
+                if !matches!(start, Start::Kept) {
+                    output.fetch(row..(row + ROWS).min(output.rows()), columns.clone());
+                }
                 let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
                 for left in left {
                     let (terms, rest) = right.split_at(left.columns);
-                    add_terms(simd, &mut sums, left, at * ROWS, terms);
+                    add_terms(simd, &mut sums, left, row, terms);
                     right = rest;
                 }
-                let first = column + panel * lanes;
-                for (sums, output) in sums.iter().zip(output.iter_mut()) {
-                    let last = (first + lanes).min(output.len());
-                    let output = &mut output[first..last];
-                    if output.len() < lanes {
-                        ragged::<S>(sums, output, start.from(first));
-                    } else {
-                        whole(simd, sums, output, start.from(first));
-                    }
+                for (row, sums) in (row..output.rows()).zip(&mut sums) {
+                    write_row(simd, sums, output, row, columns.clone(), start.from(panel * lanes));
                 }
             }
         }
@@ -506,41 +504,40 @@ fn add_terms<S: Simd, const ROWS: usize, const VECTORS: usize>(
     *sums = own;
 }
 
-/// The row of a tile.
+/// Writes a row of a tile, which may reach beyond the columns of the output.
 #[inline(always)]
-fn whole<S: Simd>(simd: S, sums: &[S::f32s], output: &mut [f32], start: Start<'_>) {
-    let (output, _) = S::as_mut_simd_f32s(output);
+fn write_row<S: Simd, const VECTORS: usize>(
+    simd: S,
+    sums: &mut [S::f32s; VECTORS],
+    output: &mut Block<'_>,
+    row: usize,
+    columns: Range<usize>,
+    start: Start<'_>,
+) {
+    let whole = columns.len() == VECTORS * S::F32_LANES;
     match start {
-        Start::Zero => output.copy_from_slice(sums),
-        Start::Row(row) => {
-            for ((y, s), r) in output.iter_mut().zip(sums).zip(S::as_simd_f32s(row).0) {
-                *y = simd.add_f32s(*s, *r);
-            }
-        }
-        Start::Kept => {
-            for (y, s) in output.iter_mut().zip(sums) {
-                *y = simd.add_f32s(*s, *y);
-            }
-        }
+        Start::Zero => {}
+        Start::Row(bias) => add(simd, sums, &bias[..columns.len()], whole),
+        Start::Kept => add(simd, sums, output.row(row, columns.clone()), whole),
     }
+    output.put(row, columns.start, &bytemuck::cast_slice(sums)[..columns.len()]);
 }
 
-/// The row of a tile at the right edge.
+/// Adds numbers to a row of sums: to all of them, or to the first ones.
 #[inline(always)]
-fn ragged<S: Simd>(sums: &[S::f32s], output: &mut [f32], start: Start<'_>) {
-    let sums: &[f32] = bytemuck::cast_slice(sums);
-    for (at, (y, s)) in output.iter_mut().zip(sums).enumerate() {
-        *y = match start {
-            Start::Zero => *s,
-            Start::Row(row) => row[at] + s,
-            Start::Kept => *y + s,
-        };
+fn add<S: Simd, const VECTORS: usize>(simd: S, sums: &mut [S::f32s; VECTORS], numbers: &[f32], whole: bool) {
+    if whole {
+        for (sum, x) in sums.iter_mut().zip(S::as_simd_f32s(numbers).0) {
+            *sum = simd.add_f32s(*sum, *x);
+        }
+    } else {
+        math::axpy(1.0, numbers, bytemuck::cast_slice_mut(sums));
     }
 }
 
-/// Adds the products `left · right` of all pairs to what `start` says, on this thread alone. The output is given by rows;
-/// no side is empty.
-pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], start: Start<'_>) {
+/// Adds the products `left · right` of all pairs to what `start` says, on this thread alone. All
+/// of the output is written. No side is empty.
+pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: Start<'_>) {
     if let [(left, right)] = pairs
         && left.strides[1] == 1
         && left.rows < if right.lies_along() { FEW } else { FEW_ALONG }
@@ -559,21 +556,29 @@ pub(crate) fn multiply_alone(output: &mut [&mut [f32]], pairs: &[Pair<'_>], star
     let depth = inner.div_ceil(inner.div_ceil(DEPTH));
     let mut buffer = PANEL.take();
     for column in (0..width).step_by(PANELS * tile_columns) {
+        let columns = (PANELS * tile_columns).min(width - column);
+        let panels = columns.div_ceil(tile_columns);
+        let rows = output.rows();
+        let mut output = output.part(0..rows, column..column + columns);
         for from in (0..inner).step_by(depth) {
             let (left, right) = terms(pairs, from, depth);
             let depth = depth.min(inner - from);
-            let panels = (width - column).div_ceil(tile_columns).min(PANELS);
             let packed = first(&mut buffer, panels * tile_columns * depth);
             let mut before = 0;
             for right in &right {
-                let part = right.columns(column, (panels * tile_columns).min(width - column));
                 let (panels, stride, width) =
                     (&mut packed[before * tile_columns..], tile_columns * depth, tile_columns);
+                let part = right.columns(column, columns);
                 of_any!(part, matrix => Arch::new().dispatch(Pack { panels, stride, matrix, width }));
                 before += right.dims()[0];
             }
-            let start = if from == 0 { start } else { Start::Kept };
-            Arch::new().dispatch(Tiles { tile, output, column, left: &left, right: packed, start });
+            let start = if from == 0 { start.from(column) } else { Start::Kept };
+            Arch::new().dispatch(Tiles { tile, output: &mut output, left: &left, right: packed, start });
+            #[allow(unsafe_code)]
+            // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
+            unsafe {
+                output.set_written();
+            }
         }
     }
     PANEL.set(buffer);
@@ -601,7 +606,7 @@ const FEW_ALONG: usize = 16;
 
 /// A product with few rows on the left.
 struct Thin<'a, 'b> {
-    output: &'a mut [&'b mut [f32]],
+    output: &'a mut Block<'b>,
     left: Matrix<'a>,
     right: Matrix<'a>,
     start: Start<'a>,
@@ -614,15 +619,14 @@ impl WithSimd for Thin<'_, '_> {
         let Self { output, left, right, start } = self;
         let Matrix { columns, strides: [down, along], .. } = right;
         let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
-        for output in output.iter_mut() {
-            match start {
-                Start::Zero => output.fill(0.0),
-                Start::Row(row) => output.copy_from_slice(&row[..columns]),
-                Start::Kept => {}
-            }
+        match start {
+            Start::Zero => output.fill(0.0),
+            Start::Row(row) => output.fill_rows(row),
+            Start::Kept => {}
         }
         if along == 1 {
-            for (at, output) in output.iter_mut().enumerate() {
+            for at in 0..output.rows() {
+                let output = output.row(at, 0..columns);
                 for (at, x) in row(at).iter().enumerate() {
                     math::axpy(*x, &right.numbers[at * down..][..columns], output);
                 }
@@ -631,13 +635,13 @@ impl WithSimd for Thin<'_, '_> {
         }
         for column in 0..columns {
             let y = &right.numbers[column * along..][..left.columns];
-            dots(simd, y, output.len(), row, |at, sum| output[at][column] += sum);
+            dots(simd, [y], output.rows(), row, |_, at, sum| output.row(at, column..column + 1)[0] += sum);
         }
     }
 }
 
 /// A product with few rows on the left and a right side in half precision, of which some lines are widened at a time.
-fn thin_half<T: Number>(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matrix<'_, T>, start: Start<'_>) {
+fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<'_, T>, start: Start<'_>) {
     /// They stay in the first or second cache.
     const LINES: usize = 8;
     let along = right.strides[1] == 1;
@@ -655,7 +659,8 @@ fn thin_half<T: Number>(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matr
             let start = if from == 0 { start } else { Start::Kept };
             Arch::new().dispatch(Thin { output: &mut *output, left: left.columns(from, count), right: wide, start });
         } else {
-            let mut output: Vec<&mut [f32]> = output.iter_mut().map(|row| &mut row[from..from + count]).collect();
+            let rows = output.rows();
+            let mut output = output.part(0..rows, from..from + count);
             let right = wide.transposed();
             Arch::new().dispatch(Thin { output: &mut output, left, right, start: start.from(from) });
         }
@@ -663,45 +668,41 @@ fn thin_half<T: Number>(output: &mut [&mut [f32]], left: Matrix<'_>, right: Matr
     PANEL.set(buffer);
 }
 
-/// The same with all threads, in rows of as many numbers as the right sides have columns.
-fn multiply(output: &mut [f32], pairs: &[Pair<'_>], start: Start<'_>) {
-    let (rows, [_, width]) = (pairs[0].0.rows, pairs[0].1.dims());
+/// The same with all threads.
+fn multiply(mut output: Block<'_>, pairs: &[Pair<'_>], start: Start<'_>) {
     let terms: usize = pairs.iter().map(|(left, _)| left.columns).sum();
-    if rows * terms * width < ALONE {
-        multiply_alone(&mut output.chunks_mut(width).collect::<Vec<_>>(), pairs, start);
+    if output.rows() * terms * output.columns() < ALONE {
+        multiply_alone(&mut output, pairs, start);
         return;
     }
-    let (_, tile) = Tile::of(width);
-    in_parts(output, width, tile, |output, row, column| {
-        let (height, width) = (output.len(), output[0].len());
+    let (_, tile) = Tile::of(output.columns());
+    in_parts(output, tile, |mut output, row, column| {
+        let (height, width) = (output.rows(), output.columns());
         let parts = pairs.iter().map(|(left, right)| (left.rows(row, height), right.columns(column, width)));
         let pairs: Vec<Pair<'_>> = parts.collect();
-        multiply_alone(output, &pairs, start.from(column));
+        multiply_alone(&mut output, &pairs, start.from(column));
     });
 }
 
-/// Calls `work` by all threads with parts of the output of a product, as rows, and the row and column where they begin.
+/// Calls `work` by all threads with the parts of the output of a product, and the row and column where they begin.
 pub(super) fn in_parts(
-    output: &mut [f32],
-    width: usize,
+    output: Block<'_>,
     [tile_rows, tile_columns]: [usize; 2],
-    work: impl Fn(&mut [&mut [f32]], usize, usize) + Sync,
+    work: impl Fn(Block<'_>, usize, usize) + Sync,
 ) {
-    let rows = output.len() / width;
     let threads = rayon::current_num_threads();
     // Fewer panels a task where there would be too few tasks, and then fewer rows.
-    let count = (width.div_ceil(tile_columns) / (2 * threads)).clamp(1, PANELS) * tile_columns;
-    let wanted = (4 * threads).div_ceil(width.div_ceil(count));
-    let height = rows.div_ceil(wanted).next_multiple_of(tile_rows).max(LEAST_ROWS);
-    let mut columns = columns(output, width, count);
-    let tasks: Vec<_> = columns
-        .iter_mut()
+    let width = (output.columns().div_ceil(tile_columns) / (2 * threads)).clamp(1, PANELS) * tile_columns;
+    let wanted = (4 * threads).div_ceil(output.columns().div_ceil(width));
+    let height = output.rows().div_ceil(wanted).next_multiple_of(tile_rows).max(LEAST_ROWS);
+    let tasks: Vec<_> = output
+        .columns_of(width)
         .enumerate()
-        .flat_map(|(at, column)| {
-            column.chunks_mut(height).enumerate().map(move |(part, output)| (at * count, part * height, output))
+        .flat_map(|(column, band)| {
+            band.bands(height).enumerate().map(move |(row, part)| (part, row * height, column * width))
         })
         .collect();
-    tasks.into_par_iter().for_each(|(column, row, output)| work(output, row, column));
+    tasks.into_par_iter().for_each(|(output, row, column)| work(output, row, column));
 }
 
 /// Multiplications below which one thread is done before others are awake.
@@ -709,18 +710,6 @@ const ALONE: usize = 1 << 20;
 
 /// Rows of a task, at least: each packs its panels anew.
 const LEAST_ROWS: usize = 96;
-
-/// The rows of the output, cut into columns of `count` numbers.
-pub(crate) fn columns(output: &mut [f32], width: usize, count: usize) -> Vec<Vec<&mut [f32]>> {
-    let rows = output.len() / width;
-    let mut columns: Vec<Vec<&mut [f32]>> = (0..width.div_ceil(count)).map(|_| Vec::with_capacity(rows)).collect();
-    for row in output.chunks_mut(width) {
-        for (part, column) in row.chunks_mut(count).zip(&mut columns) {
-            column.push(part);
-        }
-    }
-    columns
-}
 
 /// So many numbers of a buffer, which grows if it must.
 pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
@@ -744,49 +733,79 @@ impl WithSimd for Dots<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { output, left, right, inner } = self;
         let columns = right.len() / inner;
-        for (output, x) in output.chunks_exact_mut(columns).zip(left.chunks_exact(inner)) {
-            dots(simd, x, columns, |at| &right[at * inner..][..inner], |at, sum| output[at] = sum);
+        let right = |at: usize| &right[at * inner..][..inner];
+        // So many rows at once as leave registers for the operands.
+        const ROWS: usize = 4;
+        let rows = if S::REGISTER_COUNT >= 32 { ROWS } else { 1 };
+        for (output, left) in output.chunks_mut(rows * columns).zip(left.chunks(rows * inner)) {
+            if left.len() == ROWS * inner {
+                let left: [&[f32]; ROWS] = std::array::from_fn(|at| &left[at * inner..][..inner]);
+                dots(simd, left, columns, right, |row, at, sum| output[row * columns + at] = sum);
+            } else {
+                for (output, x) in output.chunks_exact_mut(columns).zip(left.chunks_exact(inner)) {
+                    dots(simd, [x], columns, right, |_, at, sum| output[at] = sum);
+                }
+            }
         }
     }
 }
 
-/// The products of a row with `count` others: four at a time, so that it is read once for them.
+/// The products of rows with `count` others: four at a time, so that they are read once for them.
 #[inline(always)]
-fn dots<'a, S: Simd>(
+fn dots<'a, S: Simd, const M: usize>(
     simd: S,
-    x: &[f32],
+    xs: [&[f32]; M],
     count: usize,
     row: impl Fn(usize) -> &'a [f32],
-    mut put: impl FnMut(usize, f32),
+    mut put: impl FnMut(usize, usize, f32),
 ) {
     let fours = count / 4 * 4;
     for first in (0..fours).step_by(4) {
-        let sums = dots_of::<S, 4>(simd, x, std::array::from_fn(|at| row(first + at)));
-        for (at, sum) in sums.into_iter().enumerate() {
-            put(first + at, sum);
+        let sums = dots_of(simd, xs, [row(first), row(first + 1), row(first + 2), row(first + 3)]);
+        for (m, sums) in sums.into_iter().enumerate() {
+            for (at, sum) in sums.into_iter().enumerate() {
+                put(m, first + at, sum);
+            }
         }
     }
     for at in fours..count {
-        let [sum] = dots_of(simd, x, [row(at)]);
-        put(at, sum);
+        for (m, [sum]) in dots_of(simd, xs, [row(at)]).into_iter().enumerate() {
+            put(m, at, sum);
+        }
     }
 }
 
 #[inline(always)]
-fn dots_of<S: Simd, const N: usize>(simd: S, x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
-    let (xs, rest) = S::as_simd_f32s(x);
-    let vectors = rows.map(|row| &S::as_simd_f32s(row).0[..xs.len()]);
-    let mut sums = [simd.splat_f32s(0.0); N];
-    for (at, x) in xs.iter().enumerate() {
-        for (sum, row) in sums.iter_mut().zip(&vectors) {
-            *sum = simd.mul_add_e_f32s(*x, row[at], *sum);
+fn dots_of<S: Simd, const M: usize, const N: usize>(simd: S, xs: [&[f32]; M], ys: [&[f32]; N]) -> [[f32; N]; M] {
+    let length = xs[0].len();
+    let (whole, tail) = (length / S::F32_LANES, length / S::F32_LANES * S::F32_LANES);
+    let (mut x_vectors, mut y_vectors): ([&[S::f32s]; M], [&[S::f32s]; N]) = ([&[]; M], [&[]; N]);
+    for (vectors, x) in x_vectors.iter_mut().zip(&xs) {
+        *vectors = &S::as_simd_f32s(&x[..length]).0[..whole];
+    }
+    for (vectors, y) in y_vectors.iter_mut().zip(&ys) {
+        *vectors = &S::as_simd_f32s(&y[..length]).0[..whole];
+    }
+    let mut sums = [[simd.splat_f32s(0.0); N]; M];
+    for at in 0..whole {
+        for (sums, x) in sums.iter_mut().zip(&x_vectors) {
+            for (sum, y) in sums.iter_mut().zip(&y_vectors) {
+                *sum = simd.mul_add_e_f32s(x[at], y[at], *sum);
+            }
         }
     }
-    let tail = x.len() - rest.len();
-    std::array::from_fn(|at| {
-        let rest: f32 = rest.iter().zip(&rows[at][tail..]).map(|(x, y)| x * y).sum();
-        simd.reduce_sum_f32s(sums[at]) + rest
-    })
+    // Loops, not closures, which might be compiled for the oldest instruction set.
+    let mut totals = [[0.0; N]; M];
+    for ((totals, sums), x) in totals.iter_mut().zip(&sums).zip(&xs) {
+        for ((total, sum), y) in totals.iter_mut().zip(sums).zip(&ys) {
+            let mut rest = 0.0;
+            for (x, y) in x[tail..length].iter().zip(&y[tail..length]) {
+                rest += x * y;
+            }
+            *total = simd.reduce_sum_f32s(*sum) + rest;
+        }
+    }
+    totals
 }
 
 /// Fewer columns than this do not fill a panel.
@@ -804,15 +823,23 @@ pub(crate) enum Onto {
 
 impl Onto {
     /// The tensor `[rows, columns]` that `add` makes of this.
-    pub(super) fn with(self, [rows, columns]: [usize; 2], add: impl FnOnce(&mut [f32], Start<'_>)) -> FlexTensor {
+    ///
+    /// # Safety
+    /// `add` must write all numbers of its block, unless it is to start from those that are there.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn with(self, shape: [usize; 2], add: impl FnOnce(Block<'_>, Start<'_>)) -> FlexTensor {
         let row = match self {
-            Self::Tensor(output) => return overwrite(output, |output| add(output, Start::Kept)),
+            Self::Tensor(output) => {
+                return overwrite(output, |output| add(Block::new(output, shape[1]), Start::Kept));
+            }
             Self::Row(row) => Some(contiguous(row)),
             Self::Zero => None,
         };
-        let mut output = zeros(rows * columns);
-        add(&mut output, row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row))));
-        tensor(output, Shape::new([rows, columns]))
+        let start = row.as_ref().map_or(Start::Zero, |row| Start::Row(numbers(row)));
+        let mut memory = Memory::new(shape);
+        add(memory.block(), start);
+        // SAFETY: as the caller promises.
+        tensor(unsafe { memory.written() }, Shape::new(shape))
     }
 }
 
@@ -824,7 +851,9 @@ pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -
         let pairs = pairs.map(|pair| pair.map(visible));
         let sides = pairs.iter().map(|[left, right]| (Matrix::of(left), Right::of(right)));
         let sides: Vec<Pair<'_>> = sides.filter(|(left, _)| left.columns > 0).collect();
-        return onto.with([rows, columns], |output, start| multiply(output, &sides, start));
+        #[allow(unsafe_code)]
+        // SAFETY: a product writes all of its output.
+        return unsafe { onto.with([rows, columns], |output, start| multiply(output, &sides, start)) };
     }
     let output = pairs.into_iter().map(|[left, right]| thin(left, single(right))).reduce(Flex::float_add);
     let output = output.expect("at least one pair");
