@@ -520,7 +520,8 @@ fn write_row<S: Simd, const VECTORS: usize>(
         Start::Row(bias) => add(simd, sums, &bias[..columns.len()], whole),
         Start::Kept => add(simd, sums, output.row(row, columns.clone()), whole),
     }
-    output.put(row, columns.start, &bytemuck::cast_slice(sums)[..columns.len()]);
+    let sums: &[f32] = bytemuck::cast_slice(sums);
+    output.put(row, columns.start, &sums[..columns.len()]);
 }
 
 /// Adds numbers to a row of sums: to all of them, or to the first ones.
@@ -690,11 +691,7 @@ pub(super) fn in_parts(
     [tile_rows, tile_columns]: [usize; 2],
     work: impl Fn(Block<'_>, usize, usize) + Sync,
 ) {
-    let threads = rayon::current_num_threads();
-    // Fewer panels a task where there would be too few tasks, and then fewer rows.
-    let width = (output.columns().div_ceil(tile_columns) / (2 * threads)).clamp(1, PANELS) * tile_columns;
-    let wanted = (4 * threads).div_ceil(output.columns().div_ceil(width));
-    let height = output.rows().div_ceil(wanted).next_multiple_of(tile_rows).max(LEAST_ROWS);
+    let [height, width] = part([output.rows(), output.columns()], [tile_rows, tile_columns]);
     let tasks: Vec<_> = output
         .columns_of(width)
         .enumerate()
@@ -708,8 +705,28 @@ pub(super) fn in_parts(
 /// Multiplications below which one thread is done before others are awake.
 const ALONE: usize = 1 << 20;
 
-/// Rows of a task, at least: each packs its panels anew.
-const LEAST_ROWS: usize = 96;
+/// Rows and columns of a task, so that all threads are done soonest: more tasks are shared out more evenly, but each
+/// packs its panels anew and reads its rows of the left side.
+fn part([rows, columns]: [usize; 2], [tile_rows, tile_columns]: [usize; 2]) -> [usize; 2] {
+    /// Packing a panel takes as long as so many rows of its products.
+    const PACKING: usize = 40;
+    /// Reading rows takes as long as their products with a twentieth of a panel.
+    const READING: f64 = 0.05;
+    let threads = rayon::current_num_threads();
+    let all = columns.div_ceil(tile_columns);
+    let mut best = (f64::INFINITY, [rows, columns]);
+    for panels in 1..=PANELS.min(all) {
+        for bands in 1..=(2 * threads).min(rows.div_ceil(PACKING)) {
+            let height = rows.div_ceil(bands).next_multiple_of(tile_rows);
+            let tasks = all.div_ceil(panels) * rows.div_ceil(height);
+            let time = (tasks.div_ceil(threads) * (height.min(rows) + PACKING)) as f64 * (panels as f64 + READING);
+            if time < best.0 {
+                best = (time, [height, panels * tile_columns]);
+            }
+        }
+    }
+    best.1
+}
 
 /// So many numbers of a buffer, which grows if it must.
 pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
