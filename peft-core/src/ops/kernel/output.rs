@@ -102,8 +102,9 @@ impl<'a> Block<'a> {
         self.places(row, column..column + numbers.len()).write_copy_of_slice(numbers);
     }
 
-    /// Brings the places of numbers that will be written soon into the cache, by writing one number to each of its lines:
-    /// nobody waits for that, as somebody would for many stores to memory at once.
+    /// Brings places that will be written soon into the cache, by a store to each of its lines; what they hold is lost.
+    ///
+    /// Nobody waits for that. The stores of a whole tile at once, to lines that are far away, hold up what comes after them.
     #[inline(always)]
     pub(crate) fn fetch(&mut self, rows: Range<usize>, columns: Range<usize>) {
         const LINE: usize = 16;
