@@ -37,7 +37,7 @@ impl<'a> Block<'a> {
     }
 
     fn whole(first: *mut f32, length: usize, columns: usize, fresh: bool) -> Self {
-        let rows = if columns == 0 { 0 } else { length / columns };
+        let rows = length.checked_div(columns).unwrap_or_default();
         assert_eq!(rows * columns, length, "whole rows");
         Self { first, rows, columns, stride: columns, fresh, memory: PhantomData }
     }

@@ -792,17 +792,21 @@ fn dots<'a, S: Simd, const M: usize>(
     }
 }
 
+/// The first `count` vectors of each row.
+#[inline(always)]
+fn vectors<S: Simd, const N: usize>(rows: [&[f32]; N], count: usize) -> [&[S::f32s]; N] {
+    let mut vectors: [&[S::f32s]; N] = [&[]; N];
+    for (vectors, row) in vectors.iter_mut().zip(rows) {
+        *vectors = &S::as_simd_f32s(row).0[..count];
+    }
+    vectors
+}
+
 #[inline(always)]
 fn dots_of<S: Simd, const M: usize, const N: usize>(simd: S, xs: [&[f32]; M], ys: [&[f32]; N]) -> [[f32; N]; M] {
     let length = xs[0].len();
     let (whole, tail) = (length / S::F32_LANES, length / S::F32_LANES * S::F32_LANES);
-    let (mut x_vectors, mut y_vectors): ([&[S::f32s]; M], [&[S::f32s]; N]) = ([&[]; M], [&[]; N]);
-    for (vectors, x) in x_vectors.iter_mut().zip(&xs) {
-        *vectors = &S::as_simd_f32s(&x[..length]).0[..whole];
-    }
-    for (vectors, y) in y_vectors.iter_mut().zip(&ys) {
-        *vectors = &S::as_simd_f32s(&y[..length]).0[..whole];
-    }
+    let (x_vectors, y_vectors) = (vectors::<S, M>(xs, whole), vectors::<S, N>(ys, whole));
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     for at in 0..whole {
         for (sums, x) in sums.iter_mut().zip(&x_vectors) {
