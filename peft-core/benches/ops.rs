@@ -1,4 +1,4 @@
-//! Every fused operation against its plain composition, forward and backward: `cargo bench -p peft --bench ops`.
+//! Every fused operation against its plain composition, forward and backward: `cargo bench --workspace --bench ops`.
 //!
 //! The two run in turn, so that a busy machine slows both, and the ratio of medians is what counts. Criterion would
 //! time one after the other, and its features make Burn compile once more.
