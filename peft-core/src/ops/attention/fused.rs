@@ -319,35 +319,46 @@ impl Attention {
             let buffers = memory.each_mut().map(|it| it.as_mut().map(Memory::block));
             let bias = biased.iter().zip(&mut bias_grad);
             let bias = bias.map(|(shape, numbers)| BiasGrad { numbers, shape: shape.dims::<4>() }).next();
-            for_each_head(self.sizes, buffers, bias, |place, mut parts, mut bias| {
-                parts.iter_mut().flatten().for_each(|it| it.fill(0.0));
-                let [mut query_grad, mut key_grad, mut value_grad] = parts;
-                let mut scratch = SCRATCH.take();
-                for tile in &tiles[place.batch % tiles.len()] {
-                    self.slopes(&grad, place, *tile, bias.as_deref_mut(), &mut scratch);
-                    let [query, key, _] = self.sides(place);
-                    let above = Self::head(&grad, place).rows(tile.query, tile.rows);
-                    let seen = tile.key..tile.key + tile.width;
-                    let [weights, slopes] = [&scratch.scores, &scratch.slopes]
-                        .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
-                    if let Some(output) = &mut value_grad {
-                        let mut output = output.part(seen.clone(), 0..d_head);
-                        multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::Kept);
+            for_each_head(
+                self.sizes,
+                buffers,
+                bias,
+                |place, [mut query_grad, mut key_grad, mut value_grad], mut bias| {
+                    // They are sums over tiles.
+                    for part in [&mut key_grad, &mut value_grad].into_iter().flatten() {
+                        part.fill(0.0);
                     }
-                    if let Some(output) = &mut query_grad {
-                        let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
-                        multiply_alone(&mut output, &[(slopes, key.rows(tile.key, tile.width).into())], Start::Zero);
+                    let mut scratch = SCRATCH.take();
+                    for tile in &tiles[place.batch % tiles.len()] {
+                        self.slopes(&grad, place, *tile, bias.as_deref_mut(), &mut scratch);
+                        let [query, key, _] = self.sides(place);
+                        let above = Self::head(&grad, place).rows(tile.query, tile.rows);
+                        let seen = tile.key..tile.key + tile.width;
+                        let [weights, slopes] = [&scratch.scores, &scratch.slopes]
+                            .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
+                        if let Some(output) = &mut value_grad {
+                            let mut output = output.part(seen.clone(), 0..d_head);
+                            multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::Kept);
+                        }
+                        if let Some(output) = &mut query_grad {
+                            let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
+                            multiply_alone(
+                                &mut output,
+                                &[(slopes, key.rows(tile.key, tile.width).into())],
+                                Start::Zero,
+                            );
+                        }
+                        if let Some(output) = &mut key_grad {
+                            let query = query.rows(tile.query, tile.rows);
+                            let mut output = output.part(seen, 0..d_head);
+                            multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::Kept);
+                        }
                     }
-                    if let Some(output) = &mut key_grad {
-                        let query = query.rows(tile.query, tile.rows);
-                        let mut output = output.part(seen, 0..d_head);
-                        multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::Kept);
-                    }
-                }
-                SCRATCH.set(scratch);
-            });
+                    SCRATCH.set(scratch);
+                },
+            );
             #[allow(unsafe_code)]
-            // SAFETY: every task has filled its parts, which are all of the memory.
+            // SAFETY: every task has filled its sums, and the tiles of a head are all its queries.
             memory.map(|it| it.map(|it| unsafe { it.written() }))
         };
         let by_head = |it: Option<Vec<f32>>, length: usize, heads: usize| {

@@ -5,14 +5,13 @@
 //! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
 //! for zero. The scheme is that of [`super::product`].
 
-use std::ops::Range;
-
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::product::{DEPTH, Number, PANEL, PANELS, RUN, Right, STEPS, THIN, in_parts, of_any, turned, visible};
+use super::matrix::{Number, Right, of_any, visible};
+use super::product::{DEPTH, PANEL, PANELS, RUN, STEPS, THIN, in_parts, turned};
 use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
 
 /// Rows of a tile.
@@ -236,24 +235,14 @@ fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start: Start<'_>
     unreachable!("no processor but x86-64 says that it has bf16 products: {}", left.depth + right.len());
 }
 
-/// Writes a row of a tile, which may reach beyond the columns of the output.
-#[inline(always)]
-fn write(sums: &mut [f32; WIDTH], output: &mut Block<'_>, row: usize, columns: Range<usize>, start: Start<'_>) {
-    match start {
-        Start::Zero => {}
-        Start::Row(bias) => sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b),
-        Start::Kept => sums.iter_mut().zip(output.row(row, columns.clone())).for_each(|(s, y)| *s += *y),
-    }
-    output.put(row, columns.start, &sums[..columns.len()]);
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{__m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
 
     use pulp::bytemuck;
 
-    use super::{Block, LANES, ROWS, Rows, Start, VECTORS, WIDTH, write};
+    use super::{Block, LANES, ROWS, Rows, Start, VECTORS, WIDTH};
+    use crate::ops::kernel::product::write_row;
 
     /// The same bits; the standard library has no safe conversion to this type.
     #[allow(unsafe_code)]
@@ -269,9 +258,7 @@ mod x86 {
         for at in (0..=last).step_by(ROWS) {
             for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
                 let columns = panel * WIDTH..((panel + 1) * WIDTH).min(output.columns());
-                if !matches!(start, Start::Kept) {
-                    output.fetch(at..(at + ROWS).min(last + 1), columns.clone());
-                }
+                output.fetch(at..(at + ROWS).min(last + 1), columns.clone());
                 let right = right.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
                 let terms = right.len();
                 // Where fewer rows are left, the last of them stands in for the others. An array of slices whose length
@@ -288,7 +275,8 @@ mod x86 {
                     }
                 }
                 for (row, sums) in (at..=last).zip(sums) {
-                    write(&mut bytemuck::cast(sums), output, row, columns.clone(), start.from(columns.start));
+                    let mut sums: [f32; WIDTH] = bytemuck::cast(sums);
+                    write_row(&mut sums, output, row, columns.clone(), start);
                 }
             }
         }

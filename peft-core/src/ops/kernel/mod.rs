@@ -5,6 +5,7 @@
 
 pub(crate) mod bf16;
 pub(crate) mod math;
+mod matrix;
 mod output;
 mod product;
 
@@ -16,9 +17,10 @@ use pulp::bytemuck::Pod;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+pub(crate) use matrix::Matrix;
+use matrix::{Number, Widen};
 pub(crate) use output::{Block, Memory, pieces};
-pub(crate) use product::{Matrix, Onto, Start, first, multiply_alone, product};
-use product::{Number, Widen};
+pub(crate) use product::{Onto, Start, first, multiply_alone, product};
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;

@@ -102,12 +102,15 @@ impl<'a> Block<'a> {
         self.places(row, column..column + numbers.len()).write_copy_of_slice(numbers);
     }
 
-    /// Brings places that will be written soon into the cache, by a store to each of its lines; what they hold is lost.
+    /// Brings places of a fresh block that will be written soon into the cache, by a store to each of its lines.
     ///
     /// Nobody waits for that. The stores of a whole tile at once, to lines that are far away, hold up what comes after them.
     #[inline(always)]
     pub(crate) fn fetch(&mut self, rows: Range<usize>, columns: Range<usize>) {
         const LINE: usize = 16;
+        if !self.fresh {
+            return;
+        }
         for row in rows {
             for place in self.places(row, columns.clone()).iter_mut().step_by(LINE) {
                 place.write(0.0);
