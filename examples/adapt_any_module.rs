@@ -30,7 +30,7 @@ impl Net {
         Self { hidden: LinearConfig::new(1, 32).init(device), output: LinearConfig::new(32, 1).init(device) }
     }
 
-    /// Call `self.hidden.adapted(input)`, from `peft_core::seam::Adapted`, to spare the dense update of the weight;
+    /// Call `self.hidden.adapted(input)`, from `peft_core::forward::Adapted`, to spare the dense update of the weight;
     /// `forward` gives the same numbers.
     fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         self.output.forward(activation::tanh(self.hidden.forward(input)))

@@ -22,14 +22,14 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::seam::LinearBelow;
+use peft_core::forward::LinearBelow;
 use peft_core::{
     Adapter, AnyAdapter, BaseTensor, Build, Describe, Init, Layout, Methods, Names, PeftError, PeftModel, Plan,
     PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, nn,
 };
 use peft_models::auto::{AutoCausalLm, load_causal_lm};
 use peft_models::{CausalLm, ModelInput};
-use peft_tasks::loss;
+use peft_tasks::tasks::loss;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

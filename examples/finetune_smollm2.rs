@@ -15,13 +15,13 @@ use burn::module::Module;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
-use peft::prepare::DataOptions;
-use peft::tasks::generate::generate;
-use peft::tasks::runlog::TrainRecord;
-use peft::tasks::sampling::GenerationConfig;
-use peft::tasks::task::Task;
-use peft::tasks::tokenizer::Tokenizer;
-use peft::tasks::trainer::{Observer, TrainConfig, train};
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::causal::generate;
+use peft::tasks::generate::sampling::GenerationConfig;
+use peft::tasks::tasks::task::Task;
+use peft::tasks::train::log::TrainRecord;
+use peft::tasks::train::trainer::{Observer, TrainConfig, train};
 
 struct Print;
 
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         return Err(PeftError::Invalid("give MODEL TRAIN.jsonl EVAL.jsonl OUTPUT".into()));
     };
     let device = peft::device::device("flex")?;
-    let folder = peft::hub::resolve(model, peft::hub::What::Model)?;
+    let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
     let tokenizer = Tokenizer::load(&folder)?;
     let data =
         |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(224), ..DataOptions::default() };

@@ -6,7 +6,7 @@
 
 #![allow(clippy::print_stdout)] // an example may speak
 
-use peft::core::checkpoint::{FloatType, model_tensors, write_tensors};
+use peft::core::files::checkpoint::{FloatType, model_tensors, write_tensors};
 use peft::core::{Describe, PeftError, PeftModel, Result};
 use peft::models::auto::load_causal_lm;
 

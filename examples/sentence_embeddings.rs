@@ -11,15 +11,15 @@
 use peft::core::Result;
 use peft::models::FeatureExtractor;
 use peft::models::auto::load_feature_extractor;
-use peft::tasks::collate::{Padding, SampleBuilder, pad};
-use peft::tasks::features::{mean_pooling, normalise};
-use peft::tasks::tokenizer::Tokenizer;
+use peft::tasks::data::sample::{Padding, SampleBuilder, pad};
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::tasks::features::{mean_pooling, normalise};
 
 const TEXTS: [&str; 3] = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."];
 
 fn main() -> Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "sentence-transformers/all-MiniLM-L6-v2".into());
-    let folder = peft::hub::resolve(&folder, peft::hub::What::Model)?;
+    let folder = peft::load::hub::resolve(&folder, peft::load::hub::What::Model)?;
     let device = peft::device::device("flex")?;
     let (model, _) = load_feature_extractor(&folder, &device)?;
     let model = peft::core::nn::set_training(model, false);

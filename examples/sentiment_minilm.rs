@@ -14,10 +14,10 @@ use burn::module::Module;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
-use peft::prepare::DataOptions;
-use peft::tasks::task::Task;
-use peft::tasks::tokenizer::Tokenizer;
-use peft::tasks::trainer::{TrainConfig, train};
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::tasks::task::Task;
+use peft::tasks::train::trainer::{TrainConfig, train};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
         return Err(PeftError::Invalid("give MODEL TRAIN.jsonl TEST.jsonl OUTPUT".into()));
     };
     let device = peft::device::device("flex")?;
-    let folder = peft::hub::resolve(model, peft::hub::What::Model)?;
+    let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
     let tokenizer = Tokenizer::load(&folder)?;
     let data =
         |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(64), ..DataOptions::default() };

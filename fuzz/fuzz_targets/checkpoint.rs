@@ -5,7 +5,7 @@
 use std::fs;
 
 use libfuzzer_sys::fuzz_target;
-use peft_core::checkpoint::{Checkpoint, TensorFile};
+use peft_core::files::checkpoint::{Checkpoint, TensorFile};
 
 fuzz_target!(|data: &[u8]| {
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return };

@@ -9,11 +9,12 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, TensorData};
 
-use crate::init::Init;
-use crate::model::PeftModel;
-use crate::site::{Site, SiteKind};
-use crate::tuner::Methods;
-use crate::{Result, state};
+use crate::Result;
+use crate::config::peft_config::Methods;
+use crate::model::peft_model::PeftModel;
+use crate::model::state;
+use crate::plan::init::Init;
+use crate::spec::{Site, SiteKind};
 
 /// Numbers of a tensor.
 pub fn numbers(data: &TensorData) -> Vec<f64> {
@@ -119,7 +120,7 @@ pub fn saved_is_loaded<M: Module>(
 pub fn all_of_it_is_trained<M: Module>(what: &str, peft: &PeftModel<M>, name: &str, gradients: &Gradients) {
     let trained = state::gradients(peft.model(), name, gradients);
     let tensors = state::trained(peft.model(), name);
-    let keys = |stored: &[crate::checkpoint::Stored]| stored.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
+    let keys = |stored: &[crate::files::checkpoint::Stored]| stored.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
     assert_eq!(keys(&trained), keys(&tensors), "{what}: tensors with a gradient");
     let elements: usize = tensors.iter().map(|it| it.data.num_elements()).sum();
     assert_eq!(elements, peft.adapters()[name].plan.trainable(), "{what}: the plan's count");

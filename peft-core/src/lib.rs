@@ -7,56 +7,40 @@
 //!
 //! This crate knows neither a method nor a model.
 
-mod adapter;
-mod after_step;
-mod draws;
-mod erased;
+pub mod adapter;
+pub mod config;
 mod error;
-pub mod gradient_checkpointing;
+pub mod files;
+pub mod forward;
 pub mod laws;
+pub mod model;
 pub mod nn;
 pub mod ops;
-mod owed;
-mod projected;
-mod prompt;
-pub mod seam;
-mod site;
-pub mod slots;
+pub mod plan;
+pub mod spec;
 
-pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter};
-pub use after_step::AfterStep;
+pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};
+pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter, slots};
+pub use config::after_step::AfterStep;
+pub use config::peft_config::{About, KnownMethod, Method, Methods, Tuner, is_off, refuse_unknown};
+pub use config::projected::ProjectedPair;
 pub use error::{LoadReport, PeftError, Result, nearest};
-pub use projected::ProjectedPair;
-pub use prompt::{GatedPrompt, KeyValue, Prompt};
-pub use site::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
-mod init;
-mod plan;
-mod rows;
-mod status;
-mod targets;
-mod torch_random;
-mod update;
-mod vocabulary;
-pub use init::{Init, stable_hash};
-pub use plan::{BaseTensor, Build, Plan, PlanRow, thousands};
-pub use targets::{
-    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
-    no_parameter_matched,
-};
-pub use torch_random::TorchGenerator;
-pub mod checkpoint;
-mod folder;
-mod model;
-mod replacement;
-pub mod shared;
-pub mod state;
-mod tuner;
-pub use folder::{
+pub use files::checkpoint;
+pub use files::folder::{
     AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, Labels, WEIGHTS_FILE, read_config, write_folder,
     write_folder_with_encoder,
 };
-pub use model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
-pub use replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
-pub use status::{AdapterStatus, LayerStatus, ModelStatus};
-pub use tuner::{About, KnownMethod, Method, Methods, Tuner, is_off, refuse_unknown};
-pub use update::Update;
+pub use forward::gradient_checkpointing;
+pub use model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
+pub use model::state;
+pub use model::status::{AdapterStatus, LayerStatus, ModelStatus};
+pub use model::update::Update;
+pub use plan::init::{Init, stable_hash};
+pub use plan::plan::{BaseTensor, Build, Plan, PlanRow, thousands};
+pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
+pub use plan::targets::{
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
+    no_parameter_matched,
+};
+pub use plan::torch_random::TorchGenerator;
+pub use spec::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};

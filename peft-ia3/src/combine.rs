@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use peft_core::checkpoint::Stored;
+use peft_core::files::checkpoint::Stored;
 use peft_core::{Names, PeftError, PeftModel, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peft_core::shared::{self, SavedModules};
+use peft_core::config::fields::{self, SavedModules};
 use peft_core::{
     About, Method, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, refuse_unknown,
 };
@@ -77,7 +77,7 @@ impl Ia3Config {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -166,7 +166,7 @@ impl Tuner for Ia3Config {
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
-        shared::config_json(self, &self.saved_modules())
+        fields::config_json(self, &self.saved_modules())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::seam::LinearBelow;
+use peft_core::forward::LinearBelow;
 use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, Site, SiteKind};
 
 /// What the features of one layer are multiplied by.

@@ -1,15 +1,15 @@
-//! What the configurations of this crate share beyond [`peft_core::shared`]: how they are read, planned and written.
+//! What the configurations of this crate share beyond [`peft_core::config::fields`]: how they are read, planned and written.
 
 use std::sync::Arc;
 
-use peft_core::shared::{self, Bias, SavedModules};
+use peft_core::config::fields::{self, Bias, SavedModules};
 use peft_core::{
     Indices, Layout, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, refuse_unknown,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::defaults;
+use crate::lora::default_targets;
 
 /// The common fields of one configuration.
 pub(crate) struct Common<'a> {
@@ -47,7 +47,7 @@ impl Common<'_> {
             modules_to_save: self.saved().names(),
         };
         let model_type = sites.model_type.as_deref();
-        let defaults = model_type.and_then(|it| defaults(it).or_else(|| defaults::target_modules(it)));
+        let defaults = model_type.and_then(|it| defaults(it).or_else(|| default_targets::target_modules(it)));
         let selected = selection.resolve(sites, defaults)?;
         Ok((selected.sites, selected.unmatched))
     }
@@ -80,7 +80,7 @@ impl Common<'_> {
 
     /// The configuration as `adapter_config.json` holds it.
     pub(crate) fn to_json(&self, config: &impl Serialize) -> Result<Map<String, Value>> {
-        let mut json = shared::config_json(config, &self.saved())?;
+        let mut json = fields::config_json(config, &self.saved())?;
         if self.bias == Bias::AdaptedOnly {
             json.insert("bias".into(), self.bias_only.into());
         }

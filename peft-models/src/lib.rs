@@ -5,39 +5,16 @@
 //! a task may ask of a model.
 
 pub mod auto;
-pub mod bart;
-pub mod bert;
-pub mod bloom;
-pub mod chatglm;
-pub mod config;
-pub mod deberta;
-pub mod deberta_v2;
-mod decoder;
-mod disentangled;
-mod gated;
-pub mod gemma;
-pub mod gpt2;
-pub mod gpt_neo;
-pub mod gpt_neox;
-pub mod gptj;
-mod input;
-mod layers;
-pub mod llama;
-pub mod mask;
-mod masked_heads;
-pub mod modernbert;
-pub mod opt;
-pub mod phi3;
-pub mod prompt;
-pub mod roberta;
-pub mod rope;
-pub mod t5;
-mod task;
-mod word_heads;
+pub mod common;
+pub mod text;
 
-pub use decoder::Decoder;
-pub use gated::GatedMlp;
-pub use input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
-pub use task::{
+pub use common::decoder::Decoder;
+pub use common::gated_mlp::GatedMlp;
+pub use common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+pub use common::task::{
     CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
+pub use common::{config, mask, prompt, rope};
+pub use text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
+pub use text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
+pub use text::seq2seq::{bart, t5};

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::TensorData;
-use peft_core::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
+use peft_core::files::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
 use peft_core::{Describe, PeftError};
 use peft_models::auto::{
     AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_seq2seq_lm,
     load_sequence_classifier,
 };
-use peft_models::config::RawConfig;
+use peft_models::common::config::RawConfig;
 use peft_models::{ModelInput, Seq2SeqLm, SequenceClassifier};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
-use peft_core::checkpoint::TensorFile;
+use peft_core::files::checkpoint::TensorFile;
 use peft_core::ops::cross_entropy;
 use peft_models::auto::{
     AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_masked_lm, load_question_answerer,

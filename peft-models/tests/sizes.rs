@@ -4,7 +4,7 @@ use peft_core::Describe;
 use peft_models::auto::{
     AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
-use peft_models::config::RawConfig;
+use peft_models::common::config::RawConfig;
 
 use crate::support::device;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::checkpoint::TensorFile;
+use peft_core::files::checkpoint::TensorFile;
 use peft_core::nn::set_training;
 use peft_models::auto::{AutoCausalLm, load_causal_lm};
 use peft_models::{CausalLm, KvCache, ModelInput};

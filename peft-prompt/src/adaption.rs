@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::seam::LinearBelow;
-use peft_core::shared::{self, SavedModules};
+use peft_core::config::fields::{self, SavedModules};
+use peft_core::forward::LinearBelow;
 use peft_core::{
     About, Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, Method, PeftError, Plan, PlanRow, Result, Site,
     SiteKind, Sites, Tuner, refuse_unknown,
@@ -95,7 +95,7 @@ impl AdaptionPromptConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -161,7 +161,7 @@ impl Tuner for AdaptionPromptConfig {
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
-        shared::config_json(self, &SavedModules::default())
+        fields::config_json(self, &SavedModules::default())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peft_core::shared::{self, SavedModules};
+use peft_core::config::fields::{self, SavedModules};
 use peft_core::{PeftError, Plan, PlanRow, PromptShape, Result, Site, Sites, replacement_row_beside_prompt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -151,6 +151,6 @@ impl PromptLearning {
 
     /// The fields of a configuration as the reference writes them.
     pub(crate) fn write<T: Serialize>(&self, config: &T) -> Result<Map<String, Value>> {
-        shared::config_json(config, &self.saved())
+        fields::config_json(config, &self.saved())
     }
 }

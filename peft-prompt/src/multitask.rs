@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::checkpoint::TensorFile;
-use peft_core::seam::EmbeddingBelow;
-use peft_core::shared;
+use peft_core::config::fields;
+use peft_core::files::checkpoint::TensorFile;
+use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
     Tuner, refuse_unknown,
@@ -48,7 +48,7 @@ impl Adapter for MultitaskTokens {
         let scales = match tasks {
             Some(tasks) => cols.select(0, tasks.clone()).matmul(rows.select(0, tasks.clone())),
             None => {
-                // `seam::tasks` lets callers find out before they come here.
+                // `forward::tasks` lets callers find out before they come here.
                 assert_eq!(cols.dims()[0], 1, "a prompt of several tasks needs `task_ids`");
                 cols.matmul(rows)
             }
@@ -200,7 +200,7 @@ impl MultitaskPromptTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -278,8 +278,8 @@ impl Tuner for MultitaskPromptTuningConfig {
         refuse_unknown(&self.other, &[])?;
         let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
         let (tasks, ranks) = (self.num_tasks.unwrap_or(1), self.num_ranks.unwrap_or(1));
-        shared::check_positive("num_tasks", tasks)?;
-        shared::check_positive("num_ranks", ranks)?;
+        fields::check_positive("num_tasks", tasks)?;
+        fields::check_positive("num_ranks", ranks)?;
         let (start, given, lacks) = match self.prompt_tuning_init {
             MultitaskInit::Random => (Start::Random, None, None),
             MultitaskInit::Text => {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
+use peft_core::config::fields;
+use peft_core::forward::EmbeddingBelow;
 use peft_core::nn::Dropout;
-use peft_core::seam::EmbeddingBelow;
-use peft_core::shared;
 use peft_core::{
     About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
     Tuner, refuse_unknown,
@@ -169,7 +169,7 @@ impl PromptEncoderConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -198,8 +198,8 @@ impl Tuner for PromptEncoderConfig {
         refuse_unknown(&self.other, &[])?;
         let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
         let hidden = self.encoder_hidden_size.unwrap_or(sizes.width);
-        shared::check_positive("encoder_hidden_size", hidden)?;
-        shared::check_dropout("encoder_dropout", self.encoder_dropout)?;
+        fields::check_positive("encoder_hidden_size", hidden)?;
+        fields::check_dropout("encoder_dropout", self.encoder_dropout)?;
         let recurrent = match self.encoder_reparameterization_type {
             EncoderType::Mlp => 0,
             EncoderType::Lstm if self.encoder_num_layers == 0 => {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor};
-use peft_core::seam::EmbeddingBelow;
-use peft_core::shared;
+use peft_core::config::fields;
+use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     About, Adapter, AnyAdapter, BaseTensor, Build, Init, KeyValue, Method, PeftError, Plan, PlanRow, Prompt, Result,
     Site, Sites, Tuner, refuse_unknown,
@@ -208,7 +208,7 @@ impl PrefixTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }
@@ -244,7 +244,7 @@ impl Tuner for PrefixTuningConfig {
             }
         };
         let hidden = self.encoder_hidden_size.unwrap_or(sizes.width);
-        shared::check_positive("encoder_hidden_size", hidden)?;
+        fields::check_positive("encoder_hidden_size", hidden)?;
         let mut derived = sizes.derived();
         derived.insert("encoder_hidden_size".into(), hidden.into());
         let plain = BuildPrefix { sizes: sizes.clone(), zero, hidden: None }.row();

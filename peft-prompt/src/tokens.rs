@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
-use peft_core::seam::EmbeddingBelow;
-use peft_core::shared;
+use peft_core::config::fields;
+use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
     Tuner, refuse_unknown,
@@ -140,7 +140,7 @@ impl PromptTuningConfig {
 
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        let config: Self = shared::parse_config(json)?;
+        let config: Self = fields::parse_config(json)?;
         refuse_unknown(&config.other, &[])?;
         Ok(config)
     }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
-use peft_core::checkpoint::{Dtype, Placement, Stored, TensorFile};
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn, seam};
+use peft_core::files::checkpoint::{Dtype, Placement, Stored, TensorFile};
+use peft_core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, forward, nn};
 use peft_models::auto::{self, ClassifierOptions};
 use peft_models::{
     CausalLm, FeatureExtractor, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
     Tokens,
 };
-use peft_tasks::loss::{self, Labels, ProblemType};
+use peft_tasks::tasks::loss::{self, Labels, ProblemType};
 
 use crate::methods;
 
@@ -192,7 +192,7 @@ fn run<M: Module + Describe>(
         peft.set_strength(name, *strength)?;
     }
     let input = inputs.model_input()?;
-    check_tasks(&input, seam::tasks(peft.model()))?;
+    check_tasks(&input, forward::tasks(peft.model()))?;
     let (model, trained) = if request.merge {
         if request.grads {
             return Err(PeftError::Invalid("--grads and --merge exclude each other: nothing is left to train".into()));
@@ -205,7 +205,7 @@ fn run<M: Module + Describe>(
     };
     let model = nn::set_training(model, false);
     let (name, (data, loss)) = compute(&model, &input)?;
-    let loss = match (loss, peft_core::state::loss(&model)) {
+    let loss = match (loss, peft_core::model::state::loss(&model)) {
         (Some(loss), Some(own)) => Some(loss + own),
         (loss, _) => loss,
     };
@@ -260,7 +260,7 @@ pub fn classifier_options(adapters: &[PathBuf]) -> ClassifierOptions {
         let folder = peft_core::AdapterFolder::open(folder).ok()?;
         ["score.weight", "classifier.weight", "classifier.out_proj.weight"]
             .iter()
-            .flat_map(|it| [peft_core::state::KEY_PREFIX, "base_model."].map(|prefix| format!("{prefix}{it}")))
+            .flat_map(|it| [peft_core::model::state::KEY_PREFIX, "base_model."].map(|prefix| format!("{prefix}{it}")))
             .find_map(|key| folder.tensors.shape(&key).map(|shape| shape[0]))
     };
     ClassifierOptions { num_labels: adapters.iter().find_map(|it| head(it)), ..ClassifierOptions::default() }

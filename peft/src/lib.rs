@@ -7,19 +7,12 @@
 //! [`forward`](mod@forward) computes one pass from files to files, [`adapted`] puts adapters on a base whatever its task,
 //! and [`memory`] tells the allocator what training is like. The `peft` command is built on these.
 
-pub mod adapted;
-pub mod configure;
 pub mod device;
-#[cfg(feature = "lora")]
-pub mod export;
-#[cfg(feature = "lora")]
-pub mod folders;
+pub mod folder;
 pub mod forward;
-pub mod hub;
-pub mod inspect;
-pub mod labels;
+pub mod load;
 pub mod memory;
-pub mod prepare;
+pub mod run;
 
 pub use peft_core as core;
 #[cfg(feature = "ia3")]

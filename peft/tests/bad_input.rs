@@ -6,8 +6,8 @@ use std::path::Path;
 use peft::core::{DEFAULT_ADAPTER, Describe, Methods, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::prepare::DataOptions;
-use peft::tasks::tokenizer::Tokenizer;
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
 
 use crate::support::{device, fixtures};
 

@@ -5,12 +5,12 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Int, Tensor, TensorData, activation};
-use peft::core::checkpoint::{Stored, model_tensors};
+use peft::core::files::checkpoint::{Stored, model_tensors};
 use peft::core::laws::{self, distance};
 use peft::core::{AdapterFolder, Names, PeftModel, Tuner, nn, read_config, write_folder};
 use peft::ia3::Ia3Config;
-use peft::lora::combine::{Combination, Combine, Majority};
-use peft::lora::convert::{ConvertToLora, Rank};
+use peft::lora::combine::convert::{ConvertToLora, Rank};
+use peft::lora::combine::weighted::{Combination, Combine, Majority};
 use peft::lora::{
     AdaLoraConfig, Bias, BoftConfig, FourierFtConfig, HiraConfig, LnTuningConfig, LoHaConfig, LoKrConfig, LoraConfig,
     MissConfig, OftConfig, RandLoraConfig, ShiraConfig, TrainableTokensConfig, VeraConfig,
@@ -18,9 +18,9 @@ use peft::lora::{
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, ModelInput};
 use peft::prompt::AdaptionPromptConfig;
-use peft::tasks::generate::generate;
-use peft::tasks::sampling::GenerationConfig;
-use peft::tasks::seq2seq_generate::generate_targets;
+use peft::tasks::generate::causal::generate;
+use peft::tasks::generate::sampling::GenerationConfig;
+use peft::tasks::generate::seq2seq::generate_targets;
 
 use crate::support::{device, find, fixtures, numbers};
 

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Tensor, TensorData};
-use peft::core::checkpoint::{Stored, TensorFile};
+use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftModel, laws, nn};
-use peft::lora::{CordaConfig, EvaConfig, LoraConfig, corda, eva};
+use peft::lora::lora::data_init::{corda, eva};
+use peft::lora::{CordaConfig, EvaConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
 use serde_json::{Map, Value};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor, TensorData};
-use peft::core::gradient_checkpointing::{self, scope};
+use peft::core::forward::gradient_checkpointing::{self, scope};
 use peft::core::{DEFAULT_ADAPTER, Describe, Indices, PeftModel, Tuner, laws, nn, ops};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, Bias, BoftConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig};

@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
 use peft::ia3::CombineIa3;
-use peft::lora::combine::{Combination, Combine, Majority};
-use peft::lora::convert::{ConvertToLora, Rank};
+use peft::lora::combine::convert::{ConvertToLora, Rank};
+use peft::lora::combine::weighted::{Combination, Combine, Majority};
 use peft::lora::{LoraConfig, OftConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -132,7 +132,8 @@ fn unlike_ranks_and_unknown_kinds_are_refused() {
 #[test]
 fn rows_use_their_own_adapters() {
     let wanted = expected(&fixtures().join("combined/expected.safetensors"));
-    let file = peft::core::checkpoint::TensorFile::open(fixtures().join("combined/expected.safetensors")).unwrap();
+    let file =
+        peft::core::files::checkpoint::TensorFile::open(fixtures().join("combined/expected.safetensors")).unwrap();
     let ids = Tensor::from_data(file.integers("rows.ids").unwrap(), &device());
     let peft = loaded();
     let rows = [Some("second"), None, Some("third"), Some("second")];

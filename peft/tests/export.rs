@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use peft::adapted::{OnModel, with_adapters};
-use peft::core::checkpoint::TensorFile;
+use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result, read_config};
-use peft::export::{ExportOptions, Exported, Format, export};
-use peft::inspect::{Outcome, inspect};
+use peft::folder::export::{ExportOptions, Exported, Format, export};
+use peft::folder::inspect::{Outcome, inspect};
+use peft::load::adapted::{OnModel, with_adapters};
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -2,12 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
-use peft::core::checkpoint::TensorFile;
+use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
 use peft::models::{ModelInput, auto};
-use peft::tasks::generate::generate;
-use peft::tasks::sampling::{GenerationConfig, GenerationPlan};
-use peft::tasks::seq2seq_generate::generate_targets;
+use peft::tasks::generate::causal::generate;
+use peft::tasks::generate::sampling::{GenerationConfig, GenerationPlan};
+use peft::tasks::generate::seq2seq::generate_targets;
 
 use crate::support::{case, device, fixtures};
 

@@ -4,7 +4,7 @@
 
 use peft::core::{Describe, Plan, Sites};
 use peft::models::auto::{AutoCausalLm, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier};
-use peft::models::config::RawConfig;
+use peft::models::common::config::RawConfig;
 use serde_json::{Map, Value};
 
 use crate::support::device;

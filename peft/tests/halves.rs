@@ -5,15 +5,17 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use peft::core::checkpoint::{BaseDtype, FloatType, Placement, Stored, TensorFile, model_tensors, write_tensors};
+use peft::core::files::checkpoint::{
+    BaseDtype, FloatType, Placement, Stored, TensorFile, model_tensors, write_tensors,
+};
 use peft::core::{DEFAULT_ADAPTER, Describe, PathStack, PeftModel, Tuner, laws};
 use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
-use peft::tasks::collate::Sample;
-use peft::tasks::language_modelling::LanguageModelling;
-use peft::tasks::task::Task;
+use peft::tasks::data::sample::Sample;
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::tasks::task::Task;
 use tempfile::TempDir;
 
 use crate::laws::{MODELS, rows};

@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use peft::hub::{Hub, What};
+use peft::load::hub::{Hub, What};
 use peft::models::auto;
 
 use crate::support::{device, fixtures};
@@ -209,7 +209,7 @@ fn an_adapter_is_fetched_at_a_revision() {
     let cache = cache();
     let hub = Hub { token: Some("secret".into()), ..server.hub(cache.path()) };
     let folder = hub.resolve("someone/adapter@v1", What::Adapter).unwrap();
-    peft::inspect::inspect(&folder, None).unwrap();
+    peft::folder::inspect::inspect(&folder, None).unwrap();
     let log = server.state.lock().unwrap().log.clone();
     assert!(log[0].0.contains("/resolve/v1/"), "{log:?}");
     assert!(log[1..].iter().all(|(target, _)| target.contains(COMMIT)), "{log:?}");

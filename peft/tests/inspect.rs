@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use peft::core::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
+use peft::core::files::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
 use peft::core::{CONFIG_FILE, WEIGHTS_FILE};
-use peft::inspect::{Inspection, Outcome, Verdict, inspect};
+use peft::folder::inspect::{Inspection, Outcome, Verdict, inspect};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -371,7 +371,7 @@ fn a_pattern_does_not_excuse_ranks_that_it_does_not_give_and_magnitudes_must_fit
         change(&mut config);
         let text = serde_json::to_string(&config).unwrap();
         std::fs::write(folder.path().join("adapter_config.json"), text).unwrap();
-        serde_json::to_string(&peft::inspect::inspect(folder.path(), None).unwrap()).unwrap()
+        serde_json::to_string(&peft::folder::inspect::inspect(folder.path(), None).unwrap()).unwrap()
     };
     let pattern = |config: &mut serde_json::Map<String, serde_json::Value>| {
         config.insert("r".into(), 3.into());

@@ -79,13 +79,13 @@ fn a_damaged_file_and_adapters_that_disagree_are_refused() {
     };
     let error = |folders: &[&TempDir]| {
         let paths: Vec<PathBuf> = folders.iter().map(|it| it.path().to_path_buf()).collect();
-        peft::labels::of_adapters(&paths).unwrap_err().to_string()
+        peft::run::labels::of_adapters(&paths).unwrap_err().to_string()
     };
     assert!(error(&[&folder("{}")]).contains("it has no `id2label`"));
     assert!(error(&[&folder(r#"{"id2label": {"1": "a"}}"#)]).contains("does not count from 0"));
     let [a, b] = ["a", "b"].map(|it| folder(&format!(r#"{{"id2label": {{"0": "{it}"}}}}"#)));
     assert!(error(&[&a, &b]).contains("differ from those of"));
-    assert_eq!(peft::labels::of_adapters(&[a.path().to_path_buf()]).unwrap().unwrap().names, ["a"]);
+    assert_eq!(peft::run::labels::of_adapters(&[a.path().to_path_buf()]).unwrap().unwrap().names, ["a"]);
 }
 
 /// Three colours are learned; a file with two of them, in another order, is read with the same numbers.
@@ -108,7 +108,7 @@ fn an_evaluation_reads_its_file_with_the_adapters_labels() {
     let error = eval("odd.jsonl").unwrap_err();
     assert!(error.contains("odd.jsonl, line 2: label `purple` is not one of the classes"), "{error}");
 
-    let found = peft::inspect::inspect(Path::new(&adapter), None).unwrap();
+    let found = peft::folder::inspect::inspect(Path::new(&adapter), None).unwrap();
     assert!(found.to_string().contains("labels: blue, green, red"), "{found}");
 
     let merged = at(&files, "merged");

@@ -2,9 +2,10 @@
 
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft::core::checkpoint::{FloatType, Stored, write_tensors};
+use peft::core::adapter::slots;
+use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::laws::{distance, numbers};
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, laws, slots};
+use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, laws};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleDisplay, Param, ParamId};
 use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, TensorData};
-use peft::core::checkpoint::{TensorFile, model_tensors};
+use peft::core::files::checkpoint::{TensorFile, model_tensors};
 use peft::core::{DEFAULT_ADAPTER, PeftModel, Sites};
 use serde_json::Value;
 

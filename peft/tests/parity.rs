@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use burn::module::Module;
-use peft::core::checkpoint::model_tensors;
-use peft::core::{AdapterFolder, Describe, PeftModel, gradient_checkpointing, read_config};
+use peft::core::files::checkpoint::model_tensors;
+use peft::core::forward::gradient_checkpointing;
+use peft::core::{AdapterFolder, Describe, PeftModel, read_config};
 use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
 use peft::models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft::core::checkpoint::{Stored, TensorFile};
+use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::core::laws::{self, distance, numbers};
 use peft::core::{DEFAULT_ADAPTER, Describe, ENCODER_FILE, PeftModel, Tuner, WEIGHTS_FILE};
 use peft::forward::{ForwardRequest, forward};
@@ -15,11 +15,11 @@ use peft::prompt::{
     AdaptionPromptConfig, EncoderType, MultitaskInit, MultitaskPromptTuningConfig, PrefixTuningConfig,
     PromptEncoderConfig, PromptTuningConfig, PromptTuningInit,
 };
-use peft::tasks::collate::Sample;
-use peft::tasks::language_modelling::LanguageModelling;
-use peft::tasks::runlog::{Record, read};
-use peft::tasks::task::Task;
-use peft::tasks::trainer::{TrainConfig, train};
+use peft::tasks::data::sample::Sample;
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::tasks::task::Task;
+use peft::tasks::train::log::{Record, read};
+use peft::tasks::train::trainer::{TrainConfig, train};
 
 use crate::support::{device, find, fixtures, request};
 
@@ -147,7 +147,8 @@ fn a_prompt_of_several_tasks_wants_to_know_which() {
         let mut tensors = vec![Stored { key: "input_ids".into(), data: inputs.integers("input_ids").unwrap() }];
         tensors.extend(tasks.map(|it| Stored { key: "task_ids".into(), data: TensorData::from(it) }));
         let path = without.path().join("inputs.safetensors");
-        peft::core::checkpoint::write_tensors(&path, tensors, peft::core::checkpoint::FloatType::F32).unwrap();
+        peft::core::files::checkpoint::write_tensors(&path, tensors, peft::core::files::checkpoint::FloatType::F32)
+            .unwrap();
         let request = ForwardRequest { inputs: path, ..request("gpt2_multitask") };
         forward(&request, &device()).map(|_| ()).map_err(|error| error.to_string())
     };

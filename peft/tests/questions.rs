@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use peft::prepare::DataOptions;
-use peft::tasks::task::Task;
-use peft::tasks::tokenizer::Tokenizer;
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::tasks::task::Task;
 use serde_json::{Value, json};
 
 use crate::labels::{at, command, data};

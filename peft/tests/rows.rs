@@ -6,7 +6,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
-use peft::core::{Describe, Names, PeftModel, Tuner, nn, seam};
+use peft::core::{Describe, Names, PeftModel, Tuner, forward, nn};
 use peft::ia3::Ia3Config;
 use peft::lora::{Bias, LoraConfig, TrainableTokensConfig};
 use peft::models::auto;
@@ -216,11 +216,11 @@ impl Pictures {
     /// Pictures of three by four points, `[batch, 12]`.
     fn forward(&self, points: Tensor<2, Int>) -> Tensor<2> {
         let batch = points.dims()[0];
-        let points = seam::by_rows(&self.colours, points, |it, points| it.forward(points));
+        let points = forward::by_rows(&self.colours, points, |it, points| it.forward(points));
         let points = points.reshape([batch, 3, 4, 6]);
-        let seen = seam::by_rows(&self.conv, points, |it, points| it.forward(points)).reshape([batch, 5, 12]);
+        let seen = forward::by_rows(&self.conv, points, |it, points| it.forward(points)).reshape([batch, 5, 12]);
         let line = self.line.forward(seen).narrow(2, 0, 8);
-        let normal = seam::by_rows(&self.norm, line, |it, line| it.forward(line));
+        let normal = forward::by_rows(&self.norm, line, |it, line| it.forward(line));
         self.head.forward(normal.mean_dim(1).reshape([batch, 8]))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
-use peft::core::checkpoint::{Stored, TensorFile};
+use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::forward::ForwardRequest;
 
 /// Relative tolerance of every comparison with the reference, in f32.

@@ -5,23 +5,23 @@ use std::path::Path;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
-use peft::core::checkpoint::TensorFile;
+use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Tuner, laws, nn};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier};
 use peft::prompt::{AdaptionPromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig, PromptTuningConfig};
-use peft::tasks::collate::{IGNORED, Padding, Sample};
-use peft::tasks::language_modelling::LanguageModelling;
-use peft::tasks::loss;
-use peft::tasks::optimizer::{optimizer, set_frozen};
-use peft::tasks::runlog::{Record, read};
-use peft::tasks::sequence_to_sequence::SequenceToSequence;
-use peft::tasks::similarity::{self, Similarity};
-use peft::tasks::task::{Evaluation, Task, scalar};
-use peft::tasks::token_classification::TokenClassification;
-use peft::tasks::trainer::{TrainConfig, train};
+use peft::tasks::data::sample::{IGNORED, Padding, Sample};
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::tasks::loss;
+use peft::tasks::tasks::sequence_to_sequence::SequenceToSequence;
+use peft::tasks::tasks::similarity::{self, Similarity};
+use peft::tasks::tasks::task::{Evaluation, Task, scalar};
+use peft::tasks::tasks::token_classification::TokenClassification;
+use peft::tasks::train::log::{Record, read};
+use peft::tasks::train::optimizer::{optimizer, set_frozen};
+use peft::tasks::train::trainer::{TrainConfig, train};
 use serde_json::Value;
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
@@ -50,19 +50,19 @@ fn ten_steps<M: Module + Describe>(name: &str, model: M, loss: impl Fn(&M) -> Te
     let losses = numbers(&wanted["steps.loss"]);
     for (step, wanted) in losses.iter().enumerate() {
         let mut value = loss(&model);
-        if let Some(own) = peft::core::state::loss(&model) {
+        if let Some(own) = peft::core::model::state::loss(&model) {
             value = value + own;
         }
         let actual = scalar(&value);
         assert!((actual - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: loss {actual}, reference {wanted}");
         let gradients = GradientsParams::from_grads(value.backward(), &model);
-        let seen = peft::core::state::step_gradients(&model, DEFAULT_ADAPTER, &gradients);
+        let seen = peft::core::model::state::step_gradients(&model, DEFAULT_ADAPTER, &gradients);
         model = optimizer.step(steps.lr, model, gradients);
         if let Some(hook) = &mut hook {
-            let tensors = peft::core::state::tensors(&model, DEFAULT_ADAPTER);
+            let tensors = peft::core::model::state::tensors(&model, DEFAULT_ADAPTER);
             let changed = hook.after_step(step, &tensors, &seen).unwrap();
             let changed = changed.into_iter().map(|it| (it.key, it.data)).collect();
-            model = peft::core::state::assign(model, DEFAULT_ADAPTER, changed);
+            model = peft::core::model::state::assign(model, DEFAULT_ADAPTER, changed);
         }
     }
     if let Some(hook) = hook {
@@ -342,12 +342,12 @@ fn training_lowers_the_loss_and_leaves_the_base_alone() {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let mut peft = fresh(0.0);
-    let before = peft::core::checkpoint::model_tensors(peft.model());
-    let untrained = peft::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    let before = peft::core::files::checkpoint::model_tensors(peft.model());
+    let untrained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
     train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(30), None, false, &device(), &mut ()).unwrap();
-    let trained = peft::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    let trained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
     assert!(trained < 0.7 * untrained, "loss {untrained} before, {trained} after");
-    for (old, new) in before.iter().zip(peft::core::checkpoint::model_tensors(peft.model())) {
+    for (old, new) in before.iter().zip(peft::core::files::checkpoint::model_tensors(peft.model())) {
         assert_eq!(numbers(&old.data), numbers(&new.data), "{}", old.key);
     }
 }
@@ -424,7 +424,8 @@ fn packed_rows_have_the_loss_of_separate_rows() {
     let apart = LanguageModelling::padded(samples(), 0).unwrap();
     let packed = LanguageModelling::packed(samples(), 24, 0).unwrap();
     assert!(packed.len() < apart.len());
-    let loss = |task: &LanguageModelling| peft::tasks::task::Task::evaluate(task, &model, 4, &device()).unwrap().loss;
+    let loss =
+        |task: &LanguageModelling| peft::tasks::tasks::task::Task::evaluate(task, &model, 4, &device()).unwrap().loss;
     let (apart, packed) = (loss(&apart), loss(&packed));
     assert!((apart - packed).abs() < 1e-5 * apart, "{apart} apart, {packed} packed");
 }
@@ -470,7 +471,7 @@ fn both_layouts(peft: &PeftModel<AutoCausalLm>) -> [(usize, f64, Vec<f64>); 2] {
     fn one<M: CausalLm>(model: &M) -> (usize, f64, Vec<f64>) {
         let loss = texts().loss_sum(model, &ALL, &device()).unwrap();
         let gradients = GradientsParams::from_grads(loss.clone().backward(), model);
-        let gradients = peft::core::state::step_gradients(model, DEFAULT_ADAPTER, &gradients);
+        let gradients = peft::core::model::state::step_gradients(model, DEFAULT_ADAPTER, &gradients);
         let rows = texts().batch(model, &ALL).unwrap().rows;
         (rows, scalar(&loss), gradients.iter().flat_map(|it| numbers(&it.data)).collect())
     }
@@ -657,7 +658,7 @@ fn virtual_tokens_are_no_part_of_a_text_s_vector() {
     let input = ModelInput::ids(Tensor::from_data([[10, 20, 30, 40]], &device()));
     let hidden = peft.model().last_hidden_state(&input);
     assert_eq!(hidden.dims()[1], 7);
-    let wanted = peft::tasks::features::normalise(hidden.narrow(1, 3, 4).mean_dim(1).squeeze_dim(1));
+    let wanted = peft::tasks::tasks::features::normalise(hidden.narrow(1, 3, 4).mean_dim(1).squeeze_dim(1));
     assert_close("vector", &similarity::embed(peft.model(), &input).to_data(), &wanted.to_data());
 }
 

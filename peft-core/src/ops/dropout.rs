@@ -4,7 +4,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 
 #[cfg(feature = "flex")]
 use super::kernel;
-use crate::draws;
+use crate::forward::draws;
 
 /// Sets each number to zero with the given probability, 0 < p < 1, and scales the others by `1 / (1 − p)`.
 ///
@@ -24,7 +24,7 @@ pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> 
 /// Random numbers for a forward; nothing tracks them.
 ///
 /// Whatever a layer draws goes through this or [`dropout`], so that it draws the same again when it is computed a second
-/// time: see [`gradient_checkpointing`](crate::gradient_checkpointing).
+/// time: see [`gradient_checkpointing`](crate::forward::gradient_checkpointing).
 pub fn random<const D: usize>(shape: [usize; D], distribution: Distribution, device: &Device) -> Tensor<D> {
     draws::draw(|| Tensor::random(shape, distribution, &device.clone().without_autodiff()))
 }
@@ -44,7 +44,7 @@ mod fused {
     use burn::tensor::{Device, Distribution, Tensor};
     use rayon::prelude::*;
 
-    use crate::draws;
+    use crate::forward::draws;
     use crate::ops::kernel::{self, Kernel, PIECE};
 
     /// What decides which numbers are dropped.

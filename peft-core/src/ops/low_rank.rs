@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::kernel;
 use super::plain;
 use crate::nn::Dropout;
-use crate::site::Layout;
+use crate::spec::Layout;
 
 /// A low-rank update `scale · (drop(x) Aᵀ) Bᵀ` and how it is applied.
 #[derive(Debug)]

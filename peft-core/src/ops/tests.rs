@@ -4,7 +4,7 @@ use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Sight, plain};
 use crate::nn::Dropout;
-use crate::site::Layout;
+use crate::spec::Layout;
 
 fn device() -> Device {
     Device::flex()

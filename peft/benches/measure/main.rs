@@ -18,19 +18,19 @@ use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
-use peft::core::checkpoint::{FloatType, model_tensors, write_tensors};
+use peft::core::files::checkpoint::{FloatType, model_tensors, write_tensors};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
-use peft::models::config::RawConfig;
+use peft::models::common::config::RawConfig;
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
-use peft::tasks::classification::Classification;
-use peft::tasks::collate::{Padding, Sample};
-use peft::tasks::labels::{Label, LabelKind, LabelSet};
-use peft::tasks::language_modelling::LanguageModelling;
-use peft::tasks::runlog::TrainRecord;
-use peft::tasks::task::{Task, scalar};
-use peft::tasks::trainer::{Observer, TrainConfig, train};
+use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
+use peft::tasks::data::sample::{Padding, Sample};
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::tasks::sequence_classification::Classification;
+use peft::tasks::tasks::task::{Task, scalar};
+use peft::tasks::train::log::TrainRecord;
+use peft::tasks::train::trainer::{Observer, TrainConfig, train};
 
 use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
 

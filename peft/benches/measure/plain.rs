@@ -6,10 +6,10 @@ use burn::nn::attention::generate_autoregressive_mask;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use peft::core::nn as ours;
-use peft::models::bert::{BertForSequenceClassification, BertLayer, BertOutput};
-use peft::models::config::RawConfig;
-use peft::models::gpt2::{Gpt2Block, Gpt2LmHeadModel};
-use peft::models::llama::{LlamaForCausalLm, LlamaLayer};
+use peft::models::common::config::RawConfig;
+use peft::models::text::decoder::gpt2::{Gpt2Block, Gpt2LmHeadModel};
+use peft::models::text::decoder::llama::{LlamaForCausalLm, LlamaLayer};
+use peft::models::text::encoder::bert::{BertForSequenceClassification, BertLayer, BertOutput};
 use peft::models::{CausalLm, KvCache, ModelInput, SequenceClassifier};
 
 fn param<const D: usize>(value: Tensor<D>) -> Param<Tensor<D>> {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use peft::core::{PeftError, Result};
-use peft::folders;
-use peft::lora::combine::{Combination, Majority};
+use peft::folder::combine;
+use peft::lora::combine::weighted::{Combination, Majority};
 
 use super::common::{Adapter, device, model_folder};
 
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let adapters = args.adapter.iter().map(|it| Ok((it.folder()?, it.weight))).collect::<Result<Vec<_>>>()?;
     let base = model_folder(&args.model)?;
-    folders::combine(&adapters, &base, how, args.seed, &args.output, &device(Some("flex"))?)?;
+    combine::combine(&adapters, &base, how, args.seed, &args.output, &device(Some("flex"))?)?;
     println!("{} adapters combined ({}) in {}", adapters.len(), args.kind, args.output.display());
     Ok(())
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use burn::module::Module;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::core::checkpoint::{BaseDtype, Placement};
+use peft::core::files::checkpoint::{BaseDtype, Placement};
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
-use peft::hub::{Hub, What};
+use peft::load::hub::{Hub, What};
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, Seq2SeqLm};
-use peft::tasks::columns::Columns;
-use peft::tasks::runlog::{EvalRecord, TrainRecord};
-use peft::tasks::trainer::Observer;
+use peft::tasks::data::columns::Columns;
+use peft::tasks::train::log::{EvalRecord, TrainRecord};
+use peft::tasks::train::trainer::Observer;
 
 /// Which columns of the data file are what.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -117,13 +117,13 @@ pub(crate) fn adapted<M: Module + Describe>(base: M, adapters: &Adapters, device
 
 /// Positions of the model that the prompts of adapters take up.
 pub(crate) fn reserved_positions(adapters: &[PathBuf]) -> Result<usize> {
-    let of = |it: &PathBuf| Ok(peft::configure::virtual_positions(&peft::core::read_config(it)?));
+    let of = |it: &PathBuf| Ok(peft::load::configure::virtual_positions(&peft::core::read_config(it)?));
     adapters.iter().map(of).sum()
 }
 
 /// Between how many tasks the prompts of adapters tell.
 pub(crate) fn most_tasks(adapters: &[PathBuf]) -> Result<usize> {
-    let of = |it: &PathBuf| Ok(peft::configure::tasks(&peft::core::read_config(it)?));
+    let of = |it: &PathBuf| Ok(peft::load::configure::tasks(&peft::core::read_config(it)?));
     adapters.iter().map(of).try_fold(1, |most, it: Result<usize>| Ok(most.max(it?)))
 }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use peft::core::Result;
-use peft::folders;
-use peft::lora::convert::{Conversion, Rank};
+use peft::folder::combine;
+use peft::lora::combine::convert::{Conversion, Rank};
 
 use super::common::{Adapter, device, model_folder};
 
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (_, Some(share)) => Rank::Share(share),
         (rank, None) => Rank::Fixed(rank.unwrap_or(0)),
     };
-    let layers = folders::convert(&adapter, &base, rank, &args.output, &device(Some("flex"))?)?;
+    let layers = combine::convert(&adapter, &base, rank, &args.output, &device(Some("flex"))?)?;
     print(&layers);
     let rank = layers.iter().map(|it| it.rank).max().unwrap_or(0);
     println!("LoRA of rank {rank} written to {}", args.output.display());
@@ -47,5 +47,5 @@ pub(super) fn print(layers: &[Conversion]) {
     for Conversion { module, rank, error, rank_needed, .. } in layers {
         println!("{module:width$}  rank {rank:3}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error);
     }
-    println!("{:width$}            error {:7.3} %", "all together", 100.0 * folders::total_error(layers));
+    println!("{:width$}            error {:7.3} %", "all together", 100.0 * combine::total_error(layers));
 }

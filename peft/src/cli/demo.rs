@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft::core::checkpoint::write_atomically;
+use peft::core::files::checkpoint::write_atomically;
 use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::prepare::DataOptions;
-use peft::tasks::generate::generate;
-use peft::tasks::language_modelling::LanguageModelling;
-use peft::tasks::sampling::GenerationConfig;
-use peft::tasks::task::{Evaluation, Task};
-use peft::tasks::tokenizer::Tokenizer;
-use peft::tasks::trainer::{TrainConfig, train};
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::causal::generate;
+use peft::tasks::generate::sampling::GenerationConfig;
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::tasks::task::{Evaluation, Task};
+use peft::tasks::train::trainer::{TrainConfig, train};
 
 use super::common::{Bar, device};
 

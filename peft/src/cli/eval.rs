@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use peft::core::{PeftError, Result};
-use peft::prepare::DataOptions;
-use peft::tasks::labels::{LabelKind, LabelSet};
-use peft::tasks::sampling::GenerationConfig;
-use peft::tasks::sequence_to_sequence::Written;
-use peft::tasks::task::{Evaluation, Task};
-use peft::tasks::tokenizer::Tokenizer;
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::labels::{LabelKind, LabelSet};
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::sampling::GenerationConfig;
+use peft::tasks::tasks::sequence_to_sequence::Written;
+use peft::tasks::tasks::task::{Evaluation, Task};
 
 use super::common::{
     Adapter, ColumnArgs, PlaceArgs, adapted, adapter_folders, causal_lm, model_folder, most_tasks, reserved_positions,
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "seq-cls" => {
             let options_of_head = peft::forward::classifier_options(&adapters);
             let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &place, &options_of_head)?;
-            let set = peft::labels::for_head(&adapters, model.labels(), || options.label_set())?;
+            let set = peft::run::labels::for_head(&adapters, model.labels(), || options.label_set())?;
             let task = options.classification(&folder, &tokenizer, &set)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let options_of_head = peft::forward::classifier_options(&adapters);
             let (model, _) = peft::models::auto::load_token_classifier(&folder, &place, &options_of_head)?;
             let learn = || Ok(LabelSet::new(LabelKind::Single, options.tag_names()?));
-            let names = peft::labels::for_head(&adapters, model.labels(), learn)?.names;
+            let names = peft::run::labels::for_head(&adapters, model.labels(), learn)?.names;
             let task = options.token_classification(&folder, &tokenizer, &names)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?

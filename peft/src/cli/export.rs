@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use peft::core::Result;
-use peft::export::{ExportOptions, export};
+use peft::folder::export::{ExportOptions, export};
 
 use super::common::{Adapter, device, model_folder};
 use super::convert::print;

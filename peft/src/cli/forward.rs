@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use peft::core::Result;
-use peft::core::checkpoint::{FloatType, write_tensors};
+use peft::core::files::checkpoint::{FloatType, write_tensors};
 use peft::forward::{ForwardRequest, forward};
 
 use super::common::{Adapter, PlaceArgs, adapter_folders, model_folder};

@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use peft::core::{PeftError, Result};
-use peft::tasks::chat::{ChatTemplate, Message};
-use peft::tasks::generate::generate;
-use peft::tasks::sampling::GenerationConfig;
-use peft::tasks::tokenizer::Tokenizer;
+use peft::tasks::data::chat::{ChatTemplate, Message};
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::causal::generate;
+use peft::tasks::generate::sampling::GenerationConfig;
 
 use super::common::{Adapter, PlaceArgs, adapter_folders, causal_lm, model_folder};
 

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let inspection = peft::inspect::inspect(&args.adapter, args.model.as_deref())?;
+    let inspection = peft::folder::inspect::inspect(&args.adapter, args.model.as_deref())?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection);
         println!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?);

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft::core::checkpoint::{
+use peft::core::files::checkpoint::{
     Checkpoint, FloatType, Placement, Stored, model_tensors, write_atomically, write_tensors,
 };
 use peft::core::{Describe, PeftError, Result};
 use peft::models::auto;
-use peft::models::config::RawConfig;
+use peft::models::common::config::RawConfig;
 
 use super::common::{Adapter, Adapters, adapted, adapter_folders, causal_lm, device, model_folder, seq2seq_lm};
 
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some("bf16") => FloatType::BF16,
         Some(other) => return Err(PeftError::config("dtype", format!("is `{other}`, expected f32, f16 or bf16"))),
     };
-    if peft::folders::is_same(&folder, &args.output) {
+    if peft::folder::combine::is_same(&folder, &args.output) {
         return Err(PeftError::config("output", "is the base model's folder: a base is never written"));
     }
     let head = peft::forward::classifier_options(&adapters);
@@ -72,9 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fs::copy(&from, &to).map_err(PeftError::io("write", &to))?;
         }
     }
-    let labels = peft::labels::of_adapters(&adapters)?;
+    let labels = peft::run::labels::of_adapters(&adapters)?;
     let mut config = match &labels {
-        Some(labels) => peft::labels::in_config(&folder, labels)?,
+        Some(labels) => peft::run::labels::in_config(&folder, labels)?,
         None => RawConfig::read(&folder)?.json,
     };
     let moved_apart = has_head && !config.get("tie_word_embeddings").is_some_and(|it| it == false);

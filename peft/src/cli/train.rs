@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::Module;
-use peft::configure::{configure, tasks, virtual_positions};
 use peft::core::{DEFAULT_ADAPTER, Describe, Labels, Names, PeftError, PeftModel, Result, Tuner, nn};
+use peft::load::configure::{configure, tasks, virtual_positions};
 use peft::lora::{Bias, LoraConfig};
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{CausalLm, Seq2SeqLm};
-use peft::prepare::DataOptions;
-use peft::tasks::curve::Curve;
-use peft::tasks::runlog;
-use peft::tasks::task::Task;
-use peft::tasks::tokenizer::Tokenizer;
-use peft::tasks::trainer::{TrainConfig, train};
+use peft::run::prepare::DataOptions;
+use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::tasks::task::Task;
+use peft::tasks::train::curve::Curve;
+use peft::tasks::train::log;
+use peft::tasks::train::trainer::{TrainConfig, train};
 use serde_json::{Map, Value};
 
 use super::common::{Bar, ColumnArgs, PlaceArgs, model_folder, peak_memory, short};
@@ -377,9 +377,9 @@ fn fit<M: Module + Describe, T: Task<M>>(
     bar.finish();
     let outcome = result?;
     peft.save_adapter(&args.output, DEFAULT_ADAPTER)?;
-    let records = runlog::read(args.output.join("train_log.jsonl"))?;
+    let records = log::read(args.output.join("train_log.jsonl"))?;
     let svg = Curve::from_records("Loss", &records).to_svg()?;
-    peft::core::checkpoint::write_atomically(args.output.join("loss.svg"), svg.as_bytes())?;
+    peft::core::files::checkpoint::write_atomically(args.output.join("loss.svg"), svg.as_bytes())?;
 
     let memory = peak_memory().map_or(String::new(), |it| format!(", peak memory {:.2} GB", it as f64 / 1e9));
     if let Some(step) = outcome.restored {

@@ -1,0 +1,168 @@
+//! Reading and replacing the adapter sets of a model.
+//!
+//! A Burn visitor or mapper is handed a parameter with its slot emptied, so neither can see or exchange an
+//! [`AdapterSet`] from outside. The set itself is visited and mapped, however. While [`collect`] or [`replace`] walks a
+//! model, a thread-local tells the sets to hand themselves over instead of walking on. Nothing outside this file sees
+//! that detour.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
+use burn::tensor::Tensor;
+
+use crate::adapter::pending_bias;
+use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::error::{PeftError, Result};
+use crate::spec::PathStack;
+
+thread_local! {
+    static COLLECTING: RefCell<Option<Vec<AdapterSet>>> = const { RefCell::new(None) };
+    static REPLACING: RefCell<Option<HashMap<String, AdapterSet>>> = const { RefCell::new(None) };
+}
+
+/// Called by a set that is visited: true if it was taken and must not be walked.
+pub(crate) fn offer(set: &AdapterSet) -> bool {
+    COLLECTING.with_borrow_mut(|taken| match taken {
+        Some(taken) => {
+            taken.push(set.clone());
+            true
+        }
+        None => false,
+    })
+}
+
+/// Called by a set that is mapped: the set to put in its place, or itself back to be walked.
+pub(crate) fn exchange(set: AdapterSet) -> std::result::Result<AdapterSet, AdapterSet> {
+    REPLACING.with_borrow_mut(|waiting| match waiting {
+        Some(waiting) => Ok(waiting.remove(&set.site().path()).unwrap_or(set)),
+        None => Err(set),
+    })
+}
+
+/// The adapter sets of a model, in its order.
+pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
+    struct Nothing;
+    impl ModuleVisitor for Nothing {}
+
+    COLLECTING.set(Some(Vec::new()));
+    model.visit(&mut Nothing);
+    COLLECTING.take().unwrap_or_default()
+}
+
+/// Puts sets on the parameters that they name; parameters not named keep what they have.
+pub fn replace<M: Module>(model: M, sets: impl IntoIterator<Item = AdapterSet>) -> M {
+    REPLACING.set(Some(sets.into_iter().map(|set| (set.site().path(), set)).collect()));
+    let model = model.map(&mut Attach::default());
+    REPLACING.set(None);
+    model
+}
+
+/// Changes every set of a model.
+pub fn edit<M: Module>(model: M, change: impl FnMut(AdapterSet) -> AdapterSet) -> M {
+    let sets: Vec<AdapterSet> = collect(&model).into_iter().map(change).collect();
+    replace(model, sets)
+}
+
+/// The model without adapter sets; its parameters are the frozen ones, bit for bit.
+pub fn strip<M: Module>(model: M) -> M {
+    edit(model, |set| AdapterSet::new(Arc::clone(set.site()))).materialize()
+}
+
+/// The model with its active adapters folded into the parameters.
+///
+/// # Errors
+/// If an adapter cannot be folded into weights, or adds a bias to a layer that has none: the plain layer has no place
+/// for it.
+pub fn merge<M: Module>(model: M) -> Result<M> {
+    let mut biases = Biases { at: PathStack::default(), wanted: HashMap::new() };
+    for set in collect(&model) {
+        if let Some(reason) = set.active().find_map(AnyAdapter::unmergeable) {
+            return Err(PeftError::unsupported(format!("merging into `{}`", set.site().path()), reason));
+        }
+        let active: Vec<AnyAdapter> = set.active().filter(|it| it.touches_bias()).cloned().collect();
+        if !active.is_empty() {
+            biases.wanted.insert(format!("{}.bias", set.site().module), active);
+        }
+    }
+    let model = pending_bias::suspended(|| model.materialize()).map(&mut biases);
+    // A layer without a bias has nothing to scale, but also no place for a bias of the adapter's own.
+    match biases.wanted.into_iter().find(|(_, adapters)| adapters.iter().any(AnyAdapter::needs_bias)) {
+        Some((path, _)) => {
+            let reason = "the adapter adds a bias where the base layer has none; keep it unmerged";
+            Err(PeftError::unsupported(format!("merging into `{path}`"), reason))
+        }
+        None => Ok(model),
+    }
+}
+
+/// Folds what adapters do to biases.
+struct Biases {
+    at: PathStack,
+    wanted: HashMap<String, Vec<AnyAdapter>>,
+}
+
+impl ModuleMapper for Biases {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.wanted.remove(&self.at.path()) {
+            Some(active) => param.map(|bias| pending_bias::fold(&active, bias)),
+            None => param,
+        }
+    }
+}
+
+/// Fills empty slots. A filled one is exchanged by the set inside, after the parameter itself was mapped.
+#[derive(Default)]
+struct Attach {
+    at: PathStack,
+}
+
+impl ModuleMapper for Attach {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        // A parameter with a filled slot comes here too. Its set must stay in the waiting room until `exchange` asks
+        // for it; attaching here would be undone by Burn, which restores the old slot. So the set is only borrowed.
+        let path = self.at.path();
+        let waiting = REPLACING.with_borrow(|it| it.as_ref().and_then(|it| it.get(&path).cloned()));
+        match waiting {
+            Some(set) => param.apply_reparameterization(Once(Some(set))),
+            None => param,
+        }
+    }
+}
+
+/// Puts one set on one parameter.
+struct Once(Option<AdapterSet>);
+
+impl Reparameterizer for Once {
+    type Reparam = AdapterSet;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<AdapterSet>) {
+        (param, self.0.take())
+    }
+}
+
+/// Puts a set on one parameter that has none.
+pub fn attach<const D: usize>(param: Param<Tensor<D>>, set: AdapterSet) -> Param<Tensor<D>> {
+    param.apply_reparameterization(Once(Some(set)))
+}

@@ -1,0 +1,243 @@
+//! What a method's configuration can do, and how a configuration is found for a folder.
+
+use std::fmt::Debug;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::adapter::AdapterSet;
+use crate::config::after_step::AfterStep;
+use crate::config::fields::COMMON_FIELDS;
+use crate::config::projected::ProjectedPair;
+use crate::error::{PeftError, Result};
+use crate::files::checkpoint::{Stored, TensorFile};
+use crate::plan::plan::Plan;
+use crate::spec::Sites;
+
+/// A method's configuration: the contents of `adapter_config.json`, parsed.
+///
+/// A method outside this workspace implements this trait and [`Adapter`](crate::Adapter), and everything else (applying,
+/// training, saving, loading, merging) is there.
+pub trait Tuner: Debug + Send + Sync {
+    /// `peft_type` of the file: `LORA`.
+    fn peft_type(&self) -> &str;
+
+    /// Says what the configuration does to a model, or everything that keeps it from it.
+    fn plan(&self, sites: &Sites) -> Result<Plan>;
+
+    /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
+    fn to_json(&self) -> Result<Map<String, Value>>;
+
+    /// The tensors as the file holds them. All of them for most methods.
+    fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
+        tensors
+    }
+
+    /// Whether a file may hold this tensor although the adapter computes it: what older releases of the reference saved.
+    fn passes_over(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// The configuration as `adapter_config.json` beside those tensors says it. The same for most methods.
+    fn to_file_json(&self) -> Result<Map<String, Value>> {
+        self.to_json()
+    }
+
+    /// The tensors of a folder that this very configuration wrote, as they were before
+    /// [`to_file`](Tuner::to_file). `None` where these are the same.
+    fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
+        let _ = file;
+        Ok(None)
+    }
+
+    /// What the method does between the steps of a run. Nothing for most methods.
+    fn after_step(&self) -> Option<Box<dyn AfterStep>> {
+        None
+    }
+
+    /// The pairs of factors of an adapter that LoRA-FA trains. `sets` are those of the model.
+    ///
+    /// # Errors
+    /// If the method has no such pairs.
+    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        let _ = (sets, name);
+        let reason = format!("it is for LoRA, and this adapter is {}; train without it", self.peft_type());
+        Err(PeftError::unsupported("LoRA-FA", reason))
+    }
+}
+
+/// What a method is called and where it comes from, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Its name.
+    pub name: &'static str,
+    /// `peft_type` of its files.
+    pub peft_type: &'static str,
+    /// What it trains, in a line.
+    pub what: &'static str,
+    /// Where it was published, or where the reference has it.
+    pub paper: &'static str,
+    /// The crate that has it.
+    pub package: &'static str,
+}
+
+/// A configuration that can be read, and says of itself what it is: what [`Methods::with_method`] registers.
+pub trait Method: Tuner + Serialize + Sized + 'static {
+    /// Name, paper and crate.
+    const ABOUT: About;
+
+    /// Parses `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If a field is wrong, or switched on and unknown.
+    fn from_json(json: Map<String, Value>) -> Result<Self>;
+
+    /// The fields of the configuration with their defaults.
+    ///
+    /// # Errors
+    /// If nothing at all is no configuration.
+    fn defaults() -> Result<Map<String, Value>> {
+        let json = Map::from_iter([("peft_type".to_owned(), Value::from(Self::ABOUT.peft_type))]);
+        let fields = serde_json::to_value(Self::from_json(json)?);
+        let mut fields = match fields {
+            Ok(Value::Object(fields)) => fields,
+            _ => return Err(PeftError::Invalid("a configuration is an object".into())),
+        };
+        fields.retain(|field, _| !COMMON_FIELDS.contains(&field.as_str()));
+        Ok(fields)
+    }
+}
+
+impl<T: Tuner + ?Sized> Tuner for Box<T> {
+    fn peft_type(&self) -> &str {
+        (**self).peft_type()
+    }
+    fn plan(&self, sites: &Sites) -> Result<Plan> {
+        (**self).plan(sites)
+    }
+    fn to_json(&self) -> Result<Map<String, Value>> {
+        (**self).to_json()
+    }
+    fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
+        (**self).to_file(tensors)
+    }
+    fn passes_over(&self, key: &str) -> bool {
+        (**self).passes_over(key)
+    }
+    fn to_file_json(&self) -> Result<Map<String, Value>> {
+        (**self).to_file_json()
+    }
+    fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
+        (**self).read_back(file)
+    }
+    fn after_step(&self) -> Option<Box<dyn AfterStep>> {
+        (**self).after_step()
+    }
+    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        (**self).projected_pairs(sets, name)
+    }
+}
+
+type Parse = Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Tuner>> + Send + Sync>;
+
+/// A method that is known and says what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownMethod {
+    /// Name, paper and crate.
+    pub about: About,
+    /// Name of the configuration's type.
+    pub config: &'static str,
+    /// The fields of the configuration with their defaults.
+    pub defaults: fn() -> Result<Map<String, Value>>,
+}
+
+/// The methods that a program knows, by `peft_type`.
+#[derive(Default)]
+pub struct Methods {
+    known: Vec<(String, Parse)>,
+    described: Vec<KnownMethod>,
+}
+
+impl Debug for Methods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+impl Methods {
+    /// Knows nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Learns a method: how its `adapter_config.json` is parsed.
+    pub fn with<T: Tuner + 'static>(
+        mut self,
+        peft_type: impl Into<String>,
+        parse: impl Fn(Map<String, Value>) -> Result<T> + Send + Sync + 'static,
+    ) -> Self {
+        let parse: Parse = Box::new(move |config| Ok(Box::new(parse(config)?)));
+        self.known.push((peft_type.into(), parse));
+        self
+    }
+
+    /// Learns a method that says of itself what it is.
+    pub fn with_method<T: Method>(mut self) -> Self {
+        let config = std::any::type_name::<T>();
+        let config = config.rsplit("::").next().unwrap_or(config);
+        self.described.push(KnownMethod { about: T::ABOUT, config, defaults: T::defaults });
+        self.with(T::ABOUT.peft_type, T::from_json)
+    }
+
+    /// The methods that say what they are.
+    pub fn described(&self) -> &[KnownMethod] {
+        &self.described
+    }
+
+    /// The `peft_type`s that are known.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The configuration that a JSON object describes.
+    pub fn parse(&self, config: Map<String, Value>) -> Result<Box<dyn Tuner>> {
+        let Some(peft_type) = config.get("peft_type").and_then(Value::as_str) else {
+            return Err(PeftError::config("peft_type", "is missing: this is no adapter_config.json"));
+        };
+        match self.known.iter().find(|(name, _)| name == peft_type) {
+            Some((_, parse)) => parse(config),
+            None => {
+                let known: Vec<&str> = self.names().collect();
+                Err(PeftError::unsupported(format!("peft_type {peft_type}"), format!("known are {}", known.join(", "))))
+            }
+        }
+    }
+}
+
+/// Whether a JSON value leaves a feature switched off: null, false, zero, empty.
+pub fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// Refuses fields that a configuration does not know unless they are switched off or never touch the numbers.
+///
+/// The reference drops unknown fields with a warning; for another implementation that would be wrong numbers in silence.
+/// `harmless` are the method's own; the [common fields](crate::config::fields::COMMON_FIELDS) are known.
+pub fn refuse_unknown<'a>(unknown: impl IntoIterator<Item = (&'a String, &'a Value)>, harmless: &[&str]) -> Result<()> {
+    for (field, value) in unknown {
+        let is_harmless = COMMON_FIELDS.iter().chain(harmless).any(|it| it == field);
+        if !is_off(value) && !is_harmless {
+            let reason =
+                format!("is switched on ({value}), and this version does not know what it does to the numbers");
+            return Err(PeftError::config(field.clone(), reason));
+        }
+    }
+    Ok(())
+}

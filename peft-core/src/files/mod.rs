@@ -1,0 +1,4 @@
+//! Files: safetensors, checkpoints, adapter folders.
+
+pub mod checkpoint;
+pub mod folder;

@@ -1,0 +1,7 @@
+//! A base model with its adapters.
+
+pub mod peft_model;
+pub mod state;
+pub mod status;
+pub mod update;
+pub mod vocabulary;

@@ -1,0 +1,326 @@
+//! The tensors of an adapter under the keys of its file: reading them out, putting them back, their gradients.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
+
+use crate::adapter::slots;
+use crate::adapter::{AnyAdapter, Kept};
+use crate::error::LoadReport;
+use crate::files::checkpoint::Stored;
+use crate::spec::{PathStack, Site};
+
+/// Prefix of every key that the reference writes for a wrapped model.
+pub const KEY_PREFIX: &str = "base_model.model.";
+
+/// The tensors of the adapter `name`: all that it trains, keyed as in `adapter_model.safetensors`, or as in
+/// [`ENCODER_FILE`](crate::ENCODER_FILE) what is not saved there.
+pub fn tensors<M: Module>(model: &M, name: &str) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Saved)
+}
+
+/// Those of [`tensors`] that are trained, not constants of the method.
+pub fn trained<M: Module>(model: &M, name: &str) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Trained)
+}
+
+/// What `adapter_model.safetensors` holds of the adapter `name`: its tensors, and prompts in place of their encoders.
+pub fn saved<M: Module>(model: &M, name: &str) -> Vec<Stored> {
+    collect(model, name, |it| Some(it.baked().map_or(Cow::Borrowed(it), Cow::Owned)), What::Saved)
+}
+
+/// Those of [`saved`] that are the outcome of an encoder, and the encoder's own tensors.
+pub fn encoders<M: Module>(model: &M, name: &str) -> (Vec<Stored>, Vec<Stored>) {
+    let outcome = collect(model, name, |it| it.baked().map(Cow::Owned), What::Saved);
+    let own = collect(model, name, |it| it.baked().map(|_| Cow::Borrowed(it)), What::Saved);
+    (outcome, own)
+}
+
+/// The gradients of the adapter `name`, keyed as its tensors. Tensors without a gradient are left out.
+pub fn gradients<M: Module>(model: &M, name: &str, gradients: &Gradients) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::Gradients(gradients))
+}
+
+/// As [`gradients`], in the form in which an optimizer gets them.
+pub fn step_gradients<M: Module>(model: &M, name: &str, gradients: &GradientsParams) -> Vec<Stored> {
+    collect(model, name, |adapter| Some(Cow::Borrowed(adapter)), What::StepGradients(gradients))
+}
+
+/// A trained tensor of an adapter, for an optimizer that tells them apart.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its identity, the same in every run.
+    pub id: ParamId,
+    /// Its whole key in the adapter file.
+    pub key: String,
+    /// Number of its axes.
+    pub rank: usize,
+    /// The parameter that the adapter rides on.
+    pub site: Arc<Site>,
+}
+
+/// The trained tensors of the adapter `name`.
+pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
+    struct List<'a> {
+        at: PathStack,
+        site: &'a Arc<Site>,
+        adapter: &'a AnyAdapter,
+        found: &'a mut Vec<Parameter>,
+    }
+    impl ModuleVisitor for List<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.at.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.at.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let field = self.at.path();
+            if self.adapter.kept(&field) == Kept::Trained {
+                let (key, site) = (self.adapter.file_key(self.site, &field), self.site.clone());
+                self.found.push(Parameter { id: param.id, key, rank: D, site });
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name) {
+            adapter.visit(&mut List { at: PathStack::default(), site: set.site(), adapter, found: &mut found });
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Saved,
+    Trained,
+    Gradients(&'a Gradients),
+    StepGradients(&'a GradientsParams),
+}
+
+/// What the active adapters of a model add to the loss while training, `[1]`.
+pub fn loss<M: Module>(model: &M) -> Option<Tensor<1>> {
+    let sets = slots::collect(model);
+    let terms = sets.iter().flat_map(|set| set.active().filter_map(AnyAdapter::loss).collect::<Vec<_>>());
+    terms.reduce(|a, b| a + b)
+}
+
+/// Reads the adapters of a name in the form that is asked for.
+fn collect<M: Module>(
+    model: &M,
+    name: &str,
+    form: impl Fn(&AnyAdapter) -> Option<Cow<'_, AnyAdapter>>,
+    what: What<'_>,
+) -> Vec<Stored> {
+    let mut stored = Vec::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name).and_then(&form) {
+            let adapter = adapter.as_ref();
+            let mut reader = Read { at: PathStack::default(), site: set.site(), adapter, what, stored: &mut stored };
+            adapter.visit(&mut reader);
+        }
+    }
+    stored.sort_by(|a, b| a.key.cmp(&b.key));
+    stored
+}
+
+/// The key of a field in the file, if it is read at all.
+fn key(adapter: &AnyAdapter, site: &Site, field: &str) -> Option<String> {
+    match adapter.kept(field) {
+        Kept::Trained | Kept::Constant => Some(adapter.file_key(site, field)),
+        Kept::Shared { key, .. } => Some(key),
+        Kept::Derived => None,
+    }
+}
+
+/// Whether the adapter `name` has a tensor of this key.
+pub(crate) fn has_key<M: Module>(model: &M, name: &str, key: &str) -> bool {
+    parameters(model, name).iter().any(|it| it.key == key)
+}
+
+/// Keys of copies that a file may leave out.
+fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
+    struct Copies<'a>(PathStack, &'a AnyAdapter, &'a Site, HashSet<String>);
+    impl ModuleVisitor for Copies<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+            let field = self.0.path();
+            if matches!(self.1.kept(&field), Kept::Shared { copies: true, .. }) {
+                self.3.insert(self.1.file_key(self.2, &field));
+            }
+        }
+    }
+    let mut found = HashSet::new();
+    for set in slots::collect(model) {
+        if let Some(adapter) = set.get(name) {
+            let mut visitor = Copies(PathStack::default(), adapter, set.site(), HashSet::new());
+            adapter.visit(&mut visitor);
+            found.extend(visitor.3);
+        }
+    }
+    found
+}
+
+struct Read<'a> {
+    at: PathStack,
+    site: &'a Site,
+    adapter: &'a AnyAdapter,
+    what: What<'a>,
+    stored: &'a mut Vec<Stored>,
+}
+
+impl Read<'_> {
+    fn push(&mut self, data: impl FnOnce(What<'_>) -> Option<TensorData>) {
+        let field = self.at.path();
+        let kept = self.adapter.kept(&field);
+        if kept != Kept::Trained && !matches!(self.what, What::Saved) {
+            return;
+        }
+        let Some(key) = key(self.adapter, self.site, &field) else { return };
+        let Some(data) = data(self.what) else { return };
+        if let Kept::Shared { copies, .. } = kept {
+            if copies {
+                self.stored.push(Stored { key: self.adapter.file_key(self.site, &field), data: data.clone() });
+            }
+            if self.stored.iter().any(|it| it.key == key) {
+                return;
+            }
+        }
+        self.stored.push(Stored { key, data });
+    }
+}
+
+impl ModuleVisitor for Read<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.push(|what| match what {
+            What::Gradients(gradients) => param.base().grad(gradients).map(Tensor::into_data),
+            What::StepGradients(gradients) => gradients.get::<D>(param.id).map(Tensor::into_data),
+            What::Saved | What::Trained => Some(param.base().into_data()),
+        });
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
+    }
+}
+
+/// Compares the tensors of a file with those of the adapter `name`.
+pub fn compare<'a, M: Module>(model: &M, name: &str, file: impl Iterator<Item = (&'a str, &'a [usize])>) -> LoadReport {
+    let mut wanted: BTreeMap<String, Vec<usize>> =
+        tensors(model, name).into_iter().map(|it| (it.key, it.data.shape().as_slice().to_vec())).collect();
+    let mut report = LoadReport::default();
+    for (key, shape) in file {
+        match wanted.remove(key) {
+            None => report.unexpected.push(key.to_owned()),
+            Some(model_shape) if model_shape != shape => {
+                report.misshapen.push((key.to_owned(), shape.to_vec(), model_shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let copies = copies(model, name);
+    report.missing = wanted.into_keys().filter(|key| !copies.contains(key)).collect();
+    report
+}
+
+/// Puts values into the tensors of the adapter `name`. Keys that are not given keep their values; check with
+/// [`compare`] first.
+pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorData>) -> M {
+    // One tensor for all layers stays one.
+    let shared = RefCell::new(HashMap::new());
+    slots::edit(model, |set| {
+        let site = set.site().clone();
+        set.map_adapters(|it, adapter| {
+            if it != name {
+                return adapter;
+            }
+            let keys = adapter.clone();
+            adapter.map(&mut Write {
+                at: PathStack::default(),
+                site: &site,
+                adapter: &keys,
+                values: &values,
+                shared: &shared,
+            })
+        })
+    })
+}
+
+struct Write<'a> {
+    at: PathStack,
+    site: &'a Site,
+    adapter: &'a AnyAdapter,
+    values: &'a HashMap<String, TensorData>,
+    shared: &'a RefCell<HashMap<String, Box<dyn Any>>>,
+}
+
+impl Write<'_> {
+    fn value(&self) -> Option<&TensorData> {
+        self.values.get(&key(self.adapter, self.site, &self.at.path())?)
+    }
+
+    fn tensor<const D: usize>(&self, data: &TensorData, device: &Device) -> Tensor<D> {
+        let Kept::Shared { key, .. } = self.adapter.kept(&self.at.path()) else {
+            return Tensor::from_data(data.clone(), device);
+        };
+        let mut shared = self.shared.borrow_mut();
+        let tensor = shared.entry(key).or_insert_with(|| Box::new(Tensor::<D>::from_data(data.clone(), device)));
+        tensor.downcast_ref::<Tensor<D>>().cloned().unwrap_or_else(|| Tensor::from_data(data.clone(), device))
+    }
+}
+
+impl ModuleMapper for Write<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.value() {
+            Some(data) => {
+                let id = param.id;
+                let tensor = self.tensor(data, &param.lazy_device());
+                param.transform_for_load(tensor, id)
+            }
+            None => param,
+        }
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        match self.value() {
+            Some(data) => {
+                let id = param.id;
+                let tensor = Tensor::from_data(data.clone().convert::<i64>(), &param.lazy_device());
+                param.transform_for_load(tensor, id)
+            }
+            None => param,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What an adapter makes of each parameter, as a difference of matrices.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::adapter::AdapterSet;
+use crate::adapter::erased::Ranked;
+use crate::adapter::slots;
+use crate::error::Result;
+use crate::model::peft_model::PeftModel;
+use crate::ops;
+use crate::plan::plan::BaseTensor;
+use crate::plan::replacement::is_replacement;
+use crate::spec::{PathStack, Site, SiteKind};
+
+/// What one adapter does to one parameter.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The parameter.
+    pub site: Arc<Site>,
+    /// What is added to the frozen value: `[out, in]` of a linear layer, `[d_model, rows]` of a table,
+    /// `[out, in · kernel]` of a convolution, `[1, n]` of anything else.
+    pub delta: Tensor<2>,
+    /// Whether the bias of the layer changes too.
+    pub touches_bias: bool,
+    /// The key in the file of a copy that is trained whole, as `modules_to_save` and trained biases are.
+    pub replacement: Option<String>,
+    /// Why this is not all that the adapter does, if it is not: a prompt changes no weight.
+    pub unmergeable: Option<&'static str>,
+}
+
+impl<M: Module> PeftModel<M> {
+    /// What an adapter alone, with its strength, adds to the frozen parameters.
+    ///
+    /// # Errors
+    /// If there is no adapter of this name.
+    pub fn updates(&self, name: &str) -> Result<Vec<Update>> {
+        self.adapter_tensors(name)?;
+        let model = self.model().valid();
+        let sets = slots::collect(&model).into_iter().filter(|it| it.get(name).is_some());
+        let mut visitor = Updates {
+            at: PathStack::default(),
+            name,
+            sets: sets.map(|it| (it.site().path(), it)).collect(),
+            found: Vec::new(),
+        };
+        model.visit(&mut visitor);
+        Ok(visitor.found)
+    }
+}
+
+struct Updates<'a> {
+    at: PathStack,
+    name: &'a str,
+    sets: HashMap<String, AdapterSet>,
+    found: Vec<Update>,
+}
+
+impl ModuleVisitor for Updates<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.at.in_adapters() {
+            return;
+        }
+        let Some(set) = self.sets.remove(&self.at.path()) else { return };
+        let Some(adapter) = set.get(self.name) else { return };
+        let (site, base) = (set.site().clone(), ops::single(param.base()));
+        let after = adapter.weight(base.clone(), &base, &site);
+        let delta = BaseTensor::new(site.clone(), Ranked::new(D, after - base)).matrix();
+        let delta = if site.kind == SiteKind::Embedding { delta.transpose() } else { delta };
+        let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&site, "value"));
+        let (touches_bias, unmergeable) = (adapter.touches_bias(), adapter.unmergeable());
+        self.found.push(Update { site, delta, touches_bias, replacement, unmergeable });
+    }
+}

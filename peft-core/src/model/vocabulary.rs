@@ -1,0 +1,245 @@
+//! New tokens: a larger table of words and head, and tables that an adapter folder brings along.
+//!
+//! The reference resizes the base model before adapters are added, and writes resized tables into every adapter folder
+//! (`save_embedding_layers`, `peft/utils/save_and_load.py`). The model that is resized here is a new value, as always:
+//! clones of the base keep theirs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData};
+use serde_json::Value;
+
+use crate::adapter::slots;
+use crate::error::{PeftError, Result};
+use crate::files::checkpoint::Stored;
+use crate::files::folder::AdapterFolder;
+use crate::model::peft_model::PeftModel;
+use crate::model::state::{self, KEY_PREFIX};
+use crate::ops;
+use crate::plan::replacement::is_replacement;
+use crate::spec::{PathStack, Site, SiteKind, Sites};
+
+impl<M: Module> PeftModel<M> {
+    /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
+    /// the mean of the old ones; the reference adds noise of a variance of 1e-9 to it.
+    ///
+    /// # Errors
+    /// If there are adapters already, which were made for the old size, or the model has no table.
+    pub fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        crate::config::fields::check_positive("vocabulary", rows)?;
+        self.check_no_adapters()?;
+        let tables = Tables::of(self.sites())?;
+        let resized = |path: &str, value: TensorData| {
+            let shape = value.shape().as_slice().to_vec();
+            // The bias of BART's logits is a buffer, `[1, rows]`, whose new elements are zero.
+            let is_buffer = tables.buffers.iter().any(|it| it.path() == path);
+            let (count, width) = if is_buffer { (shape[1], 1) } else { (shape[0], shape[1..].iter().product()) };
+            let old = value.convert::<f32>();
+            let old = old.as_slice::<f32>().expect("converted to f32");
+            let mean = |column: usize| {
+                let sum: f64 = (0..count).map(|row| f64::from(old[row * width + column])).sum();
+                if is_buffer { 0.0 } else { (sum / count as f64) as f32 }
+            };
+            let mean: Vec<f32> = (0..width).map(mean).collect();
+            let new = (0..rows * width).map(|at| old.get(at).copied().unwrap_or(mean[at % width])).collect();
+            let shape = if is_buffer { vec![1, rows] } else { [&[rows], &shape[1..]].concat() };
+            TensorData::new::<f32, _>(new, shape)
+        };
+        let paths: Vec<String> = tables.all().map(|it| it.path()).collect();
+        self.change_base(&paths, |path, value| Ok(resized(path, value)))
+    }
+
+    /// Takes the tables of words that a folder brings along, as the reference does when it loads one: those of a
+    /// vocabulary that was resized for the adapter. True if there were any that the base does not have already.
+    ///
+    /// # Errors
+    /// If there are adapters already, or a tensor cannot be read.
+    pub fn adopt_tables(&mut self, folder: &AdapterFolder) -> Result<bool> {
+        let Ok(tables) = Tables::of(self.sites()) else { return Ok(false) };
+        let mut brought = HashMap::new();
+        for site in tables.all() {
+            let is_whole = is_saved_whole(&folder.config, site);
+            let wrappers: &[&str] = if is_whole { &[".original_module", ""] } else { &["", WRAPPED, WRAPPED_ROWS] };
+            let mut keys = wrappers.iter().map(|it| format!("{KEY_PREFIX}{}{it}.{}", site.module, site.param));
+            let Some(key) = keys.find(|it| folder.tensors.shape(it).is_some()) else { continue };
+            // A table that is trained whole has other numbers anyway.
+            if is_whole && folder.tensors.shape(&key) == Some(&site.shape_on_disk()[..]) {
+                continue;
+            }
+            let data = folder.tensors.floats(&key)?;
+            if data.shape().rank() == site.shape.len()
+                && !is_close(&data, &value_of(self.model(), site), HALF_PRECISION)
+            {
+                brought.insert(site.path(), data);
+            }
+        }
+        if brought.is_empty() {
+            return Ok(false);
+        }
+        self.check_no_adapters()?;
+        let paths: Vec<String> = brought.keys().cloned().collect();
+        self.change_base(&paths, |path, _| Ok(brought[path].clone()))?;
+        Ok(true)
+    }
+
+    fn check_no_adapters(&self) -> Result<()> {
+        match self.adapters().keys().next() {
+            Some(name) => Err(PeftError::Invalid(format!(
+                "the vocabulary cannot change under the adapter `{name}`: change it before adapters are added"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn change_base(&mut self, paths: &[String], change: impl Fn(&str, TensorData) -> Result<TensorData>) -> Result<()> {
+        struct Change<'a, F> {
+            at: PathStack,
+            paths: &'a [String],
+            change: F,
+            error: Option<PeftError>,
+        }
+        impl<F: Fn(&str, TensorData) -> Result<TensorData>> ModuleMapper for Change<'_, F> {
+            fn enter_module(&mut self, name: &str, container: &str) {
+                self.at.enter(name, container);
+            }
+            fn exit_module(&mut self, _name: &str, container: &str) {
+                self.at.exit(container);
+            }
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let path = self.at.path();
+                if self.at.in_adapters() || !self.paths.contains(&path) {
+                    return param;
+                }
+                let (value, device) = (ops::single(param.base()), param.lazy_device());
+                match (self.change)(&path, value.to_data()) {
+                    Ok(data) => {
+                        let is_trained = param.is_require_grad();
+                        Param::initialized(param.id, Tensor::from_data(data, &device)).set_require_grad(is_trained)
+                    }
+                    Err(error) => {
+                        self.error.get_or_insert(error);
+                        param
+                    }
+                }
+            }
+        }
+        let mut mapper = Change { at: PathStack::default(), paths, change, error: None };
+        let model = self.model().clone().map(&mut mapper);
+        if let Some(error) = mapper.error {
+            return Err(error);
+        }
+        let mut sites = Sites::of(&model);
+        let old = self.sites();
+        (sites.model_type, sites.heads, sites.prompts) =
+            (old.model_type.clone(), old.heads.clone(), old.prompts.clone());
+        self.replace_base(model, sites);
+        Ok(())
+    }
+
+    /// The tables that the folder of an adapter holds beside its own tensors.
+    pub(crate) fn tables_to_save(&self, name: &str) -> Vec<Stored> {
+        let Ok(tables) = Tables::of(self.sites()) else { return Vec::new() };
+        let resized = || {
+            let config = Path::new(self.base_name.as_deref()?).join("config.json");
+            let config: Value = serde_json::from_str(&std::fs::read_to_string(config).ok()?).ok()?;
+            config.get("vocab_size")?.as_u64()
+        };
+        let rows = tables.table.shape[0] as u64;
+        if !self.save_embedding_layers.unwrap_or_else(|| resized().is_some_and(|it| it != rows)) {
+            return Vec::new();
+        }
+        let sets = slots::collect(self.model());
+        let parameters = state::parameters(self.model(), name);
+        let stored = |site: &Arc<Site>| {
+            let set = sets.iter().find(|it| it.site().path() == site.path());
+            let is_whole = set.and_then(|it| it.get(name)).is_some_and(|it| is_replacement(it, site.shape.len()));
+            let has_rows =
+                parameters.iter().any(|it| it.site.path() == site.path() && it.key.contains(".token_adapter."));
+            let inner = match set.is_some_and(|it| it.get(name).is_some()) {
+                true if has_rows => WRAPPED_ROWS,
+                true => WRAPPED,
+                false => "",
+            };
+            let key = format!("{KEY_PREFIX}{}{inner}.{}", site.module, site.param);
+            (!is_whole).then(|| Stored { key, data: value_of(self.model(), site) })
+        };
+        [&tables.table].into_iter().chain(&tables.heads).filter_map(stored).collect()
+    }
+}
+
+/// How the reference names a frozen layer that an adapter wraps, and one of which rows are trained beside LoRA.
+const WRAPPED: &str = ".base_layer";
+const WRAPPED_ROWS: &str = ".token_adapter.base_layer";
+
+/// The path of a frozen parameter whose copy has this key in an adapter file.
+pub(crate) fn frozen_path(key: &str) -> Option<String> {
+    let path = key.strip_prefix(KEY_PREFIX)?;
+    Some([WRAPPED_ROWS, WRAPPED].iter().fold(path.to_owned(), |path, it| path.replace(&format!("{it}."), ".")))
+}
+
+/// The parameters of a model that have a row for every token.
+struct Tables {
+    table: Arc<Site>,
+    /// Weight and bias of a head of its own.
+    heads: Vec<Arc<Site>>,
+    buffers: Vec<Arc<Site>>,
+}
+
+impl Tables {
+    fn of(sites: &Sites) -> Result<Self> {
+        let table = sites.layers().find(|it| it.kind == SiteKind::Embedding).cloned();
+        let table = table
+            .ok_or_else(|| PeftError::Invalid("the model has no table of words whose rows could be tokens".into()))?;
+        let rows = table.shape[0];
+        let of_words = |it: &&Arc<Site>| sites.heads.contains(&it.module) && it.shape.first() == Some(&rows);
+        let heads = sites.iter().filter(of_words).cloned().collect();
+        let is_bias = |it: &&Arc<Site>| it.kind == SiteKind::Buffer && it.shape == [1, rows];
+        Ok(Self { table, heads, buffers: sites.iter().filter(is_bias).cloned().collect() })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Site>> {
+        [&self.table].into_iter().chain(&self.heads).chain(&self.buffers)
+    }
+}
+
+/// Whether a folder trains the module whole, so that its tensor is the adapter's own.
+fn is_saved_whole(config: &serde_json::Map<String, Value>, site: &Site) -> bool {
+    let names = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(Value::as_str).any(|it| crate::plan::targets::is_saved_whole(&site.module, it))
+}
+
+/// The frozen value of a parameter, as files hold it.
+pub(crate) fn value_of<M: Module>(model: &M, site: &Site) -> TensorData {
+    struct Find<'a>(PathStack, &'a Site, Option<TensorData>);
+    impl ModuleVisitor for Find<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if !self.0.in_adapters() && self.0.path() == self.1.path() {
+                let value = ops::single(param.base());
+                let value = if self.1.is_transposed_on_disk() { value.transpose() } else { value };
+                self.2 = Some(value.into_data());
+            }
+        }
+    }
+    let mut find = Find(PathStack::default(), site, None);
+    model.visit(&mut find);
+    find.2.expect("a site is a parameter of its model")
+}
+
+/// How far numbers may be apart, of the largest of them, and be the same in half precision.
+pub(crate) const HALF_PRECISION: f32 = 1e-2;
+
+/// Whether two tensors have one shape, and the same numbers but for rounding.
+pub(crate) fn is_close(a: &TensorData, b: &TensorData, tolerance: f32) -> bool {
+    let largest = b.iter::<f32>().fold(0.0f32, |max, it| max.max(it.abs()));
+    let close = |(a, b): (f32, f32)| (a - b).abs() <= tolerance * largest;
+    a.shape() == b.shape() && a.iter::<f32>().zip(b.iter::<f32>()).all(close)
+}

@@ -1,0 +1,8 @@
+//! Plans: which parameters a configuration adapts, and with what.
+
+pub mod init;
+#[allow(clippy::module_inception)]
+pub mod plan;
+pub mod replacement;
+pub mod targets;
+pub mod torch_random;

@@ -1,0 +1,290 @@
+//! A plan: what a configuration will do to a model, as data.
+//!
+//! Planning touches no tensor and says everything that is wrong. Applying a plan cannot fail.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
+
+use crate::adapter::erased::{Ranked, with_rank};
+use crate::adapter::slots;
+use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::ops;
+use crate::plan::init::{Init, stable_hash};
+use crate::spec::{Layout, PathStack, Site, SiteKind, Sites};
+
+/// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
+pub trait Build: Debug + Send + Sync {
+    /// The adapter with its starting values.
+    fn build(&self, base: BaseTensor<'_>, init: &mut Init) -> AnyAdapter;
+
+    /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
+    /// without building. Nothing if the method does not say.
+    fn tensors(&self, _site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        None
+    }
+}
+
+/// The frozen parameter that an adapter is built for. Models are lazy: its value is made when a method asks for it.
+pub struct BaseTensor<'a> {
+    site: Arc<Site>,
+    value: Base<'a>,
+}
+
+enum Base<'a> {
+    /// A `Param<Tensor<D>>`.
+    Param(&'a dyn Any),
+    Value(Ranked),
+}
+
+impl<'a> BaseTensor<'a> {
+    pub(crate) fn new(site: Arc<Site>, tensor: Ranked) -> Self {
+        Self { site, value: Base::Value(tensor) }
+    }
+
+    fn of<const D: usize>(site: Arc<Site>, param: &'a Param<Tensor<D>>) -> Self {
+        Self { site, value: Base::Param(param) }
+    }
+
+    /// The parameter's place.
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    /// The value as it lies in memory, in single precision.
+    ///
+    /// # Panics
+    /// If the parameter has another rank; [`Site::shape`] tells it.
+    pub fn tensor<const D: usize>(self) -> Tensor<D> {
+        match self.value {
+            Base::Value(value) => value.get(),
+            Base::Param(param) => {
+                let param = param.downcast_ref::<Param<Tensor<D>>>();
+                ops::single(param.expect("the rank is that of the site").base().without_autodiff())
+            }
+        }
+    }
+
+    /// The value as a matrix: `[out, in]` for a linear layer however it is stored, `[rows, d_model]` for a table,
+    /// `[out, in / groups · kernel]` for a convolution, `[1, n]` for a vector.
+    pub fn matrix(self) -> Tensor<2> {
+        let (d_in, d_out) = self.site.features();
+        let rank = self.site.shape.len();
+        match self.site.kind {
+            SiteKind::Linear(Layout::OutIn) | SiteKind::Embedding => self.tensor(),
+            SiteKind::Linear(Layout::InOut) => self.tensor::<2>().transpose(),
+            SiteKind::Conv => with_rank!(rank, D => self.tensor::<D>().reshape([d_out, d_in])),
+            SiteKind::Other | SiteKind::Buffer => with_rank!(rank, D => self.tensor::<D>().reshape([1, d_out])),
+        }
+    }
+}
+
+/// What a plan does to one parameter.
+#[derive(Debug, Clone)]
+pub struct PlanRow {
+    /// The parameter.
+    pub site: Arc<Site>,
+    /// The settings in a few characters: `r=8 α=16`.
+    pub label: String,
+    /// Trainable elements that the adapter adds.
+    pub parameters: usize,
+    /// Makes the adapter.
+    pub build: Arc<dyn Build>,
+}
+
+/// What a configuration will do to a model.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The method's name, for people.
+    pub method: String,
+    /// One row for every adapted parameter.
+    pub rows: Vec<PlanRow>,
+    /// The rows in their place for a folder that holds prompts without the encoders that made them; nothing for methods
+    /// that train what they save.
+    pub baked: Option<Vec<PlanRow>>,
+    /// Elements of the model without the adapter.
+    pub base_parameters: usize,
+    /// Target names that matched nothing.
+    pub unmatched: Vec<String>,
+    /// The same of names that stand for parameters, `target_parameters`.
+    pub unmatched_parameters: Vec<String>,
+    /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
+    /// not matter to a folder, which has values.
+    pub lacks: Option<String>,
+    /// Fields of the configuration that were not given and that the model decides, as they are to be saved.
+    pub derived: Map<String, Value>,
+    /// What a user should know although nothing is wrong.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// An empty plan for a model.
+    pub fn new(method: impl Into<String>, sites: &Sites) -> Self {
+        Self { method: method.into(), base_parameters: sites.parameters(), ..Self::default() }
+    }
+
+    /// The plan for a folder that holds prompts without the encoders that made them.
+    pub fn without_encoders(mut self) -> Self {
+        self.rows = self.baked.take().unwrap_or(self.rows);
+        self
+    }
+
+    /// Keys and shapes of all tensors of the file, if every row says its own.
+    pub fn tensors(&self) -> Option<BTreeMap<String, Vec<usize>>> {
+        let rows = self.rows.iter().map(|row| row.build.tensors(&row.site)).collect::<Option<Vec<_>>>()?;
+        Some(rows.into_iter().flatten().collect())
+    }
+
+    /// Trainable elements.
+    pub fn trainable(&self) -> usize {
+        self.rows.iter().map(|it| it.parameters).sum()
+    }
+
+    /// Trainable elements over all elements, base and adapter, as `print_trainable_parameters` counts.
+    pub fn share(&self) -> f64 {
+        self.trainable() as f64 / (self.base_parameters + self.trainable()).max(1) as f64
+    }
+
+    /// The model with one adapter more, trainable, on `device`. It is not active yet.
+    pub fn apply<M: Module>(&self, model: M, name: &str, seed: u64, device: &Device) -> M {
+        let mut builder = BuildAdapters {
+            at: PathStack::default(),
+            rows: self.rows.iter().map(|row| (row.site.path(), row)).collect(),
+            name,
+            seed,
+            device,
+            built: HashMap::new(),
+            biases: Vec::new(),
+        };
+        model.visit(&mut builder);
+        let mut built = builder.built;
+        let mut sets: Vec<AdapterSet> = slots::collect(&model);
+        // An empty set on a bias settles what the adapter on the weight owes to it.
+        for bias in builder.biases {
+            let has_set = sets.iter().any(|set| set.site().path() == bias.path()) || built.contains_key(&bias.path());
+            let is_owed = self.rows.iter().any(|row| {
+                row.site.module == bias.module && built.get(&row.site.path()).is_some_and(AnyAdapter::touches_bias)
+            });
+            if is_owed && !has_set {
+                sets.push(AdapterSet::new(bias));
+            }
+        }
+        for set in &mut sets {
+            if let Some(adapter) = built.remove(&set.site().path()) {
+                *set = set.clone().with(name, adapter);
+            }
+        }
+        for row in &self.rows {
+            if let Some(adapter) = built.remove(&row.site.path()) {
+                sets.push(AdapterSet::new(row.site.clone()).with(name, adapter));
+            }
+        }
+        slots::replace(model, sets)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: BTreeMap<(String, &str), usize> = BTreeMap::new();
+        for row in &self.rows {
+            let module = row.site.module.rsplit('.').next().unwrap_or(&row.site.module);
+            let leaf =
+                if row.site.param == "weight" { module.to_owned() } else { format!("{module}.{}", row.site.param) };
+            *groups.entry((leaf, row.label.as_str())).or_default() += 1;
+        }
+        writeln!(f, "{} on {} parameters", self.method, self.rows.len())?;
+        for ((leaf, label), count) in &groups {
+            writeln!(f, "  {leaf} ×{count}  {label}")?;
+        }
+        write!(
+            f,
+            "  {} trainable of {} ({:.4} %)",
+            thousands(self.trainable()),
+            thousands(self.base_parameters + self.trainable()),
+            100.0 * self.share()
+        )?;
+        for note in &self.notes {
+            write!(f, "\n  note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+struct BuildAdapters<'a> {
+    at: PathStack,
+    rows: HashMap<String, &'a PlanRow>,
+    name: &'a str,
+    seed: u64,
+    device: &'a Device,
+    built: HashMap<String, AnyAdapter>,
+    biases: Vec<Arc<Site>>,
+}
+
+impl ModuleVisitor for BuildAdapters<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.at.in_adapters() {
+            return;
+        }
+        let path = self.at.path();
+        let (module, name) = self.at.split();
+        if name == "bias" {
+            let shape = param.lazy_shape().as_slice().to_vec();
+            let owner = self.at.owner().to_owned();
+            self.biases.push(Arc::new(Site { module, param: name, owner, kind: SiteKind::Other, shape }));
+        }
+        let Some(row) = self.rows.get(&path) else { return };
+        let mut init = Init::new(self.seed, self.name, &row.site, self.device);
+        let adapter = row.build.build(BaseTensor::of(row.site.clone(), param), &mut init);
+        let adapter = adapter.map(&mut StableIds { at: PathStack::default(), root: format!("{}\0{path}", self.name) });
+        self.built.insert(path, adapter);
+    }
+}
+
+/// Gives every parameter an identity that is the same in every run, so that optimizer state finds it after a restart.
+struct StableIds {
+    at: PathStack,
+    root: String,
+}
+
+impl ModuleMapper for StableIds {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let id = ParamId::from(stable_hash(&format!("{}\0{}", self.root, self.at.path())));
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(id, value, mapper)
+    }
+}

@@ -1,0 +1,98 @@
+//! A trainable copy in place of a frozen parameter: `modules_to_save` and trained biases.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::adapter::erased::with_rank;
+use crate::adapter::{Adapter, AnyAdapter};
+use crate::model::state::KEY_PREFIX;
+use crate::plan::init::Init;
+use crate::plan::plan::{BaseTensor, Build, PlanRow};
+use crate::spec::Site;
+
+/// A copy of a parameter that is trained and saved whole. The frozen original stays where it is.
+#[derive(Module, Debug)]
+pub struct Replacement<const D: usize> {
+    /// The copy, as the file holds it.
+    pub value: Param<Tensor<D>>,
+    key: String,
+    transposed: bool,
+    beside_prompt: bool,
+    moves_head: bool,
+}
+
+impl<const D: usize> Adapter for Replacement<D> {
+    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _site: &Site) -> Tensor<E> {
+        let value = self.value.val();
+        let value = if self.transposed { value.transpose() } else { value };
+        value.reshape(weight.dims())
+    }
+
+    fn moves_tied_head(&self) -> bool {
+        self.moves_head
+    }
+
+    /// The reference does not wrap a model again that it puts a prompt before.
+    fn key_prefix(&self) -> &'static str {
+        prefix(self.beside_prompt)
+    }
+
+    fn file_key(&self, _site: &Site, _field: &str) -> String {
+        self.key.clone()
+    }
+}
+
+fn prefix(beside_prompt: bool) -> &'static str {
+    if beside_prompt { "base_model." } else { KEY_PREFIX }
+}
+
+#[derive(Debug)]
+struct CopyOf {
+    key: String,
+    beside_prompt: bool,
+    moves_head: bool,
+}
+
+impl Build for CopyOf {
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        let transposed = base.site().is_transposed_on_disk();
+        let rank = base.site().shape.len();
+        with_rank!(rank, D => {
+            let value = base.tensor::<D>();
+            let value = if transposed { value.transpose() } else { value };
+            let (value, key) = (init.given(value), self.key.clone());
+            let (beside_prompt, moves_head) = (self.beside_prompt, self.moves_head);
+            AnyAdapter::new(Replacement { value, key, transposed, beside_prompt, moves_head })
+        })
+    }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        Some(vec![(format!("{}{}", prefix(self.beside_prompt), self.key), site.shape_on_disk())])
+    }
+}
+
+/// A row that trains a copy of a parameter and saves it under `key`.
+pub fn replacement_row(site: &Arc<Site>, key: String) -> PlanRow {
+    row(site, CopyOf { key, beside_prompt: false, moves_head: false })
+}
+
+/// The same for a table whose tied head moves along.
+pub fn replacement_row_with_head(site: &Arc<Site>, key: String) -> PlanRow {
+    row(site, CopyOf { key, beside_prompt: false, moves_head: true })
+}
+
+/// The same in the file of a prompt, where `key` has a shorter prefix.
+pub fn replacement_row_beside_prompt(site: &Arc<Site>, key: String) -> PlanRow {
+    row(site, CopyOf { key, beside_prompt: true, moves_head: false })
+}
+
+fn row(site: &Arc<Site>, copy: CopyOf) -> PlanRow {
+    PlanRow { site: site.clone(), label: "trained whole".into(), parameters: site.len(), build: Arc::new(copy) }
+}
+
+/// Whether an adapter on a parameter of this rank is a copy that is trained whole.
+pub(crate) fn is_replacement(adapter: &AnyAdapter, rank: usize) -> bool {
+    with_rank!(rank, D => adapter.downcast_ref::<Replacement<D>>().is_some())
+}

@@ -1,0 +1,5 @@
+//! Factors that start from data: EVA and CorDA.
+
+pub mod calibration;
+pub mod corda;
+pub mod eva;

@@ -1,0 +1,217 @@
+//! LoRA on a linear layer: `y = x W + b + s · (drop(x) A) B`. Source: arXiv 2106.09685, `peft/tuners/lora/layer.py`.
+
+#![allow(non_snake_case)] // field names are the keys of the file
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::forward::LinearBelow;
+use peft_core::nn::Dropout;
+use peft_core::ops::{self, LowRank};
+use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
+
+use crate::lora::config::Start;
+use crate::lora::data_init::calibration::Given;
+use crate::lora::dora;
+use crate::lora::init::{self, Factors};
+
+/// One factor, as the file holds it.
+#[derive(Module, Debug)]
+pub struct Factor<const D: usize> {
+    /// `lora_A`: `[rank, in]`; `lora_B`: `[out, rank]`.
+    pub weight: Param<Tensor<D>>,
+    /// `lora_bias` gives `lora_B` a bias, `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl<const D: usize> Factor<D> {
+    pub(crate) fn new(weight: Param<Tensor<D>>) -> Self {
+        Self { weight, bias: None }
+    }
+}
+
+/// The low-rank update of one linear layer.
+#[derive(Module, Debug)]
+pub struct LoraLinear {
+    /// `[rank, in]`
+    pub lora_A: Factor<2>,
+    /// `[out, rank]`
+    pub lora_B: Factor<2>,
+    /// DoRA's magnitude of each output, `[out]`.
+    pub lora_magnitude_vector: Option<Param<Tensor<1>>>,
+    /// Where PiSSA and OLoRA start: the update is what the factors have moved since.
+    start: Option<Factors>,
+    dropout: Dropout,
+    scale: f64,
+}
+
+impl LoraLinear {
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// `s · B A − s · B₀ A₀`, `[out, in]`.
+    fn delta(&self) -> Tensor<2> {
+        let delta = self.lora_B.weight.val().matmul(self.lora_A.weight.val());
+        let delta = match &self.start {
+            Some(start) => delta - start.product(),
+            None => delta,
+        };
+        delta.mul_scalar(self.scale)
+    }
+
+    /// `s · (drop(x) A) B`, less what the start contributes.
+    fn update(&self, input: Tensor<2>) -> Tensor<2> {
+        let low = self.dropout.forward(input.clone()).matmul(self.lora_A.weight.val().transpose());
+        let mut update = low.matmul(self.lora_B.weight.val().transpose());
+        if let Some(bias) = &self.lora_B.bias {
+            update = update + bias.val().unsqueeze();
+        }
+        if let Some(start) = &self.start {
+            update = update - input.matmul(start.a.clone().transpose()).matmul(start.b.clone().transpose());
+        }
+        update.mul_scalar(self.scale)
+    }
+
+    /// `magnitude / ‖W + ΔW‖` per output, `[out]`. `base` is `[out, in]`.
+    fn direction_scale(&self, magnitude: &Param<Tensor<1>>, base: Tensor<2>) -> Tensor<1> {
+        magnitude.val() / dora::row_norms(base, &self.low_rank_terms())
+    }
+
+    /// The update as a sum of `coefficient · B A`.
+    fn low_rank_terms(&self) -> Vec<dora::Term> {
+        let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
+        let mut terms = vec![dora::Term { a, b, coefficient: self.scale }];
+        if let Some(start) = &self.start {
+            terms.push(dora::Term { a: start.a.clone(), b: start.b.clone(), coefficient: -self.scale });
+        }
+        terms
+    }
+}
+
+impl Adapter for LoraLinear {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+        let dims = weight.dims();
+        let plain: [usize; 2] = [dims[0], dims[1]];
+        let updated = site.out_in(weight.reshape(plain)) + self.delta();
+        let updated = match &self.lora_magnitude_vector {
+            Some(magnitude) => {
+                let scale = self.direction_scale(magnitude, site.out_in(base.clone().reshape(plain)));
+                updated * scale.unsqueeze_dim(1)
+            }
+            None => updated,
+        };
+        site.out_in(updated).reshape(dims)
+    }
+
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        match &self.lora_B.bias {
+            Some(own) => bias + own.val().mul_scalar(self.scale),
+            None => bias,
+        }
+    }
+
+    fn touches_bias(&self) -> bool {
+        self.lora_B.bias.is_some()
+    }
+
+    fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        let factors = || LowRank {
+            a: self.lora_A.weight.val(),
+            b: self.lora_B.weight.val(),
+            scale: self.scale,
+            dropout: &self.dropout,
+        };
+        let Some(magnitude) = &self.lora_magnitude_vector else {
+            let mut output = below.with_low_rank(input.clone(), factors());
+            if let Some(start) = &self.start {
+                let (a, b, off) = (start.a.clone(), start.b.clone(), Dropout::new(0.0));
+                output = ops::low_rank_update(output, input, LowRank { a, b, scale: -self.scale, dropout: &off });
+            }
+            return match &self.lora_B.bias {
+                Some(bias) => output + bias.val().mul_scalar(self.scale).unsqueeze(),
+                None => output,
+            };
+        };
+        let base = below.site().out_in(below.base().clone());
+        let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
+        let is_plain = self.start.is_none() && self.lora_B.bias.is_none();
+        if is_plain && !self.dropout.is_active() && below.is_frozen() {
+            // `m (W + s BA) / ‖W + s BA‖` is the whole layer then.
+            let (weight, layout) = (below.frozen().clone(), below.layout());
+            let output = ops::linear_low_rank(input, weight, None, layout, factors()) * scale;
+            return match below.bias() {
+                Some(bias) => output + bias.unsqueeze(),
+                None => output,
+            };
+        }
+        let output = below.forward(input.clone());
+        let product = if self.dropout.is_active() {
+            // The reference drops the input of the rescaled base product too, but not that of the base itself. One
+            // mask serves both products there, so it does here.
+            let dropped = self.dropout.forward(input);
+            let product = below.apply(dropped.clone(), below.frozen().clone(), None);
+            let low = dropped.matmul(self.lora_A.weight.val().transpose());
+            let update = low.matmul(self.lora_B.weight.val().transpose()).mul_scalar(self.scale);
+            return output + product * scale.clone().sub_scalar(1.0) + update * scale;
+        } else {
+            match below.bias() {
+                Some(bias) => output.clone() - bias.unsqueeze(),
+                None => output.clone(),
+            }
+        };
+        output + product * scale.clone().sub_scalar(1.0) + self.update(input) * scale
+    }
+}
+
+/// Builds [`LoraLinear`].
+#[derive(Debug, Clone)]
+pub(crate) struct BuildLinear {
+    pub(crate) rank: usize,
+    pub(crate) scale: f64,
+    pub(crate) dropout: f64,
+    pub(crate) start: Start,
+    /// What data gave, in place of `start`.
+    pub(crate) given: Option<Given>,
+    pub(crate) dora: bool,
+    pub(crate) bias: bool,
+}
+
+impl Build for BuildLinear {
+    fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
+        let site = base.site().clone();
+        let (d_in, d_out) = site.features();
+        let needs_base = self.dora || self.start.reads_base();
+        let base =
+            if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
+        let started = match &self.given {
+            Some(given) => init::given(given, d_out, init),
+            None => init::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &site, init),
+        };
+        let mut adapter = LoraLinear {
+            lora_A: Factor::new(started.a),
+            lora_B: Factor::new(started.b),
+            lora_magnitude_vector: None,
+            start: started.origin,
+            dropout: Dropout::new(self.dropout),
+            scale: self.scale,
+        };
+        if self.bias {
+            adapter.lora_B.bias = Some(init.constant([d_out], 0.0));
+        }
+        if let Some(base) = base.filter(|_| self.dora) {
+            adapter.lora_magnitude_vector = Some(init.given(dora::row_norms(base, &adapter.low_rank_terms())));
+        }
+        AnyAdapter::new(adapter)
+    }
+
+    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+        let (d_in, d_out) = site.features();
+        let mut tensors = vec![
+            (site.file_key("lora_A.weight"), vec![self.rank, d_in]),
+            (site.file_key("lora_B.weight"), vec![d_out, self.rank]),
+        ];
+        tensors.extend(self.dora.then(|| (site.file_key("lora_magnitude_vector"), vec![d_out])));
+        tensors.extend(self.bias.then(|| (site.file_key("lora_B.bias"), vec![d_out])));
+        Some(tensors)
+    }
+}

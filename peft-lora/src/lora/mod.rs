@@ -1,0 +1,12 @@
+//! LoRA itself: its configuration, its layers, and where its factors start.
+
+pub mod config;
+pub mod conv;
+pub mod data_init;
+pub(crate) mod default_targets;
+pub(crate) mod dora;
+pub mod embedding;
+pub mod init;
+pub mod linear;
+pub mod lora_fa;
+pub mod parameter;

@@ -1,0 +1,4 @@
+//! Heads that differ between architectures in names only.
+
+pub(crate) mod masked_lm;
+pub(crate) mod token_heads;

@@ -1,0 +1,12 @@
+//! What architectures share: configuration, input and cache, masks, positions, heads.
+
+pub mod config;
+pub mod decoder;
+pub mod gated_mlp;
+pub mod heads;
+pub mod input;
+pub mod layers;
+pub mod mask;
+pub mod prompt;
+pub mod rope;
+pub mod task;

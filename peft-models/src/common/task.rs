@@ -1,0 +1,197 @@
+//! What a model can be asked for. Heads implement these; tasks use nothing else.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
+
+use peft_core::ops::IGNORE_INDEX;
+use peft_core::{PeftError, Result};
+
+use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+
+/// A model that predicts the next token.
+pub trait CausalLm: Module {
+    /// The last hidden state, `[batch, seq, d_model]`; virtual tokens of an active prompt are part of `seq`, in front.
+    fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
+
+    /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
+    ///
+    /// Apart from [`CausalLm::hidden`], so that a loss computes only the rows that it needs.
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
+
+    /// The weight of the head, `[vocab, d_model]`, if [`CausalLm::head`] is a product with it and nothing more.
+    ///
+    /// A loss then needs no logits as a whole: see [`peft_core::ops::linear_cross_entropy`].
+    fn head_weight(&self) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// How many tokens a cache may have seen that goes on beyond them: at the next one, the model reads all of its text
+    /// again, since it turns positions otherwise from there.
+    fn forgets_beyond(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether texts in one row, told apart by [`ModelInput::segment_ids`], each with positions of its own, get the hidden
+    /// states that each gets in a row of its own.
+    fn keeps_texts_apart(&self) -> bool {
+        false
+    }
+
+    /// Whether the head is the embedding table read the other way.
+    fn is_tied(&self) -> bool;
+
+    /// Gives a tied model a head of its own, a copy of the table that shares its memory.
+    ///
+    /// Adapters that name the head need this: a tied head has no parameter that they could ride on.
+    fn untie(&mut self);
+
+    /// The model, [untied](CausalLm::untie).
+    fn untied(mut self) -> Self {
+        self.untie();
+        self
+    }
+
+    /// Scores of every position, `[batch, seq, vocab]`.
+    fn logits(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
+        let hidden = self.hidden(input, cache);
+        let [batch, seq, d_model] = hidden.dims();
+        let logits = self.head(hidden.reshape([batch * seq, d_model]));
+        let vocab = logits.dims()[1];
+        logits.reshape([batch, seq, vocab])
+    }
+}
+
+/// A model that reads a source text and writes a target text.
+pub trait Seq2SeqLm: Module {
+    /// What the encoder makes of the source, `[batch, source, d_model]`, with the mask that goes with it.
+    fn encode(&self, source: &ModelInput) -> Encoded;
+
+    /// The last hidden state of the decoder, `[batch, target, d_model]`, scaled as the head wants it.
+    fn decode(&self, target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
+
+    /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
+
+    /// What the decoder reads while it learns to write `labels`: the same, one token later, behind the start token.
+    ///
+    /// # Shapes
+    /// - labels: `[batch, target]`, −100 where nothing is to be learned
+    /// - output: `[batch, target]`
+    ///
+    /// # Errors
+    /// If `config.json` does not say which tokens start and fill up a target.
+    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
+
+    /// The token that a target starts with, where `config.json` names it.
+    fn decoder_start(&self) -> Option<u32>;
+
+    /// Whether the head is the table of words read the other way.
+    fn is_tied(&self) -> bool;
+
+    /// Gives a tied model a head of its own, as [`CausalLm::untie`] does.
+    fn untie(&mut self);
+
+    /// The model, [untied](Seq2SeqLm::untie).
+    fn untied(mut self) -> Self {
+        self.untie();
+        self
+    }
+
+    /// Scores of every target position, `[batch, target, vocab]`.
+    fn logits(&self, source: &ModelInput, target: &ModelInput) -> Tensor<3> {
+        let hidden = self.decode(target, &self.encode(source), None);
+        let [batch, seq, d_model] = hidden.dims();
+        let logits = self.head(hidden.reshape([batch * seq, d_model]));
+        let vocab = logits.dims()[1];
+        logits.reshape([batch, seq, vocab])
+    }
+}
+
+/// A source text after the encoder.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// `[batch, source, d_model]`
+    pub hidden: Tensor<3>,
+    /// 1 = keep, 0 = padding; `[batch, source]`.
+    pub attention_mask: Option<Tensor<2, Int>>,
+}
+
+impl Encoded {
+    /// Keeps the rows at these indices, in this order.
+    pub fn select(&self, rows: Tensor<1, Int>) -> Self {
+        Self {
+            hidden: self.hidden.clone().select(0, rows.clone()),
+            attention_mask: self.attention_mask.clone().map(|it| it.select(0, rows)),
+        }
+    }
+}
+
+/// A model that scores a whole sequence.
+pub trait SequenceClassifier: Module {
+    /// `[batch, num_labels]`
+    fn logits(&self, input: &ModelInput) -> Tensor<2>;
+
+    /// Number of outputs.
+    fn num_labels(&self) -> usize;
+
+    /// `problem_type` of `config.json`.
+    fn problem_type(&self) -> Option<&str>;
+}
+
+/// A model that scores every token.
+pub trait TokenClassifier: Module {
+    /// `[batch, seq, num_labels]`
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
+
+    /// Number of outputs for each token.
+    fn num_labels(&self) -> usize;
+}
+
+/// A model that guesses the words behind masks.
+pub trait MaskedLm: Module {
+    /// Scores of words at every position, `[batch, seq, vocab]`.
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
+}
+
+/// A model that finds the answer to a question in a text.
+pub trait QuestionAnswerer: Module {
+    /// How well the answer starts with a token, and how well it ends with it; `[batch, seq, 2]`.
+    fn logits(&self, input: &ModelInput) -> Tensor<3>;
+}
+
+/// A model that turns tokens into vectors.
+pub trait FeatureExtractor: Module {
+    /// `[batch, seq, d_model]`
+    fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3>;
+}
+
+/// The hidden state of the last token of every row that is not padding, `[batch, d_model]`.
+///
+/// Source: `GenericForSequenceClassification` of transformers: the rightmost token whose id is not `pad`; without a
+/// padding token, or without ids, the last position. Behind virtual tokens the reference has no ids any more.
+pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
+    let [batch, seq, d_model] = hidden.dims();
+    let last = match (&input.tokens, pad) {
+        (Tokens::Ids(ids), Some(pad)) if ids.dims()[1] == seq => {
+            let position = Tensor::<1, Int>::arange(0..seq as i64, &input.device()).unsqueeze::<2>();
+            let kept = ids.clone().not_equal_elem(pad).int() * position.expand([batch, seq]);
+            kept.argmax(1)
+        }
+        _ => Tensor::<2, Int>::full([batch, 1], seq as i64 - 1, &input.device()),
+    };
+    let index = last.reshape([batch, 1, 1]).expand([batch, 1, d_model]);
+    hidden.gather(1, index).squeeze_dim(1)
+}
+
+/// Labels one position later, with `start` in front and `pad` where nothing was to be learned.
+pub(crate) fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
+    let needed = |field: &str, value: Option<i64>| {
+        value.ok_or_else(|| PeftError::config(field, "is not in config.json, and targets need it"))
+    };
+    let (pad, start) = (needed("pad_token_id", pad)?, needed("decoder_start_token_id", start)?);
+    let [batch, seq] = labels.dims();
+    let first = Tensor::<2, Int>::full([batch, 1], start, &labels.device());
+    let ignored = labels.clone().equal_elem(IGNORE_INDEX);
+    let words = labels.mask_fill(ignored, pad);
+    Ok(if seq > 1 { Tensor::cat(vec![first, words.narrow(1, 0, seq - 1)], 1) } else { first })
+}

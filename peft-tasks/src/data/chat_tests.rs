@@ -1,0 +1,239 @@
+//! Renderings written down from transformers 5.23 with jinja2 3.1.6:
+//! `render_jinja_template([messages], chat_template=…, bos_token="<s>", eos_token="</s>", …)`.
+
+use super::*;
+
+const CHATML: &str = "\
+    {% for message in messages %}\
+    {% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful<|im_end|>\n' }}\
+    {% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+const MISTRAL: &str = "\
+    {{ bos_token }}{% for message in messages %}\
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}\
+    {% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}\
+    {% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token + '\n'}}{% endif %}\
+    {% endfor %}";
+
+const MARKED: &str = r#"{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+<|a|>
+    {%- generation %}
+        {{- message.content.rstrip() + '<|end|>' }}
+    {% endgeneration %}
+    {%- else %}
+<|{{ message.role }}|>{{ message.content }}<|end|>
+    {%- endif %}
+{%- endfor %}
+"#;
+
+const SPACED: &str = r#"{#- a comment -#}
+{% set ns = namespace(seen=0, last=none) %}
+{% for message in messages %}
+    {% if message.role == 'system' %}
+        {% continue %}
+    {% endif %}
+    {% set ns.seen = ns.seen + 1 %}
+    {% if ns.seen > 2 %}
+        {% break %}
+    {% endif %}
+  {{ loop.index }}: {{ message.role.title() }} {{ message.content | trim }}
+{% endfor %}
+tools={{ tools | tojson }}
+{% if tools is not none and tools %}
+{{ tools | tojson(indent=2) }}
+{% endif %}
+{{ ns.seen }} {{ ns.last }} {{ add_generation_prompt }} {{ missing }} {{ messages[0] }} {{
+    tools[0]['name'].split('_')[-1] if tools else '' }}
+{% for key, value in messages[-1].items() %}
+{{- key }}={{ value }};
+{%- endfor %}
+"#;
+
+const QWEN3: &str = r#"{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- set content = m.content.split('</think>')[-1].lstrip('\n') %}
+        {%- if loop.last %}
+            {{- '<|im_start|>assistant\n<think>\n'
+                + (m.reasoning_content or '') + '\n</think>\n\n' + content + '<|im_end|>\n' }}
+        {%- else %}
+            {{- '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}
+        {%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n<think>\n' }}
+{%- endif %}
+"#;
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, SpecialTokens::new([("bos_token", "<s>"), ("eos_token", "</s>")])).unwrap()
+}
+
+fn talk() -> Vec<Message> {
+    let turns = [("user", " Hi "), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "Ciao\n")];
+    turns.map(|(role, content)| Message::new(role, content)).to_vec()
+}
+
+fn with_system() -> Vec<Message> {
+    [vec![Message::new("system", "Be <b>")], talk()].concat()
+}
+
+fn parts(turns: &Turns) -> Vec<&str> {
+    turns.assistant.iter().map(|it| &turns.text[it.clone()]).collect()
+}
+
+#[test]
+fn chatml_with_a_generation_prompt() {
+    let text = template(CHATML).render(&talk()[..1], true).unwrap();
+    let expected =
+        "<|im_start|>system\nYou are helpful<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn python_methods_special_tokens_and_refusals() {
+    let template = template(MISTRAL);
+    let expected = "<s>[INST] Hi [/INST] Hello!</s>\n[INST] Bye [/INST] Ciao\n</s>\n";
+    assert_eq!(template.render(&talk(), false).unwrap(), expected);
+    let error = template.render(&talk()[1..], false).unwrap_err().to_string();
+    assert_eq!(error, "the chat template says: Conversation roles must alternate user/assistant/user/assistant/...");
+}
+
+#[test]
+fn white_space_loop_controls_and_json() {
+    let tools = serde_json::json!([
+        {"name": "get_time", "args": {"zone": "é<", "n": [1, 2.5, true, null], "e": {}}}
+    ]);
+    let variables = Map::from_iter([("tools".to_owned(), tools)]);
+    let expected = r#"  2: User Hi
+  3: Assistant Hello!
+tools=[{"name": "get_time", "args": {"zone": "é<", "n": [1, 2.5, true, null], "e": {}}}]
+[
+  {
+    "name": "get_time",
+    "args": {
+      "zone": "é<",
+      "n": [
+        1,
+        2.5,
+        true,
+        null
+      ],
+      "e": {}
+    }
+  }
+]
+3 None False  {'role': 'system', 'content': 'Be <b>'} time
+role=assistant;content=Ciao
+;"#;
+    assert_eq!(template(SPACED).render_with(&with_system(), false, &variables).unwrap(), expected);
+    let expected =
+        "  1: User Hi\ntools=null\n1 None True  {'role': 'user', 'content': ' Hi '} \nrole=user;content= Hi ;";
+    assert_eq!(template(SPACED).render(&talk()[..1], true).unwrap(), expected);
+}
+
+#[test]
+fn generation_blocks_say_what_the_assistant_wrote() {
+    let turns = template(MARKED).render_turns(&with_system()).unwrap();
+    let expected = "<|system|>Be <b><|end|><|user|> Hi <|end|><|a|>Hello!<|end|>\n<|user|>Bye<|end|><|a|>Ciao<|end|>\n";
+    assert_eq!(turns.text, expected);
+    assert_eq!(parts(&turns), ["Hello!<|end|>\n", "Ciao<|end|>\n"]);
+    assert_eq!(template(MARKED).render(&with_system(), false).unwrap(), expected);
+    let odd = [Message::new("user", "\u{fdd0}")];
+    assert!(template(MARKED).render_turns(&odd).unwrap_err().to_string().contains("noncharacters"));
+}
+
+#[test]
+fn turns_are_found_without_generation_blocks() {
+    let turns = template(CHATML).render_turns(&with_system()).unwrap();
+    assert_eq!(turns.text, template(CHATML).render(&with_system(), false).unwrap());
+    assert_eq!(parts(&turns), ["Hello!<|im_end|>\n", "Ciao\n<|im_end|>\n"]);
+    // The line break behind the end-of-text token is not the assistant's.
+    let turns = template(MISTRAL).render_turns(&talk()).unwrap();
+    assert_eq!(parts(&turns), [" Hello!</s>", " Ciao\n</s>"]);
+    // A conversation may start with the assistant.
+    let turns = template(CHATML).render_turns(&talk()[1..]).unwrap();
+    assert_eq!(parts(&turns)[0], "Hello!<|im_end|>\n");
+}
+
+#[test]
+fn a_thought_in_the_generation_prompt_is_no_part_of_the_turn() {
+    let expected = "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n\
+                    <|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nCiao\n<|im_end|>\n";
+    assert_eq!(template(QWEN3).render(&talk(), false).unwrap(), expected);
+    let expected = "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n\
+                    <|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n";
+    assert_eq!(template(QWEN3).render(&talk()[..3], true).unwrap(), expected);
+    // One exchange: the prompt opens a thought, the turn closes it.
+    let turns = template(QWEN3).render_turns(&talk()[..2]).unwrap();
+    assert_eq!(parts(&turns), ["\n</think>\n\nHello!<|im_end|>\n"]);
+    let mut thinking = talk()[..2].to_vec();
+    thinking[1].other.insert("reasoning".into(), "Hm.".into());
+    let turns = template(QWEN3).render_turns(&thinking).unwrap();
+    assert_eq!(parts(&turns), ["Hm.\n</think>\n\nHello!<|im_end|>\n"]);
+    // Of two exchanges the first loses its thought: nothing to point at.
+    let error = template(QWEN3).render_turns(&talk()).unwrap_err().to_string();
+    assert!(error.contains("rewrites earlier turns"), "{error}");
+}
+
+#[test]
+fn dates_can_be_fixed() {
+    let template = template("{{ strftime_now('%d %b %Y') }}");
+    assert_eq!(template.at(1_721_952_000).render(&[], false).unwrap(), "26 Jul 2024");
+}
+
+#[test]
+fn a_template_that_is_none_is_refused_at_once() {
+    let error = ChatTemplate::new("{% for %}", SpecialTokens::default()).unwrap_err().to_string();
+    assert!(error.starts_with("the chat template says: syntax error"), "{error}");
+}
+
+#[test]
+fn json_options_are_those_of_python() {
+    // json.dumps({"b": "é😀", "a": []}, …)
+    let source = "{{ x|tojson }} {{ x|tojson(sort_keys=true, separators=(',', ':'), ensure_ascii=true) }}";
+    let variables = Map::from_iter([("x".to_owned(), serde_json::json!({"b": "é😀", "a": []}))]);
+    assert_eq!(
+        template(source).render_with(&[], false, &variables).unwrap(),
+        r#"{"b": "é😀", "a": []} {"a":[],"b":"\u00e9\ud83d\ude00"}"#
+    );
+}
+
+#[test]
+fn a_folder_gives_its_default_template() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let load = || ChatTemplate::load(folder.path(), &SpecialTokens::default());
+    let render = || load().unwrap().unwrap().render(&[], false).unwrap();
+    assert!(load().unwrap().is_none());
+    write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "no"}]}"#);
+    assert!(load().unwrap_err().to_string().contains("no template named `default`"));
+    write("tokenizer_config.json", r#"{"chat_template": [{"name": "default", "template": "listed"}]}"#);
+    assert_eq!(render(), "listed");
+    write("tokenizer_config.json", r#"{"chat_template": "plain"}"#);
+    assert_eq!(render(), "plain");
+    write("chat_template.jinja", "file");
+    assert_eq!(render(), "file");
+}
+
+#[test]
+fn conversations_are_read_in_both_spellings() {
+    let rows = r#"{"c": [{"role": "user", "content": "a", "name": "N"}, {"role": "assistant", "tool_calls": []}]}
+{"c": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+{"c": [{"role": "user"}]}
+{"c": "a"}
+{"c": [{"role": "user", "content": ["a"]}]}"#;
+    let data = Dataset::parse("a.jsonl", rows, crate::data::dataset::TextRows::Lines).unwrap();
+    let read = |index: usize| messages(&data, &data.rows[index], "c");
+    let named = read(0).unwrap();
+    assert_eq!((named[0].other["name"].as_str(), named[1].content.as_str()), (Some("N"), ""));
+    assert_eq!(read(1).unwrap(), [Message::new("user", "a"), Message::new("assistant", "b")]);
+    assert_eq!(read(2).unwrap_err().to_string(), "a.jsonl, line 3: message 1 of `c` has no `content`");
+    assert_eq!(read(3).unwrap_err().to_string(), "a.jsonl, line 4: column `c` is text, expected a list of messages");
+    assert!(read(4).unwrap_err().to_string().contains("has a list as its content"));
+}

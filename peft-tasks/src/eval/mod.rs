@@ -1,0 +1,6 @@
+//! Measures: how good predictions and texts are.
+
+pub mod entities;
+pub mod metrics;
+pub mod overlap;
+pub mod squad;

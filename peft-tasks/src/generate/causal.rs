@@ -1,0 +1,160 @@
+//! Text from a causal language model, token by token or by beam search, with a cache of keys and values.
+
+use burn::tensor::Device;
+use peft_core::{PeftError, Result, forward};
+use peft_models::{CausalLm, KvCache, ModelInput};
+
+use crate::data::tensors::{grid, line};
+use crate::generate::beams::{Beams, Step};
+use crate::generate::sampling::{GenerationPlan, Sampler};
+
+/// Continues every prompt. Returns the new tokens of each row, the end token included.
+///
+/// Rows may differ in length; what a row gets does not depend on the others. `on_token` sees each token as it comes, row
+/// and token; beam search knows them at the end only.
+///
+/// # Errors
+/// If there is no prompt, a prompt is empty, or the plan leaves no room for a token.
+pub fn generate<M: CausalLm>(
+    model: &M,
+    prompts: &[Vec<u32>],
+    plan: &GenerationPlan,
+    device: &Device,
+    mut on_token: impl FnMut(usize, u32) -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
+        return Err(PeftError::Invalid("a prompt needs at least one token".into()));
+    }
+    let model = model.valid();
+    let rows = prompts.len();
+    let tasks = tasks_of(plan, rows, forward::tasks(&model))?;
+    let budget = plan.budget(prompts.iter().map(Vec::len).max().unwrap_or(0))?;
+    let mut texts = Texts::new(&model, prompts, tasks, device);
+    if plan.num_beams > 1 {
+        let mut beams = Beams::new(prompts.to_vec(), budget, plan)?;
+        texts.select(&beams.rows());
+        while let Step::Go(origins) = beams.advance(texts.scores())? {
+            texts.select(&origins);
+            texts.push(&beams.last_tokens());
+        }
+        let found = beams.into_texts();
+        for (row, text) in found.iter().enumerate() {
+            text.iter().try_for_each(|token| on_token(row, *token))?;
+        }
+        return Ok(found);
+    }
+
+    let mut samplers: Vec<Sampler> = prompts
+        .iter()
+        .enumerate()
+        .map(|(row, it)| Sampler::new(plan, it.len(), row as u64).ending_within(budget))
+        .collect();
+    let mut written: Vec<Vec<u32>> = prompts.to_vec();
+    let mut done = vec![false; rows];
+    for _ in 0..budget {
+        let mut scores = texts.scores();
+        for row in (0..rows).filter(|it| !done[*it]).collect::<Vec<_>>() {
+            let token = samplers[row].next(&mut scores[row], &written[row])?;
+            written[row].push(token);
+            done[row] = samplers[row].ends(token);
+            on_token(row, token)?;
+        }
+        if done.iter().all(|it| *it) {
+            break;
+        }
+        texts.push(&written.iter().map(|it| it.last().copied().unwrap_or(0)).collect::<Vec<u32>>());
+    }
+    Ok(written.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
+}
+
+/// A batch of texts, filled up on the left, and what the model remembers of them.
+struct Texts<'a, M> {
+    model: &'a M,
+    device: &'a Device,
+    rows: Vec<Text>,
+    cache: KvCache,
+    /// Columns that the cache has seen.
+    seen: usize,
+}
+
+#[derive(Clone)]
+struct Text {
+    ids: Vec<i64>,
+    mask: Vec<i64>,
+    positions: Vec<i64>,
+    task: Option<i64>,
+}
+
+impl<'a, M: CausalLm> Texts<'a, M> {
+    fn new(model: &'a M, prompts: &[Vec<u32>], tasks: Option<Vec<i64>>, device: &'a Device) -> Self {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let text = |(row, prompt): (usize, &Vec<u32>)| {
+            let padding = vec![0; longest - prompt.len()];
+            Text {
+                ids: padding.iter().copied().chain(prompt.iter().map(|it| i64::from(*it))).collect(),
+                mask: [padding.clone(), vec![1; prompt.len()]].concat(),
+                positions: padding.into_iter().chain(0..prompt.len() as i64).collect(),
+                task: tasks.as_ref().map(|it| it[row]),
+            }
+        };
+        Self { model, device, rows: prompts.iter().enumerate().map(text).collect(), cache: KvCache::new(), seen: 0 }
+    }
+
+    /// Scores of what follows each text, `[rows][vocab]`.
+    fn scores(&mut self) -> Vec<Vec<f32>> {
+        let (rows, length) = (self.rows.len(), self.rows[0].ids.len());
+        if self.model.forgets_beyond().is_some_and(|it| self.seen <= it && length > it) {
+            (self.cache, self.seen) = (KvCache::new(), 0);
+        }
+        let columns = |from: usize, of: fn(&Text) -> &Vec<i64>| {
+            let values: Vec<i64> = self.rows.iter().flat_map(|it| &of(it)[from..]).copied().collect();
+            grid(&values, rows, length - from, self.device)
+        };
+        let tasks: Option<Vec<i64>> = self.rows.iter().map(|it| it.task).collect();
+        let padded = self.rows.iter().any(|it| it.mask.contains(&0));
+        let input = ModelInput {
+            position_ids: Some(columns(self.seen, |it| &it.positions)),
+            attention_mask: padded.then(|| columns(0, |it| &it.mask)),
+            task_ids: tasks.map(|it| line(&it, self.device)),
+            ..ModelInput::ids(columns(self.seen, |it| &it.ids))
+        };
+        let hidden = self.model.hidden(&input, Some(&mut self.cache));
+        self.seen = length;
+        // Virtual tokens come out too, in the first step.
+        let [_, seq, d_model] = hidden.dims();
+        let scores = self.model.head(hidden.narrow(1, seq - 1, 1).reshape([rows, d_model]));
+        let vocab = scores.dims()[1];
+        let data = scores.into_data().convert::<f32>();
+        data.as_slice::<f32>().unwrap_or(&[]).chunks(vocab).map(<[f32]>::to_vec).collect()
+    }
+
+    /// One more token for every text.
+    fn push(&mut self, tokens: &[u32]) {
+        for (row, token) in self.rows.iter_mut().zip(tokens) {
+            row.ids.push(i64::from(*token));
+            row.mask.push(1);
+            row.positions.push(row.positions.last().map_or(0, |it| it + 1));
+        }
+    }
+
+    /// Goes on from these texts, in this order.
+    fn select(&mut self, rows: &[usize]) {
+        self.rows = rows.iter().map(|row| self.rows[*row].clone()).collect();
+        self.cache.select(line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device));
+    }
+}
+
+/// The task of every row; nothing for prompts that do not tell tasks apart.
+fn tasks_of(plan: &GenerationPlan, rows: usize, tasks: usize) -> Result<Option<Vec<i64>>> {
+    let wanted = match plan.tasks.as_slice() {
+        _ if tasks == 1 && plan.tasks.iter().all(|it| *it == 0) => return Ok(None),
+        [] => return Err(PeftError::Invalid(format!("the prompt is of {tasks} tasks: say which, from 0"))),
+        [one] => vec![*one; rows],
+        several => several.to_vec(),
+    };
+    if wanted.len() != rows || wanted.iter().any(|it| !(0..tasks as i64).contains(it)) {
+        let reason = format!("the tasks {wanted:?} are to be {rows} numbers below {tasks}");
+        return Err(PeftError::Invalid(reason));
+    }
+    Ok(Some(wanted))
+}

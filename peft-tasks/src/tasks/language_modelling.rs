@@ -1,0 +1,166 @@
+//! Learning to continue text.
+
+use burn::tensor::{Device, Tensor};
+use peft_core::{PeftError, Result, forward, ops};
+use peft_models::CausalLm;
+use serde_json::{Map, Value};
+
+use crate::data::pack::{PackOrder, PackedRow, pack, pad_packed};
+use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::tensors::line;
+use crate::eval::metrics;
+use crate::tasks::loss::predicting_rows;
+use crate::tasks::task::{Evaluation, Task, scalar};
+
+/// Texts, one in a row or several.
+#[derive(Debug, Clone)]
+enum Rows {
+    Samples(Vec<Sample>),
+    Packed(Vec<PackedRow>),
+}
+
+/// The task of a causal language model.
+///
+/// The texts of a batch are laid out in rows as wide as the longest of them, several short ones in one row: each is read as
+/// in a row of its own, so that the loss is that of a row for each text, and little is computed for filling. Which texts make
+/// a batch, and how their losses are weighted, has nothing to do with it. Dropout draws for other places.
+///
+/// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
+/// types, if rows have adapters of their own ([`forward::rows_matter`]), in models that do not
+/// [keep texts apart](CausalLm::keeps_texts_apart); and where no row would be saved.
+#[derive(Debug, Clone)]
+pub struct LanguageModelling {
+    rows: Rows,
+    padding: Padding,
+}
+
+impl LanguageModelling {
+    /// Batches of whole texts; what is filled up has the id `pad_id`. Texts that predict nothing are left out.
+    ///
+    /// # Errors
+    /// If no text is left.
+    pub fn padded(samples: Vec<Sample>, pad_id: u32) -> Result<Self> {
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
+        if samples.is_empty() {
+            return Err(PeftError::Invalid(
+                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+            ));
+        }
+        Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
+    }
+
+    /// Several short texts in rows of `max_length` tokens; no text sees another.
+    ///
+    /// # Errors
+    /// If no text predicts anything, or `max_length` is below 2.
+    pub fn packed(samples: Vec<Sample>, max_length: usize, pad_id: u32) -> Result<Self> {
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
+        if samples.iter().any(|it| it.task_id.is_some()) {
+            return Err(PeftError::config("packing", "puts texts of several tasks into a row; leave it out"));
+        }
+        let rows = pack(&samples, max_length, PackOrder::BestFit)?;
+        if rows.is_empty() {
+            return Err(PeftError::Invalid(
+                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+            ));
+        }
+        Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match &self.rows {
+            Rows::Samples(rows) => rows.len(),
+            Rows::Packed(rows) => rows.len(),
+        }
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some items as the model gets them.
+    ///
+    /// # Errors
+    /// If there is no item, or some have a task and others none.
+    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Padded> {
+        match &self.rows {
+            Rows::Samples(rows) => {
+                let samples: Vec<&Sample> = items.iter().map(|it| &rows[*it]).collect();
+                match together(model, &samples)? {
+                    Some(rows) => pad_packed(&rows, &self.padding),
+                    None => pad(&samples, &self.padding),
+                }
+            }
+            Rows::Packed(rows) => pad_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+        }
+    }
+
+    fn labels(&self, item: usize) -> &[i64] {
+        match &self.rows {
+            Rows::Samples(rows) => &rows[item].labels,
+            Rows::Packed(rows) => &rows[item].labels,
+        }
+    }
+}
+
+/// Texts in fewer rows than there are texts, none longer than the longest of them; none if they are to stay apart.
+fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<PackedRow>>> {
+    let bound = |it: &&Sample| it.task_id.is_some() || it.type_ids.is_some();
+    if !model.keeps_texts_apart() || samples.iter().any(bound) {
+        return Ok(None);
+    }
+    let longest = samples.iter().map(|it| it.len()).max().unwrap_or(0);
+    let tokens: usize = samples.iter().map(|it| it.len()).sum();
+    if tokens > longest * samples.len().saturating_sub(1) {
+        return Ok(None);
+    }
+    let rows = pack(samples, longest, PackOrder::BestFit)?;
+    // To look at every parameter takes longer than all the rest.
+    Ok(Some(rows).filter(|it| it.len() < samples.len() && !forward::rows_matter(model)))
+}
+
+impl<M: CausalLm> Task<M> for LanguageModelling {
+    fn lengths(&self) -> Vec<usize> {
+        (0..self.len()).map(|it| self.labels(it).len()).collect()
+    }
+
+    fn tokens(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| self.labels(*it).len()).sum()
+    }
+
+    fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize {
+        // Behind virtual tokens the first token of a row is predicted too.
+        let first = usize::from(virtual_tokens == 0);
+        let of = |item: &usize| self.labels(*item).iter().skip(first).filter(|it| **it != IGNORED).count();
+        items.iter().map(of).sum()
+    }
+
+    fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let batch = self.batch(model, items)?;
+        let hidden = model.hidden(&batch.input(device), None);
+        let [size, seq, d_model] = hidden.dims();
+        let (rows, next) = predicting_rows(&batch.labels, batch.width, seq - batch.width);
+        let hidden = hidden.reshape([size * seq, d_model]).select(0, line(&rows, device));
+        let next = line(&next, device);
+        let mean = match model.head_weight() {
+            Some(weight) => ops::linear_cross_entropy(hidden, weight, next, 0.0),
+            None => ops::cross_entropy(model.head(hidden), next),
+        };
+        Ok(mean.mul_scalar(rows.len() as f64))
+    }
+
+    fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let items: Vec<usize> = (0..self.len()).collect();
+        let virtual_tokens = forward::virtual_tokens(model);
+        let (mut sum, mut count) = (0.0, 0);
+        for chunk in items.chunks(batch_size.max(1)) {
+            sum += scalar(&self.loss_sum(model, chunk, device)?);
+            count += Task::<M>::targets(self, virtual_tokens, chunk);
+        }
+        let mut metrics = Map::new();
+        metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
+        Ok(Evaluation { loss: sum / count as f64, metrics })
+    }
+}

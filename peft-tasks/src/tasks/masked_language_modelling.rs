@@ -1,0 +1,136 @@
+//! Guessing the words behind masks.
+
+use burn::tensor::{Device, Tensor};
+use peft_core::{PeftError, Result};
+use peft_models::MaskedLm;
+use serde_json::{Map, Value};
+
+use crate::data::rng;
+use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::tokenizer::Encoded;
+use crate::eval::metrics;
+use crate::tasks::task::{Evaluation, Task, scalar};
+
+/// Which words are hidden, and behind what: as `DataCollatorForLanguageModeling` of transformers does it, by
+/// BERT's recipe. Of the hidden words eight in ten become the mask, one any word, and one stays.
+#[derive(Debug, Clone)]
+pub struct Masking {
+    /// The token that stands for a hidden word.
+    pub mask: u32,
+    /// Number of words that may stand for another.
+    pub vocab: usize,
+    /// Share of words that are hidden; 0.15 in BERT.
+    pub share: f64,
+    /// What the choice depends on, with the number of the row.
+    pub seed: u64,
+}
+
+impl Masking {
+    /// A text with some of its words hidden. Tokens that were added around it stay.
+    pub fn hide(&self, row: u64, text: &Encoded) -> Sample {
+        let mut generator = rng::generator(self.seed, row);
+        let mut sample =
+            Sample { labels: vec![IGNORED; text.ids.len()], input_ids: text.ids.clone(), ..Sample::default() };
+        for (at, _) in text.added.iter().enumerate().filter(|(_, added)| !**added) {
+            if rng::unit(&mut generator) >= self.share {
+                continue;
+            }
+            sample.labels[at] = i64::from(text.ids[at]);
+            let behind = rng::unit(&mut generator);
+            if behind < 0.8 {
+                sample.input_ids[at] = self.mask;
+            } else if behind < 0.9 {
+                sample.input_ids[at] = rng::below(&mut generator, self.vocab) as u32;
+            }
+        }
+        sample
+    }
+}
+
+/// The task of a masked language model. Every row is masked once, so that two evaluations see the same.
+#[derive(Debug, Clone)]
+pub struct MaskedLanguageModelling {
+    samples: Vec<Sample>,
+    padding: Padding,
+}
+
+impl MaskedLanguageModelling {
+    /// Samples as [`Masking::hide`] makes them. Those in which no word is hidden are left out.
+    ///
+    /// # Errors
+    /// If no sample is left.
+    pub fn new(samples: Vec<Sample>, padding: Padding) -> Result<Self> {
+        let samples: Vec<Sample> = samples.into_iter().filter(|it| it.labelled() > 0).collect();
+        if samples.is_empty() {
+            return Err(PeftError::Invalid("no row has a hidden word: there are too few or too short rows".into()));
+        }
+        Ok(Self { samples, padding })
+    }
+
+    fn batch(&self, items: &[usize]) -> Result<Padded> {
+        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    }
+}
+
+impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
+    fn lengths(&self) -> Vec<usize> {
+        self.samples.iter().map(Sample::len).collect()
+    }
+
+    fn tokens(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| self.samples[*it].len()).sum()
+    }
+
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
+        items.iter().map(|it| self.samples[*it].labelled()).sum()
+    }
+
+    fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let batch = self.batch(items)?;
+        Ok(batch.loss_of_labels(model.logits(&batch.input(device)), device))
+    }
+
+    fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let items: Vec<usize> = (0..self.samples.len()).collect();
+        let (mut sum, mut right) = (0.0, 0);
+        for chunk in items.chunks(batch_size.max(1)) {
+            let batch = self.batch(chunk)?;
+            let logits = model.logits(&batch.input(device));
+            sum += scalar(&batch.loss_of_labels(logits.clone(), device));
+            right += batch.labels.iter().zip(&batch.guesses(logits)).filter(|(label, guess)| label == guess).count();
+        }
+        let count = self.samples.iter().map(Sample::labelled).sum::<usize>();
+        let mut metrics = Map::new();
+        metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
+        metrics.insert("accuracy".into(), Value::from(right as f64 / count as f64));
+        Ok(Evaluation { loss: sum / count as f64, metrics })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn about_as_many_words_are_hidden_as_asked_and_added_tokens_never() {
+        let masking = Masking { mask: 4, vocab: 1000, share: 0.15, seed: 7 };
+        let ids: Vec<u32> = (5..905).collect();
+        let mut added = vec![false; ids.len()];
+        (added[0], added[899]) = (true, true);
+        let text = Encoded { ids: ids.clone(), added, ..Encoded::default() };
+        let sample = masking.hide(3, &text);
+        assert_eq!(sample, masking.hide(3, &text));
+        assert_ne!(sample, masking.hide(4, &text));
+        let count = sample.labelled();
+        assert!((100..170).contains(&count), "{count}");
+        assert_eq!((sample.labels[0], sample.labels[899]), (IGNORED, IGNORED));
+        let behind = |of: &dyn Fn(usize) -> bool| {
+            (0..ids.len()).filter(|at| sample.labels[*at] != IGNORED && of(*at)).count() as f64 / count as f64
+        };
+        let (masked, kept) = (behind(&|at| sample.input_ids[at] == 4), behind(&|at| sample.input_ids[at] == ids[at]));
+        assert!((0.7..0.9).contains(&masked) && (0.03..0.2).contains(&kept), "{masked} {kept}");
+        for ((id, label), input) in ids.iter().zip(&sample.labels).zip(&sample.input_ids) {
+            assert!(*label == IGNORED && input == id || *label == i64::from(*id), "{id}");
+        }
+    }
+}

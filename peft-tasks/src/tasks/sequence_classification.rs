@@ -1,0 +1,137 @@
+//! Learning to label whole sequences.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use peft_core::{PeftError, Result};
+use peft_models::SequenceClassifier;
+use serde_json::{Map, Value};
+
+use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
+use crate::data::sample::{Padded, Padding, Sample, pad};
+use crate::data::tensors::line;
+use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
+use crate::tasks::loss::{self, Labels, ProblemType};
+use crate::tasks::task::{Evaluation, Task, scalar};
+
+/// The task of a sequence classifier.
+#[derive(Debug, Clone)]
+pub struct Classification {
+    samples: Vec<Sample>,
+    labels: Vec<Label>,
+    set: LabelSet,
+    padding: Padding,
+}
+
+impl Classification {
+    /// Samples and their labels, in the same order.
+    ///
+    /// # Errors
+    /// If there are none, or not as many of one as of the other.
+    pub fn new(samples: Vec<Sample>, labels: Vec<Label>, set: LabelSet, padding: Padding) -> Result<Self> {
+        if samples.is_empty() || samples.len() != labels.len() {
+            let counts = format!("{} texts and {} labels", samples.len(), labels.len());
+            return Err(PeftError::Invalid(format!("a classifier needs as many labels as texts, and some: {counts}")));
+        }
+        Ok(Self { samples, labels, set, padding })
+    }
+
+    fn batch(&self, items: &[usize]) -> Result<Padded> {
+        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    }
+
+    fn problem(&self) -> ProblemType {
+        match self.set.kind {
+            LabelKind::Single => ProblemType::SingleLabel,
+            LabelKind::Multi => ProblemType::MultiLabel,
+            LabelKind::Regression => ProblemType::Regression,
+        }
+    }
+
+    fn loss_of(&self, logits: Tensor<2>, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let labels: Vec<Label> = items.iter().map(|it| self.labels[*it].clone()).collect();
+        let labels = match self.set.targets(&labels)? {
+            Targets::Classes(classes) => Labels::Classes(line(&classes, device)),
+            Targets::Flags(values) | Targets::Values(values) => {
+                let width = values.len() / items.len();
+                Labels::Values(Tensor::from_data(TensorData::new(values, [items.len(), width]), device))
+            }
+        };
+        Ok(loss::classification(logits, labels, self.problem())?.mul_scalar(items.len() as f64))
+    }
+}
+
+impl<M: SequenceClassifier> Task<M> for Classification {
+    fn lengths(&self) -> Vec<usize> {
+        self.samples.iter().map(Sample::len).collect()
+    }
+
+    fn tokens(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| self.samples[*it].len()).sum()
+    }
+
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
+        items.len()
+    }
+
+    fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let logits = model.logits(&self.batch(items)?.input(device));
+        self.loss_of(logits, items, device)
+    }
+
+    fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let items: Vec<usize> = (0..self.samples.len()).collect();
+        let mut sum = 0.0;
+        let mut outputs: Vec<Vec<f32>> = Vec::new();
+        for chunk in items.chunks(batch_size.max(1)) {
+            let logits = model.logits(&self.batch(chunk)?.input(device));
+            let width = logits.dims()[1];
+            sum += scalar(&self.loss_of(logits.clone(), chunk, device)?);
+            let data = logits.into_data().convert::<f32>();
+            outputs.extend(data.as_slice::<f32>().unwrap_or(&[]).chunks(width).map(<[f32]>::to_vec));
+        }
+        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.measure(&outputs)? })
+    }
+}
+
+impl Classification {
+    fn measure(&self, outputs: &[Vec<f32>]) -> Result<Map<String, Value>> {
+        let mut measures = Map::new();
+        let classes = self.set.outputs();
+        match self.set.kind {
+            LabelKind::Single => {
+                let mut confusion = Confusion::new(classes);
+                for (output, label) in outputs.iter().zip(&self.labels) {
+                    if let (Label::Class(class), Some(best)) = (label, crate::generate::logits::argmax(output)) {
+                        confusion.add(*class, best as usize)?;
+                    }
+                }
+                measures.insert("accuracy".into(), confusion.accuracy().into());
+                measures.insert("f1".into(), confusion.average(Average::Macro).f1.into());
+            }
+            LabelKind::Multi => {
+                let mut confusion = MultiLabel::new(classes);
+                for (output, label) in outputs.iter().zip(&self.labels) {
+                    if let Label::Classes(on) = label {
+                        let truth: Vec<bool> = (0..classes).map(|it| on.contains(&it)).collect();
+                        let guess: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
+                        confusion.add(&truth, &guess)?;
+                    }
+                }
+                measures.insert("accuracy".into(), confusion.accuracy().into());
+                measures.insert("f1".into(), confusion.average(Average::Micro).f1.into());
+            }
+            LabelKind::Regression => {
+                let (guess, truth): (Vec<f64>, Vec<f64>) = outputs
+                    .iter()
+                    .zip(&self.labels)
+                    .filter_map(|(output, label)| match label {
+                        Label::Value(value) => Some((f64::from(output[0]), f64::from(*value))),
+                        _ => None,
+                    })
+                    .unzip();
+                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &guess)?.into());
+                measures.insert("pearson".into(), metrics::pearson(&truth, &guess)?.into());
+            }
+        }
+        Ok(measures)
+    }
+}

@@ -1,0 +1,156 @@
+//! Learning to write a target for a source.
+
+use burn::tensor::{Device, Tensor};
+use peft_core::{PeftError, Result, ops};
+use peft_models::{ModelInput, Seq2SeqLm};
+use serde_json::{Map, Value};
+
+use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::tensors::{grid, line};
+use crate::data::tokenizer::Tokenizer;
+use crate::eval::metrics;
+use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
+use crate::generate::sampling::GenerationPlan;
+use crate::generate::seq2seq::generate_targets;
+use crate::tasks::task::{Evaluation, Task, scalar};
+
+/// The task of an encoder with a decoder.
+#[derive(Debug, Clone)]
+pub struct SequenceToSequence {
+    sources: Vec<Sample>,
+    targets: Vec<Sample>,
+    padding: Padding,
+    written: Option<Written>,
+}
+
+/// How an evaluation has targets written, to compare them with the right ones.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// Turns ids into text.
+    pub tokenizer: Tokenizer,
+    /// How to write.
+    pub plan: GenerationPlan,
+}
+
+impl SequenceToSequence {
+    /// Sources, and the targets that belong to them: their `input_ids` are what is to be written, the end token included.
+    ///
+    /// # Errors
+    /// If there are none, not as many of one as of the other, or one of them is empty.
+    pub fn new(sources: Vec<Sample>, targets: Vec<Sample>, padding: Padding) -> Result<Self> {
+        if sources.is_empty() || sources.len() != targets.len() {
+            let counts = format!("{} sources and {} targets", sources.len(), targets.len());
+            return Err(PeftError::Invalid(format!("every source needs a target, and there must be some: {counts}")));
+        }
+        if sources.iter().chain(&targets).any(Sample::is_empty) {
+            return Err(PeftError::Invalid("a source or a target has no token; leave empty rows out".into()));
+        }
+        Ok(Self { sources, targets, padding, written: None })
+    }
+
+    /// Has targets written in every evaluation, and measured: exact matches, ROUGE, BLEU.
+    pub fn with_writing(mut self, written: Written) -> Self {
+        self.written = Some(written);
+        self
+    }
+
+    fn source(&self, items: &[usize], device: &Device) -> Result<ModelInput> {
+        let samples: Vec<Sample> =
+            items.iter().map(|it| Sample { labels: Vec::new(), ..self.sources[*it].clone() }).collect();
+        let mut input = pad(&samples, &self.padding)?.input(device);
+        // Encoders of this kind know no sentences A and B.
+        input.token_type_ids = None;
+        Ok(input)
+    }
+
+    fn target(&self, items: &[usize]) -> Result<Padded> {
+        let samples: Vec<Sample> =
+            items.iter().map(|it| Sample::language(self.targets[*it].input_ids.clone())).collect();
+        pad(&samples, &self.padding)
+    }
+
+    fn measure<M: Seq2SeqLm>(
+        &self,
+        written: &Written,
+        model: &M,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        let items: Vec<usize> = (0..self.sources.len()).collect();
+        let (mut exact, mut rouge) = (0, [0.0; 3]);
+        let mut bleu = Bleu::default();
+        for chunk in items.chunks(batch_size.max(1)) {
+            let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
+            for (item, text) in chunk.iter().zip(texts) {
+                let right = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
+                let text = written.tokenizer.decode(&text, true)?;
+                exact += usize::from(right.trim() == text.trim());
+                for (sum, score) in
+                    rouge.iter_mut().zip([rouge_n(&right, &text, 1), rouge_n(&right, &text, 2), rouge_l(&right, &text)])
+                {
+                    *sum += score;
+                }
+                bleu.add(&right, &text);
+            }
+        }
+        let count = items.len() as f64;
+        Ok(vec![
+            ("exact_match", exact as f64 / count),
+            ("rouge1", rouge[0] / count),
+            ("rouge2", rouge[1] / count),
+            ("rougeL", rouge[2] / count),
+            ("bleu", bleu.score()),
+        ])
+    }
+}
+
+impl<M: Seq2SeqLm> Task<M> for SequenceToSequence {
+    fn lengths(&self) -> Vec<usize> {
+        self.sources.iter().zip(&self.targets).map(|(source, target)| source.len() + target.len()).collect()
+    }
+
+    fn tokens(&self, items: &[usize]) -> usize {
+        items.iter().map(|it| self.sources[*it].len() + self.targets[*it].len()).sum()
+    }
+
+    fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
+        items.iter().map(|it| self.targets[*it].len()).sum()
+    }
+
+    fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+        let target = self.target(items)?;
+        let encoded = model.encode(&self.source(items, device)?);
+        let read = model.shift_right(grid(&target.labels, target.rows, target.width, device))?;
+        let hidden = model.decode(&ModelInput::ids(read), &encoded, None);
+        // The head for what is learned only; virtual tokens of the decoder stand in front.
+        let [batch, total, d_model] = hidden.dims();
+        let first = total - target.width;
+        let (rows, labels): (Vec<i64>, Vec<i64>) = target
+            .labels
+            .iter()
+            .enumerate()
+            .filter(|(_, label)| **label != IGNORED)
+            .map(|(at, label)| ((at / target.width * total + first + at % target.width) as i64, *label))
+            .unzip();
+        let hidden = hidden.reshape([batch * total, d_model]).select(0, line(&rows, device));
+        let mean = ops::cross_entropy(model.head(hidden), line(&labels, device));
+        Ok(mean.mul_scalar(rows.len() as f64))
+    }
+
+    fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let items: Vec<usize> = (0..self.sources.len()).collect();
+        let (mut sum, mut count) = (0.0, 0);
+        for chunk in items.chunks(batch_size.max(1)) {
+            sum += scalar(&self.loss_sum(model, chunk, device)?);
+            count += Task::<M>::targets(self, 0, chunk);
+        }
+        let mut metrics = Map::new();
+        metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
+        if let Some(written) = &self.written {
+            for (name, value) in self.measure(written, model, batch_size, device)? {
+                metrics.insert(name.into(), value.into());
+            }
+        }
+        Ok(Evaluation { loss: sum / count as f64, metrics })
+    }
+}

@@ -1,0 +1,189 @@
+//! The optimizer of a run: AdamW, or what tells LoRA's factors apart.
+//!
+//! - LoRA+ (arXiv 2402.12354, `peft/optimizers/loraplus.py`): `B` and all vectors learn faster than `A`.
+//! - LoRA-FA (arXiv 2308.03303, `peft/optimizers/lorafa.py`): `A` is frozen, the gradient of `B` is projected, and AdamW is
+//!   the older one of transformers, which corrects the step and not the moments, and decays after it.
+
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleMapper, Param, ParamGroup, ParamId};
+use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
+use burn::tensor::{Device, Tensor};
+use peft_core::adapter::slots;
+use peft_core::model::state;
+use peft_core::{PeftError, PeftModel, Result};
+
+use crate::train::trainer::TrainConfig;
+
+/// The optimizer for the adapter `name` of a model, and the parameters that it wants frozen.
+///
+/// # Errors
+/// If LoRA-FA is asked for and the adapter is not LoRA, or a kind of it that it does not know.
+pub fn optimizer<M: Module>(
+    config: &TrainConfig,
+    peft: &PeftModel<M>,
+    name: &str,
+) -> Result<(ModuleOptimizer, HashSet<ParamId>)> {
+    if config.lora_fa {
+        return lora_fa(config, peft, name);
+    }
+    let adamw = |decay: f64| {
+        AdamWConfig::new()
+            .with_beta_1(config.adam_beta1 as f32)
+            .with_beta_2(config.adam_beta2 as f32)
+            .with_epsilon(config.adam_epsilon as f32)
+            .with_weight_decay(decay as f32)
+            .build()
+    };
+    let Some(ratio) = config.loraplus_lr_ratio else {
+        return Ok((ModuleOptimizer::from(adamw(config.weight_decay)), HashSet::new()));
+    };
+    let decay = config.loraplus_weight_decay;
+    let of_tables = config.loraplus_lr_embedding / config.learning_rate;
+    let mut groups: [Vec<ParamId>; 3] = Default::default();
+    for parameter in state::parameters(peft.model(), name) {
+        match Group::of(&parameter) {
+            Group::A => {}
+            Group::Table => groups[0].push(parameter.id),
+            Group::B => groups[1].push(parameter.id),
+            Group::Undecayed => groups[2].push(parameter.id),
+        }
+    }
+    let mut optimizer = ModuleOptimizer::from(Faster { adamw: adamw(decay), factor: 1.0 });
+    for (ids, (decay, factor)) in groups.into_iter().zip([(decay, of_tables), (decay, ratio), (0.0, ratio)]) {
+        optimizer = optimizer.with_group(ParamGroup::from_ids(ids), Faster { adamw: adamw(decay), factor }, None);
+    }
+    Ok((optimizer, HashSet::new()))
+}
+
+fn lora_fa<M: Module>(
+    config: &TrainConfig,
+    peft: &PeftModel<M>,
+    name: &str,
+) -> Result<(ModuleOptimizer, HashSet<ParamId>)> {
+    let adam = AdamThenDecay {
+        beta_1: config.adam_beta1,
+        beta_2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        decay: config.weight_decay,
+        projection: None,
+    };
+    let mut optimizer = ModuleOptimizer::from(adam.clone());
+    let mut frozen = HashSet::new();
+    let known = peft.adapters().get(name);
+    let known = known.ok_or_else(|| PeftError::AdapterName(format!("there is no adapter `{name}` to train")))?;
+    for pair in known.config.projected_pairs(&slots::collect(peft.model()), name)? {
+        frozen.insert(pair.frozen);
+        let projected = AdamThenDecay { projection: Some(pair.projection), ..adam.clone() };
+        optimizer = optimizer.with_group(ParamGroup::from_ids(vec![pair.trained]), projected, None);
+    }
+    Ok((optimizer, frozen))
+}
+
+/// The model with these parameters frozen, or trained again.
+pub fn set_frozen<M: Module>(model: M, ids: &HashSet<ParamId>, frozen: bool) -> M {
+    struct SetFrozen<'a>(&'a HashSet<ParamId>, bool);
+    impl ModuleMapper for SetFrozen<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if self.0.contains(&param.id) { param.set_require_grad(!self.1) } else { param }
+        }
+    }
+    if ids.is_empty() { model } else { model.map(&mut SetFrozen(ids, frozen)) }
+}
+
+/// LoRA+'s groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    A,
+    /// The factors on an embedding.
+    Table,
+    B,
+    /// As `B`, without weight decay: biases, and what belongs to a `LayerNorm`.
+    Undecayed,
+}
+
+impl Group {
+    fn of(parameter: &state::Parameter) -> Self {
+        let key = &parameter.key;
+        if key.contains("lora_embedding_") {
+            Self::Table
+        } else if !key.contains("lora_B") && parameter.rank != 1 {
+            Self::A
+        } else if key.contains("bias") || parameter.site.owner == "LayerNorm" {
+            Self::Undecayed
+        } else {
+            Self::B
+        }
+    }
+}
+
+/// AdamW at a multiple of the learning rate.
+#[derive(Clone)]
+struct Faster {
+    adamw: AdamW,
+    factor: f64,
+}
+
+impl Optimizer for Faster {
+    type State<const D: usize> = AdamWState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        self.adamw.step(lr * self.factor, tensor, grad, state)
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        AdamW::to_device(state, device)
+    }
+}
+
+/// Adam whose step, not whose moments, is corrected, and weight decay after it.
+#[derive(Clone)]
+struct AdamThenDecay {
+    beta_1: f64,
+    beta_2: f64,
+    epsilon: f64,
+    decay: f64,
+    /// `[rank, rank]`, for gradients `[out, rank]`.
+    projection: Option<Tensor<2>>,
+}
+
+impl Optimizer for AdamThenDecay {
+    type State<const D: usize> = AdaptiveMomentumState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let grad = match &self.projection {
+            Some(projection) => {
+                let dims = grad.dims();
+                let matrix = grad.reshape([dims[0], dims[1]]);
+                let projection = projection.clone().to_device(&matrix.device());
+                matrix.matmul(projection).reshape(dims)
+            }
+            None => grad,
+        };
+        let mut state = state.unwrap_or_else(|| AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()));
+        state.time += 1;
+        state.moment_1 = state.moment_1.mul_scalar(self.beta_1) + grad.clone().mul_scalar(1.0 - self.beta_1);
+        state.moment_2 = state.moment_2.mul_scalar(self.beta_2) + grad.square().mul_scalar(1.0 - self.beta_2);
+        let time = i32::try_from(state.time).unwrap_or(i32::MAX);
+        let rate = lr * (1.0 - self.beta_2.powi(time)).sqrt() / (1.0 - self.beta_1.powi(time));
+        let step = state.moment_1.clone() / state.moment_2.clone().sqrt().add_scalar(self.epsilon);
+        let moved = tensor - step.mul_scalar(rate);
+        (moved.mul_scalar(1.0 - lr * self.decay), Some(state))
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        state.to_device(device)
+    }
+}

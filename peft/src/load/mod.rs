@@ -1,0 +1,5 @@
+//! Loading: models and adapters by name, and the two together.
+
+pub mod adapted;
+pub mod configure;
+pub mod hub;

@@ -1,0 +1,84 @@
+//! What the outputs of a classifier mean: said by the adapter, by the base, or learned from the data.
+
+use std::path::{Path, PathBuf};
+
+use peft_core::{LABELS_FILE, Labels, PeftError, Result};
+use peft_models::common::config::LabelConfig;
+use peft_tasks::data::labels::{LabelKind, LabelSet};
+use serde_json::{Map, Value};
+
+/// The labels that adapters bring. Those that bring none do not count.
+///
+/// # Errors
+/// If two of them name their outputs differently.
+pub fn of_adapters(adapters: &[PathBuf]) -> Result<Option<Labels>> {
+    let mut found: Option<(&PathBuf, Labels)> = None;
+    for folder in adapters {
+        let Some(labels) = Labels::read(folder)? else { continue };
+        match &found {
+            Some((first, known)) if *known != labels => {
+                let reason = format!("its labels differ from those of {}", first.display());
+                return Err(PeftError::bad_file(folder.join(LABELS_FILE), reason));
+            }
+            Some(_) => {}
+            None => found = Some((folder, labels)),
+        }
+    }
+    Ok(found.map(|(_, labels)| labels))
+}
+
+/// The labels that data is read with: those that the adapters bring, else those of a base that is used as it is, else
+/// what `learn` finds in the data.
+///
+/// # Errors
+/// If there are not as many as the head has outputs.
+pub fn for_head(
+    adapters: &[PathBuf],
+    head: &LabelConfig,
+    learn: impl FnOnce() -> Result<LabelSet>,
+) -> Result<LabelSet> {
+    let outputs = head.num_labels();
+    let (set, source) = match of_adapters(adapters)? {
+        Some(labels) => (LabelSet::from_labels(&labels)?, format!("the adapter's `{LABELS_FILE}`")),
+        None => match named(head).filter(|_| adapters.is_empty()) {
+            Some(names) => (LabelSet::new(kind(head.problem_type.as_deref())?, names), "config.json".to_owned()),
+            None => (learn()?, "the data".to_owned()),
+        },
+    };
+    if set.outputs() == outputs {
+        return Ok(set);
+    }
+    let reason = format!("the head has {outputs} outputs, but {source} names {}", set.outputs());
+    let next =
+        if source == "the data" { format!("; an adapter says its labels in `{LABELS_FILE}`") } else { String::new() };
+    Err(PeftError::config("label", reason + &next))
+}
+
+/// The names of a checkpoint, unless they are the `LABEL_0`, `LABEL_1`, … that transformers fills in.
+fn named(head: &LabelConfig) -> Option<Vec<String>> {
+    let filled_in = |(id, name): (usize, &String)| *name == format!("LABEL_{id}");
+    head.label_names().filter(|names| !names.iter().enumerate().all(filled_in))
+}
+
+fn kind(problem_type: Option<&str>) -> Result<LabelKind> {
+    problem_type.map_or(Ok(LabelKind::Single), str::parse)
+}
+
+/// The base's `config.json` with the labels of an adapter, for a checkpoint that the adapter is merged into.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn in_config(base: &Path, labels: &Labels) -> Result<Map<String, Value>> {
+    let mut json = peft_models::common::config::RawConfig::read(base)?.json;
+    // The number follows from the names, and may have been of another head.
+    json.shift_remove("num_labels");
+    let fields = labels.to_json().into_iter().filter(|(_, value)| !value.is_null());
+    json.extend(fields.filter(|(field, _)| field == "problem_type" || !labels.names.is_empty()));
+    if labels.names.is_empty() {
+        for field in ["id2label", "label2id"] {
+            json.shift_remove(field);
+        }
+        json.insert("num_labels".into(), 1.into());
+    }
+    Ok(json)
+}
