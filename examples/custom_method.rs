@@ -7,7 +7,7 @@
 //! output, how much louder it should be and by how much it should be moved: `y' = (1 + scale) · y + shift`. That is
 //! two numbers per output, and since both start at zero, an untrained adapter changes nothing.
 //!
-//! You write three things: the numbers (an `Adapter`), how they start (a `Build`), and the configuration (a `Tuner`).
+//! You write three things: the numbers (an `Adapter`), how they start (a `AdapterBuilder`), and the configuration (a `PeftConfig`).
 //!
 //! ```text
 //! cargo run -p peft-examples --example custom_method
@@ -24,8 +24,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Describe, Init, Layout, Methods, Names, PeftError, PeftModel, Plan,
-    PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, nn,
+    Adaptable, Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, MethodRegistry, ModelSpec, Names,
+    ParamKind, ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
 };
 use peft_models::auto::{AutoCausalLm, load_causal_lm};
 use peft_models::{CausalLm, ModelInput};
@@ -48,8 +48,8 @@ impl Adapter for RowScale {
     /// The definition: `diag(1 + scale) · W`. Merging uses it, and so does any layer that knows nothing of adapters.
     ///
     /// Some layers store `W` as `[out, in]` and others as `[in, out]`; the site says which axis is the output.
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
-        let out_axis = if site.kind == SiteKind::Linear(Layout::OutIn) { 0 } else { D - 1 };
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
+        let out_axis = if param.kind == ParamKind::Linear(Layout::OutIn) { 0 } else { D - 1 };
         let mut shape = [1; D];
         shape[out_axis] = weight.dims()[out_axis];
         weight * self.row_scale.val().add_scalar(1.0).reshape(shape)
@@ -78,9 +78,9 @@ impl Adapter for RowScale {
 #[derive(Debug)]
 struct BuildRowScale;
 
-impl Build for BuildRowScale {
+impl AdapterBuilder for BuildRowScale {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (_, d_out) = base.site().features();
+        let (_, d_out) = base.param().features();
         AnyAdapter::new(RowScale { row_scale: init.constant([d_out], 0.0), row_shift: init.constant([d_out], 0.0) })
     }
 }
@@ -100,27 +100,27 @@ impl RowScaleConfig {
         serde_json::from_value(Value::Object(json)).map_err(|error| PeftError::Invalid(error.to_string()))
     }
 
-    fn row(site: &Arc<Site>, sites: &Sites) -> Result<PlanRow> {
-        if !matches!(site.kind, SiteKind::Linear(_)) || !sites.has_bias(site) {
-            let reason = format!("names `{}`, but row scale needs a linear layer with a bias", site.module);
+    fn row(param: &Arc<ParamSpec>, spec: &ModelSpec) -> Result<PlanRow> {
+        if !matches!(param.kind, ParamKind::Linear(_)) || !spec.has_bias(param) {
+            let reason = format!("names `{}`, but row scale needs a linear layer with a bias", param.module);
             return Err(PeftError::config("target_modules", reason));
         }
-        let (_, d_out) = site.features();
+        let (_, d_out) = param.features();
         let (label, build) = ("scale + shift".to_owned(), Arc::new(BuildRowScale));
-        Ok(PlanRow { site: site.clone(), label, parameters: 2 * d_out, build })
+        Ok(PlanRow { param: param.clone(), label, parameters: 2 * d_out, build })
     }
 }
 
-impl Tuner for RowScaleConfig {
+impl PeftConfig for RowScaleConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         let selection = Selection { target_modules: Some(self.target_modules.clone()), ..Selection::default() };
-        let selected = selection.resolve(sites, None)?;
-        let mut plan = Plan::new("row scale", sites);
-        plan.rows = selected.sites.iter().map(|site| Self::row(site, sites)).collect::<Result<_>>()?;
+        let selected = selection.resolve(spec, None)?;
+        let mut plan = Plan::new("row scale", spec);
+        plan.rows = selected.spec.iter().map(|param| Self::row(param, spec)).collect::<Result<_>>()?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }
@@ -157,11 +157,11 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     }
     assert!(losses[29] < 0.9 * losses[0], "the loss must fall, but went from {} to {}", losses[0], losses[29]);
 
-    // The folder is the same as for any method. `Methods` is how a reader learns that `ROW_SCALE` is ours.
+    // The folder is the same as for any method. `MethodRegistry` is how a reader learns that `ROW_SCALE` is ours.
     let folder = tempfile::tempdir()?;
     model.save_adapter(folder.path(), "default")?;
     let mut loaded = tiny_gpt2(&device)?;
-    loaded.load_adapter(folder.path(), "default", &Methods::new().with(PEFT_TYPE, RowScaleConfig::parse))?;
+    loaded.load_adapter(folder.path(), "default", &MethodRegistry::new().with(PEFT_TYPE, RowScaleConfig::parse))?;
     let live = model.logits(&input, None);
     let difference = distance(&live, &loaded.logits(&input, None));
     println!("saved and loaded: logits differ by {difference:e}");
@@ -180,8 +180,8 @@ fn tiny_gpt2(device: &Device) -> Result<PeftModel<AutoCausalLm>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models/gpt2-tiny");
     let (model, _) = load_causal_lm(folder, device)?;
     let model = nn::set_training(model, false);
-    let sites = model.describe();
-    Ok(PeftModel::with_sites(model, sites, device))
+    let spec = model.spec();
+    Ok(PeftModel::with_spec(model, spec, device))
 }
 
 fn distance(a: &Tensor<3>, b: &Tensor<3>) -> f32 {

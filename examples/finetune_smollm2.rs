@@ -12,10 +12,10 @@
 use std::path::PathBuf;
 
 use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::sampling::GenerationConfig;
@@ -41,14 +41,13 @@ fn main() -> Result<()> {
     let device = peft::device::device("flex")?;
     let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
     let tokenizer = Tokenizer::load(&folder)?;
-    let data =
-        |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(224), ..DataOptions::default() };
+    let data = |file: &String| TextData { file: PathBuf::from(file), max_length: Some(224), ..TextData::default() };
     let task = data(train_file).language_modelling(&folder, &tokenizer)?;
     let eval = data(eval_file).language_modelling(&folder, &tokenizer)?;
 
     let (base, _) = load_causal_lm(&folder, &device)?;
-    let sites = base.describe();
-    let mut peft = PeftModel::with_sites(base, sites, &device);
+    let spec = base.spec();
+    let mut peft = PeftModel::with_spec(base, spec, &device);
     peft.base_name = Some(model.clone());
     peft.task_type = Some("CAUSAL_LM".into());
     let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;

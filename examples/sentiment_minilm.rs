@@ -11,10 +11,10 @@
 use std::path::PathBuf;
 
 use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::trainer::{TrainConfig, train};
@@ -27,8 +27,7 @@ fn main() -> Result<()> {
     let device = peft::device::device("flex")?;
     let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
     let tokenizer = Tokenizer::load(&folder)?;
-    let data =
-        |file: &String| DataOptions { file: PathBuf::from(file), max_length: Some(64), ..DataOptions::default() };
+    let data = |file: &String| TextData { file: PathBuf::from(file), max_length: Some(64), ..TextData::default() };
     let labels = data(train_file).label_set()?;
     let task = data(train_file).classification(&folder, &tokenizer, &labels)?;
     let test = data(test_file).classification(&folder, &tokenizer, &labels)?;
@@ -36,8 +35,8 @@ fn main() -> Result<()> {
     // The checkpoint has no classifier: a fresh one is made, trained whole and saved with the adapter.
     let options = ClassifierOptions { num_labels: Some(labels.outputs()), seed: 42, ..ClassifierOptions::default() };
     let (base, _) = load_sequence_classifier(&folder, &device, &options)?;
-    let sites = base.describe();
-    let mut peft = PeftModel::with_sites(base, sites, &device);
+    let spec = base.spec();
+    let mut peft = PeftModel::with_spec(base, spec, &device);
     peft.base_name = Some(model.clone());
     let lora = LoraConfig { task_type: Some("SEQ_CLS".into()), ..LoraConfig::new(8, 16.0) };
     println!("{}", peft.add_adapter(DEFAULT_ADAPTER, lora, 42)?);

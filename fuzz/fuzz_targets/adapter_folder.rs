@@ -5,7 +5,7 @@
 use std::fs;
 
 use libfuzzer_sys::fuzz_target;
-use peft_core::{AdapterFolder, Methods};
+use peft_core::{AdapterFolder, MethodRegistry};
 use peft_lora::LoraConfig;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
     fs::write(folder.path().join("adapter_config.json"), config).expect("a file");
     fs::write(folder.path().join("adapter_model.safetensors"), tensors).expect("a file");
     let Ok(adapter) = AdapterFolder::open(folder.path()) else { return };
-    let _ = Methods::new().with(peft_lora::PEFT_TYPE, LoraConfig::parse).parse(adapter.config.clone());
+    let _ = MethodRegistry::new().with(peft_lora::PEFT_TYPE, LoraConfig::parse).parse(adapter.config.clone());
     for key in adapter.tensors.keys() {
         let _ = adapter.tensors.floats(&key);
     }

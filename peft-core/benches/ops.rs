@@ -10,7 +10,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
 use peft_core::nn::Dropout;
-use peft_core::ops::{self, AttentionMask, LowRank, Pairing, RotaryTable, Sight, plain};
+use peft_core::ops::{self, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
 
 const ROUNDS: usize = 15;
 
@@ -137,7 +137,7 @@ fn main() {
     for (name, batch, query_heads, kv_heads, seq) in
         [("attention", 4, 12, 12, 128), ("attention grouped", 2, 9, 3, 256), ("attention long", 1, 9, 3, 1024)]
     {
-        let mask = AttentionMask::new(Sight::around(0..seq, None, 0, &device), false);
+        let mask = AttentionMask::new(Visibility::around(0..seq, None, 0, &device), false);
         compare(
             name,
             [heads(batch, query_heads, seq), heads(batch, kv_heads, seq), heads(batch, kv_heads, seq)],

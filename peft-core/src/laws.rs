@@ -10,11 +10,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, TensorData};
 
 use crate::Result;
-use crate::config::peft_config::Methods;
+use crate::config::peft_config::MethodRegistry;
 use crate::model::peft_model::PeftModel;
 use crate::model::state;
 use crate::plan::init::Init;
-use crate::spec::{Site, SiteKind};
+use crate::spec::{ParamKind, ParamSpec};
 
 /// Numbers of a tensor.
 pub fn numbers(data: &TensorData) -> Vec<f64> {
@@ -36,14 +36,14 @@ pub fn disturb<M: Module>(peft: &mut PeftModel<M>, name: &str, size: f64, device
     let trained: Vec<String> = state::trained(peft.model(), name).into_iter().map(|it| it.key).collect();
     for stored in tensors.iter_mut().filter(|it| trained.contains(&it.key)) {
         let shape = stored.data.shape().clone();
-        let site = Site {
+        let param = ParamSpec {
             module: stored.key.clone(),
-            param: String::new(),
+            name: String::new(),
             owner: String::new(),
-            kind: SiteKind::Other,
+            kind: ParamKind::Other,
             shape: shape.as_slice().to_vec(),
         };
-        let noise = Init::new(0, name, &site, device).normal([shape.num_elements()], size).val().into_data();
+        let noise = Init::new(0, name, &param, device).normal([shape.num_elements()], size).val().into_data();
         let moved = numbers(&stored.data).iter().zip(numbers(&noise)).map(|(a, b)| (a + b) as f32).collect();
         stored.data = TensorData::new::<f32, _>(moved, shape);
     }
@@ -103,7 +103,7 @@ pub fn saved_is_loaded<M: Module>(
     peft: &PeftModel<M>,
     name: &str,
     mut fresh: PeftModel<M>,
-    methods: &Methods,
+    methods: &MethodRegistry,
     folder: &Path,
     output: impl Fn(&M) -> TensorData,
 ) {

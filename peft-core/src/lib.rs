@@ -1,6 +1,6 @@
 //! Adapters on the parameters of any Burn module.
 //!
-//! A method implements [`Adapter`] (what a parameter becomes) and [`Tuner`] (its `adapter_config.json`, and the
+//! A method implements [`Adapter`] (what a parameter becomes) and [`PeftConfig`] (its `adapter_config.json`, and the
 //! [`Plan`] that it makes for a model). [`PeftModel`] holds a frozen base with named adapters: it adds, loads,
 //! switches, saves and merges them. Layers that take adapters in without a dense update are in [`nn`] and call
 //! [`seam`]; every other layer sees the composed weight. [`checkpoint`] reads and writes safetensors.
@@ -20,9 +20,11 @@ pub mod plan;
 pub mod spec;
 
 pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};
-pub use adapter::{Adapter, AdapterSet, AnyAdapter, Kept, NamedAdapter, slots};
+pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter, ParamRole, slots};
 pub use config::after_step::AfterStep;
-pub use config::peft_config::{About, KnownMethod, Method, Methods, Tuner, is_off, refuse_unknown};
+pub use config::peft_config::{
+    MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
+};
 pub use config::projected::ProjectedPair;
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use files::checkpoint;
@@ -31,16 +33,16 @@ pub use files::folder::{
     write_folder_with_encoder,
 };
 pub use forward::gradient_checkpointing;
-pub use model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, Describe, PeftModel, REFERENCE_VERSION};
+pub use model::peft_model::{Adaptable, AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION};
 pub use model::state;
 pub use model::status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use model::update::Update;
 pub use plan::init::{Init, stable_hash};
-pub use plan::plan::{BaseTensor, Build, Plan, PlanRow, thousands};
+pub use plan::plan::{AdapterBuilder, BaseTensor, Plan, PlanRow, thousands};
 pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use plan::targets::{
     ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
     no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
-pub use spec::{Layout, PathStack, PromptShape, Site, SiteKind, Sites};
+pub use spec::{Layout, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use peft_core::config::fields::{self, SavedModules};
 use peft_core::{
-    About, Method, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, Tuner, refuse_unknown,
+    MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError, Plan, PlanRow, Result, Selection, Tuner,
+    refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -97,23 +98,23 @@ impl Ia3Config {
         Ok(())
     }
 
-    fn row(&self, site: &Arc<Site>, is_feedforward: bool) -> Result<PlanRow> {
-        if site.kind == SiteKind::Embedding {
-            let reason = format!("names the embedding `{}`; IA3 scales linear layers and convolutions", site.module);
+    fn row(&self, param: &Arc<ParamSpec>, is_feedforward: bool) -> Result<PlanRow> {
+        if param.kind == ParamKind::Embedding {
+            let reason = format!("names the embedding `{}`; IA3 scales linear layers and convolutions", param.module);
             return Err(PeftError::config("target_modules", reason));
         }
         let build = BuildIa3 { is_feedforward, identity: self.init_ia3_weights };
         Ok(PlanRow {
-            site: site.clone(),
+            param: param.clone(),
             label: if is_feedforward { "input" } else { "output" }.into(),
-            parameters: build.length(site),
+            parameters: build.length(param),
             build: Arc::new(build),
         })
     }
 }
 
-impl Method for Ia3Config {
-    const ABOUT: About = About {
+impl Tuner for Ia3Config {
+    const INFO: MethodInfo = MethodInfo {
         name: "IA3",
         peft_type: PEFT_TYPE,
         what: "a vector that scales activations",
@@ -126,12 +127,12 @@ impl Method for Ia3Config {
     }
 }
 
-impl Tuner for Ia3Config {
+impl PeftConfig for Ia3Config {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &[])?;
         let saved = self.saved_modules();
@@ -141,8 +142,8 @@ impl Tuner for Ia3Config {
             modules_to_save: saved.names(),
             ..Selection::default()
         };
-        let defaults = sites.model_type.as_deref().and_then(defaults::of);
-        let selected = selection.resolve(sites, defaults.as_ref().map(|it| it.targets))?;
+        let defaults = spec.model_type.as_deref().and_then(defaults::of);
+        let selected = selection.resolve(spec, defaults.as_ref().map(|it| it.targets))?;
         let feedforward = match (&self.feedforward_modules, &defaults) {
             (Some(names), _) => names.clone(),
             (None, Some(defaults)) => Names::list(defaults.feedforward.iter().copied()),
@@ -153,14 +154,14 @@ impl Tuner for Ia3Config {
         };
         let feedforward = FeedForward::new(&feedforward)?;
 
-        let mut plan = Plan::new("IA3", sites);
-        for site in &selected.sites {
-            plan.rows.push(self.row(site, feedforward.contains(&site.module))?);
+        let mut plan = Plan::new("IA3", spec);
+        for param in &selected.spec {
+            plan.rows.push(self.row(param, feedforward.contains(&param.module))?);
         }
-        if selected.sites.iter().any(|it| it.kind == SiteKind::Conv && it.shape.len() == 3) {
+        if selected.spec.iter().any(|it| it.kind == ParamKind::Conv && it.shape.len() == 3) {
             plan.notes.push("the reference has no IA3 for one-dimensional convolutions and will not load this".into());
         }
-        saved.add_to(&mut plan, sites)?;
+        saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::forward::LinearBelow;
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, Site, SiteKind};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, ParamKind, ParamSpec};
 
 /// What the features of one layer are multiplied by.
 #[derive(Module, Debug)]
@@ -20,17 +20,17 @@ impl<const K: usize> Ia3<K> {
     }
 
     /// The axis of the weight that the vector runs along.
-    fn axis(&self, site: &Site) -> usize {
-        let out_first = site.kind != SiteKind::Linear(Layout::InOut);
+    fn axis(&self, param: &ParamSpec) -> usize {
+        let out_first = param.kind != ParamKind::Linear(Layout::InOut);
         usize::from(out_first == self.is_feedforward)
     }
 }
 
 impl<const K: usize> Adapter for Ia3<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let vector = self.vector();
         let mut shape = [1; D];
-        shape[self.axis(site)] = vector.dims()[0];
+        shape[self.axis(param)] = vector.dims()[0];
         weight * vector.reshape(shape)
     }
 
@@ -62,32 +62,32 @@ pub(crate) struct BuildIa3 {
 
 impl BuildIa3 {
     /// Trained numbers of a layer.
-    pub(crate) fn length(&self, site: &Site) -> usize {
-        let (d_in, d_out) = match site.kind {
-            SiteKind::Conv => (site.shape[1], site.shape[0]),
-            _ => site.features(),
+    pub(crate) fn length(&self, param: &ParamSpec) -> usize {
+        let (d_in, d_out) = match param.kind {
+            ParamKind::Conv => (param.shape[1], param.shape[0]),
+            _ => param.features(),
         };
         if self.is_feedforward { d_in } else { d_out }
     }
 
-    fn vector<const D: usize>(&self, site: &Site, init: &mut Init) -> AnyAdapter {
+    fn vector<const D: usize>(&self, param: &ParamSpec, init: &mut Init) -> AnyAdapter {
         // A file holds the vector of a linear layer in the place that it has in `[out, in]`.
-        let is_column = site.kind != SiteKind::Conv && !self.is_feedforward;
+        let is_column = param.kind != ParamKind::Conv && !self.is_feedforward;
         let mut shape = [1; D];
-        shape[usize::from(!is_column)] = self.length(site);
+        shape[usize::from(!is_column)] = self.length(param);
         let ia3_l = if self.identity { init.constant(shape, 1.0) } else { init.normal(shape, 1.0) };
         AnyAdapter::new(Ia3 { ia3_l, is_feedforward: self.is_feedforward })
     }
 }
 
-impl Build for BuildIa3 {
+impl AdapterBuilder for BuildIa3 {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let site = base.site().clone();
-        match site.shape.len() {
-            2 => self.vector::<2>(&site, init),
-            3 => self.vector::<3>(&site, init),
-            4 => self.vector::<4>(&site, init),
-            _ => self.vector::<5>(&site, init),
+        let param = base.param().clone();
+        match param.shape.len() {
+            2 => self.vector::<2>(&param, init),
+            3 => self.vector::<3>(&param, init),
+            4 => self.vector::<4>(&param, init),
+            _ => self.vector::<5>(&param, init),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use peft_core::config::fields::{self, Bias, SavedModules};
 use peft_core::{
-    Indices, Layout, Names, PeftError, Plan, PlanRow, Result, Selection, Site, SiteKind, Sites, refuse_unknown,
+    Indices, Layout, ModelSpec, Names, ParamKind, ParamSpec, PeftError, Plan, PlanRow, Result, Selection,
+    refuse_unknown,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,11 +34,11 @@ impl Common<'_> {
     }
 
     /// The layers that are meant. `defaults` says what a model type has where it differs from LoRA's table.
-    pub(crate) fn sites(
+    pub(crate) fn spec(
         &self,
-        sites: &Sites,
+        spec: &ModelSpec,
         defaults: impl Fn(&str) -> Option<&'static [&'static str]>,
-    ) -> Result<(Vec<Arc<Site>>, Vec<String>)> {
+    ) -> Result<(Vec<Arc<ParamSpec>>, Vec<String>)> {
         refuse_unknown(self.other, &[])?;
         let selection = Selection {
             target_modules: self.target_modules.clone(),
@@ -46,34 +47,34 @@ impl Common<'_> {
             layers_pattern: self.layers_pattern.clone(),
             modules_to_save: self.saved().names(),
         };
-        let model_type = sites.model_type.as_deref();
+        let model_type = spec.model_type.as_deref();
         let defaults = model_type.and_then(|it| defaults(it).or_else(|| default_targets::target_modules(it)));
-        let selected = selection.resolve(sites, defaults)?;
-        Ok((selected.sites, selected.unmatched))
+        let selected = selection.resolve(spec, defaults)?;
+        Ok((selected.spec, selected.unmatched))
     }
 
     /// The plan: a row for every layer that is meant, then the biases and the modules that are saved whole.
     pub(crate) fn plan(
         &self,
-        sites: &Sites,
+        spec: &ModelSpec,
         defaults: impl Fn(&str) -> Option<&'static [&'static str]>,
-        row: impl Fn(&Arc<Site>) -> Result<PlanRow>,
+        row: impl Fn(&Arc<ParamSpec>) -> Result<PlanRow>,
     ) -> Result<Plan> {
-        self.plan_of(sites, self.sites(sites, defaults)?, row)
+        self.plan_of(spec, self.spec(spec, defaults)?, row)
     }
 
-    /// The plan for layers that [`Common::sites`] gave.
+    /// The plan for layers that [`Common::spec`] gave.
     pub(crate) fn plan_of(
         &self,
-        sites: &Sites,
-        (selected, unmatched): (Vec<Arc<Site>>, Vec<String>),
-        row: impl Fn(&Arc<Site>) -> Result<PlanRow>,
+        spec: &ModelSpec,
+        (selected, unmatched): (Vec<Arc<ParamSpec>>, Vec<String>),
+        row: impl Fn(&Arc<ParamSpec>) -> Result<PlanRow>,
     ) -> Result<Plan> {
-        let mut plan = Plan::new(self.method, sites);
+        let mut plan = Plan::new(self.method, spec);
         plan.rows = selected.iter().map(row).collect::<Result<_>>()?;
         let saved = self.saved();
-        self.bias.add_to(&mut plan, sites, &saved);
-        saved.add_to(&mut plan, sites)?;
+        self.bias.add_to(&mut plan, spec, &saved);
+        saved.add_to(&mut plan, spec)?;
         plan.unmatched = unmatched;
         Ok(plan)
     }
@@ -88,17 +89,21 @@ impl Common<'_> {
     }
 
     /// Refuses layers that are not linear.
-    pub(crate) fn only_linear(&self, site: &Site) -> Result<()> {
-        if matches!(site.kind, SiteKind::Linear(_)) {
+    pub(crate) fn only_linear(&self, param: &ParamSpec) -> Result<()> {
+        if matches!(param.kind, ParamKind::Linear(_)) {
             return Ok(());
         }
-        let reason = format!("names `{}`, {}; {} adapts linear layers only", site.module, site.kind, self.method);
+        let reason = format!("names `{}`, {}; {} adapts linear layers only", param.module, param.kind, self.method);
         Err(PeftError::config("target_modules", reason))
     }
 
-    /// Says so where the reference would refuse what is done here: it has this method for `nn.Linear`, not for `Conv1D`.
+    /// Says so where the reference would refuse what is done here: it has this method for `nn.Linear`, not for `Gpt2Linear`.
     pub(crate) fn note_conv1d(&self, plan: &mut Plan) {
-        if plan.rows.iter().any(|it| it.site.owner == "Conv1D" && it.site.kind == SiteKind::Linear(Layout::InOut)) {
+        if plan
+            .rows
+            .iter()
+            .any(|it| it.param.owner == "Gpt2Linear" && it.param.kind == ParamKind::Linear(Layout::InOut))
+        {
             plan.notes
                 .push(format!("Python's PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
         }

@@ -9,7 +9,7 @@ mod svd;
 pub use combine::{convert, weighted};
 pub use lora::config::{LoraConfig, PEFT_TYPE};
 pub use lora::conv::LoraConv;
-pub use lora::data_init::calibration::Starts;
+pub use lora::data_init::calibration::DataInit;
 pub use lora::data_init::corda::{self, CordaConfig, CordaMethod};
 pub use lora::data_init::eva::{self, EvaConfig};
 pub use lora::embedding::LoraEmbedding;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
-use peft_core::{Describe, PeftError};
+use peft_core::{Adaptable, PeftError};
 use peft_models::auto::{
     AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_seq2seq_lm,
     load_sequence_classifier,
@@ -323,19 +323,19 @@ fn a_tied_table_is_found_under_any_of_its_names() {
 fn paths_are_checkpoint_keys() {
     for name in ["gpt2-tiny", "gpt2-inverse", "llama-tiny", "llama-tied", "mistral-tiny", "qwen2-tiny"] {
         let raw = RawConfig::read(model_folder(name)).unwrap();
-        let sites = AutoCausalLm::from_config(&raw, &device()).unwrap().describe();
-        assert_eq!(sites.model_type.as_deref(), raw.model_type().ok());
-        assert_same_keys(name, &sites);
+        let spec = AutoCausalLm::from_config(&raw, &device()).unwrap().spec();
+        assert_eq!(spec.model_type.as_deref(), raw.model_type().ok());
+        assert_same_keys(name, &spec);
     }
     for name in ["bert-prefixed", "bert-regression", "gpt2-cls", "llama-cls"] {
         let raw = RawConfig::read(model_folder(name)).unwrap();
-        assert_same_keys(name, &AutoSequenceClassifier::from_config(&raw, &device()).unwrap().describe());
+        assert_same_keys(name, &AutoSequenceClassifier::from_config(&raw, &device()).unwrap().spec());
     }
 }
 
 #[track_caller]
-fn assert_same_keys(name: &str, sites: &peft_core::Sites) {
-    let mut paths: Vec<String> = sites.iter().map(|it| it.path()).collect();
+fn assert_same_keys(name: &str, spec: &peft_core::ModelSpec) {
+    let mut paths: Vec<String> = spec.iter().map(|it| it.path()).collect();
     paths.sort();
     let checkpoint = Checkpoint::open(model_folder(name)).unwrap();
     assert_eq!(paths, checkpoint.keys().collect::<Vec<_>>(), "{name}");

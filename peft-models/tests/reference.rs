@@ -173,7 +173,7 @@ fn greedy(model: &AutoCausalLm, prompt: &ModelInput, settings: &Value) -> Tensor
     let mut cache = KvCache::new();
     let mut done = vec![false; batch];
     for _ in 0..settings["max_new_tokens"].as_u64().unwrap() {
-        if model.forgets_beyond().is_some_and(|it| cache.len() <= it && text.dims()[1] > it) {
+        if model.cache_limit().is_some_and(|it| cache.len() <= it && text.dims()[1] > it) {
             (fresh, cache) = (text.clone(), KvCache::new());
         }
         let width = fresh.dims()[1];

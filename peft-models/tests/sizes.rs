@@ -1,6 +1,6 @@
 //! Real models are counted, never allocated.
 
-use peft_core::Describe;
+use peft_core::Adaptable;
 use peft_models::auto::{
     AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
@@ -15,7 +15,7 @@ fn causal(json: &str) -> AutoCausalLm {
 #[test]
 fn gpt2() {
     let model = causal(r#"{"model_type": "gpt2"}"#);
-    assert_eq!(model.describe().parameters(), 124_439_808);
+    assert_eq!(model.spec().parameters(), 124_439_808);
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn llama_2_7b() {
             "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1,
             "rms_norm_eps": 1e-05, "rope_scaling": null, "tie_word_embeddings": false, "vocab_size": 32000}"#,
     );
-    assert_eq!(model.describe().parameters(), 6_738_415_616);
+    assert_eq!(model.spec().parameters(), 6_738_415_616);
     let AutoCausalLm::Llama(it) = model else { unreachable!() };
     assert!(!it.model.embed_tokens.weight.is_initialized() && !it.model.norm.weight.is_initialized());
 }
@@ -38,9 +38,9 @@ fn mistral_7b() {
             "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
             "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 32000}"#,
     );
-    assert_eq!(model.describe().parameters(), 7_241_732_096);
+    assert_eq!(model.spec().parameters(), 7_241_732_096);
     // The defaults are this model's, except for the norms' epsilon.
-    assert_eq!(causal(r#"{"model_type": "mistral"}"#).describe().parameters(), 7_241_732_096);
+    assert_eq!(causal(r#"{"model_type": "mistral"}"#).spec().parameters(), 7_241_732_096);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn qwen2_half_b() {
             "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": true,
             "use_sliding_window": false, "vocab_size": 151936}"#,
     );
-    assert_eq!(model.describe().parameters(), 494_032_768);
+    assert_eq!(model.spec().parameters(), 494_032_768);
 }
 
 /// As `num_parameters` of the reference counts them.
@@ -61,24 +61,24 @@ fn followers_of_llama() {
         r#"{"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
             "num_hidden_layers": 28, "num_key_value_heads": 8, "tie_word_embeddings": true}"#,
     );
-    assert_eq!(qwen3.describe().parameters(), 596_049_920);
-    assert_eq!(causal(r#"{"model_type": "gemma2"}"#).describe().parameters(), 2_614_341_888);
+    assert_eq!(qwen3.spec().parameters(), 596_049_920);
+    assert_eq!(causal(r#"{"model_type": "gemma2"}"#).spec().parameters(), 2_614_341_888);
     let gemma3 = causal(
         r#"{"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4,
             "num_hidden_layers": 26, "num_key_value_heads": 1, "rope_local_base_freq": 10000, "rope_theta": 1000000,
             "vocab_size": 262144}"#,
     );
-    assert_eq!(gemma3.describe().parameters(), 999_885_952);
-    assert_eq!(causal(r#"{"model_type": "phi3"}"#).describe().parameters(), 3_821_079_552);
+    assert_eq!(gemma3.spec().parameters(), 999_885_952);
+    assert_eq!(causal(r#"{"model_type": "phi3"}"#).spec().parameters(), 3_821_079_552);
 }
 
 #[test]
 fn bloomz_560m_and_7b1() {
     let bloom = |more: &str| causal(&format!(r#"{{"model_type": "bloom", "vocab_size": 250880, {more}}}"#));
     let small = bloom(r#""n_embed": 1024, "n_layer": 24, "num_attention_heads": 16"#);
-    assert_eq!(small.describe().parameters(), 559_214_592);
+    assert_eq!(small.spec().parameters(), 559_214_592);
     let large = bloom(r#""hidden_size": 4096, "n_layer": 30, "n_head": 32, "pretraining_tp": 4"#);
-    assert_eq!(large.describe().parameters(), 7_069_016_064);
+    assert_eq!(large.spec().parameters(), 7_069_016_064);
 }
 
 #[test]
@@ -86,59 +86,59 @@ fn opt_350m_and_6_7b() {
     let opt = |more: &str| causal(&format!(r#"{{"model_type": "opt", "vocab_size": 50272, {more}}}"#));
     let narrow = opt(r#""hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096,
            "word_embed_proj_dim": 512, "do_layer_norm_before": false"#);
-    assert_eq!(narrow.describe().parameters(), 331_196_416);
+    assert_eq!(narrow.spec().parameters(), 331_196_416);
     let wide = opt(r#""hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 16384,
            "word_embed_proj_dim": 4096"#);
-    assert_eq!(wide.describe().parameters(), 6_658_473_984);
+    assert_eq!(wide.spec().parameters(), 6_658_473_984);
 }
 
 #[test]
 fn gpt_neo_1_3b() {
-    assert_eq!(causal(r#"{"model_type": "gpt_neo"}"#).describe().parameters(), 1_315_575_808);
+    assert_eq!(causal(r#"{"model_type": "gpt_neo"}"#).spec().parameters(), 1_315_575_808);
 }
 
 #[test]
 fn gpt_j_6b() {
-    assert_eq!(causal(r#"{"model_type": "gptj"}"#).describe().parameters(), 6_050_882_784);
+    assert_eq!(causal(r#"{"model_type": "gptj"}"#).spec().parameters(), 6_050_882_784);
 }
 
 #[test]
 fn gpt_neox_20b_and_pythia_410m() {
-    assert_eq!(causal(r#"{"model_type": "gpt_neox"}"#).describe().parameters(), 20_554_567_680);
+    assert_eq!(causal(r#"{"model_type": "gpt_neox"}"#).spec().parameters(), 20_554_567_680);
     let pythia = causal(
         r#"{"model_type": "gpt_neox", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
             "num_attention_heads": 16, "rotary_pct": 0.25, "rotary_emb_base": 10000, "vocab_size": 50304}"#,
     );
-    assert_eq!(pythia.describe().parameters(), 405_334_016);
+    assert_eq!(pythia.spec().parameters(), 405_334_016);
 }
 
 #[test]
 fn chatglm_6b_and_chatglm2_6b() {
-    assert_eq!(causal(r#"{"model_type": "chatglm"}"#).describe().parameters(), 6_173_286_400);
+    assert_eq!(causal(r#"{"model_type": "chatglm"}"#).spec().parameters(), 6_173_286_400);
     let second = causal(
         r#"{"model_type": "chatglm", "padded_vocab_size": 65024, "ffn_hidden_size": 13696, "kv_channels": 128,
             "multi_query_attention": true, "multi_query_group_num": 2, "add_qkv_bias": true, "rmsnorm": true}"#,
     );
-    assert_eq!(second.describe().parameters(), 6_243_584_000);
+    assert_eq!(second.spec().parameters(), 6_243_584_000);
 }
 
 #[test]
 fn bert_base_uncased() {
     let raw = RawConfig::parse_text(r#"{"model_type": "bert", "position_embedding_type": "absolute"}"#).unwrap();
     let model = AutoFeatureExtractor::from_config(&raw, &device()).unwrap();
-    assert_eq!(model.describe().parameters(), 109_482_240);
+    assert_eq!(model.spec().parameters(), 109_482_240);
 }
 
 fn counted(task: &str, json: &str) -> usize {
     let raw = RawConfig::parse_text(json).unwrap();
-    let sites = match task {
-        "features" => AutoFeatureExtractor::from_config(&raw, &device()).unwrap().describe(),
-        "classes" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().describe(),
-        "tokens" => AutoTokenClassifier::from_config(&raw, &device()).unwrap().describe(),
-        "targets" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().describe(),
+    let spec = match task {
+        "features" => AutoFeatureExtractor::from_config(&raw, &device()).unwrap().spec(),
+        "classes" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().spec(),
+        "tokens" => AutoTokenClassifier::from_config(&raw, &device()).unwrap().spec(),
+        "targets" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().spec(),
         other => panic!("{other}"),
     };
-    sites.parameters()
+    spec.parameters()
 }
 
 const ROBERTA_LARGE: &str = r#"{"model_type": "roberta", "hidden_size": 1024, "intermediate_size": 4096,

@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use peft_core::config::fields::{self, SavedModules};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, GatedPrompt, Init, Method, PeftError, Plan, PlanRow, Result, Site,
-    SiteKind, Sites, Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, GatedPrompt, Init, MethodInfo, ModelSpec, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,7 +26,7 @@ pub struct AdaptionPrompt {
 }
 
 impl Adapter for AdaptionPrompt {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -43,8 +43,8 @@ impl Adapter for AdaptionPrompt {
     }
 
     /// The reference keeps it in the attention around the projection.
-    fn file_key(&self, site: &Site, field: &str) -> String {
-        let attention = site.module.rsplit_once('.').map_or("", |(attention, _)| attention);
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        let attention = param.module.rsplit_once('.').map_or("", |(attention, _)| attention);
         format!("{attention}.{field}")
     }
 }
@@ -55,7 +55,7 @@ struct BuildAdaption {
     d_model: usize,
 }
 
-impl Build for BuildAdaption {
+impl AdapterBuilder for BuildAdaption {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         AnyAdapter::new(AdaptionPrompt {
             adaption_prompt: init.normal([1, self.len, self.d_model], 1.0),
@@ -101,8 +101,8 @@ impl AdaptionPromptConfig {
     }
 }
 
-impl Method for AdaptionPromptConfig {
-    const ABOUT: About = About {
+impl Tuner for AdaptionPromptConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "LLaMA-Adapter",
         peft_type: crate::ADAPTION_PROMPT,
         what: "tokens beside the own ones of the upper layers, through a gate",
@@ -115,15 +115,15 @@ impl Method for AdaptionPromptConfig {
     }
 }
 
-impl Tuner for AdaptionPromptConfig {
+impl PeftConfig for AdaptionPromptConfig {
     fn peft_type(&self) -> &str {
         ADAPTION_PROMPT
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
-        let kind = sites.model_type.as_deref().unwrap_or("none");
-        let (Some((_, default)), Some(shape)) = (ATTENTION.iter().find(|(name, _)| *name == kind), &sites.prompts)
+        let kind = spec.model_type.as_deref().unwrap_or("none");
+        let (Some((_, default)), Some(shape)) = (ATTENTION.iter().find(|(name, _)| *name == kind), &spec.prompts)
         else {
             let known = "it works on llama, mistral and gpt2";
             return Err(PeftError::unsupported(format!("an adaption prompt on model_type `{kind}`"), known));
@@ -136,7 +136,7 @@ impl Tuner for AdaptionPromptConfig {
         let wanted = positive("adapter_layers", self.adapter_layers)?;
         let target = self.target_modules.as_deref().unwrap_or(default);
 
-        let outputs = outputs_of(sites, target);
+        let outputs = outputs_of(spec, target);
         if outputs.is_empty() {
             return Err(PeftError::NothingMatched {
                 field: "target_modules",
@@ -149,9 +149,9 @@ impl Tuner for AdaptionPromptConfig {
             let reason = format!("is {wanted}, but the model has {} layers with `{target}`", outputs.len());
             return Err(PeftError::config("adapter_layers", reason));
         }
-        let mut plan = Plan::new("LLaMA-Adapter", sites);
-        plan.rows.extend(outputs[outputs.len() - wanted..].iter().map(|site| PlanRow {
-            site: site.clone(),
+        let mut plan = Plan::new("LLaMA-Adapter", spec);
+        plan.rows.extend(outputs[outputs.len() - wanted..].iter().map(|param| PlanRow {
+            param: param.clone(),
             label: format!("{len} gated tokens"),
             parameters: len * shape.d_model + 1,
             build: Arc::new(BuildAdaption { len, d_model: shape.d_model }),
@@ -166,17 +166,17 @@ impl Tuner for AdaptionPromptConfig {
 }
 
 /// The output projection of every module whose name ends in `target`, in order: the last of its linear layers.
-fn outputs_of(sites: &Sites, target: &str) -> Vec<Arc<Site>> {
+fn outputs_of(spec: &ModelSpec, target: &str) -> Vec<Arc<ParamSpec>> {
     let suffix = format!(".{target}");
-    let mut found: Vec<(String, Arc<Site>)> = Vec::new();
-    for site in sites.layers().filter(|it| matches!(it.kind, SiteKind::Linear(_))) {
-        let Some((module, _)) = site.module.rsplit_once('.').filter(|(module, _)| module.ends_with(&suffix)) else {
+    let mut found: Vec<(String, Arc<ParamSpec>)> = Vec::new();
+    for param in spec.layers().filter(|it| matches!(it.kind, ParamKind::Linear(_))) {
+        let Some((module, _)) = param.module.rsplit_once('.').filter(|(module, _)| module.ends_with(&suffix)) else {
             continue;
         };
         match found.last_mut().filter(|(it, _)| it == module) {
-            Some((_, output)) => *output = site.clone(),
-            None => found.push((module.to_owned(), site.clone())),
+            Some((_, output)) => *output = param.clone(),
+            None => found.push((module.to_owned(), param.clone())),
         }
     }
-    found.into_iter().map(|(_, site)| site).collect()
+    found.into_iter().map(|(_, param)| param).collect()
 }

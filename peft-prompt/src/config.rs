@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use peft_core::config::fields::{self, SavedModules};
-use peft_core::{PeftError, Plan, PlanRow, PromptShape, Result, Site, Sites, replacement_row_beside_prompt};
+use peft_core::{ModelSpec, ParamSpec, PeftError, Plan, PlanRow, PromptShape, Result, replacement_row_beside_prompt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -37,7 +37,7 @@ pub struct PromptLearning {
 #[derive(Debug, Clone)]
 pub(crate) struct Sizes {
     /// The table of words.
-    pub(crate) table: Arc<Site>,
+    pub(crate) table: Arc<ParamSpec>,
     pub(crate) virtual_tokens: usize,
     pub(crate) submodules: usize,
     pub(crate) width: usize,
@@ -81,12 +81,12 @@ impl PromptLearning {
         Self { num_virtual_tokens, task_type, ..Self::default() }
     }
 
-    pub(crate) fn sizes(&self, sites: &Sites, kind: Kind) -> Result<Sizes> {
-        let Some(shape) = &sites.prompts else {
+    pub(crate) fn sizes(&self, spec: &ModelSpec, kind: Kind) -> Result<Sizes> {
+        let Some(shape) = &spec.prompts else {
             return Err(PeftError::unsupported("a prompt on this model", "it does not say where its words come from"));
         };
         let path = format!("{}.weight", shape.table);
-        let Some(table) = sites.get(&path) else {
+        let Some(table) = spec.get(&path) else {
             return Err(PeftError::unsupported("a prompt on this model", format!("it has no `{path}`")));
         };
         let virtual_tokens = match self.num_virtual_tokens {
@@ -129,21 +129,21 @@ impl PromptLearning {
         SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
     }
 
-    /// A plan of one prompt and of the modules that are saved beside it. `baked` is the row of a prompt without its
+    /// A plan of one prompt and of the modules that are saved beside it. `export_form` is the row of a prompt without its
     /// encoder, where it has one.
     pub(crate) fn plan(
         &self,
         method: &str,
-        sites: &Sites,
+        spec: &ModelSpec,
         row: PlanRow,
-        baked: Option<PlanRow>,
+        export_form: Option<PlanRow>,
         derived: Map<String, Value>,
     ) -> Result<Plan> {
-        let mut plan = Plan::new(method, sites);
-        self.saved().add_with(&mut plan, sites, replacement_row_beside_prompt)?;
+        let mut plan = Plan::new(method, spec);
+        self.saved().add_with(&mut plan, spec, replacement_row_beside_prompt)?;
         let saved = std::mem::take(&mut plan.rows);
         let with = |row: PlanRow| std::iter::once(row).chain(saved.clone()).collect::<Vec<_>>();
-        plan.baked = baked.map(with);
+        plan.export_form = export_form.map(with);
         plan.rows = with(row);
         plan.derived = derived;
         Ok(plan)

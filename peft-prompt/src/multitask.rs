@@ -9,14 +9,14 @@ use peft_core::config::fields;
 use peft_core::files::checkpoint::TensorFile;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
-    Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
+    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Kind, PromptLearning, Sizes};
-use crate::start::Start;
+use crate::start::PromptInit;
 use crate::tokens::from_text;
 use crate::{MULTITASK_PROMPT_TUNING, NO_WEIGHT};
 
@@ -35,7 +35,7 @@ pub struct MultitaskTokens {
 }
 
 impl Adapter for MultitaskTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -79,7 +79,7 @@ impl Adapter for MultitaskTokens {
         ""
     }
 
-    fn file_key(&self, _site: &Site, field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 }
@@ -89,12 +89,12 @@ struct BuildMultitask {
     sizes: Sizes,
     tasks: usize,
     ranks: usize,
-    start: Start,
+    start: PromptInit,
     /// Columns and rows of the tasks, if they start from a trained prompt.
     given: Option<(TensorData, TensorData)>,
 }
 
-impl Build for BuildMultitask {
+impl AdapterBuilder for BuildMultitask {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let Sizes { virtual_tokens, submodules, width, drops_token_types, .. } = self.sizes;
         let rows = self.sizes.rows();
@@ -206,7 +206,12 @@ impl MultitaskPromptTuningConfig {
     }
 
     /// What a trained prompt gives to start from: shared tokens, and columns and rows unless only those are wanted.
-    fn source(&self, sizes: &Sizes, tasks: usize, ranks: usize) -> Result<(Start, Option<(TensorData, TensorData)>)> {
+    fn source(
+        &self,
+        sizes: &Sizes,
+        tasks: usize,
+        ranks: usize,
+    ) -> Result<(PromptInit, Option<(TensorData, TensorData)>)> {
         const FIELD: &str = "prompt_tuning_init_state_dict_path";
         let Some(path) = &self.prompt_tuning_init_state_dict_path else {
             return Err(PeftError::config(FIELD, "is missing: it names the trained prompt to start from"));
@@ -223,7 +228,7 @@ impl MultitaskPromptTuningConfig {
             }
             file.floats(key)
         };
-        let start = Start::Given(read("prompt_embeddings", &[sizes.rows(), sizes.width])?);
+        let start = PromptInit::Given(read("prompt_embeddings", &[sizes.rows(), sizes.width])?);
         if self.prompt_tuning_init == MultitaskInit::OnlySourceShared {
             return Ok((start, None));
         }
@@ -255,8 +260,8 @@ impl MultitaskPromptTuningConfig {
     }
 }
 
-impl Method for MultitaskPromptTuningConfig {
-    const ABOUT: About = About {
+impl Tuner for MultitaskPromptTuningConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "multitask prompt tuning",
         peft_type: crate::MULTITASK_PROMPT_TUNING,
         what: "virtual tokens that tasks share, and a low-rank matrix for each",
@@ -269,38 +274,38 @@ impl Method for MultitaskPromptTuningConfig {
     }
 }
 
-impl Tuner for MultitaskPromptTuningConfig {
+impl PeftConfig for MultitaskPromptTuningConfig {
     fn peft_type(&self) -> &str {
         MULTITASK_PROMPT_TUNING
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
-        let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
+        let sizes = self.prompt.sizes(spec, Kind::Tokens)?;
         let (tasks, ranks) = (self.num_tasks.unwrap_or(1), self.num_ranks.unwrap_or(1));
         fields::check_positive("num_tasks", tasks)?;
         fields::check_positive("num_ranks", ranks)?;
-        let (start, given, lacks) = match self.prompt_tuning_init {
-            MultitaskInit::Random => (Start::Random, None, None),
+        let (start, given, missing_data) = match self.prompt_tuning_init {
+            MultitaskInit::Random => (PromptInit::Random, None, None),
             MultitaskInit::Text => {
                 let (text, tokenizer) = (&self.prompt_tuning_init_text, &self.tokenizer_name_or_path);
-                let (start, lacks) = from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), sites)?;
-                (start, None, lacks)
+                let (start, missing_data) = from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), spec)?;
+                (start, None, missing_data)
             }
             // A trained prompt is not needed any more once this one has values of its own.
             _ => match self.source(&sizes, tasks, ranks) {
                 Ok((start, given)) => (start, given, None),
-                Err(error) => (Start::Random, None, Some(error.to_string())),
+                Err(error) => (PromptInit::Random, None, Some(error.to_string())),
             },
         };
         let row = PlanRow {
-            site: sizes.table.clone(),
+            param: sizes.table.clone(),
             label: format!("{} virtual tokens for {tasks} tasks, r={ranks}", sizes.virtual_tokens),
             parameters: sizes.rows() * sizes.width + tasks * ranks * (sizes.rows() + sizes.width),
             build: Arc::new(BuildMultitask { sizes: sizes.clone(), tasks, ranks, start, given }),
         };
-        let mut plan = self.prompt.plan("multitask prompt tuning", sites, row, None, sizes.derived())?;
-        plan.lacks = lacks;
+        let mut plan = self.prompt.plan("multitask prompt tuning", spec, row, None, sizes.derived())?;
+        plan.missing_data = missing_data;
         Ok(plan)
     }
 

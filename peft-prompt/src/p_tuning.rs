@@ -8,8 +8,8 @@ use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
-    Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
+    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::config::{Kind, PromptLearning, Sizes};
 use crate::dense::{Dense, Table, relu, sequence, sequence_key};
 use crate::lstm::Lstm;
-use crate::start::Start;
+use crate::start::PromptInit;
 use crate::tokens::{self, VirtualTokens};
 use crate::{NO_WEIGHT, P_TUNING};
 
@@ -44,7 +44,7 @@ impl PromptEncoder {
 }
 
 impl Adapter for PromptEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -64,7 +64,7 @@ impl Adapter for PromptEncoder {
         Some(NO_WEIGHT)
     }
 
-    fn baked(&self) -> Option<AnyAdapter> {
+    fn export_form(&self) -> Option<AnyAdapter> {
         let made = self.tokens(None).detach();
         let made = burn::module::Param::initialized(burn::module::ParamId::new(), made);
         Some(AnyAdapter::new(VirtualTokens::new(made, self.virtual_tokens, self.drops_token_types)))
@@ -74,7 +74,7 @@ impl Adapter for PromptEncoder {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &Site, field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         let lstm = || Some(format!("lstm_head.{}", Lstm::key(field.strip_prefix("lstm_head.")?)?));
         lstm().or_else(|| sequence_key("mlp_head", field)).unwrap_or_else(|| field.to_owned())
     }
@@ -102,7 +102,7 @@ impl BuildEncoder {
     }
 }
 
-impl Build for BuildEncoder {
+impl AdapterBuilder for BuildEncoder {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let Sizes { virtual_tokens, width, drops_token_types, .. } = self.sizes;
         AnyAdapter::new(PromptEncoder {
@@ -175,8 +175,8 @@ impl PromptEncoderConfig {
     }
 }
 
-impl Method for PromptEncoderConfig {
-    const ABOUT: About = About {
+impl Tuner for PromptEncoderConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "P-tuning",
         peft_type: crate::P_TUNING,
         what: "a network that makes virtual tokens",
@@ -189,14 +189,14 @@ impl Method for PromptEncoderConfig {
     }
 }
 
-impl Tuner for PromptEncoderConfig {
+impl PeftConfig for PromptEncoderConfig {
     fn peft_type(&self) -> &str {
         P_TUNING
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
-        let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
+        let sizes = self.prompt.sizes(spec, Kind::Tokens)?;
         let hidden = self.encoder_hidden_size.unwrap_or(sizes.width);
         fields::check_positive("encoder_hidden_size", hidden)?;
         fields::check_dropout("encoder_dropout", self.encoder_dropout)?;
@@ -210,15 +210,15 @@ impl Tuner for PromptEncoderConfig {
         let build = BuildEncoder { sizes: sizes.clone(), hidden, recurrent, dropout: self.encoder_dropout };
         let network = if recurrent > 0 { "LSTM" } else { "MLP" };
         let row = PlanRow {
-            site: sizes.table.clone(),
+            param: sizes.table.clone(),
             label: format!("{} virtual tokens from an {network} of width {hidden}", sizes.virtual_tokens),
             parameters: build.len(),
             build: Arc::new(build),
         };
         let mut derived = sizes.derived();
         derived.insert("encoder_hidden_size".into(), hidden.into());
-        let baked = tokens::row(&sizes, Start::Random);
-        let mut plan = self.prompt.plan("P-tuning", sites, row, Some(baked), derived)?;
+        let export_form = tokens::row(&sizes, PromptInit::Random);
+        let mut plan = self.prompt.plan("P-tuning", spec, row, Some(export_form), derived)?;
         if recurrent == 0 && self.encoder_num_layers != two() {
             plan.notes.push("encoder_num_layers counts for an LSTM only: the MLP has three layers".into());
         }

@@ -8,8 +8,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, KeyValue, Method, PeftError, Plan, PlanRow, Prompt, Result,
-    Site, Sites, Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, KeyValue, MethodInfo, ModelSpec, ParamSpec, PeftConfig,
+    PeftError, Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -60,7 +60,7 @@ pub struct Prefix {
 }
 
 impl Adapter for Prefix {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -80,7 +80,7 @@ impl Adapter for Prefix {
         ""
     }
 
-    fn file_key(&self, _site: &Site, field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 }
@@ -102,7 +102,7 @@ impl PrefixEncoder {
 }
 
 impl Adapter for PrefixEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -118,7 +118,7 @@ impl Adapter for PrefixEncoder {
         Some(NO_WEIGHT)
     }
 
-    fn baked(&self) -> Option<AnyAdapter> {
+    fn export_form(&self) -> Option<AnyAdapter> {
         let prompt_embeddings = Param::initialized(ParamId::new(), self.rows().detach());
         Some(AnyAdapter::new(Prefix { prompt_embeddings, cut: self.cut.clone() }))
     }
@@ -127,7 +127,7 @@ impl Adapter for PrefixEncoder {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &Site, field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         sequence_key("transform", field).unwrap_or_else(|| field.to_owned())
     }
 }
@@ -156,7 +156,7 @@ impl BuildPrefix {
     fn row(self) -> PlanRow {
         let projected = self.hidden.map_or(String::new(), |it| format!(", projected through width {it}"));
         PlanRow {
-            site: self.sizes.table.clone(),
+            param: self.sizes.table.clone(),
             label: format!("{} keys and values before each layer{projected}", self.sizes.virtual_tokens),
             parameters: self.len(),
             build: Arc::new(self),
@@ -164,7 +164,7 @@ impl BuildPrefix {
     }
 }
 
-impl Build for BuildPrefix {
+impl AdapterBuilder for BuildPrefix {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let (cut, rows, width) = (Cut::new(&self.sizes), self.sizes.virtual_tokens, self.sizes.width);
         let wide = self.row_width();
@@ -214,8 +214,8 @@ impl PrefixTuningConfig {
     }
 }
 
-impl Method for PrefixTuningConfig {
-    const ABOUT: About = About {
+impl Tuner for PrefixTuningConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "prefix tuning",
         peft_type: crate::PREFIX_TUNING,
         what: "keys and values before those of every layer",
@@ -228,14 +228,14 @@ impl Method for PrefixTuningConfig {
     }
 }
 
-impl Tuner for PrefixTuningConfig {
+impl PeftConfig for PrefixTuningConfig {
     fn peft_type(&self) -> &str {
         PREFIX_TUNING
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
-        let sizes = self.prompt.sizes(sites, Kind::Prefix)?;
+        let sizes = self.prompt.sizes(spec, Kind::Prefix)?;
         let zero = match self.init_weights.as_deref() {
             None => false,
             Some("zero") => true,
@@ -248,11 +248,11 @@ impl Tuner for PrefixTuningConfig {
         let mut derived = sizes.derived();
         derived.insert("encoder_hidden_size".into(), hidden.into());
         let plain = BuildPrefix { sizes: sizes.clone(), zero, hidden: None }.row();
-        let (row, baked) = match self.prefix_projection {
+        let (row, export_form) = match self.prefix_projection {
             false => (plain, None),
             true => (BuildPrefix { sizes, zero, hidden: Some(hidden) }.row(), Some(plain)),
         };
-        self.prompt.plan("prefix tuning", sites, row, baked, derived)
+        self.prompt.plan("prefix tuning", spec, row, export_form, derived)
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {

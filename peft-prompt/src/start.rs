@@ -8,7 +8,7 @@ use burn::module::Param;
 
 /// Where the vectors of virtual tokens start.
 #[derive(Debug, Clone)]
-pub(crate) enum Start {
+pub(crate) enum PromptInit {
     /// Normal numbers.
     Random,
     /// Rows of the table of words, drawn at random.
@@ -19,7 +19,7 @@ pub(crate) enum Start {
     Given(TensorData),
 }
 
-impl Start {
+impl PromptInit {
     /// `[rows, width]`
     pub(crate) fn values(&self, rows: usize, width: usize, base: BaseTensor, init: &mut Init) -> Param<Tensor<2>> {
         let ids: Vec<i64> = match self {
@@ -29,7 +29,7 @@ impl Start {
                 return init.given(tensor);
             }
             Self::Vocabulary => {
-                let vocabulary = base.site().shape[0] as i64;
+                let vocabulary = base.param().shape[0] as i64;
                 (0..rows).map(|_| init.rng().random_range(0..vocabulary)).collect()
             }
             Self::Words(ids) => ids.iter().copied().cycle().take(rows).collect(),

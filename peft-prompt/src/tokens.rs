@@ -7,14 +7,14 @@ use burn::tensor::{Int, Tensor};
 use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Prompt, Result, Site, Sites,
-    Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
+    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Kind, PromptLearning, Sizes};
-use crate::start::Start;
+use crate::start::PromptInit;
 use crate::{NO_WEIGHT, PROMPT_TUNING};
 
 /// Vectors that stand before the embeddings.
@@ -40,7 +40,7 @@ pub(crate) fn prompt_of(vectors: Tensor<2>, virtual_tokens: usize, drops_token_t
 }
 
 impl Adapter for VirtualTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -64,7 +64,7 @@ impl Adapter for VirtualTokens {
         ""
     }
 
-    fn file_key(&self, _site: &Site, field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 }
@@ -72,10 +72,10 @@ impl Adapter for VirtualTokens {
 #[derive(Debug)]
 struct BuildTokens {
     sizes: Sizes,
-    start: Start,
+    start: PromptInit,
 }
 
-impl Build for BuildTokens {
+impl AdapterBuilder for BuildTokens {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let Sizes { virtual_tokens, width, drops_token_types, .. } = self.sizes;
         let values = self.start.values(self.sizes.rows(), width, base, init);
@@ -84,9 +84,9 @@ impl Build for BuildTokens {
 }
 
 /// The row of plain virtual tokens.
-pub(crate) fn row(sizes: &Sizes, start: Start) -> PlanRow {
+pub(crate) fn row(sizes: &Sizes, start: PromptInit) -> PlanRow {
     PlanRow {
-        site: sizes.table.clone(),
+        param: sizes.table.clone(),
         label: format!("{} virtual tokens", sizes.virtual_tokens),
         parameters: sizes.rows() * sizes.width,
         build: Arc::new(BuildTokens { sizes: sizes.clone(), start }),
@@ -151,29 +151,30 @@ pub(crate) fn from_text(
     text: Option<&String>,
     tokenizer: Option<&String>,
     ids: Option<&Vec<i64>>,
-    sites: &Sites,
-) -> Result<(Start, Option<String>)> {
+    spec: &ModelSpec,
+) -> Result<(PromptInit, Option<String>)> {
     // The reference opens no folder that lacks one of the two, although it does not split the text again.
     for (field, value) in [("prompt_tuning_init_text", text), ("tokenizer_name_or_path", tokenizer)] {
         if value.is_none_or(String::is_empty) {
-            return Ok((Start::Random, Some(format!("`{field}` is missing, which a start from a text needs"))));
+            return Ok((PromptInit::Random, Some(format!("`{field}` is missing, which a start from a text needs"))));
         }
     }
     let Some(ids) = ids else {
-        let lacks = "`prompt_tuning_init_text` is not split into ids; set `init_ids` to what the tokenizer gives";
-        return Ok((Start::Random, Some(lacks.into())));
+        let missing_data =
+            "`prompt_tuning_init_text` is not split into ids; set `init_ids` to what the tokenizer gives";
+        return Ok((PromptInit::Random, Some(missing_data.into())));
     };
-    let vocabulary = sites.prompts.as_ref().and_then(|it| sites.get(&format!("{}.weight", it.table)));
+    let vocabulary = spec.prompts.as_ref().and_then(|it| spec.get(&format!("{}.weight", it.table)));
     let vocabulary = vocabulary.map_or(0, |it| it.shape[0] as i64);
     if ids.is_empty() || ids.iter().any(|id| !(0..vocabulary).contains(id)) {
         let reason = format!("gives the ids {ids:?}, expected some below {vocabulary}: is it this model's tokenizer?");
         return Err(PeftError::config("prompt_tuning_init_text", reason));
     }
-    Ok((Start::Words(ids.clone()), None))
+    Ok((PromptInit::Words(ids.clone()), None))
 }
 
-impl Method for PromptTuningConfig {
-    const ABOUT: About = About {
+impl Tuner for PromptTuningConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "prompt tuning",
         peft_type: crate::PROMPT_TUNING,
         what: "virtual tokens before the input",
@@ -186,24 +187,24 @@ impl Method for PromptTuningConfig {
     }
 }
 
-impl Tuner for PromptTuningConfig {
+impl PeftConfig for PromptTuningConfig {
     fn peft_type(&self) -> &str {
         PROMPT_TUNING
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
-        let sizes = self.prompt.sizes(sites, Kind::Tokens)?;
-        let (start, lacks) = match self.prompt_tuning_init {
-            PromptTuningInit::Random => (Start::Random, None),
-            PromptTuningInit::SampleVocab => (Start::Vocabulary, None),
+        let sizes = self.prompt.sizes(spec, Kind::Tokens)?;
+        let (start, missing_data) = match self.prompt_tuning_init {
+            PromptTuningInit::Random => (PromptInit::Random, None),
+            PromptTuningInit::SampleVocab => (PromptInit::Vocabulary, None),
             PromptTuningInit::Text => {
                 let (text, tokenizer) = (&self.prompt_tuning_init_text, &self.tokenizer_name_or_path);
-                from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), sites)?
+                from_text(text.as_ref(), tokenizer.as_ref(), self.init_ids.as_ref(), spec)?
             }
         };
-        let mut plan = self.prompt.plan("prompt tuning", sites, row(&sizes, start), None, sizes.derived())?;
-        plan.lacks = lacks;
+        let mut plan = self.prompt.plan("prompt tuning", spec, row(&sizes, start), None, sizes.derived())?;
+        plan.missing_data = missing_data;
         Ok(plan)
     }
 

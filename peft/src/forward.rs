@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::files::checkpoint::{Dtype, Placement, Stored, TensorFile};
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, forward, nn};
+use peft_core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, PeftError, PeftModel, Result, forward, nn};
 use peft_models::auto::{self, ClassifierOptions};
 use peft_models::{
     CausalLm, FeatureExtractor, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
@@ -110,7 +110,7 @@ pub fn forward(request: &ForwardRequest, place: impl Into<Placement>) -> Result<
                 };
                 let logits = model.logits(input);
                 let places = inputs.places("start_positions")?.zip(inputs.places("end_positions")?);
-                let loss = places.map(|(starts, ends)| loss::question_answering(logits.clone(), starts, ends));
+                let loss = places.map(|(data_init, ends)| loss::question_answering(logits.clone(), data_init, ends));
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
         }
@@ -170,15 +170,15 @@ impl<const D: usize> IntoOutput for Tensor<D> {
     }
 }
 
-fn run<M: Module + Describe>(
+fn run<M: Module + Adaptable>(
     request: &ForwardRequest,
     model: M,
     device: &Device,
     inputs: &Inputs<'_>,
     compute: impl Fn(&M, &ModelInput) -> Result<(&'static str, Output)>,
 ) -> Result<Vec<Stored>> {
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, device);
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, device);
     let names: Vec<String> = (0..request.adapters.len())
         .map(|at| if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") })
         .collect();

@@ -24,11 +24,11 @@ pub use peft_models as models;
 pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
-use peft_core::Methods;
+use peft_core::MethodRegistry;
 
 /// The methods that this build knows.
-pub fn methods() -> Methods {
-    let methods = Methods::new();
+pub fn methods() -> MethodRegistry {
+    let methods = MethodRegistry::new();
     #[cfg(feature = "lora")]
     let methods = methods
         .with_method::<peft_lora::LoraConfig>()

@@ -11,7 +11,7 @@ use peft::core::files::checkpoint::{BaseDtype, FloatType, Placement, model_tenso
 use peft::core::forward::gradient_checkpointing;
 use peft::core::nn::Dropout;
 use peft::core::ops;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel};
 use peft::device::device;
 use peft::ia3::Ia3Config;
 use peft::lora::LoraConfig;
@@ -90,8 +90,8 @@ fn adapted(layers: usize, batch: usize, seq: usize) -> (PeftModel<Gpt2LmHeadMode
     );
     let config = Gpt2Config::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
     let model = Gpt2LmHeadModel::new(&config, &device);
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device);
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device);
     peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
     let rows = (0..batch).map(|row| Sample::language((0..seq).map(|at| ((row * seq + at) * 31 % 97) as u32).collect()));
     (peft, LanguageModelling::padded(rows.collect(), 0).unwrap())
@@ -157,7 +157,7 @@ fn ten_adapted_models_take_the_memory_of_one_base() {
     let size = base.num_params() * size_of::<f32>();
 
     let adapted = |seed: u64| {
-        let mut peft = PeftModel::with_sites(base.clone(), base.describe(), &device);
+        let mut peft = PeftModel::with_spec(base.clone(), base.spec(), &device);
         peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), seed).unwrap();
         let loss = task.loss_sum(peft.model(), &[0], &device).unwrap();
         let gradients = GradientsParams::from_grads(loss.backward(), peft.model());
@@ -190,7 +190,7 @@ fn halves_are_read_where_they_lie_and_never_kept_in_single_precision() {
         let before = HELD.get();
         let (model, _) = load_causal_lm(folder.path(), Placement::on(&device).with_dtype(dtype)).unwrap();
         let base = HELD.get() - before;
-        let mut peft = PeftModel::with_sites(model.clone(), model.describe(), &device);
+        let mut peft = PeftModel::with_spec(model.clone(), model.spec(), &device);
         let lora = LoraConfig { use_dora: dora, ..LoraConfig::new(2, 4.0).all_linear() };
         peft.add_adapter(DEFAULT_ADAPTER, lora, 0).unwrap();
         drop(task.loss_sum(peft.model(), &[0], &device).unwrap().backward());
@@ -282,18 +282,18 @@ fn a_model_of_7_billion_parameters_is_planned_and_inspected_in_a_few_megabytes()
     let device = device("flex").unwrap();
     let before = BYTES.get();
     let model = AutoCausalLm::from_config(&RawConfig::read(base.path()).unwrap(), &device).unwrap();
-    let sites = model.describe();
-    assert_eq!(sites.parameters(), 6_738_415_616);
-    assert_eq!(LoraConfig::new(8, 16.0).plan(&sites).unwrap().trainable(), 4_194_304);
+    let spec = model.spec();
+    assert_eq!(spec.parameters(), 6_738_415_616);
+    assert_eq!(LoraConfig::new(8, 16.0).plan(&spec).unwrap().trainable(), 4_194_304);
     let planned = BYTES.get() - before;
     assert!(planned < 16 << 20, "planning took {planned} bytes");
 
     let task = Some("CAUSAL_LM".to_owned());
     let ia3 = Ia3Config { task_type: task.clone(), ..Ia3Config::default() };
     let lora = LoraConfig { task_type: task, ..LoraConfig::new(1, 2.0) };
-    let tuners: [(Box<dyn Tuner>, usize); 2] = [(Box::new(ia3), 614_400), (Box::new(lora), 524_288)];
+    let tuners: [(Box<dyn PeftConfig>, usize); 2] = [(Box::new(ia3), 614_400), (Box::new(lora), 524_288)];
     for (tuner, parameters) in tuners {
-        let mut peft = PeftModel::with_sites(model.clone(), sites.clone(), &device);
+        let mut peft = PeftModel::with_spec(model.clone(), spec.clone(), &device);
         peft.add_adapter(DEFAULT_ADAPTER, tuner, 0).unwrap();
         let folder = tempfile::tempdir().unwrap();
         peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();

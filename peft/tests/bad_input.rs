@@ -3,18 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use peft::core::{DEFAULT_ADAPTER, Describe, Methods, Names, PeftModel};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 
 use crate::support::{device, fixtures};
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn refused(config: LoraConfig) -> String {
@@ -66,7 +66,7 @@ fn an_unknown_field_that_is_switched_on_is_refused_and_one_that_is_off_is_kept()
     let error = parse(r#"{"peft_type": "LORA", "r": 4, "use_qalora": true}"#).unwrap_err().to_string();
     assert!(error.contains("use_qalora"), "{error}");
     let kept = parse(r#"{"peft_type": "LORA", "r": 4, "some_future_switch": false}"#).unwrap();
-    let json = peft::core::Tuner::to_json(&kept).unwrap();
+    let json = peft::core::PeftConfig::to_json(&kept).unwrap();
     assert_eq!(json["some_future_switch"], serde_json::Value::Bool(false));
 }
 
@@ -79,7 +79,7 @@ fn copy_of(case: &str) -> tempfile::TempDir {
     folder
 }
 
-fn load(folder: &Path, methods: &Methods) -> String {
+fn load(folder: &Path, methods: &MethodRegistry) -> String {
     let mut peft = base("llama-tiny");
     let error = peft.load_adapter(folder, DEFAULT_ADAPTER, methods).unwrap_err().to_string();
     assert!(peft.adapters().is_empty() && peft.active().is_empty());
@@ -103,7 +103,7 @@ fn damaged_adapter_folders_are_refused() {
     let other = copy_of("gpt2_lora_default");
     assert!(load(other.path(), &peft::methods()).contains("target_modules"));
     let unknown = copy_of("llama_lora_default");
-    assert!(load(unknown.path(), &Methods::new()).contains("LORA"));
+    assert!(load(unknown.path(), &MethodRegistry::new()).contains("LORA"));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn data_files_say_which_line_is_wrong() {
     let file = folder.path().join("rows.jsonl");
     let read = |text: &str| {
         fs::write(&file, text).unwrap();
-        let options = DataOptions { file: file.clone(), ..DataOptions::default() };
+        let options = TextData { file: file.clone(), ..TextData::default() };
         options.label_set().map(|_| ()).unwrap_err().to_string()
     };
     assert!(read("").contains("rows.jsonl"));
@@ -150,7 +150,7 @@ fn a_prompt_of_several_tasks_wants_to_know_the_task_of_every_row() {
     let file = folder.path().join("rows.jsonl");
     let read = |text: &str, packing: bool| {
         fs::write(&file, text).unwrap();
-        let options = DataOptions { file: file.clone(), tasks: 2, packing, ..DataOptions::default() };
+        let options = TextData { file: file.clone(), tasks: 2, packing, ..TextData::default() };
         options.language_modelling(&base, &tokenizer).map(|it| it.len()).map_err(|it| it.to_string())
     };
     let good = "{\"text\": \"a b\", \"task_id\": 1}\n";

@@ -7,7 +7,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft::core::files::checkpoint::{Stored, model_tensors};
 use peft::core::laws::{self, distance};
-use peft::core::{AdapterFolder, Names, PeftModel, Tuner, nn, read_config, write_folder};
+use peft::core::{AdapterFolder, Names, PeftConfig, PeftModel, nn, read_config, write_folder};
 use peft::ia3::Ia3Config;
 use peft::lora::combine::convert::{ConvertToLora, Rank};
 use peft::lora::combine::weighted::{Combination, Combine, Majority};
@@ -56,7 +56,7 @@ fn lora(targets: &[&str]) -> LoraConfig {
 }
 
 /// Every method that changes the weights of linear layers, on the layers that are named.
-fn methods(targets: &[&str]) -> Vec<(&'static str, Box<dyn Tuner>)> {
+fn methods(targets: &[&str]) -> Vec<(&'static str, Box<dyn PeftConfig>)> {
     let names = || Some(Names::list(targets.iter().copied()));
     vec![
         ("lora", Box::new(lora(targets))),
@@ -424,7 +424,8 @@ fn an_orthogonal_start_is_orthogonal_and_wants_an_even_rank() {
 
 #[test]
 fn what_contradicts_itself_is_refused() {
-    let refused = |config: Box<dyn Tuner>| mlp().add_adapter("one", config, 1).map(|_| ()).unwrap_err().to_string();
+    let refused =
+        |config: Box<dyn PeftConfig>| mlp().add_adapter("one", config, 1).map(|_| ()).unwrap_err().to_string();
     // A regular expression says all there is to say about layers.
     let regex = Some(Names::Pattern("lin.".into()));
     let indexed = LoraConfig {
@@ -470,8 +471,8 @@ fn what_contradicts_itself_is_refused() {
 
 fn llama() -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
-    let sites = peft::core::Describe::describe(&model);
-    PeftModel::with_sites(model, sites, &device())
+    let spec = peft::core::Adaptable::spec(&model);
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn ids(rows: usize) -> Tensor<2, Int> {
@@ -493,7 +494,7 @@ fn row(data: &TensorData, at: usize) -> Vec<f64> {
 #[test]
 fn rows_with_adapters_of_their_own_equal_batches_with_one() {
     let mut peft = llama();
-    let configs: [(&str, Box<dyn Tuner>); 5] = [
+    let configs: [(&str, Box<dyn PeftConfig>); 5] = [
         ("plain", Box::new(LoraConfig::new(4, 6.0).targets(["q_proj", "v_proj"]))),
         (
             "overlap",
@@ -511,7 +512,7 @@ fn rows_with_adapters_of_their_own_equal_batches_with_one() {
         laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
     }
     let names = [Some("plain"), None, Some("overlap"), Some("table"), Some("dora"), Some("loha"), Some("plain")];
-    let mixed = peft.with_rows(&names, |model| logits(&model.valid(), names.len())).unwrap();
+    let mixed = peft.with_adapter_names(&names, |model| logits(&model.valid(), names.len())).unwrap();
     for (at, name) in names.iter().enumerate() {
         peft.set_active(name.as_slice()).unwrap();
         let alone = logits(&peft.model().valid(), names.len());
@@ -525,7 +526,7 @@ fn rows_that_cannot_be_told_apart_are_refused() {
     let mut peft = llama();
     peft.add_adapter("plain", LoraConfig::new(4, 6.0).targets(["q_proj"]), 1).unwrap();
     let run = |peft: &PeftModel<AutoCausalLm>, names: &[Option<&str>]| {
-        peft.with_rows(names, |model| logits(&model.valid(), 2)).map(|_| ()).map_err(|it| it.to_string())
+        peft.with_adapter_names(names, |model| logits(&model.valid(), 2)).map(|_| ()).map_err(|it| it.to_string())
     };
     assert!(run(&peft, &[Some("absent"), None]).unwrap_err().contains("absent"));
     assert!(run(&peft, &[]).is_err());
@@ -804,7 +805,7 @@ fn all_linear_means_the_same_layers_beside_another_adapter() {
     let mut peft = llama();
     let paths = |peft: &PeftModel<AutoCausalLm>, name: &str| {
         let rows = &peft.adapters()[name].plan.rows;
-        rows.iter().map(|it| it.site.module.clone()).collect::<Vec<_>>()
+        rows.iter().map(|it| it.param.module.clone()).collect::<Vec<_>>()
     };
     peft.add_adapter("one", LoraConfig::new(2, 4.0).all_linear(), 1).unwrap();
     peft.add_adapter("two", LoraConfig::new(3, 4.0).all_linear(), 1).unwrap();
@@ -912,7 +913,7 @@ fn rows_keep_their_adapters_while_they_are_continued() {
     let write =
         |model: &AutoCausalLm, prompts: &[Vec<u32>]| generate(model, prompts, &plan, &device(), |_, _| Ok(())).unwrap();
     let names = [Some("one"), Some("two"), None, Some("two")];
-    let mixed = peft.with_rows(&names, |model| write(model, &prompts)).unwrap();
+    let mixed = peft.with_adapter_names(&names, |model| write(model, &prompts)).unwrap();
     for (at, name) in names.iter().enumerate() {
         peft.set_active(name.as_slice()).unwrap();
         assert_eq!(mixed[at], write(peft.model(), &prompts[at..=at])[0], "row {at}");
@@ -923,8 +924,8 @@ fn rows_keep_their_adapters_while_they_are_continued() {
 #[test]
 fn beams_keep_the_adapters_of_their_rows() {
     let (model, _) = auto::load_seq2seq_lm(fixtures().join("models/t5-tiny"), &device()).unwrap();
-    let sites = peft::core::Describe::describe(&model);
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = peft::core::Adaptable::spec(&model);
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     for (seed, name) in ["one", "two"].into_iter().enumerate() {
         peft.add_adapter(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.4, &device()).unwrap();
@@ -939,7 +940,7 @@ fn beams_keep_the_adapters_of_their_rows() {
     let source = || ModelInput::ids(ids(4));
     let write = |model: &AutoSeq2SeqLm| generate_targets(model, &source(), &plan, &device(), |_, _| Ok(())).unwrap();
     let names = [Some("one"), Some("two"), None, Some("two")];
-    let mixed = peft.with_rows(&names, |model| write(model)).unwrap();
+    let mixed = peft.with_adapter_names(&names, |model| write(model)).unwrap();
     let mut alone = Vec::new();
     for (at, name) in names.iter().enumerate() {
         peft.set_active(name.as_slice()).unwrap();

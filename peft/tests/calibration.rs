@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Tensor, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
-use peft::core::{AdapterFolder, DEFAULT_ADAPTER, Describe, PeftModel, laws, nn};
+use peft::core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, PeftModel, laws, nn};
 use peft::lora::lora::data_init::{corda, eva};
 use peft::lora::{CordaConfig, EvaConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
@@ -25,8 +25,8 @@ fn about(name: &str) -> Map<String, Value> {
 fn base(name: &str) -> PeftModel<AutoCausalLm> {
     let model = about(name)["model"].as_str().unwrap().to_owned();
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn config(name: &str) -> LoraConfig {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor, TensorData};
 use peft::core::forward::gradient_checkpointing::{self, scope};
-use peft::core::{DEFAULT_ADAPTER, Describe, Indices, PeftModel, Tuner, laws, nn, ops};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, Indices, PeftConfig, PeftModel, laws, nn, ops};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, Bias, BoftConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig};
 use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier, auto};
@@ -89,9 +89,9 @@ fn ids(rows: usize) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(values, [rows, 7]), &device())
 }
 
-fn adapted<M: Module + Describe>(model: M, tuner: Box<dyn Tuner>) -> M {
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+fn adapted<M: Module + Adaptable>(model: M, tuner: Box<dyn PeftConfig>) -> M {
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     peft.add_adapter(DEFAULT_ADAPTER, tuner, 1).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.3, &device()).unwrap();
     peft.model().clone()
@@ -105,12 +105,12 @@ fn square(output: Tensor<3>) -> Tensor<1> {
     (output.clone() * output).mean()
 }
 
-fn causal(name: &str, tuner: impl Tuner + 'static) {
+fn causal(name: &str, tuner: impl PeftConfig + 'static) {
     let model = adapted(auto::load_causal_lm(folder(name), &device()).unwrap().0, Box::new(tuner));
     check(name, &model, |model| square(model.logits(&ModelInput::ids(ids(2)), None)));
 }
 
-fn target(name: &str, tuner: impl Tuner + 'static) {
+fn target(name: &str, tuner: impl PeftConfig + 'static) {
     let model = adapted(auto::load_seq2seq_lm(folder(name), &device()).unwrap().0, Box::new(tuner));
     check(name, &model, |model| {
         let target = ModelInput::ids(ids(2).narrow(1, 1, 4));
@@ -118,13 +118,13 @@ fn target(name: &str, tuner: impl Tuner + 'static) {
     });
 }
 
-fn classifier(name: &str, tuner: impl Tuner + 'static) {
+fn classifier(name: &str, tuner: impl PeftConfig + 'static) {
     let options = auto::ClassifierOptions::default();
     let model = auto::load_sequence_classifier(folder(name), &device(), &options).unwrap().0;
     check(name, &adapted(model, Box::new(tuner)), |model| square(model.logits(&ModelInput::ids(ids(2))).unsqueeze()));
 }
 
-fn features(name: &str, tuner: impl Tuner + 'static) {
+fn features(name: &str, tuner: impl PeftConfig + 'static) {
     let model = adapted(auto::load_feature_extractor(folder(name), &device()).unwrap().0, Box::new(tuner));
     check(name, &model, |model| square(model.last_hidden_state(&ModelInput::ids(ids(2)))));
 }
@@ -202,8 +202,8 @@ fn virtual_tokens_have_theirs() {
 #[test]
 fn rows_keep_their_adapters() {
     let model = auto::load_causal_lm(folder("llama-tiny"), &device()).unwrap().0;
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     for (seed, name) in ["first", "second"].into_iter().enumerate() {
         peft.add_adapter(name, lora(), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.3, &device()).unwrap();
@@ -212,7 +212,7 @@ fn rows_keep_their_adapters() {
     let model = nn::set_training(peft.model().clone(), true);
     peft.set_model(model.clone());
     let loss = |model: &auto::AutoCausalLm| square(model.logits(&ModelInput::ids(ids(3)), None));
-    check("rows", &model, |_| peft.with_rows(&[Some("first"), None, Some("second")], loss).unwrap());
+    check("rows", &model, |_| peft.with_adapter_names(&[Some("first"), None, Some("second")], loss).unwrap());
 }
 
 /// So are products in bf16, on processors that have them: the backward pass comes when they are over.

@@ -185,9 +185,15 @@ fn every_method_that_is_written_is_registered_and_described() {
         assert!(method.about.paper.contains(char::is_numeric) || method.about.paper.starts_with("peft/"));
     }
     let mut written = Vec::new();
-    for package in ["peft-lora", "peft-ia3", "peft-prompt"] {
-        for entry in std::fs::read_dir(fixtures().join("..").join(package).join("src")).unwrap() {
-            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    let mut folders: Vec<_> =
+        ["peft-lora", "peft-ia3", "peft-prompt"].map(|it| fixtures().join("..").join(it).join("src")).into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+                continue;
+            }
+            let text = std::fs::read_to_string(entry).unwrap();
             let names = text.lines().filter_map(|it| it.strip_prefix("impl Tuner for ")?.strip_suffix(" {"));
             written.extend(names.map(str::to_owned));
         }

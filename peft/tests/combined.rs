@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel};
 use peft::ia3::CombineIa3;
 use peft::lora::combine::convert::{ConvertToLora, Rank};
 use peft::lora::combine::weighted::{Combination, Combine, Majority};
@@ -17,8 +17,8 @@ const WEIGHTS: [(&str, f64); 3] = [("first", 0.7), ("second", -1.3), ("third", 0
 
 fn base() -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn loaded() -> PeftModel<AutoCausalLm> {
@@ -69,7 +69,7 @@ fn combinations_have_the_numbers_of_the_reference() {
             if key.contains("lora_") {
                 assert_close(&format!("{name} {key}"), find(&tensors, key), wanted);
             } else {
-                let update = updates.iter().find(|it| it.site.module == key).unwrap();
+                let update = updates.iter().find(|it| it.param.module == key).unwrap();
                 assert_close(&format!("{name} {key}"), &update.delta.to_data(), wanted);
             }
         }
@@ -137,9 +137,9 @@ fn rows_use_their_own_adapters() {
     let ids = Tensor::from_data(file.integers("rows.ids").unwrap(), &device());
     let peft = loaded();
     let rows = [Some("second"), None, Some("third"), Some("second")];
-    let output = peft.with_rows(&rows, |model| logits(&model.valid(), ids.clone())).unwrap();
+    let output = peft.with_adapter_names(&rows, |model| logits(&model.valid(), ids.clone())).unwrap();
     assert_close("rows", &output, &wanted["rows.logits"]);
-    assert!(peft.with_rows(&[Some("fourth")], |_| ()).unwrap_err().to_string().contains("fourth"));
+    assert!(peft.with_adapter_names(&[Some("fourth")], |_| ()).unwrap_err().to_string().contains("fourth"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft::core::files::checkpoint::TensorFile;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result, read_config};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result, read_config};
 use peft::folder::export::{ExportOptions, Exported, Format, export};
 use peft::folder::inspect::{Outcome, inspect};
 use peft::load::adapted::{OnModel, with_adapters};
@@ -42,9 +42,9 @@ fn updates(adapter: &Path, base: &Path) -> BTreeMap<String, TensorData> {
     struct Job;
     impl OnModel for Job {
         type Output = BTreeMap<String, TensorData>;
-        fn run<M: Module + Describe>(self, peft: PeftModel<M>) -> Result<Self::Output> {
+        fn run<M: Module + Adaptable>(self, peft: PeftModel<M>) -> Result<Self::Output> {
             let rows = peft.updates(DEFAULT_ADAPTER)?;
-            Ok(rows.into_iter().map(|it| (it.site.module.clone(), it.delta.into_data())).collect())
+            Ok(rows.into_iter().map(|it| (it.param.module.clone(), it.delta.into_data())).collect())
         }
     }
     with_adapters(base, &[(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())], &device(), Job).unwrap()

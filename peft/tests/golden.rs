@@ -2,7 +2,7 @@
 //!
 //! Sources: the task guides and examples of PEFT 0.6.2, and for Llama 3.2 the results of its MetaMathQA benchmark.
 
-use peft::core::{Describe, Plan, Sites};
+use peft::core::{Adaptable, ModelSpec, Plan};
 use peft::models::auto::{AutoCausalLm, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier};
 use peft::models::common::config::RawConfig;
 use serde_json::{Map, Value};
@@ -30,31 +30,31 @@ const ROBERTA_LARGE: &str = r#"{"model_type": "roberta", "hidden_size": 1024, "i
     "layer_norm_eps": 1e-05, "max_position_embeddings": 514, "num_attention_heads": 16, "num_hidden_layers": 24,
     "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265}"#;
 
-fn sites(model: &str, task: &str) -> Sites {
+fn spec(model: &str, task: &str) -> ModelSpec {
     let mut raw = RawConfig::parse_text(model).unwrap();
     match task {
-        "CAUSAL_LM" => AutoCausalLm::from_config(&raw, &device()).unwrap().describe(),
-        "SEQ_2_SEQ_LM" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().describe(),
-        "SEQ_CLS" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().describe(),
+        "CAUSAL_LM" => AutoCausalLm::from_config(&raw, &device()).unwrap().spec(),
+        "SEQ_2_SEQ_LM" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().spec(),
+        "SEQ_CLS" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().spec(),
         _ => {
             raw.json.insert("num_labels".into(), 11.into());
-            AutoTokenClassifier::from_config(&raw, &device()).unwrap().describe()
+            AutoTokenClassifier::from_config(&raw, &device()).unwrap().spec()
         }
     }
 }
 
 /// The plan of a configuration, given as the fields in which it differs from the defaults.
-fn plan(sites: &Sites, task: &str, peft_type: &str, fields: &str) -> Plan {
+fn plan(spec: &ModelSpec, task: &str, peft_type: &str, fields: &str) -> Plan {
     let mut json: Map<String, Value> = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
     json.insert("peft_type".into(), peft_type.into());
     json.insert("task_type".into(), task.into());
-    let plan = peft::methods().parse(json).unwrap().plan(sites).unwrap();
+    let plan = peft::methods().parse(json).unwrap().plan(spec).unwrap();
     assert!(plan.unmatched.is_empty(), "{peft_type} {fields}: {:?}", plan.unmatched);
     plan
 }
 
 fn trainable(model: &str, task: &str, peft_type: &str, fields: &str) -> usize {
-    plan(&sites(model, task), task, peft_type, fields).trainable()
+    plan(&spec(model, task), task, peft_type, fields).trainable()
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn bloomz() {
     assert_eq!(small("PROMPT_TUNING", r#""num_virtual_tokens": 8"#), 8_192);
     assert_eq!(small("PREFIX_TUNING", r#""num_virtual_tokens": 30"#), 1_474_560);
     // 0.263 % of all.
-    assert_eq!(sites(BLOOMZ_560M, "CAUSAL_LM").parameters() + 1_474_560, 560_689_152);
+    assert_eq!(spec(BLOOMZ_560M, "CAUSAL_LM").parameters() + 1_474_560, 560_689_152);
     assert_eq!(trainable(BLOOMZ_7B1, "CAUSAL_LM", "LORA", r#""r": 8, "lora_alpha": 32"#), 3_932_160);
 }
 
@@ -78,10 +78,10 @@ fn opt_6_7b() {
 /// LoRA as alpaca-lora prints it, and the 1.2 M of LLaMA-Adapter (Zhang et al. 2023): 10 tokens in the upper 30 layers.
 #[test]
 fn llama_7b() {
-    let sites = sites(LLAMA_7B, "CAUSAL_LM");
-    let lora = plan(&sites, "CAUSAL_LM", "LORA", r#""r": 8, "lora_alpha": 16"#);
-    assert_eq!((lora.trainable(), sites.parameters() + lora.trainable()), (4_194_304, 6_742_609_920));
-    let gated = plan(&sites, "CAUSAL_LM", "ADAPTION_PROMPT", r#""adapter_len": 10, "adapter_layers": 30"#);
+    let spec = spec(LLAMA_7B, "CAUSAL_LM");
+    let lora = plan(&spec, "CAUSAL_LM", "LORA", r#""r": 8, "lora_alpha": 16"#);
+    assert_eq!((lora.trainable(), spec.parameters() + lora.trainable()), (4_194_304, 6_742_609_920));
+    let gated = plan(&spec, "CAUSAL_LM", "ADAPTION_PROMPT", r#""adapter_len": 10, "adapter_layers": 30"#);
     assert_eq!(gated.trainable(), 1_228_830);
 }
 
@@ -96,10 +96,10 @@ fn t5_large() {
 
 #[test]
 fn mt0_large() {
-    let sites = sites(MT0_LARGE, "SEQ_2_SEQ_LM");
-    let count = |peft_type, fields| plan(&sites, "SEQ_2_SEQ_LM", peft_type, fields).trainable();
+    let spec = spec(MT0_LARGE, "SEQ_2_SEQ_LM");
+    let count = |peft_type, fields| plan(&spec, "SEQ_2_SEQ_LM", peft_type, fields).trainable();
     assert_eq!(count("LORA", r#""r": 8, "lora_alpha": 32"#), 2_359_296);
-    assert_eq!(sites.parameters() + 2_359_296, 1_231_940_608);
+    assert_eq!(spec.parameters() + 2_359_296, 1_231_940_608);
     assert_eq!(count("IA3", r#""feedforward_modules": []"#), 282_624);
 }
 
@@ -118,8 +118,8 @@ fn roberta_large() {
 /// Every method of this version that the benchmark has.
 #[test]
 fn llama_3_2_3b() {
-    let sites = sites(LLAMA_3_2_3B, "CAUSAL_LM");
-    assert_eq!(sites.parameters(), 3_212_749_824);
+    let spec = spec(LLAMA_3_2_3B, "CAUSAL_LM");
+    assert_eq!(spec.parameters(), 3_212_749_824);
     let on_queries_and_values = [
         ("LORA", r#""r": 32, "lora_alpha": 64"#, 9_175_040),
         ("LORA", r#""r": 64, "lora_alpha": 64, "use_rslora": true"#, 18_350_080),
@@ -140,7 +140,7 @@ fn llama_3_2_3b() {
     ];
     for (peft_type, fields, published) in on_queries_and_values {
         let fields = format!(r#"{fields}, "target_modules": ["q_proj", "v_proj"]"#);
-        assert_eq!(plan(&sites, "CAUSAL_LM", peft_type, &fields).trainable(), published, "{peft_type} {fields}");
+        assert_eq!(plan(&spec, "CAUSAL_LM", peft_type, &fields).trainable(), published, "{peft_type} {fields}");
     }
     let others = [
         ("LORA", r#""r": 10, "target_modules": ["up_proj", "gate_proj", "down_proj"]"#, 9_461_760),
@@ -154,9 +154,9 @@ fn llama_3_2_3b() {
         ("P_TUNING", r#""num_virtual_tokens": 20, "encoder_hidden_size": 3072"#, 28_382_208),
     ];
     for (peft_type, fields, published) in others {
-        assert_eq!(plan(&sites, "CAUSAL_LM", peft_type, fields).trainable(), published, "{peft_type} {fields}");
+        assert_eq!(plan(&spec, "CAUSAL_LM", peft_type, fields).trainable(), published, "{peft_type} {fields}");
     }
     let all = r#""target_modules": ["gate_proj", "o_proj", "q_proj", "k_proj", "v_proj", "down_proj", "up_proj"],
         "feedforward_modules": ["up_proj", "gate_proj", "down_proj"]"#;
-    assert_eq!(plan(&sites, "CAUSAL_LM", "IA3", all).trainable(), 630_784);
+    assert_eq!(plan(&spec, "CAUSAL_LM", "IA3", all).trainable(), 630_784);
 }

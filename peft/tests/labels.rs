@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peft::core::{AdapterFolder, DEFAULT_ADAPTER, Describe, LABELS_FILE, Labels, PeftModel};
+use peft::core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
 use serde_json::{Value, json};
@@ -39,8 +39,8 @@ pub(crate) fn at(folder: &TempDir, name: &str) -> String {
 fn classifier() -> PeftModel<AutoSequenceClassifier> {
     let folder = fixtures().join("models/llama-cls");
     let (model, _) = auto::load_sequence_classifier(folder, &device(), &ClassifierOptions::default()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn labels(names: &[&str]) -> Labels {

@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::adapter::slots;
 use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::laws::{distance, numbers};
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Tuner, laws};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, laws};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -14,8 +14,8 @@ use crate::support::{device, fixtures};
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
 fn ids() -> Tensor<2, Int> {
@@ -29,7 +29,7 @@ fn logits<M: CausalLm>(model: &M) -> TensorData {
 /// One method with its options, as each of the models needs it.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    pub(super) config: fn(&Names) -> Box<dyn Tuner>,
+    pub(super) config: fn(&Names) -> Box<dyn PeftConfig>,
     /// A fresh adapter gives the base.
     starts_as_base: bool,
     /// Merged is live. Not so for a tied table: its head is merged too, which the live forward leaves alone, as the
@@ -38,7 +38,7 @@ pub(super) struct Row {
 }
 
 /// A row for a method that promises everything.
-fn row(name: &'static str, config: fn(&Names) -> Box<dyn Tuner>) -> Row {
+fn row(name: &'static str, config: fn(&Names) -> Box<dyn PeftConfig>) -> Row {
     Row { name, config, starts_as_base: true, merges: |_| true }
 }
 

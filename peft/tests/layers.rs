@@ -5,7 +5,7 @@ use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, TensorData};
 use peft::core::files::checkpoint::{TensorFile, model_tensors};
-use peft::core::{DEFAULT_ADAPTER, PeftModel, Sites};
+use peft::core::{DEFAULT_ADAPTER, ModelSpec, PeftModel};
 use serde_json::Value;
 
 use crate::support::{assert_close, device, expected, find, fixtures, numbers};
@@ -29,22 +29,22 @@ fn run<L: Module + ModuleDisplay, const D: usize>(
     layer: L,
     forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
 ) {
-    run_described(name, layer, Sites::of, forward);
+    run_described(name, layer, ModelSpec::of, forward);
 }
 
 /// The same with a layer that has more to say of itself.
 fn run_described<L: Module + ModuleDisplay, const D: usize>(
     name: &str,
     layer: L,
-    describe: impl Fn(&Net<L>) -> Sites,
+    spec: impl Fn(&Net<L>) -> ModelSpec,
     forward: impl Fn(&L, &TensorFile) -> Tensor<D>,
 ) {
     let folder = fixtures().join("layers").join(name);
     let wanted = expected(&folder.join("expected.safetensors"));
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
     let net = Net { layer };
-    let sites = describe(&net);
-    let mut peft = PeftModel::with_sites(net, sites, &device());
+    let spec = spec(&net);
+    let mut peft = PeftModel::with_spec(net, spec, &device());
     assert_close("y_base", &forward(&peft.layer, &inputs).into_data(), &wanted["y_base"]);
     peft.load_adapter(folder.join("default"), DEFAULT_ADAPTER, &peft::methods()).unwrap();
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use burn::module::Module;
 use peft::core::files::checkpoint::model_tensors;
 use peft::core::forward::gradient_checkpointing;
-use peft::core::{AdapterFolder, Describe, PeftModel, read_config};
+use peft::core::{Adaptable, AdapterFolder, PeftModel, read_config};
 use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
 use peft::models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
@@ -143,9 +143,9 @@ fn check_weights_and_folder(name: &str) {
     }
 }
 
-fn weights_and_folder<M: Module + Describe>(name: &str, model: M, adapters: &[PathBuf]) {
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+fn weights_and_folder<M: Module + Adaptable>(name: &str, model: M, adapters: &[PathBuf]) {
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     peft.base_name = Some(fixtures().join("models").join(case(name).model).display().to_string());
     for folder in adapters {
         if peft.adapters().is_empty() {

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::core::laws::{self, distance, numbers};
-use peft::core::{DEFAULT_ADAPTER, Describe, ENCODER_FILE, PeftModel, Tuner, WEIGHTS_FILE};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, ENCODER_FILE, PeftConfig, PeftModel, WEIGHTS_FILE};
 use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
@@ -27,17 +27,17 @@ const TASK: &str = "CAUSAL_LM";
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let sites = model.describe();
-    PeftModel::with_sites(model, sites, &device())
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec, &device())
 }
 
-fn with(model: &str, config: impl Tuner + 'static) -> PeftModel<AutoCausalLm> {
+fn with(model: &str, config: impl PeftConfig + 'static) -> PeftModel<AutoCausalLm> {
     let mut peft = base(model);
     peft.add_adapter(DEFAULT_ADAPTER, config, 3).unwrap();
     peft
 }
 
-fn refused(config: impl Tuner + 'static) -> String {
+fn refused(config: impl PeftConfig + 'static) -> String {
     base("gpt2-tiny").add_adapter(DEFAULT_ADAPTER, config, 3).unwrap_err().to_string()
 }
 
@@ -159,7 +159,7 @@ fn a_prompt_of_several_tasks_wants_to_know_which() {
 
 #[test]
 fn prompts_are_not_merged() {
-    let configs: [Box<dyn Tuner>; 3] =
+    let configs: [Box<dyn PeftConfig>; 3] =
         [Box::new(PromptTuningConfig::new(2, TASK)), Box::new(projected()), Box::new(AdaptionPromptConfig::new(2, 1))];
     for config in configs {
         let mut peft = with("gpt2-tiny", config);
@@ -188,7 +188,7 @@ fn sizes_that_the_model_does_not_have_are_refused() {
 /// The encoder is in a file of its own; without it the prompt loads as the reference loads it.
 #[test]
 fn an_encoder_is_kept_beside_what_it_makes() {
-    let configs: [Box<dyn Tuner>; 2] = [Box::new(lstm()), Box::new(projected())];
+    let configs: [Box<dyn PeftConfig>; 2] = [Box::new(lstm()), Box::new(projected())];
     for config in configs {
         let peft = with("llama-tiny", config);
         let folder = tempfile::tempdir().unwrap();
@@ -212,14 +212,15 @@ fn an_encoder_is_kept_beside_what_it_makes() {
         assert!(load().unwrap_err().to_string().contains("two adapters"));
 
         std::fs::remove_file(&beside).unwrap();
-        let baked = load().unwrap();
-        let keys: Vec<String> = baked.adapter_tensors(DEFAULT_ADAPTER).unwrap().into_iter().map(|it| it.key).collect();
+        let export_form = load().unwrap();
+        let keys: Vec<String> =
+            export_form.adapter_tensors(DEFAULT_ADAPTER).unwrap().into_iter().map(|it| it.key).collect();
         assert_eq!(keys, ["prompt_embeddings"]);
-        assert!(distance(&logits(&baked), &logits(&peft)) < 1e-6);
+        assert!(distance(&logits(&export_form), &logits(&peft)) < 1e-6);
 
         // One that is left over from an earlier adapter goes.
         std::fs::write(&beside, encoder).unwrap();
-        baked.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
+        export_form.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
         assert!(!beside.exists());
     }
 }
@@ -250,7 +251,7 @@ fn packed_documents_have_a_prompt_each() {
     let first: &[i64] = &[5, 17, 3];
     let second: &[i64] = &[60, 2, 77, 13];
     for model in ["gpt2-tiny", "llama-tiny", "bloom-tiny"] {
-        let configs: [Box<dyn Tuner>; 2] =
+        let configs: [Box<dyn PeftConfig>; 2] =
             [Box::new(PromptTuningConfig::new(3, TASK)), Box::new(PrefixTuningConfig::new(3, TASK))];
         for config in configs {
             let peft = with(model, config);
@@ -295,7 +296,7 @@ fn run(peft: &mut PeftModel<AutoCausalLm>, steps: usize, folder: Option<&Path>, 
 #[test]
 fn every_prompt_learns() {
     let _alone = crate::support::random_numbers();
-    let configs: [(&str, Box<dyn Tuner>); 6] = [
+    let configs: [(&str, Box<dyn PeftConfig>); 6] = [
         ("prompt tuning", Box::new(PromptTuningConfig::new(4, TASK))),
         ("P-tuning", Box::new(PromptEncoderConfig::new(4, TASK))),
         ("LSTM", Box::new(lstm())),

@@ -4,7 +4,7 @@ use std::fs;
 
 use burn::tensor::TensorData;
 use peft::core::files::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
-use peft::core::{AdapterFolder, Names, Tuner, contains_module, is_suffix};
+use peft::core::{AdapterFolder, Names, PeftConfig, contains_module, is_suffix};
 use peft::lora::LoraConfig;
 use proptest::prelude::*;
 use serde_json::Value;

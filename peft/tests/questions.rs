@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use serde_json::{Value, json};
@@ -14,8 +14,8 @@ const TEXT: &str = "Élise lives in Rome, and her brother lives in Lyon with thr
 
 fn row(question: &str, answers: &[(&str, usize)]) -> Value {
     let texts: Vec<&str> = answers.iter().map(|it| it.0).collect();
-    let starts: Vec<usize> = answers.iter().map(|it| it.1).collect();
-    json!({"context": TEXT, "question": question, "answers": {"text": texts, "answer_start": starts}})
+    let data_init: Vec<usize> = answers.iter().map(|it| it.1).collect();
+    json!({"context": TEXT, "question": question, "answers": {"text": texts, "answer_start": data_init}})
 }
 
 /// Starts count characters: the first letter of the text has two bytes.
@@ -41,7 +41,7 @@ fn rows_in_all_their_forms() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(name);
         std::fs::write(&file, contents).unwrap();
-        let options = DataOptions { file, max_length: Some(24), ..DataOptions::default() };
+        let options = TextData { file, max_length: Some(24), ..TextData::default() };
         let task = options.question_answering(&base, &tokenizer, true).map_err(|it| it.to_string())?;
         Ok::<_, String>(Task::evaluate(&task, &model, 4, &device()).unwrap().loss)
     };

@@ -6,7 +6,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
-use peft::core::{Describe, Names, PeftModel, Tuner, forward, nn};
+use peft::core::{Adaptable, Names, PeftConfig, PeftModel, forward, nn};
 use peft::ia3::Ia3Config;
 use peft::lora::{Bias, LoraConfig, TrainableTokensConfig};
 use peft::models::auto;
@@ -16,20 +16,20 @@ use peft::prompt::{AdaptionPromptConfig, PromptTuningConfig};
 use crate::support::{device, fixtures, numbers};
 
 /// LoRA on some layers, with modules that are saved whole.
-fn lora(targets: &[&str], saved: &[&str]) -> Box<dyn Tuner> {
+fn lora(targets: &[&str], saved: &[&str]) -> Box<dyn PeftConfig> {
     let modules_to_save = Some(saved.iter().map(|it| (*it).to_owned()).collect());
     Box::new(LoraConfig { modules_to_save, ..LoraConfig::new(3, 5.0).targets(targets.iter().copied()) })
 }
 
 /// LoRA on some layers, and every bias.
-fn biased(targets: &[&str]) -> Box<dyn Tuner> {
+fn biased(targets: &[&str]) -> Box<dyn PeftConfig> {
     Box::new(LoraConfig { bias: Bias::All, ..LoraConfig::new(3, 5.0).targets(targets.iter().copied()) })
 }
 
-type Adapters = Vec<(&'static str, Box<dyn Tuner>)>;
+type Adapters = Vec<(&'static str, Box<dyn PeftConfig>)>;
 
-fn adapted<M: Module>(model: M, sites: peft::core::Sites, adapters: Adapters) -> PeftModel<M> {
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+fn adapted<M: Module>(model: M, spec: peft::core::ModelSpec, adapters: Adapters) -> PeftModel<M> {
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     for (name, config) in adapters {
         peft.add_adapter(name, config, 1).unwrap();
         laws::disturb(&mut peft, name, 0.3, &device()).unwrap();
@@ -57,7 +57,7 @@ fn check<M: Module>(what: &str, peft: &mut PeftModel<M>, output: impl Fn(&M, usi
     let mut names: Vec<Option<&str>> = known.iter().map(|it| Some(it.as_str())).collect();
     names.insert(1, None);
     names.push(Some(&known[0]));
-    let mixed = match peft.with_rows(&names, |model| output(model, names.len())) {
+    let mixed = match peft.with_adapter_names(&names, |model| output(model, names.len())) {
         Ok(mixed) => mixed,
         Err(error) => panic!("{what}: {error}"),
     };
@@ -77,29 +77,29 @@ fn check<M: Module>(what: &str, peft: &mut PeftModel<M>, output: impl Fn(&M, usi
 fn check_classifier(folder: &str, adapters: Adapters) {
     let (model, _) =
         auto::load_sequence_classifier(fixtures().join("models").join(folder), &device(), &Default::default()).unwrap();
-    let sites = model.describe();
-    let mut peft = adapted(model, sites, adapters);
+    let spec = model.spec();
+    let mut peft = adapted(model, spec, adapters);
     check(folder, &mut peft, |model, rows| model.logits(&ModelInput::ids(ids(rows))).into_data());
 }
 
 fn check_features(folder: &str, adapters: Adapters) {
     let (model, _) = auto::load_feature_extractor(fixtures().join("models").join(folder), &device()).unwrap();
-    let sites = model.describe();
-    let mut peft = adapted(model, sites, adapters);
+    let spec = model.spec();
+    let mut peft = adapted(model, spec, adapters);
     check(folder, &mut peft, |model, rows| model.last_hidden_state(&ModelInput::ids(ids(rows))).into_data());
 }
 
 fn check_masked(folder: &str, adapters: Adapters) {
     let (model, _) = auto::load_masked_lm(fixtures().join("models").join(folder), &device()).unwrap();
-    let sites = model.describe();
-    let mut peft = adapted(model, sites, adapters);
+    let spec = model.spec();
+    let mut peft = adapted(model, spec, adapters);
     check(folder, &mut peft, |model, rows| model.logits(&ModelInput::ids(ids(rows))).into_data());
 }
 
 fn causal(folder: &str, adapters: Adapters) -> PeftModel<auto::AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(folder), &device()).unwrap();
-    let sites = model.describe();
-    adapted(model, sites, adapters)
+    let spec = model.spec();
+    adapted(model, spec, adapters)
 }
 
 fn check_causal(folder: &str, adapters: Adapters) {
@@ -163,10 +163,10 @@ fn distances_are_seen_by_each_row_in_its_own_way() {
         vec![("one", lora(&["query_proj"], &["conv", "classifier"])), ("two", lora(&["value_proj"], &["conv"]))],
     );
     let (model, _) = auto::load_seq2seq_lm(fixtures().join("models/t5-tiny"), &device()).unwrap();
-    let sites = model.describe();
+    let spec = model.spec();
     let adapters: Adapters =
         vec![("one", lora(&["q"], &["relative_attention_bias"])), ("two", lora(&["v"], &["layer_norm"]))];
-    let mut peft = adapted(model, sites, adapters);
+    let mut peft = adapted(model, spec, adapters);
     check("t5", &mut peft, |model, rows| {
         let input = ModelInput::ids(ids(rows));
         model.logits(&input, &input).into_data()
@@ -177,7 +177,7 @@ fn distances_are_seen_by_each_row_in_its_own_way() {
 #[test]
 fn tied_heads_and_gates_belong_to_their_rows() {
     // Every row of the batch has some of these tokens.
-    let tokens = |first: usize| -> Box<dyn Tuner> {
+    let tokens = |first: usize| -> Box<dyn PeftConfig> {
         let token_indices = (first..101).step_by(2).collect();
         Box::new(TrainableTokensConfig { token_indices, ..TrainableTokensConfig::default() })
     };
@@ -232,13 +232,13 @@ fn points(rows: usize) -> Tensor<2, Int> {
 
 #[test]
 fn convolutions_belong_to_their_rows() {
-    let ia3: Box<dyn Tuner> = Box::new(Ia3Config {
+    let ia3: Box<dyn PeftConfig> = Box::new(Ia3Config {
         target_modules: Some(Names::list(["conv", "line"])),
         feedforward_modules: Some(Names::list([""; 0])),
         ..Ia3Config::default()
     });
     let model = Pictures::new();
-    let sites = peft::core::Sites::of(&model);
+    let spec = peft::core::ModelSpec::of(&model);
     let adapters = vec![
         ("plane", lora(&["conv"], &["head"])),
         ("line", lora(&["line"], &["head", "norm"])),
@@ -246,7 +246,7 @@ fn convolutions_belong_to_their_rows() {
         ("scaled", ia3),
         ("biases", biased(&["conv"])),
     ];
-    let mut peft = adapted(model, sites, adapters);
+    let mut peft = adapted(model, spec, adapters);
     check("pictures", &mut peft, |model, rows| model.forward(points(rows)).into_data());
 }
 
@@ -261,35 +261,37 @@ struct Foreign {
 fn what_is_read_for_all_rows_must_be_the_same_for_all() {
     let model =
         Foreign { norm: LayerNormConfig::new(4).init(&device()), head: nn::Projection::new(4, 2, true, &device()) };
-    let sites = peft::core::Sites::of(&model);
+    let spec = peft::core::ModelSpec::of(&model);
     let adapters = vec![("norm", lora(&["head"], &["norm"])), ("head", lora(&["head"], &[]))];
-    let mut peft = adapted(model, sites, adapters);
+    let mut peft = adapted(model, spec, adapters);
     let forward = |model: &Foreign| {
         let values: Vec<f32> = (0..12u8).map(|it| f32::from(it * it % 11)).collect();
         let input = Tensor::<2>::from_data(TensorData::new(values, [3, 4]), &device());
         model.head.forward(model.norm.forward(input)).into_data()
     };
-    let refused =
-        peft.with_rows(&[Some("norm"), Some("head"), None], |it| forward(&it.valid())).unwrap_err().to_string();
+    let refused = peft
+        .with_adapter_names(&[Some("norm"), Some("head"), None], |it| forward(&it.valid()))
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("`norm.gamma`") && refused.contains("by_rows"), "{refused}");
-    peft.with_rows(&[Some("head"), Some("head"), None], |it| forward(&it.valid())).unwrap();
-    let same = peft.with_rows(&[Some("norm"); 3], |it| forward(&it.valid())).unwrap();
+    peft.with_adapter_names(&[Some("head"), Some("head"), None], |it| forward(&it.valid())).unwrap();
+    let same = peft.with_adapter_names(&[Some("norm"); 3], |it| forward(&it.valid())).unwrap();
     peft.set_active(&["norm"]).unwrap();
     assert!(distance(&same, &forward(&peft.model().valid())) < 1e-6);
 }
 
 #[test]
 fn a_prompt_is_the_same_for_all_rows() {
-    let prompt = || -> Box<dyn Tuner> { Box::new(PromptTuningConfig::new(3, "CAUSAL_LM")) };
+    let prompt = || -> Box<dyn PeftConfig> { Box::new(PromptTuningConfig::new(3, "CAUSAL_LM")) };
     let mut peft =
         causal("llama-tiny", vec![("one", prompt()), ("two", prompt()), ("lora", lora(&["embed_tokens"], &[]))]);
     let logits = |model: &auto::AutoCausalLm| model.valid().logits(&ModelInput::ids(ids(2)), None).into_data();
     for other in [Some("two"), Some("lora"), None] {
-        let refused = peft.with_rows(&[Some("one"), other], logits).unwrap_err().to_string();
+        let refused = peft.with_adapter_names(&[Some("one"), other], logits).unwrap_err().to_string();
         assert!(refused.contains("model.embed_tokens"), "{refused}");
     }
-    peft.with_rows(&[Some("lora"), None], logits).unwrap();
-    let same = peft.with_rows(&[Some("one"); 2], logits).unwrap();
+    peft.with_adapter_names(&[Some("lora"), None], logits).unwrap();
+    let same = peft.with_adapter_names(&[Some("one"); 2], logits).unwrap();
     peft.set_active(&["one"]).unwrap();
     assert!(distance(&same, &logits(peft.model())) < 1e-6);
 }

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
-use peft::core::{DEFAULT_ADAPTER, Describe, Names, PeftError, PeftModel, Tuner, laws, nn};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, Names, PeftConfig, PeftError, PeftModel, laws, nn};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
@@ -27,12 +27,12 @@ use serde_json::Value;
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
 
 /// Ten AdamW steps on one batch, against the losses and the tensors that the reference ended with.
-fn ten_steps<M: Module + Describe>(name: &str, model: M, loss: impl Fn(&M) -> Tensor<1>) {
+fn ten_steps<M: Module + Adaptable>(name: &str, model: M, loss: impl Fn(&M) -> Tensor<1>) {
     let folder = fixtures().join("cases").join(name);
     let steps = case(name).steps.expect("the case records steps");
     let wanted = expected(&folder.join("expected.safetensors"));
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     peft.load_adapter(folder.join(DEFAULT_ADAPTER), DEFAULT_ADAPTER, &peft::methods()).unwrap();
     // LoRA+ and LoRA-FA, where a case has them, are spelled as in the configuration.
     let config: TrainConfig = serde_json::from_value(Value::Object(steps.more)).unwrap();
@@ -148,10 +148,10 @@ fn fresh(dropout: f64) -> PeftModel<AutoCausalLm> {
     with(LoraConfig { lora_dropout: dropout, ..LoraConfig::new(4, 6.0) }.all_linear())
 }
 
-fn with(config: impl Tuner + 'static) -> PeftModel<AutoCausalLm> {
+fn with(config: impl PeftConfig + 'static) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/gpt2-tiny"), &device()).unwrap();
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
     peft
 }
@@ -489,10 +489,10 @@ fn assert_same_in_both(name: &str, rows: usize, peft: &PeftModel<AutoCausalLm>) 
     assert!(worst < 1e-4 * largest, "{name}: slopes are off by {worst}, of at most {largest}");
 }
 
-fn adapted_as(name: &str, config: impl Tuner + 'static) -> PeftModel<AutoCausalLm> {
+fn adapted_as(name: &str, config: impl PeftConfig + 'static) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(name), &device()).unwrap();
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     peft.add_adapter(DEFAULT_ADAPTER, config, 0).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.2, &device()).unwrap();
     peft
@@ -556,7 +556,7 @@ fn texts_have_rows_of_their_own_where_rows_matter() {
     let rows = |model: &AutoCausalLm, items: &[usize]| texts().batch(model, items).unwrap().rows;
     assert_eq!(rows(prefix.model(), &ALL), 3);
     let names = [None, Some("lora"), None, None, None, Some("lora")];
-    assert_eq!(prefix.with_rows(&names, |model| rows(model, &ALL)).unwrap(), 6);
+    assert_eq!(prefix.with_adapter_names(&names, |model| rows(model, &ALL)).unwrap(), 6);
     for (items, wanted) in [(vec![0], 1), (vec![0, 2], 2), (vec![0, 2, 4], 2), (vec![3, 3], 2), (vec![3, 4, 1], 2)] {
         assert_eq!(rows(prefix.model(), &items), wanted, "{items:?}");
         let batch = texts().batch(prefix.model(), &items).unwrap();
@@ -579,10 +579,10 @@ fn a_loss_that_is_no_number_stops_the_run() {
 }
 
 /// A fresh adapter on a model of some task, trained until the task is learned.
-fn learn<M: Module + Describe, T: Task<M>>(model: M, task: &T, rate: f64, steps: usize) -> [Evaluation; 2] {
+fn learn<M: Module + Adaptable, T: Task<M>>(model: M, task: &T, rate: f64, steps: usize) -> [Evaluation; 2] {
     let _alone = crate::support::random_numbers();
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, &device());
     let config = LoraConfig { task_type: Some("TOKEN_CLS".into()), ..LoraConfig::new(8, 16.0) }.all_linear();
     peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
     let measure =
@@ -652,8 +652,8 @@ fn pairs_are_learned() {
 #[test]
 fn virtual_tokens_are_no_part_of_a_text_s_vector() {
     let (model, _) = auto::load_feature_extractor(fixtures().join("models/bert-tiny"), &device()).unwrap();
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(nn::set_training(model, false), sites, &device());
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(nn::set_training(model, false), spec, &device());
     peft.add_adapter(DEFAULT_ADAPTER, PromptTuningConfig::new(3, "FEATURE_EXTRACTION"), 1).unwrap();
     let input = ModelInput::ids(Tensor::from_data([[10, 20, 30, 40]], &device()));
     let hidden = peft.model().last_hidden_state(&input);

@@ -1,7 +1,7 @@
 //! A batch whose rows use different adapters, and none: which row uses which.
 //!
 //! The choice is made once for a forward and concerns every layer, so it travels beside the model, in a thread-local that
-//! [`PeftModel::with_rows`](crate::PeftModel::with_rows) sets and clears. A layer computes [`each`] group of rows for itself;
+//! [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) sets and clears. A layer computes [`each`] group of rows for itself;
 //! while it does, only the rows of the group are there, and whoever reads a parameter gets it through their adapter
 //! ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
 
@@ -110,7 +110,7 @@ pub(crate) fn acting_as(set: &AdapterSet, is_meant: impl Fn(&AnyAdapter) -> bool
     let mut adapters = any(set);
     adapters.retain(|it| is_meant(it));
     if !adapters.is_empty() && different().is_some_and(|names| names.len() > 1) {
-        note(Misuse::Parameter(set.site().path()));
+        note(Misuse::Parameter(set.param().path()));
         adapters.clear();
     }
     adapters
@@ -132,7 +132,7 @@ fn groups(sets: &[Option<&AdapterSet>], count: usize) -> Option<Vec<Group>> {
     if repeat * names.len() != count {
         // A table without these adapters may be looked up by anything, such as distances.
         if let Some(set) = names.iter().flatten().find_map(|name| owner(name)) {
-            note(Misuse::Count(set.site().path(), count));
+            note(Misuse::Count(set.param().path(), count));
         }
         return None;
     }

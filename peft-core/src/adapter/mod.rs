@@ -25,7 +25,7 @@ use crate::adapter::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore
 use crate::forward::{EmbeddingBelow, LinearBelow};
 use crate::model::state::KEY_PREFIX;
 use crate::ops;
-use crate::spec::{PathStack, Site};
+use crate::spec::{ParamSpec, PathStack};
 
 /// One adapter on one parameter: the trait that a method implements.
 ///
@@ -36,8 +36,8 @@ pub trait Adapter: Module + Sync + 'static {
     /// What the parameter becomes.
     ///
     /// `weight` is what earlier active adapters have made of it, `base` the frozen parameter itself, in single
-    /// precision; both lie as [`Site::kind`] says. With one active adapter they are the same tensor.
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D>;
+    /// precision; both lie as [`ParamSpec::kind`] says. With one active adapter they are the same tensor.
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, param: &ParamSpec) -> Tensor<D>;
 
     /// What the bias of the layer becomes. Unchanged for most methods.
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
@@ -59,13 +59,13 @@ pub trait Adapter: Module + Sync + 'static {
     /// The default goes through the dense [`weight`](Adapter::weight). A method with a cheaper form calls
     /// `below.forward(input)` and adds to it.
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        let weight = self.weight(below.weight(), below.base(), below.site());
+        let weight = self.weight(below.weight(), below.base(), below.param());
         below.apply(input, weight, below.bias().map(|it| self.bias(it)))
     }
 
     /// What looking up rows gives, `[batch, seq]` to `[batch, seq, d_model]`.
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
-        let weight = self.weight(below.weight(), below.base(), below.site());
+        let weight = self.weight(below.weight(), below.base(), below.param());
         below.look_up(ids, weight)
     }
 
@@ -86,14 +86,14 @@ pub trait Adapter: Module + Sync + 'static {
     }
 
     /// What becomes of a field: trained, as most are, or kept as it is.
-    fn kept(&self, field: &str) -> Kept {
+    fn role(&self, field: &str) -> ParamRole {
         let _ = field;
-        Kept::Trained
+        ParamRole::Trained
     }
 
     /// Whether values that came from a file make sense on this parameter, or what is wrong with them.
-    fn check(&self, site: &Site) -> Result<(), String> {
-        let _ = site;
+    fn check(&self, param: &ParamSpec) -> Result<(), String> {
+        let _ = param;
         Ok(())
     }
 
@@ -127,7 +127,7 @@ pub trait Adapter: Module + Sync + 'static {
 
     /// What the adapter file holds in place of this adapter, if it trains more than it computes with: the encoder of a
     /// prompt is saved as the prompt. Its own tensors go into [`ENCODER_FILE`](crate::ENCODER_FILE).
-    fn baked(&self) -> Option<AnyAdapter> {
+    fn export_form(&self) -> Option<AnyAdapter> {
         None
     }
 
@@ -137,14 +137,14 @@ pub trait Adapter: Module + Sync + 'static {
     }
 
     /// Key of a parameter in the adapter file, without the [`key_prefix`](Adapter::key_prefix).
-    fn file_key(&self, site: &Site, field: &str) -> String {
-        crate::spec::join(&site.module, field)
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        crate::spec::join(&param.module, field)
     }
 }
 
 /// What becomes of a parameter of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum ParamRole {
     /// Trained and saved.
     Trained,
     /// Saved, not trained.
@@ -178,9 +178,9 @@ impl AnyAdapter {
         self.inner.as_any().downcast_ref::<Typed<A>>().map(|it| &it.0)
     }
 
-    pub(crate) fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    pub(crate) fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let before = weight.clone();
-        self.tempered(before, || self.inner.weight(Ranked::new(D, weight), base, site).get())
+        self.tempered(before, || self.inner.weight(Ranked::new(D, weight), base, param).get())
     }
 
     pub(crate) fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
@@ -255,21 +255,21 @@ impl AnyAdapter {
         self.inner.unmergeable()
     }
 
-    pub(crate) fn baked(&self) -> Option<AnyAdapter> {
-        self.inner.baked()
+    pub(crate) fn export_form(&self) -> Option<AnyAdapter> {
+        self.inner.export_form()
     }
 
     /// The whole key of a parameter in the adapter file.
-    pub(crate) fn file_key(&self, site: &Site, field: &str) -> String {
-        format!("{}{}", self.inner.key_prefix(), self.inner.file_key(site, field))
+    pub(crate) fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        format!("{}{}", self.inner.key_prefix(), self.inner.file_key(param, field))
     }
 
-    pub(crate) fn kept(&self, field: &str) -> Kept {
-        self.inner.kept(field)
+    pub(crate) fn role(&self, field: &str) -> ParamRole {
+        self.inner.role(field)
     }
 
-    pub(crate) fn check(&self, site: &Site) -> Result<(), String> {
-        self.inner.check(site)
+    pub(crate) fn check(&self, param: &ParamSpec) -> Result<(), String> {
+        self.inner.check(param)
     }
 
     /// Trained or frozen; constants are never trained.
@@ -336,14 +336,14 @@ impl ModuleMapper for SetTrainable {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let is_trained = self.fields.kept(&self.at.path()) == Kept::Trained;
+        let is_trained = self.fields.role(&self.at.path()) == ParamRole::Trained;
         param.set_require_grad(self.trainable && is_trained)
     }
 }
 
 /// The object-safe side of [`Adapter`].
 trait DynAdapter: Debug + Send + Sync {
-    fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked;
+    fn weight(&self, weight: Ranked, base: &dyn Any, param: &ParamSpec) -> Ranked;
     fn bias(&self, bias: Tensor<1>) -> Tensor<1>;
     fn touches_bias(&self) -> bool;
     fn needs_bias(&self) -> bool;
@@ -354,14 +354,14 @@ trait DynAdapter: Debug + Send + Sync {
     fn tasks(&self) -> usize;
     fn gated(&self) -> Option<GatedPrompt>;
     fn unmergeable(&self) -> Option<&'static str>;
-    fn baked(&self) -> Option<AnyAdapter>;
+    fn export_form(&self) -> Option<AnyAdapter>;
     fn key_prefix(&self) -> &'static str;
     fn loss(&self) -> Option<Tensor<1>>;
     fn moves_tied_head(&self) -> bool;
     fn replaced_rows(&self) -> Vec<usize>;
-    fn file_key(&self, site: &Site, field: &str) -> String;
-    fn kept(&self, field: &str) -> Kept;
-    fn check(&self, site: &Site) -> Result<(), String>;
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String;
+    fn role(&self, field: &str) -> ParamRole;
+    fn check(&self, param: &ParamSpec) -> Result<(), String>;
     fn visit(&self, visitor: &mut dyn ErasedVisitor);
     fn map(self: Box<Self>, mapper: &mut dyn ErasedMapper) -> Box<dyn DynAdapter>;
     fn collect_devices(&self, devices: Devices) -> Devices;
@@ -377,10 +377,10 @@ trait DynAdapter: Debug + Send + Sync {
 struct Typed<A>(A);
 
 impl<A: Adapter> DynAdapter for Typed<A> {
-    fn weight(&self, weight: Ranked, base: &dyn Any, site: &Site) -> Ranked {
+    fn weight(&self, weight: Ranked, base: &dyn Any, param: &ParamSpec) -> Ranked {
         with_rank!(weight.rank, D => {
             let base = base.downcast_ref::<Tensor<D>>().expect("base and weight have one rank");
-            Ranked::new(D, self.0.weight::<D>(weight.get(), base, site))
+            Ranked::new(D, self.0.weight::<D>(weight.get(), base, param))
         })
     }
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
@@ -413,8 +413,8 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     fn unmergeable(&self) -> Option<&'static str> {
         self.0.unmergeable()
     }
-    fn baked(&self) -> Option<AnyAdapter> {
-        self.0.baked()
+    fn export_form(&self) -> Option<AnyAdapter> {
+        self.0.export_form()
     }
     fn key_prefix(&self) -> &'static str {
         self.0.key_prefix()
@@ -428,14 +428,14 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     fn replaced_rows(&self) -> Vec<usize> {
         self.0.replaced_rows()
     }
-    fn file_key(&self, site: &Site, field: &str) -> String {
-        self.0.file_key(site, field)
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        self.0.file_key(param, field)
     }
-    fn kept(&self, field: &str) -> Kept {
-        self.0.kept(field)
+    fn role(&self, field: &str) -> ParamRole {
+        self.0.role(field)
     }
-    fn check(&self, site: &Site) -> Result<(), String> {
-        self.0.check(site)
+    fn check(&self, param: &ParamSpec) -> Result<(), String> {
+        self.0.check(param)
     }
     fn visit(&self, visitor: &mut dyn ErasedVisitor) {
         self.0.visit(&mut Erase(visitor));
@@ -478,20 +478,20 @@ pub struct NamedAdapter {
 /// The adapters of one parameter, whole, and which of them are active.
 #[derive(Debug, Clone)]
 pub struct AdapterSet {
-    site: Arc<Site>,
+    param: Arc<ParamSpec>,
     adapters: Vec<NamedAdapter>,
     active: Vec<String>,
 }
 
 impl AdapterSet {
     /// A set without adapters: it changes nothing.
-    pub fn new(site: Arc<Site>) -> Self {
-        Self { site, adapters: Vec::new(), active: Vec::new() }
+    pub fn new(param: Arc<ParamSpec>) -> Self {
+        Self { param, adapters: Vec::new(), active: Vec::new() }
     }
 
     /// The parameter that the set rides on.
-    pub fn site(&self) -> &Arc<Site> {
-        &self.site
+    pub fn param(&self) -> &Arc<ParamSpec> {
+        &self.param
     }
 
     /// All adapters, in the order in which they were added.
@@ -568,10 +568,10 @@ impl Reparameterization for AdapterSet {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let adapters = mixed_batch::acting(self);
-        let base = ops::single(base);
-        let compose = |weight, adapter: &&AnyAdapter| adapter.weight(weight, &base, &self.site);
+        let base = ops::to_f32(base);
+        let compose = |weight, adapter: &&AnyAdapter| adapter.weight(weight, &base, &self.param);
         let composed = adapters.iter().fold(base.clone(), compose);
-        pending_bias::settle(&self.site, &adapters, composed)
+        pending_bias::settle(&self.param, &adapters, composed)
     }
 }
 

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use burn::tensor::Tensor;
 
 use crate::adapter::AnyAdapter;
-use crate::spec::Site;
+use crate::spec::ParamSpec;
 
 struct Note {
     module: String,
@@ -23,15 +23,15 @@ thread_local! {
 }
 
 /// Called with each parameter composed by these adapters: notes what a weight owes, settles what a bias is owed.
-pub(crate) fn settle<const D: usize>(site: &Site, adapters: &[&AnyAdapter], composed: Tensor<D>) -> Tensor<D> {
+pub(crate) fn settle<const D: usize>(param: &ParamSpec, adapters: &[&AnyAdapter], composed: Tensor<D>) -> Tensor<D> {
     let note = OWED.take();
-    if site.param == "bias" {
-        let owed = note.filter(|it| it.module == site.module);
+    if param.name == "bias" {
+        let owed = note.filter(|it| it.module == param.module);
         return owed.map_or(composed.clone(), |note| fold(&note.adapters, composed));
     }
     let adapters: Vec<AnyAdapter> = adapters.iter().filter(|it| it.touches_bias()).map(|it| (*it).clone()).collect();
     if !adapters.is_empty() && !SUSPENDED.with_borrow(|it| *it) {
-        OWED.set(Some(Note { module: site.module.clone(), adapters }));
+        OWED.set(Some(Note { module: param.module.clone(), adapters }));
     }
     composed
 }

@@ -36,7 +36,7 @@ pub(crate) fn offer(set: &AdapterSet) -> bool {
 /// Called by a set that is mapped: the set to put in its place, or itself back to be walked.
 pub(crate) fn exchange(set: AdapterSet) -> std::result::Result<AdapterSet, AdapterSet> {
     REPLACING.with_borrow_mut(|waiting| match waiting {
-        Some(waiting) => Ok(waiting.remove(&set.site().path()).unwrap_or(set)),
+        Some(waiting) => Ok(waiting.remove(&set.param().path()).unwrap_or(set)),
         None => Err(set),
     })
 }
@@ -53,7 +53,7 @@ pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
 
 /// Puts sets on the parameters that they name; parameters not named keep what they have.
 pub fn replace<M: Module>(model: M, sets: impl IntoIterator<Item = AdapterSet>) -> M {
-    REPLACING.set(Some(sets.into_iter().map(|set| (set.site().path(), set)).collect()));
+    REPLACING.set(Some(sets.into_iter().map(|set| (set.param().path(), set)).collect()));
     let model = model.map(&mut Attach::default());
     REPLACING.set(None);
     model
@@ -67,7 +67,7 @@ pub fn edit<M: Module>(model: M, change: impl FnMut(AdapterSet) -> AdapterSet) -
 
 /// The model without adapter sets; its parameters are the frozen ones, bit for bit.
 pub fn strip<M: Module>(model: M) -> M {
-    edit(model, |set| AdapterSet::new(Arc::clone(set.site()))).materialize()
+    edit(model, |set| AdapterSet::new(Arc::clone(set.param()))).materialize()
 }
 
 /// The model with its active adapters folded into the parameters.
@@ -79,11 +79,11 @@ pub fn merge<M: Module>(model: M) -> Result<M> {
     let mut biases = Biases { at: PathStack::default(), wanted: HashMap::new() };
     for set in collect(&model) {
         if let Some(reason) = set.active().find_map(AnyAdapter::unmergeable) {
-            return Err(PeftError::unsupported(format!("merging into `{}`", set.site().path()), reason));
+            return Err(PeftError::unsupported(format!("merging into `{}`", set.param().path()), reason));
         }
         let active: Vec<AnyAdapter> = set.active().filter(|it| it.touches_bias()).cloned().collect();
         if !active.is_empty() {
-            biases.wanted.insert(format!("{}.bias", set.site().module), active);
+            biases.wanted.insert(format!("{}.bias", set.param().module), active);
         }
     }
     let model = pending_bias::suspended(|| model.materialize()).map(&mut biases);

@@ -10,7 +10,7 @@ use crate::error::{PeftError, Result, nearest};
 use crate::plan::plan::{Plan, PlanRow};
 use crate::plan::replacement::replacement_row;
 use crate::plan::targets::is_saved_whole;
-use crate::spec::{Site, Sites};
+use crate::spec::{ModelSpec, ParamSpec};
 
 /// Fields of every `adapter_config.json` that say nothing about the numbers of a trained adapter.
 pub const COMMON_FIELDS: [&str; 9] = [
@@ -39,19 +39,19 @@ pub enum Bias {
 
 impl Bias {
     /// Adds the biases to a plan whose rows are the adapted layers.
-    pub fn add_to(self, plan: &mut Plan, sites: &Sites, saved: &SavedModules) {
+    pub fn add_to(self, plan: &mut Plan, spec: &ModelSpec, saved: &SavedModules) {
         if self == Self::None {
             return;
         }
-        let adapted: Vec<String> = plan.rows.iter().map(|it| it.site.module.clone()).collect();
-        for site in sites.iter().filter(|it| it.param == "bias") {
-            let wrappers = adapted.iter().filter(|it| **it == site.module).count();
-            if saved.contains(&site.module) || (self == Self::AdaptedOnly && wrappers == 0) {
+        let adapted: Vec<String> = plan.rows.iter().map(|it| it.param.module.clone()).collect();
+        for param in spec.iter().filter(|it| it.name == "bias") {
+            let wrappers = adapted.iter().filter(|it| **it == param.module).count();
+            if saved.contains(&param.module) || (self == Self::AdaptedOnly && wrappers == 0) {
                 continue;
             }
             // The reference wraps an adapted layer, once for every adapted parameter, and keeps the original below.
             let inner = ".base_layer".repeat(wrappers);
-            plan.rows.push(replacement_row(site, format!("{}{inner}.{}", site.module, site.param)));
+            plan.rows.push(replacement_row(param, format!("{}{inner}.{}", param.module, param.name)));
         }
     }
 }
@@ -112,22 +112,27 @@ impl SavedModules {
     ///
     /// # Errors
     /// If a name that was given is in no module. A head that the task adds may be absent.
-    pub fn add_to(&self, plan: &mut Plan, sites: &Sites) -> Result<()> {
-        self.add_with(plan, sites, replacement_row)
+    pub fn add_to(&self, plan: &mut Plan, spec: &ModelSpec) -> Result<()> {
+        self.add_with(plan, spec, replacement_row)
     }
 
     /// The same with another kind of row, made of a parameter and its key.
     ///
     /// # Errors
     /// As [`SavedModules::add_to`].
-    pub fn add_with(&self, plan: &mut Plan, sites: &Sites, row: impl Fn(&Arc<Site>, String) -> PlanRow) -> Result<()> {
-        for site in sites.iter().filter(|it| self.contains(&it.module)) {
-            plan.rows.push(row(site, site.path()));
+    pub fn add_with(
+        &self,
+        plan: &mut Plan,
+        spec: &ModelSpec,
+        row: impl Fn(&Arc<ParamSpec>, String) -> PlanRow,
+    ) -> Result<()> {
+        for param in spec.iter().filter(|it| self.contains(&it.module)) {
+            plan.rows.push(row(param, param.path()));
         }
         for name in &self.given {
             let is_head_of_task = ["classifier", "score", "qa_outputs"].contains(&name.as_str());
-            if !is_head_of_task && !sites.iter().any(|it| is_saved_whole(&it.module, name)) {
-                let available: Vec<String> = sites.modules().map(str::to_owned).collect();
+            if !is_head_of_task && !spec.iter().any(|it| is_saved_whole(&it.module, name)) {
+                let available: Vec<String> = spec.modules().map(str::to_owned).collect();
                 let leaves: Vec<&str> = available.iter().map(|it| it.rsplit('.').next().unwrap_or(it)).collect();
                 return Err(PeftError::NothingMatched {
                     field: "modules_to_save",

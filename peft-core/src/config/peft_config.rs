@@ -12,18 +12,18 @@ use crate::config::projected::ProjectedPair;
 use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::plan::plan::Plan;
-use crate::spec::Sites;
+use crate::spec::ModelSpec;
 
 /// A method's configuration: the contents of `adapter_config.json`, parsed.
 ///
 /// A method outside this workspace implements this trait and [`Adapter`](crate::Adapter), and everything else (applying,
 /// training, saving, loading, merging) is there.
-pub trait Tuner: Debug + Send + Sync {
+pub trait PeftConfig: Debug + Send + Sync {
     /// `peft_type` of the file: `LORA`.
     fn peft_type(&self) -> &str;
 
     /// Says what the configuration does to a model, or everything that keeps it from it.
-    fn plan(&self, sites: &Sites) -> Result<Plan>;
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan>;
 
     /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
     fn to_json(&self) -> Result<Map<String, Value>>;
@@ -68,7 +68,7 @@ pub trait Tuner: Debug + Send + Sync {
 
 /// What a method is called and where it comes from, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct About {
+pub struct MethodInfo {
     /// Its name.
     pub name: &'static str,
     /// `peft_type` of its files.
@@ -81,10 +81,10 @@ pub struct About {
     pub package: &'static str,
 }
 
-/// A configuration that can be read, and says of itself what it is: what [`Methods::with_method`] registers.
-pub trait Method: Tuner + Serialize + Sized + 'static {
+/// A configuration that can be read, and says of itself what it is: what [`MethodRegistry::with_method`] registers.
+pub trait Tuner: PeftConfig + Serialize + Sized + 'static {
     /// Name, paper and crate.
-    const ABOUT: About;
+    const INFO: MethodInfo;
 
     /// Parses `adapter_config.json`.
     ///
@@ -97,7 +97,7 @@ pub trait Method: Tuner + Serialize + Sized + 'static {
     /// # Errors
     /// If nothing at all is no configuration.
     fn defaults() -> Result<Map<String, Value>> {
-        let json = Map::from_iter([("peft_type".to_owned(), Value::from(Self::ABOUT.peft_type))]);
+        let json = Map::from_iter([("peft_type".to_owned(), Value::from(Self::INFO.peft_type))]);
         let fields = serde_json::to_value(Self::from_json(json)?);
         let mut fields = match fields {
             Ok(Value::Object(fields)) => fields,
@@ -108,12 +108,12 @@ pub trait Method: Tuner + Serialize + Sized + 'static {
     }
 }
 
-impl<T: Tuner + ?Sized> Tuner for Box<T> {
+impl<T: PeftConfig + ?Sized> PeftConfig for Box<T> {
     fn peft_type(&self) -> &str {
         (**self).peft_type()
     }
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
-        (**self).plan(sites)
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
+        (**self).plan(spec)
     }
     fn to_json(&self) -> Result<Map<String, Value>> {
         (**self).to_json()
@@ -138,13 +138,13 @@ impl<T: Tuner + ?Sized> Tuner for Box<T> {
     }
 }
 
-type Parse = Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Tuner>> + Send + Sync>;
+type Parse = Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn PeftConfig>> + Send + Sync>;
 
 /// A method that is known and says what it is.
 #[derive(Debug, Clone, Copy)]
-pub struct KnownMethod {
+pub struct RegisteredMethod {
     /// Name, paper and crate.
-    pub about: About,
+    pub about: MethodInfo,
     /// Name of the configuration's type.
     pub config: &'static str,
     /// The fields of the configuration with their defaults.
@@ -153,25 +153,25 @@ pub struct KnownMethod {
 
 /// The methods that a program knows, by `peft_type`.
 #[derive(Default)]
-pub struct Methods {
+pub struct MethodRegistry {
     known: Vec<(String, Parse)>,
-    described: Vec<KnownMethod>,
+    described: Vec<RegisteredMethod>,
 }
 
-impl Debug for Methods {
+impl Debug for MethodRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.names()).finish()
     }
 }
 
-impl Methods {
+impl MethodRegistry {
     /// Knows nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Learns a method: how its `adapter_config.json` is parsed.
-    pub fn with<T: Tuner + 'static>(
+    pub fn with<T: PeftConfig + 'static>(
         mut self,
         peft_type: impl Into<String>,
         parse: impl Fn(Map<String, Value>) -> Result<T> + Send + Sync + 'static,
@@ -182,15 +182,15 @@ impl Methods {
     }
 
     /// Learns a method that says of itself what it is.
-    pub fn with_method<T: Method>(mut self) -> Self {
+    pub fn with_method<T: Tuner>(mut self) -> Self {
         let config = std::any::type_name::<T>();
         let config = config.rsplit("::").next().unwrap_or(config);
-        self.described.push(KnownMethod { about: T::ABOUT, config, defaults: T::defaults });
-        self.with(T::ABOUT.peft_type, T::from_json)
+        self.described.push(RegisteredMethod { about: T::INFO, config, defaults: T::defaults });
+        self.with(T::INFO.peft_type, T::from_json)
     }
 
     /// The methods that say what they are.
-    pub fn described(&self) -> &[KnownMethod] {
+    pub fn described(&self) -> &[RegisteredMethod] {
         &self.described
     }
 
@@ -200,7 +200,7 @@ impl Methods {
     }
 
     /// The configuration that a JSON object describes.
-    pub fn parse(&self, config: Map<String, Value>) -> Result<Box<dyn Tuner>> {
+    pub fn parse(&self, config: Map<String, Value>) -> Result<Box<dyn PeftConfig>> {
         let Some(peft_type) = config.get("peft_type").and_then(Value::as_str) else {
             return Err(PeftError::config("peft_type", "is missing: this is no adapter_config.json"));
         };

@@ -19,7 +19,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{SafeTensors, View};
 
 use crate::error::{LoadReport, PeftError, Result};
-use crate::spec::{PathStack, Sites};
+use crate::spec::{ModelSpec, PathStack};
 
 /// One safetensors file, mapped into memory.
 #[derive(Debug)]
@@ -181,7 +181,7 @@ fn is_dtype(stored: Dtype, kept: DType) -> bool {
 
 /// In which numbers the frozen matrices of a base are kept: `dtype` of transformers.
 ///
-/// The matrices are the weights of [`Projection`](crate::nn::Projection), [`Conv1D`](crate::nn::Conv1D) and
+/// The matrices are the weights of [`Projection`](crate::nn::Projection), [`Gpt2Linear`](crate::nn::Conv1D) and
 /// [`Embedding`](crate::nn::Embedding). Norms, biases and convolutions are kept in single precision, and so are adapters
 /// and all that is computed: halves are widened where they meet activations, which changes no number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -403,21 +403,21 @@ impl Checkpoint {
     /// checkpoint lacks them; everything else must be there. Returns what was optional and absent, and what the
     /// checkpoint holds beyond the model, as heads for another task.
     pub fn load<M: Module>(&self, model: M, base_prefix: &str, optional: &[&str]) -> Result<(M, LoadReport)> {
-        let sites = Sites::of(&model);
+        let spec = ModelSpec::of(&model);
         let mut report = LoadReport::default();
         let mut found: HashMap<String, String> = HashMap::new();
         let mut absent = Vec::new();
-        for site in sites.iter() {
-            let path = site.path();
+        for param in spec.iter() {
+            let path = param.path();
             match self.spellings(&path, base_prefix).into_iter().find(|it| self.contains(it)) {
                 Some(key) => {
                     let shape = self.file(&key).and_then(|it| it.shape(&key)).unwrap_or(&[]);
-                    if shape != site.shape_on_disk() {
-                        report.misshapen.push((key.clone(), shape.to_vec(), site.shape_on_disk()));
+                    if shape != param.shape_on_disk() {
+                        report.misshapen.push((key.clone(), shape.to_vec(), param.shape_on_disk()));
                     }
                     found.insert(path, key);
                 }
-                None if optional.iter().any(|it| crate::contains_module(&site.module, it)) => absent.push(path),
+                None if optional.iter().any(|it| crate::contains_module(&param.module, it)) => absent.push(path),
                 None => report.missing.push(path),
             }
         }
@@ -465,7 +465,7 @@ struct Fill<'a> {
 impl Fill<'_> {
     /// Whether the parameter is a weight whose layer takes it in half precision.
     fn is_matrix(&self) -> bool {
-        matches!(self.at.owner(), "Projection" | "Conv1D" | "Embedding") && self.at.split().1 == "weight"
+        matches!(self.at.owner(), "Projection" | "Gpt2Linear" | "Embedding") && self.at.split().1 == "weight"
     }
 }
 
@@ -539,7 +539,7 @@ pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
             if self.at.in_adapters() {
                 return;
             }
-            let value = crate::ops::single(param.base());
+            let value = crate::ops::to_f32(param.base());
             let value = if self.at.owner() == "Linear" && D == 2 { value.transpose() } else { value };
             self.stored.push(Stored { key: self.at.path(), data: value.into_data() });
         }

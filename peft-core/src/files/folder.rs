@@ -10,7 +10,7 @@ use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically, write_together};
 use crate::model::state::KEY_PREFIX;
 use crate::model::vocabulary::frozen_path;
-use crate::spec::Sites;
+use crate::spec::ModelSpec;
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -124,7 +124,7 @@ impl AdapterFolder {
 
     /// Whether a tensor is one that the reference writes beside the adapter's own, and that the base has: loading passes
     /// over it.
-    pub fn is_copy(&self, key: &str, sites: &Sites) -> bool {
+    pub fn is_copy(&self, key: &str, spec: &ModelSpec) -> bool {
         let Some(path) = key.strip_prefix(KEY_PREFIX) else { return false };
         // With `bias = "all"` it writes the biases of a saved module three times, under the names of its wrapper too.
         if path.contains(".modules_to_save.") || path.contains(".original_module.") {
@@ -134,14 +134,14 @@ impl AdapterFolder {
         let is_tied = |head: &&String| {
             let weight = format!("{head}.weight");
             let rows = format!("{head}.trainable_tokens_delta");
-            sites.get(&weight).is_none() && (path == weight || path == rows)
+            spec.get(&weight).is_none() && (path == weight || path == rows)
         };
-        if sites.heads.iter().any(|head| is_tied(&head)) {
+        if spec.heads.iter().any(|head| is_tied(&head)) {
             return true;
         }
         let path = frozen_path(key).unwrap_or_default();
         let shape = self.tensors.shape(key).unwrap_or(&[]);
-        sites.get(&path).is_some_and(|site| site.shape_on_disk() == shape)
+        spec.get(&path).is_some_and(|param| param.shape_on_disk() == shape)
     }
 }
 

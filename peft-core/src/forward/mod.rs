@@ -19,7 +19,7 @@ use crate::adapter::slots;
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::nn::Dropout;
 use crate::ops::{self, LowRank};
-use crate::spec::{Layout, Site};
+use crate::spec::{Layout, ParamSpec};
 
 /// `y = x W + b` through the active adapters of `weight`.
 ///
@@ -40,7 +40,7 @@ pub fn linear<const D: usize>(
 }
 
 /// Computes a layer so that rows of the batch may use adapters of their own, as
-/// [`PeftModel::with_rows`](crate::PeftModel::with_rows) gives them: once for each group of rows with the same ones.
+/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) gives them: once for each group of rows with the same ones.
 ///
 /// For layers that read whole parameters, `weight.val()`: norms, biases, convolutions, also those of `burn::nn`. Otherwise
 /// it is `forward(layer, input)`.
@@ -62,7 +62,7 @@ pub fn by_rows<L: Module, const D: usize, const E: usize, K: Basic>(
 
 /// What a layer reads that computes with a whole parameter: `param.val()`, in single precision.
 pub fn value<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
-    ops::single(param.val())
+    ops::to_f32(param.val())
 }
 
 /// What lies below the adapters: the frozen weight as it is kept, or what a reparameterization that is not ours makes of
@@ -116,7 +116,7 @@ fn through<const D: usize>(
     let output = match set {
         Some(set) if !adapters.is_empty() => {
             let base = Frozen::new(base);
-            LinearBelow { base: &base, bias: bias.as_ref(), layout, site: set.site(), adapters: &adapters }
+            LinearBelow { base: &base, bias: bias.as_ref(), layout, param: set.param(), adapters: &adapters }
                 .forward(input)
         }
         _ => ops::linear(input, base, bias, layout),
@@ -142,7 +142,7 @@ pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option
         let adapters = acting(set);
         match set {
             Some(set) if !adapters.is_empty() => {
-                EmbeddingBelow { base: &base, padding, site: set.site(), adapters: &adapters }.forward(ids)
+                EmbeddingBelow { base: &base, padding, param: set.param(), adapters: &adapters }.forward(ids)
             }
             _ => ops::embedding(ids, base.kept.clone()),
         }
@@ -165,9 +165,9 @@ pub fn tasks<M: Module>(model: &M) -> usize {
 }
 
 /// Says that the rows of the batch are these of before from now on, so that each keeps the adapter that
-/// [`PeftModel::with_rows`](crate::PeftModel::with_rows) gave it. Generation calls this when it repeats, reorders or drops
+/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) gave it. Generation calls this when it repeats, reorders or drops
 /// rows; without such adapters it does nothing.
-pub fn select_rows(rows: &[usize]) {
+pub fn reorder_batch(rows: &[usize]) {
     mixed_batch::select(rows);
 }
 
@@ -178,7 +178,7 @@ pub fn virtual_tokens<M: Module>(model: &M) -> usize {
 }
 
 /// Whether the rows of a batch are more than room for its texts: active adapters put something before each of them, or rows
-/// have adapters of their own ([`PeftModel::with_rows`](crate::PeftModel::with_rows)). Where they are not, several short texts
+/// have adapters of their own ([`PeftModel::with_adapter_names`](crate::PeftModel::with_rows)). Where they are not, several short texts
 /// may share a row, if attention keeps them apart. Gated prompts look the same from everywhere.
 pub fn rows_matter<M: Module>(model: &M) -> bool {
     let in_front = |it: &AnyAdapter| it.virtual_tokens() > 0 || it.tasks() > 1 || it.prompt(None).is_some();
@@ -241,7 +241,8 @@ pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> T
         moving.retain(|it| it.moves_tied_head());
         let mut dims = hidden.dims();
         let rows = dims[..D - 1].iter().product::<usize>();
-        let below = LinearBelow { base: &base, bias: None, layout: Layout::OutIn, site: set.site(), adapters: &moving };
+        let below =
+            LinearBelow { base: &base, bias: None, layout: Layout::OutIn, param: set.param(), adapters: &moving };
         let output = below.forward(hidden.reshape([rows, dims[D - 1]]));
         dims[D - 1] = output.dims()[1];
         output.reshape(dims)
@@ -257,16 +258,16 @@ pub(crate) fn moves_tied_head(set: &AdapterSet) -> bool {
 struct Frozen {
     /// As it is kept, perhaps in half precision.
     kept: Tensor<2>,
-    single: OnceCell<Tensor<2>>,
+    to_f32: OnceCell<Tensor<2>>,
 }
 
 impl Frozen {
     fn new(kept: Tensor<2>) -> Self {
-        Self { kept, single: OnceCell::new() }
+        Self { kept, to_f32: OnceCell::new() }
     }
 
-    fn single(&self) -> &Tensor<2> {
-        self.single.get_or_init(|| ops::single(self.kept.clone()))
+    fn to_f32(&self) -> &Tensor<2> {
+        self.to_f32.get_or_init(|| ops::to_f32(self.kept.clone()))
     }
 }
 
@@ -275,7 +276,7 @@ pub struct LinearBelow<'a> {
     base: &'a Frozen,
     bias: Option<&'a Tensor<1>>,
     layout: Layout,
-    site: &'a Site,
+    param: &'a ParamSpec,
     adapters: &'a [&'a AnyAdapter],
 }
 
@@ -303,7 +304,7 @@ impl LinearBelow<'_> {
 
     /// The layer's weight, composed; it lies as [`LinearBelow::layout`] says.
     pub fn weight(&self) -> Tensor<2> {
-        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.site))
+        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.param))
     }
 
     /// The layer's bias.
@@ -313,7 +314,7 @@ impl LinearBelow<'_> {
 
     /// The frozen weight, in single precision.
     pub fn base(&self) -> &Tensor<2> {
-        self.base.single()
+        self.base.to_f32()
     }
 
     /// The frozen weight as it is kept, perhaps in half precision: for products, as of [`LinearBelow::apply`].
@@ -327,8 +328,8 @@ impl LinearBelow<'_> {
     }
 
     /// The parameter that is adapted.
-    pub fn site(&self) -> &Site {
-        self.site
+    pub fn param(&self) -> &ParamSpec {
+        self.param
     }
 
     /// `x W + b` for any weight that lies as [`LinearBelow::layout`] says, the [`frozen`](LinearBelow::frozen) one too.
@@ -341,7 +342,7 @@ impl LinearBelow<'_> {
 pub struct EmbeddingBelow<'a> {
     base: &'a Frozen,
     padding: Option<usize>,
-    site: &'a Site,
+    param: &'a ParamSpec,
     adapters: &'a [&'a AnyAdapter],
 }
 
@@ -378,17 +379,17 @@ impl EmbeddingBelow<'_> {
 
     /// The table, composed, `[rows, d_model]`.
     pub fn weight(&self) -> Tensor<2> {
-        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.site))
+        self.adapters.iter().fold(self.base().clone(), |weight, it| it.weight(weight, self.base(), self.param))
     }
 
     /// The frozen table, in single precision.
     pub fn base(&self) -> &Tensor<2> {
-        self.base.single()
+        self.base.to_f32()
     }
 
     /// The parameter that is adapted.
-    pub fn site(&self) -> &Site {
-        self.site
+    pub fn param(&self) -> &ParamSpec {
+        self.param
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::adapter::AdapterSet;
 use crate::adapter::mixed_batch::{self, Misuse};
 use crate::adapter::slots;
-use crate::config::peft_config::{Methods, Tuner};
+use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::files::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
@@ -20,7 +20,7 @@ use crate::model::state;
 use crate::model::vocabulary::{HALF_PRECISION, frozen_path, is_close, value_of};
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{Site, SiteKind, Sites};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -29,16 +29,16 @@ pub const DEFAULT_ADAPTER: &str = "default";
 pub const REFERENCE_VERSION: &str = "0.21.2";
 
 /// What a model says of itself to a planner.
-pub trait Describe {
+pub trait Adaptable {
     /// Parameters, architecture and heads.
-    fn describe(&self) -> Sites;
+    fn spec(&self) -> ModelSpec;
 }
 
 /// An adapter's configuration and what came of it.
 #[derive(Debug)]
 pub struct AdapterInfo {
     /// The configuration.
-    pub config: Box<dyn Tuner>,
+    pub config: Box<dyn PeftConfig>,
     /// What it did.
     pub plan: Plan,
     /// Whether its parameters are trained.
@@ -54,7 +54,7 @@ pub struct AdapterInfo {
 #[derive(Debug)]
 pub struct PeftModel<M> {
     model: M,
-    sites: Sites,
+    spec: ModelSpec,
     adapters: IndexMap<String, AdapterInfo>,
     active: Vec<String>,
     enabled: bool,
@@ -79,15 +79,15 @@ impl<M> Deref for PeftModel<M> {
 impl<M: Module> PeftModel<M> {
     /// Wraps a model whose architecture has no name: targets must be given.
     pub fn new(model: M, device: &Device) -> Self {
-        let sites = Sites::of(&model);
-        Self::with_sites(model, sites, device)
+        let spec = ModelSpec::of(&model);
+        Self::with_spec(model, spec, device)
     }
 
     /// Wraps a model with what a planner should know about it.
-    pub fn with_sites(model: M, sites: Sites, device: &Device) -> Self {
+    pub fn with_spec(model: M, spec: ModelSpec, device: &Device) -> Self {
         Self {
             model,
-            sites,
+            spec,
             adapters: IndexMap::new(),
             active: Vec::new(),
             enabled: true,
@@ -99,8 +99,8 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Another base, while there are no adapters.
-    pub(crate) fn replace_base(&mut self, model: M, sites: Sites) {
-        (self.model, self.sites) = (model, sites);
+    pub(crate) fn replace_base(&mut self, model: M, spec: ModelSpec) {
+        (self.model, self.spec) = (model, spec);
     }
 
     /// The model with its adapters.
@@ -109,7 +109,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// Replaces the configuration of an adapter by one that has changed in training.
-    pub fn set_config(&mut self, name: &str, config: Box<dyn Tuner>) -> Result<()> {
+    pub fn set_config(&mut self, name: &str, config: Box<dyn PeftConfig>) -> Result<()> {
         self.check_known(name)?;
         self.adapters[name].config = config;
         Ok(())
@@ -133,8 +133,8 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// What the base model consists of.
-    pub fn sites(&self) -> &Sites {
-        &self.sites
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
     /// The adapters by name, in the order in which they were added.
@@ -151,11 +151,11 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     /// If the name is taken, or the configuration does not go with the model; then nothing has changed.
-    pub fn add_adapter(&mut self, name: &str, config: impl Tuner + 'static, seed: u64) -> Result<&Plan> {
-        let plan = config.plan(&self.sites)?;
+    pub fn add_adapter(&mut self, name: &str, config: impl PeftConfig + 'static, seed: u64) -> Result<&Plan> {
+        let plan = config.plan(&self.spec)?;
         if !plan.unmatched.is_empty() {
             let leaves: Vec<&str> =
-                self.sites.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
+                self.spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
             let near = plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect();
             let mut available: Vec<String> = leaves.iter().map(|it| (*it).to_owned()).collect();
             available.sort();
@@ -164,9 +164,9 @@ impl<M: Module> PeftModel<M> {
             return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
         }
         if !plan.unmatched_parameters.is_empty() {
-            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, &self.sites));
+            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, &self.spec));
         }
-        if let Some(reason) = plan.lacks {
+        if let Some(reason) = plan.missing_data {
             return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
         }
         self.insert(name, Box::new(config), plan, seed)?;
@@ -179,7 +179,12 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     /// As [`PeftModel::add_adapter`], or if a tensor is missing, unexpected or misshapen; then nothing has changed.
-    pub fn add_adapter_with(&mut self, name: &str, config: impl Tuner + 'static, tensors: Vec<Stored>) -> Result<()> {
+    pub fn add_adapter_with(
+        &mut self,
+        name: &str,
+        config: impl PeftConfig + 'static,
+        tensors: Vec<Stored>,
+    ) -> Result<()> {
         let active = self.active.clone();
         let trained = self.adapters.iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone());
         let trained: Vec<String> = trained.collect();
@@ -193,7 +198,7 @@ impl<M: Module> PeftModel<M> {
         assigned
     }
 
-    fn insert(&mut self, name: &str, config: Box<dyn Tuner>, plan: Plan, seed: u64) -> Result<()> {
+    fn insert(&mut self, name: &str, config: Box<dyn PeftConfig>, plan: Plan, seed: u64) -> Result<()> {
         self.check_free(name)?;
         if plan.trainable() == 0 {
             return Err(PeftError::config("target_modules", "leaves the adapter without a single parameter"));
@@ -229,17 +234,17 @@ impl<M: Module> PeftModel<M> {
     ///
     /// # Errors
     /// If a tensor is missing, unexpected or misshapen, or anything else does not fit; then nothing has changed.
-    pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &Methods) -> Result<()> {
+    pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &MethodRegistry) -> Result<()> {
         let folder = AdapterFolder::open(folder)?;
         self.check_free(name)?;
         let config = methods.parse(folder.config.clone())?;
-        let mut plan = config.plan(&self.sites)?;
+        let mut plan = config.plan(&self.spec)?;
         if folder.encoder.is_none() {
             plan = plan.without_encoders();
         }
         let model = plan.apply(self.model.clone(), name, 0, &self.device);
         let model = self.filled(model, name, &folder, config.as_ref())?;
-        let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.site()).err());
+        let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.param()).err());
         if let Some(reason) = wrong {
             return Err(PeftError::bad_file(&folder.path, reason));
         }
@@ -269,7 +274,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     /// A model with the values of a folder in the adapter `name`.
-    fn filled(&self, model: M, name: &str, folder: &AdapterFolder, config: &dyn Tuner) -> Result<M> {
+    fn filled(&self, model: M, name: &str, folder: &AdapterFolder, config: &dyn PeftConfig) -> Result<M> {
         let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
         let mut rows: Vec<(String, &TensorFile)> = Vec::new();
         for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
@@ -279,17 +284,17 @@ impl<M: Module> PeftModel<M> {
         let mut report = state::compare(&model, name, shapes);
         report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
         // The reference adds the frozen table when an embedding is a target, or when the vocabulary was resized.
-        report.unexpected.retain(|key| !folder.is_copy(key, &self.sites) && !config.passes_over(key));
+        report.unexpected.retain(|key| !folder.is_copy(key, &self.spec) && !config.passes_over(key));
         for (key, file) in &rows {
             let Some(path) = frozen_path(key) else { continue };
-            let holds_words = |it: &Site| it.kind == SiteKind::Embedding || self.sites.heads.contains(&it.module);
-            let Some(site) = self.sites.get(&path).filter(|it| holds_words(it)) else { continue };
+            let holds_words = |it: &ParamSpec| it.kind == ParamKind::Embedding || self.spec.heads.contains(&it.module);
+            let Some(param) = self.spec.get(&path).filter(|it| holds_words(it)) else { continue };
             if state::has_key(&model, name, key) {
                 continue;
             }
-            let wanted = site.shape_on_disk();
+            let wanted = param.shape_on_disk();
             if file.shape(key) != Some(&wanted[..])
-                || !is_close(&file.floats(key)?, &value_of(&model, site), HALF_PRECISION)
+                || !is_close(&file.floats(key)?, &value_of(&model, param), HALF_PRECISION)
             {
                 let reason = format!(
                     "holds another `{path}` than the base has, as for a vocabulary that was resized: take it with \
@@ -374,7 +379,7 @@ impl<M: Module> PeftModel<M> {
             return Err(PeftError::unsupported(format!("a strength of {strength} for `{name}`"), reason));
         }
         self.model = slots::edit(self.model.clone(), |set| {
-            let rank = set.site().shape.len();
+            let rank = set.param().shape.len();
             set.map_adapters(|it, adapter| {
                 if it == name && !is_replacement(&adapter, rank) { adapter.with_strength(strength) } else { adapter }
             })
@@ -405,13 +410,13 @@ impl<M: Module> PeftModel<M> {
     ///
     /// Rows are grouped, so that each costs its own adapter only, however many are loaded; what is active does not matter.
     /// The leading axis of every layer's input must count the rows, or a multiple of them. A program that repeats, reorders
-    /// or drops rows within `run`, as beam search does, says so by [`select_rows`](crate::forward::select_rows).
+    /// or drops rows within `run`, as beam search does, says so by [`reorder_batch`](crate::forward::select_rows).
     ///
     /// # Errors
     /// If a name is unknown, adapters are disabled, the batch has another number of rows, rows have different prompts, or an
     /// adapter changes a parameter that a layer reads for the whole batch. Layers of ours do not; one of `burn::nn` does
     /// unless it is computed through [`by_rows`](crate::forward::by_rows).
-    pub fn with_rows<R>(&self, rows: &[Option<&str>], run: impl FnOnce(&M) -> R) -> Result<R> {
+    pub fn with_adapter_names<R>(&self, rows: &[Option<&str>], run: impl FnOnce(&M) -> R) -> Result<R> {
         for name in rows.iter().flatten() {
             self.check_known(name)?;
         }
@@ -467,7 +472,7 @@ impl<M: Module> PeftModel<M> {
         let count = |wanted: fn(&AdapterInfo) -> bool| {
             self.adapters.values().filter(|it| wanted(it)).map(|it| it.plan.trainable()).sum::<usize>()
         };
-        (count(|it| it.trainable), self.sites.parameters() + count(|_| true))
+        (count(|it| it.trainable), self.spec.parameters() + count(|_| true))
     }
 
     /// The tensors of an adapter, keyed as in its file.
@@ -540,7 +545,7 @@ impl<M: Module> PeftModel<M> {
 /// Refuses adapters of which one would hide the other.
 fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
     for set in slots::collect(model) {
-        let rank = set.site().shape.len();
+        let rank = set.param().shape.len();
         let mut wholes: Vec<&String> = Vec::new();
         let mut rows: Vec<(&String, usize)> = Vec::new();
         for (name, adapter) in names.iter().filter_map(|name| Some((name, set.get(name)?))) {
@@ -551,7 +556,7 @@ fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
         let same_row = rows.windows(2).find(|it| it[0].1 == it[1].1).map(|it| [it[0].0, it[1].0]);
         let both = if let [first, second, ..] = wholes[..] { Some([first, second]) } else { same_row };
         if let Some([first, second]) = both {
-            let path = set.site().path();
+            let path = set.param().path();
             let what = if wholes.len() > 1 { format!("`{path}` whole") } else { format!("the same rows of `{path}`") };
             let reason = format!("`{first}` and `{second}` both train {what}: activate one of them at a time");
             return Err(PeftError::Invalid(reason));

@@ -11,10 +11,10 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 
 use crate::adapter::slots;
-use crate::adapter::{AnyAdapter, Kept};
+use crate::adapter::{AnyAdapter, ParamRole};
 use crate::error::LoadReport;
 use crate::files::checkpoint::Stored;
-use crate::spec::{PathStack, Site};
+use crate::spec::{ParamSpec, PathStack};
 
 /// Prefix of every key that the reference writes for a wrapped model.
 pub const KEY_PREFIX: &str = "base_model.model.";
@@ -32,13 +32,13 @@ pub fn trained<M: Module>(model: &M, name: &str) -> Vec<Stored> {
 
 /// What `adapter_model.safetensors` holds of the adapter `name`: its tensors, and prompts in place of their encoders.
 pub fn saved<M: Module>(model: &M, name: &str) -> Vec<Stored> {
-    collect(model, name, |it| Some(it.baked().map_or(Cow::Borrowed(it), Cow::Owned)), What::Saved)
+    collect(model, name, |it| Some(it.export_form().map_or(Cow::Borrowed(it), Cow::Owned)), What::Saved)
 }
 
 /// Those of [`saved`] that are the outcome of an encoder, and the encoder's own tensors.
 pub fn encoders<M: Module>(model: &M, name: &str) -> (Vec<Stored>, Vec<Stored>) {
-    let outcome = collect(model, name, |it| it.baked().map(Cow::Owned), What::Saved);
-    let own = collect(model, name, |it| it.baked().map(|_| Cow::Borrowed(it)), What::Saved);
+    let outcome = collect(model, name, |it| it.export_form().map(Cow::Owned), What::Saved);
+    let own = collect(model, name, |it| it.export_form().map(|_| Cow::Borrowed(it)), What::Saved);
     (outcome, own)
 }
 
@@ -62,14 +62,14 @@ pub struct Parameter {
     /// Number of its axes.
     pub rank: usize,
     /// The parameter that the adapter rides on.
-    pub site: Arc<Site>,
+    pub param: Arc<ParamSpec>,
 }
 
 /// The trained tensors of the adapter `name`.
 pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
     struct List<'a> {
         at: PathStack,
-        site: &'a Arc<Site>,
+        param: &'a Arc<ParamSpec>,
         adapter: &'a AnyAdapter,
         found: &'a mut Vec<Parameter>,
     }
@@ -82,16 +82,16 @@ pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let field = self.at.path();
-            if self.adapter.kept(&field) == Kept::Trained {
-                let (key, site) = (self.adapter.file_key(self.site, &field), self.site.clone());
-                self.found.push(Parameter { id: param.id, key, rank: D, site });
+            if self.adapter.role(&field) == ParamRole::Trained {
+                let key = self.adapter.file_key(self.param, &field);
+                self.found.push(Parameter { id: param.id, key, rank: D, param: self.param.clone() });
             }
         }
     }
     let mut found = Vec::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name) {
-            adapter.visit(&mut List { at: PathStack::default(), site: set.site(), adapter, found: &mut found });
+            adapter.visit(&mut List { at: PathStack::default(), param: set.param(), adapter, found: &mut found });
         }
     }
     found
@@ -123,7 +123,7 @@ fn collect<M: Module>(
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name).and_then(&form) {
             let adapter = adapter.as_ref();
-            let mut reader = Read { at: PathStack::default(), site: set.site(), adapter, what, stored: &mut stored };
+            let mut reader = Read { at: PathStack::default(), param: set.param(), adapter, what, stored: &mut stored };
             adapter.visit(&mut reader);
         }
     }
@@ -132,11 +132,11 @@ fn collect<M: Module>(
 }
 
 /// The key of a field in the file, if it is read at all.
-fn key(adapter: &AnyAdapter, site: &Site, field: &str) -> Option<String> {
-    match adapter.kept(field) {
-        Kept::Trained | Kept::Constant => Some(adapter.file_key(site, field)),
-        Kept::Shared { key, .. } => Some(key),
-        Kept::Derived => None,
+fn key(adapter: &AnyAdapter, param: &ParamSpec, field: &str) -> Option<String> {
+    match adapter.role(field) {
+        ParamRole::Trained | ParamRole::Constant => Some(adapter.file_key(param, field)),
+        ParamRole::Shared { key, .. } => Some(key),
+        ParamRole::Derived => None,
     }
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn has_key<M: Module>(model: &M, name: &str, key: &str) -> bool {
 
 /// Keys of copies that a file may leave out.
 fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
-    struct Copies<'a>(PathStack, &'a AnyAdapter, &'a Site, HashSet<String>);
+    struct Copies<'a>(PathStack, &'a AnyAdapter, &'a ParamSpec, HashSet<String>);
     impl ModuleVisitor for Copies<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
@@ -157,7 +157,7 @@ fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
         }
         fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
             let field = self.0.path();
-            if matches!(self.1.kept(&field), Kept::Shared { copies: true, .. }) {
+            if matches!(self.1.role(&field), ParamRole::Shared { copies: true, .. }) {
                 self.3.insert(self.1.file_key(self.2, &field));
             }
         }
@@ -165,7 +165,7 @@ fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
     let mut found = HashSet::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name) {
-            let mut visitor = Copies(PathStack::default(), adapter, set.site(), HashSet::new());
+            let mut visitor = Copies(PathStack::default(), adapter, set.param(), HashSet::new());
             adapter.visit(&mut visitor);
             found.extend(visitor.3);
         }
@@ -175,7 +175,7 @@ fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
 
 struct Read<'a> {
     at: PathStack,
-    site: &'a Site,
+    param: &'a ParamSpec,
     adapter: &'a AnyAdapter,
     what: What<'a>,
     stored: &'a mut Vec<Stored>,
@@ -184,15 +184,15 @@ struct Read<'a> {
 impl Read<'_> {
     fn push(&mut self, data: impl FnOnce(What<'_>) -> Option<TensorData>) {
         let field = self.at.path();
-        let kept = self.adapter.kept(&field);
-        if kept != Kept::Trained && !matches!(self.what, What::Saved) {
+        let role = self.adapter.role(&field);
+        if role != ParamRole::Trained && !matches!(self.what, What::Saved) {
             return;
         }
-        let Some(key) = key(self.adapter, self.site, &field) else { return };
+        let Some(key) = key(self.adapter, self.param, &field) else { return };
         let Some(data) = data(self.what) else { return };
-        if let Kept::Shared { copies, .. } = kept {
+        if let ParamRole::Shared { copies, .. } = role {
             if copies {
-                self.stored.push(Stored { key: self.adapter.file_key(self.site, &field), data: data.clone() });
+                self.stored.push(Stored { key: self.adapter.file_key(self.param, &field), data: data.clone() });
             }
             if self.stored.iter().any(|it| it.key == key) {
                 return;
@@ -253,7 +253,7 @@ pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorDat
     // One tensor for all layers stays one.
     let shared = RefCell::new(HashMap::new());
     slots::edit(model, |set| {
-        let site = set.site().clone();
+        let param = set.param().clone();
         set.map_adapters(|it, adapter| {
             if it != name {
                 return adapter;
@@ -261,7 +261,7 @@ pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorDat
             let keys = adapter.clone();
             adapter.map(&mut Write {
                 at: PathStack::default(),
-                site: &site,
+                param: &param,
                 adapter: &keys,
                 values: &values,
                 shared: &shared,
@@ -272,7 +272,7 @@ pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorDat
 
 struct Write<'a> {
     at: PathStack,
-    site: &'a Site,
+    param: &'a ParamSpec,
     adapter: &'a AnyAdapter,
     values: &'a HashMap<String, TensorData>,
     shared: &'a RefCell<HashMap<String, Box<dyn Any>>>,
@@ -280,11 +280,11 @@ struct Write<'a> {
 
 impl Write<'_> {
     fn value(&self) -> Option<&TensorData> {
-        self.values.get(&key(self.adapter, self.site, &self.at.path())?)
+        self.values.get(&key(self.adapter, self.param, &self.at.path())?)
     }
 
     fn tensor<const D: usize>(&self, data: &TensorData, device: &Device) -> Tensor<D> {
-        let Kept::Shared { key, .. } = self.adapter.kept(&self.at.path()) else {
+        let ParamRole::Shared { key, .. } = self.adapter.role(&self.at.path()) else {
             return Tensor::from_data(data.clone(), device);
         };
         let mut shared = self.shared.borrow_mut();

@@ -71,9 +71,9 @@ impl<M: Module> PeftModel<M> {
             parameters: info.plan.trainable(),
         });
         let layers = sets.iter().filter(|it| !it.adapters().is_empty()).map(|set| LayerStatus {
-            path: set.site().path(),
-            owner: set.site().owner.clone(),
-            shape: set.site().shape.clone(),
+            path: set.param().path(),
+            owner: set.param().owner.clone(),
+            shape: set.param().shape.clone(),
             adapters: set.adapters().iter().map(|it| it.name.clone()).collect(),
             active: set.active_names().map(str::to_owned).collect(),
         });

@@ -14,13 +14,13 @@ use crate::model::peft_model::PeftModel;
 use crate::ops;
 use crate::plan::plan::BaseTensor;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{PathStack, Site, SiteKind};
+use crate::spec::{ParamKind, ParamSpec, PathStack};
 
 /// What one adapter does to one parameter.
 #[derive(Debug, Clone)]
 pub struct Update {
     /// The parameter.
-    pub site: Arc<Site>,
+    pub param: Arc<ParamSpec>,
     /// What is added to the frozen value: `[out, in]` of a linear layer, `[d_model, rows]` of a table,
     /// `[out, in · kernel]` of a convolution, `[1, n]` of anything else.
     pub delta: Tensor<2>,
@@ -44,7 +44,7 @@ impl<M: Module> PeftModel<M> {
         let mut visitor = Updates {
             at: PathStack::default(),
             name,
-            sets: sets.map(|it| (it.site().path(), it)).collect(),
+            sets: sets.map(|it| (it.param().path(), it)).collect(),
             found: Vec::new(),
         };
         model.visit(&mut visitor);
@@ -74,12 +74,12 @@ impl ModuleVisitor for Updates<'_> {
         }
         let Some(set) = self.sets.remove(&self.at.path()) else { return };
         let Some(adapter) = set.get(self.name) else { return };
-        let (site, base) = (set.site().clone(), ops::single(param.base()));
-        let after = adapter.weight(base.clone(), &base, &site);
-        let delta = BaseTensor::new(site.clone(), Ranked::new(D, after - base)).matrix();
-        let delta = if site.kind == SiteKind::Embedding { delta.transpose() } else { delta };
-        let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&site, "value"));
+        let (param, base) = (set.param().clone(), ops::to_f32(param.base()));
+        let after = adapter.weight(base.clone(), &base, &param);
+        let delta = BaseTensor::new(param.clone(), Ranked::new(D, after - base)).matrix();
+        let delta = if param.kind == ParamKind::Embedding { delta.transpose() } else { delta };
+        let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&param, "value"));
         let (touches_bias, unmergeable) = (adapter.touches_bias(), adapter.unmergeable());
-        self.found.push(Update { site, delta, touches_bias, replacement, unmergeable });
+        self.found.push(Update { param, delta, touches_bias, replacement, unmergeable });
     }
 }

@@ -20,7 +20,7 @@ use crate::model::peft_model::PeftModel;
 use crate::model::state::{self, KEY_PREFIX};
 use crate::ops;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{PathStack, Site, SiteKind, Sites};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, PathStack};
 
 impl<M: Module> PeftModel<M> {
     /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
@@ -31,7 +31,7 @@ impl<M: Module> PeftModel<M> {
     pub fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         crate::config::fields::check_positive("vocabulary", rows)?;
         self.check_no_adapters()?;
-        let tables = Tables::of(self.sites())?;
+        let tables = Tables::of(self.spec())?;
         let resized = |path: &str, value: TensorData| {
             let shape = value.shape().as_slice().to_vec();
             // The bias of BART's logits is a buffer, `[1, rows]`, whose new elements are zero.
@@ -58,22 +58,22 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     /// If there are adapters already, or a tensor cannot be read.
     pub fn adopt_tables(&mut self, folder: &AdapterFolder) -> Result<bool> {
-        let Ok(tables) = Tables::of(self.sites()) else { return Ok(false) };
+        let Ok(tables) = Tables::of(self.spec()) else { return Ok(false) };
         let mut brought = HashMap::new();
-        for site in tables.all() {
-            let is_whole = is_saved_whole(&folder.config, site);
+        for param in tables.all() {
+            let is_whole = is_saved_whole(&folder.config, param);
             let wrappers: &[&str] = if is_whole { &[".original_module", ""] } else { &["", WRAPPED, WRAPPED_ROWS] };
-            let mut keys = wrappers.iter().map(|it| format!("{KEY_PREFIX}{}{it}.{}", site.module, site.param));
+            let mut keys = wrappers.iter().map(|it| format!("{KEY_PREFIX}{}{it}.{}", param.module, param.name));
             let Some(key) = keys.find(|it| folder.tensors.shape(it).is_some()) else { continue };
             // A table that is trained whole has other numbers anyway.
-            if is_whole && folder.tensors.shape(&key) == Some(&site.shape_on_disk()[..]) {
+            if is_whole && folder.tensors.shape(&key) == Some(&param.shape_on_disk()[..]) {
                 continue;
             }
             let data = folder.tensors.floats(&key)?;
-            if data.shape().rank() == site.shape.len()
-                && !is_close(&data, &value_of(self.model(), site), HALF_PRECISION)
+            if data.shape().rank() == param.shape.len()
+                && !is_close(&data, &value_of(self.model(), param), HALF_PRECISION)
             {
-                brought.insert(site.path(), data);
+                brought.insert(param.path(), data);
             }
         }
         if brought.is_empty() {
@@ -113,7 +113,7 @@ impl<M: Module> PeftModel<M> {
                 if self.at.in_adapters() || !self.paths.contains(&path) {
                     return param;
                 }
-                let (value, device) = (ops::single(param.base()), param.lazy_device());
+                let (value, device) = (ops::to_f32(param.base()), param.lazy_device());
                 match (self.change)(&path, value.to_data()) {
                     Ok(data) => {
                         let is_trained = param.is_require_grad();
@@ -131,17 +131,16 @@ impl<M: Module> PeftModel<M> {
         if let Some(error) = mapper.error {
             return Err(error);
         }
-        let mut sites = Sites::of(&model);
-        let old = self.sites();
-        (sites.model_type, sites.heads, sites.prompts) =
-            (old.model_type.clone(), old.heads.clone(), old.prompts.clone());
-        self.replace_base(model, sites);
+        let mut spec = ModelSpec::of(&model);
+        let old = self.spec();
+        (spec.model_type, spec.heads, spec.prompts) = (old.model_type.clone(), old.heads.clone(), old.prompts.clone());
+        self.replace_base(model, spec);
         Ok(())
     }
 
     /// The tables that the folder of an adapter holds beside its own tensors.
     pub(crate) fn tables_to_save(&self, name: &str) -> Vec<Stored> {
-        let Ok(tables) = Tables::of(self.sites()) else { return Vec::new() };
+        let Ok(tables) = Tables::of(self.spec()) else { return Vec::new() };
         let resized = || {
             let config = Path::new(self.base_name.as_deref()?).join("config.json");
             let config: Value = serde_json::from_str(&std::fs::read_to_string(config).ok()?).ok()?;
@@ -153,18 +152,18 @@ impl<M: Module> PeftModel<M> {
         }
         let sets = slots::collect(self.model());
         let parameters = state::parameters(self.model(), name);
-        let stored = |site: &Arc<Site>| {
-            let set = sets.iter().find(|it| it.site().path() == site.path());
-            let is_whole = set.and_then(|it| it.get(name)).is_some_and(|it| is_replacement(it, site.shape.len()));
+        let stored = |param: &Arc<ParamSpec>| {
+            let set = sets.iter().find(|it| it.param().path() == param.path());
+            let is_whole = set.and_then(|it| it.get(name)).is_some_and(|it| is_replacement(it, param.shape.len()));
             let has_rows =
-                parameters.iter().any(|it| it.site.path() == site.path() && it.key.contains(".token_adapter."));
+                parameters.iter().any(|it| it.param.path() == param.path() && it.key.contains(".token_adapter."));
             let inner = match set.is_some_and(|it| it.get(name).is_some()) {
                 true if has_rows => WRAPPED_ROWS,
                 true => WRAPPED,
                 false => "",
             };
-            let key = format!("{KEY_PREFIX}{}{inner}.{}", site.module, site.param);
-            (!is_whole).then(|| Stored { key, data: value_of(self.model(), site) })
+            let key = format!("{KEY_PREFIX}{}{inner}.{}", param.module, param.name);
+            (!is_whole).then(|| Stored { key, data: value_of(self.model(), param) })
         };
         [&tables.table].into_iter().chain(&tables.heads).filter_map(stored).collect()
     }
@@ -182,38 +181,38 @@ pub(crate) fn frozen_path(key: &str) -> Option<String> {
 
 /// The parameters of a model that have a row for every token.
 struct Tables {
-    table: Arc<Site>,
+    table: Arc<ParamSpec>,
     /// Weight and bias of a head of its own.
-    heads: Vec<Arc<Site>>,
-    buffers: Vec<Arc<Site>>,
+    heads: Vec<Arc<ParamSpec>>,
+    buffers: Vec<Arc<ParamSpec>>,
 }
 
 impl Tables {
-    fn of(sites: &Sites) -> Result<Self> {
-        let table = sites.layers().find(|it| it.kind == SiteKind::Embedding).cloned();
+    fn of(spec: &ModelSpec) -> Result<Self> {
+        let table = spec.layers().find(|it| it.kind == ParamKind::Embedding).cloned();
         let table = table
             .ok_or_else(|| PeftError::Invalid("the model has no table of words whose rows could be tokens".into()))?;
         let rows = table.shape[0];
-        let of_words = |it: &&Arc<Site>| sites.heads.contains(&it.module) && it.shape.first() == Some(&rows);
-        let heads = sites.iter().filter(of_words).cloned().collect();
-        let is_bias = |it: &&Arc<Site>| it.kind == SiteKind::Buffer && it.shape == [1, rows];
-        Ok(Self { table, heads, buffers: sites.iter().filter(is_bias).cloned().collect() })
+        let of_words = |it: &&Arc<ParamSpec>| spec.heads.contains(&it.module) && it.shape.first() == Some(&rows);
+        let heads = spec.iter().filter(of_words).cloned().collect();
+        let is_bias = |it: &&Arc<ParamSpec>| it.kind == ParamKind::Buffer && it.shape == [1, rows];
+        Ok(Self { table, heads, buffers: spec.iter().filter(is_bias).cloned().collect() })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<Site>> {
+    fn all(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
         [&self.table].into_iter().chain(&self.heads).chain(&self.buffers)
     }
 }
 
 /// Whether a folder trains the module whole, so that its tensor is the adapter's own.
-fn is_saved_whole(config: &serde_json::Map<String, Value>, site: &Site) -> bool {
+fn is_saved_whole(config: &serde_json::Map<String, Value>, param: &ParamSpec) -> bool {
     let names = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
-    names.filter_map(Value::as_str).any(|it| crate::plan::targets::is_saved_whole(&site.module, it))
+    names.filter_map(Value::as_str).any(|it| crate::plan::targets::is_saved_whole(&param.module, it))
 }
 
 /// The frozen value of a parameter, as files hold it.
-pub(crate) fn value_of<M: Module>(model: &M, site: &Site) -> TensorData {
-    struct Find<'a>(PathStack, &'a Site, Option<TensorData>);
+pub(crate) fn value_of<M: Module>(model: &M, param: &ParamSpec) -> TensorData {
+    struct Find<'a>(PathStack, &'a ParamSpec, Option<TensorData>);
     impl ModuleVisitor for Find<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
@@ -223,13 +222,13 @@ pub(crate) fn value_of<M: Module>(model: &M, site: &Site) -> TensorData {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if !self.0.in_adapters() && self.0.path() == self.1.path() {
-                let value = ops::single(param.base());
+                let value = ops::to_f32(param.base());
                 let value = if self.1.is_transposed_on_disk() { value.transpose() } else { value };
                 self.2 = Some(value.into_data());
             }
         }
     }
-    let mut find = Find(PathStack::default(), site, None);
+    let mut find = Find(PathStack::default(), param, None);
     model.visit(&mut find);
     find.2.expect("a site is a parameter of its model")
 }

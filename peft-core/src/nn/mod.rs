@@ -68,16 +68,16 @@ impl Projection {
     }
 }
 
-/// The linear layer of GPT-2, stored input first: transformers' `Conv1D`.
+/// The linear layer of GPT-2, stored input first: transformers' `Gpt2Linear`.
 #[derive(Module, Debug)]
-pub struct Conv1D {
+pub struct Gpt2Linear {
     /// `[in, out]`
     pub weight: Param<Tensor<2>>,
     /// `[out]`
     pub bias: Param<Tensor<1>>,
 }
 
-impl Conv1D {
+impl Gpt2Linear {
     /// A lazy layer.
     pub fn new(d_input: usize, d_output: usize, device: &Device) -> Self {
         Self { weight: normal([d_input, d_output], INITIALIZER_RANGE, device), bias: constant([d_output], 0.0, device) }

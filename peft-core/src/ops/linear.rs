@@ -35,7 +35,7 @@ fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tens
     if kernel::fits(&input) && kernel::fits_weight(&weight) && bias.as_ref().is_none_or(kernel::fits) {
         return fused::product(input, weight, bias);
     }
-    plain::linear(input, super::single(weight), bias)
+    plain::linear(input, super::to_f32(weight), bias)
 }
 
 #[cfg(feature = "flex")]

@@ -16,15 +16,15 @@ mod norm;
 #[doc(hidden)]
 pub mod plain;
 mod rotary;
-mod single;
 mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
+mod to_f32;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 #[doc(hidden)]
 pub use attention::attention_plain;
-pub use attention::{AttentionMask, Sight, attention, attention_capped, bend};
+pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft_cap};
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
@@ -32,5 +32,5 @@ pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
-pub use single::{embedding, single};
 pub use split::split;
+pub use to_f32::{embedding, to_f32};

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
-use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Sight, plain};
+use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
 use crate::nn::Dropout;
 use crate::spec::Layout;
 
@@ -253,7 +253,7 @@ fn the_mask_of_some_queries_is_part_of_the_mask() {
     let off = Dropout::new(0.0);
     let [q, k, v] = [1, 2, 3].map(|salt| numbers([2, 2, 6, 4], salt));
     let bias = numbers([1, 2, 1, 6], 4);
-    let full = AttentionMask::new(Sight::dense(mask(2, 6, 6, 1)), true).with_bias(bias);
+    let full = AttentionMask::new(Visibility::dense(mask(2, 6, 6, 1)), true).with_bias(bias);
     let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(&full), 0.5, &off);
     let part = ops::attention(q.narrow(2, 2, 3), k, v, Some(&full.of_queries(2..5)), 0.5, &off);
     assert_close("queries", &values(part), &values(all.narrow(2, 2, 3)));
@@ -434,15 +434,15 @@ fn attention_is_its_composition() {
                 numbers([batch, kv_heads, keys, d_head], 3),
             ]
         };
-        let causal = |blind| Sight::dense(mask(batch, queries, keys, blind));
+        let causal = |blind| Visibility::dense(mask(batch, queries, keys, blind));
         let masks = [
             None,
             Some(AttentionMask::new(causal(0), false)),
             Some(AttentionMask::new(causal(queries.min(3)), true)),
             Some(AttentionMask::new(causal(queries.min(3)), false)),
-            Some(AttentionMask::new(Sight::dense(mask(1, queries, keys, 0)), true)),
+            Some(AttentionMask::new(Visibility::dense(mask(1, queries, keys, 0)), true)),
             Some(AttentionMask::added(causal(queries.min(3)))),
-            Some(AttentionMask::added_twice(Sight::dense(mask(1, queries, keys, 0)), causal(queries.min(3)))),
+            Some(AttentionMask::added_twice(Visibility::dense(mask(1, queries, keys, 0)), causal(queries.min(3)))),
         ];
         for (at, mask) in masks.iter().enumerate() {
             let name = format!("attention with mask {at} of {keys} keys");
@@ -500,45 +500,45 @@ fn a_mask_in_vectors_is_the_table_of_its_rule() {
     let off = Dropout::new(0.0);
     for (past, seq) in [(0, 1), (0, 9), (4, 1), (5, 6), (0, 80), (3, 130)] {
         let total = past + seq;
-        let around = |window, ahead| Sight::around(past..total, window, ahead, &device());
+        let around = |window, ahead| Visibility::around(past..total, window, ahead, &device());
         // Padding on the left of one row, on the right and in the middle of the other.
         let kept = |row: usize, key: usize| match row {
             0 => key >= total / 3,
             _ => key < total - total / 4 && key != 2,
         };
-        let padding = |at: usize| if kept(at / total, at % total) { Sight::EVERYONE } else { Sight::NOBODY };
-        let padded = |sight: Sight| sight.within(whole([1, 1], |_| 0), whole([BATCH, total], padding));
+        let padding = |at: usize| if kept(at / total, at % total) { Visibility::EVERYONE } else { Visibility::NOBODY };
+        let padded = |sight: Visibility| sight.within(whole([1, 1], |_| 0), whole([BATCH, total], padding));
         // Documents of 7 and of 5 tokens behind a past that all see, and padding in the end.
         let document = |row: usize, key: usize| match key {
-            key if key < past => Sight::EVERYONE,
+            key if key < past => Visibility::EVERYONE,
             key if row == 1 && key + 2 >= total => 0,
             key => 1 + ((key - past) / [7, 5][row]) as i64,
         };
-        let apart = |sight: Sight| {
+        let apart = |sight: Visibility| {
             let queries = whole([BATCH, seq], |at| document(at / seq, past + at % seq));
             sight.within(queries, whole([BATCH, total], |at| document(at / total, at % total)))
         };
         let same = |row: usize, query: usize, key: usize| {
             let key = document(row, key);
-            key == Sight::EVERYONE || key == document(row, query)
+            key == Visibility::EVERYONE || key == document(row, query)
         };
         let before = |query: usize, key: usize| key <= query;
         let prefix = |row: usize| total / (row + 2);
-        let behind = Sight::between(
+        let behind = Visibility::between(
             Tensor::zeros([1, 1], &device()),
             whole([BATCH, seq], |at| (past + at % seq + 1).max(prefix(at / seq)) as i64),
         );
         let free = |query: usize| query % 3 == 1;
-        let some_free = Sight::default().within(
-            whole([1, seq], |at| if free(past + at) { Sight::EVERYTHING } else { 5 }),
+        let some_free = Visibility::default().within(
+            whole([1, seq], |at| if free(past + at) { Visibility::EVERYTHING } else { 5 }),
             whole([BATCH, total], padding),
         );
         type Rule<'a> = Box<dyn Fn(usize, usize, usize) -> bool + 'a>;
-        let rules: Vec<(&str, Sight, Rule)> = vec![
+        let rules: Vec<(&str, Visibility, Rule)> = vec![
             ("causal", around(None, 0), Box::new(|_, query, key| before(query, key))),
             ("window", around(Some(4), 0), Box::new(|_, query, key| before(query, key) && key + 4 > query)),
             ("near", around(Some(4), 3), Box::new(|_, query, key| query.abs_diff(key) <= 3)),
-            ("padded", padded(Sight::default()), Box::new(|row, _, key| kept(row, key))),
+            ("padded", padded(Visibility::default()), Box::new(|row, _, key| kept(row, key))),
             (
                 "causal padded",
                 padded(around(None, 0)),
@@ -549,7 +549,7 @@ fn a_mask_in_vectors_is_the_table_of_its_rule() {
                 padded(around(Some(3), 0)),
                 Box::new(|row, query, key| before(query, key) && key + 3 > query && kept(row, key)),
             ),
-            ("documents", apart(Sight::default()), Box::new(same)),
+            ("documents", apart(Visibility::default()), Box::new(same)),
             ("causal documents", apart(around(None, 0)), Box::new(|row, q, k| before(q, k) && same(row, q, k))),
             ("prefix", behind, Box::new(|row, query, key| before(query, key) || key < prefix(row))),
             ("free", some_free, Box::new(|row, query, key| free(query) || kept(row, key))),
@@ -562,7 +562,7 @@ fn a_mask_in_vectors_is_the_table_of_its_rule() {
                 !rule(row, past + query, key)
             });
             let table = TensorData::new(table.collect::<Vec<bool>>(), [BATCH, 1, seq, total]);
-            let table = Sight::dense(Tensor::from_data(table, &device()));
+            let table = Visibility::dense(Tensor::from_data(table, &device()));
             let window = || around(Some(5), 0);
             let masks: [[AttentionMask; 2]; 4] = [
                 [sight, &table].map(|it| AttentionMask::new(it.clone(), true)),
@@ -729,7 +729,7 @@ fn products_in_bf16() {
                 let grads = (output.clone() * lift(slopes.clone())).sum().backward();
                 (values(output.inner()), values(tracked.grad(&grads).expect("a gradient")))
             };
-            let ((output, grad), (single, single_grad)) = (loss(true), loss(false));
+            let ((output, grad), (to_f32, single_grad)) = (loss(true), loss(false));
             // What is beside the product with the weight is in single precision: it is the same in both.
             let difference =
                 |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(x, y)| x - y).collect::<Vec<_>>();
@@ -738,8 +738,8 @@ fn products_in_bf16() {
             let whole = if layout == Layout::OutIn { flipped(&whole, [columns, inner]) } else { whole };
             let minus = |a: Vec<f64>, b: Vec<f64>| a.into_iter().zip(b).map(|(x, y)| x - y).collect::<Vec<f64>>();
             let expected = minus(product, exact(&double(input.clone()), &whole, [rows, inner, columns]));
-            let scale = 1e-5 * single.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
-            for (x, y) in difference(&output, &single).iter().zip(&expected) {
+            let scale = 1e-5 * to_f32.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
+            for (x, y) in difference(&output, &to_f32).iter().zip(&expected) {
                 assert!((f64::from(*x) - y).abs() <= f64::from(scale), "{name}: off by {x}, not {y}");
             }
             if inner < 32 {
@@ -807,9 +807,9 @@ fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
                 let large = numbers([rows + 3, columns + 2], 2).cast(dtype);
                 let whole = numbers(shape, 2).cast(dtype);
                 for half in [whole.clone(), large.clone().narrow(0, 1, rows).narrow(1, 2, columns)] {
-                    let single = half.clone().cast(DType::F32);
-                    assert_eq!(single.dtype(), DType::F32);
-                    let same = outputs(&half, layout, dims) == outputs(&single, layout, dims);
+                    let to_f32 = half.clone().cast(DType::F32);
+                    assert_eq!(to_f32.dtype(), DType::F32);
+                    let same = outputs(&half, layout, dims) == outputs(&to_f32, layout, dims);
                     assert!(same, "{dims:?} {layout:?} {dtype:?}");
                 }
             }

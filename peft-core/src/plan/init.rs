@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::spec::Site;
+use crate::spec::ParamSpec;
 
 /// Draws the starting values of one adapter.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub struct Init {
 
 impl Init {
     /// A generator for the adapter `name` on a parameter.
-    pub fn new(seed: u64, name: &str, site: &Site, device: &Device) -> Self {
-        let stream = stable_hash(&format!("{name}\0{}", site.path()));
+    pub fn new(seed: u64, name: &str, param: &ParamSpec, device: &Device) -> Self {
+        let stream = stable_hash(&format!("{name}\0{}", param.path()));
         Self { rng: ChaCha8Rng::seed_from_u64(seed ^ stream), device: device.clone() }
     }
 

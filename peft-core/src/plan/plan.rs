@@ -17,23 +17,23 @@ use crate::adapter::slots;
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::ops;
 use crate::plan::init::{Init, stable_hash};
-use crate::spec::{Layout, PathStack, Site, SiteKind, Sites};
+use crate::spec::{Layout, ModelSpec, ParamKind, ParamSpec, PathStack};
 
 /// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
-pub trait Build: Debug + Send + Sync {
+pub trait AdapterBuilder: Debug + Send + Sync {
     /// The adapter with its starting values.
     fn build(&self, base: BaseTensor<'_>, init: &mut Init) -> AnyAdapter;
 
     /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
     /// without building. Nothing if the method does not say.
-    fn tensors(&self, _site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+    fn tensors(&self, _site: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
         None
     }
 }
 
 /// The frozen parameter that an adapter is built for. Models are lazy: its value is made when a method asks for it.
 pub struct BaseTensor<'a> {
-    site: Arc<Site>,
+    param: Arc<ParamSpec>,
     value: Base<'a>,
 }
 
@@ -44,29 +44,29 @@ enum Base<'a> {
 }
 
 impl<'a> BaseTensor<'a> {
-    pub(crate) fn new(site: Arc<Site>, tensor: Ranked) -> Self {
-        Self { site, value: Base::Value(tensor) }
+    pub(crate) fn new(param: Arc<ParamSpec>, tensor: Ranked) -> Self {
+        Self { param, value: Base::Value(tensor) }
     }
 
-    fn of<const D: usize>(site: Arc<Site>, param: &'a Param<Tensor<D>>) -> Self {
-        Self { site, value: Base::Param(param) }
+    fn of<const D: usize>(param: Arc<ParamSpec>, value: &'a Param<Tensor<D>>) -> Self {
+        Self { param, value: Base::Param(value) }
     }
 
     /// The parameter's place.
-    pub fn site(&self) -> &Arc<Site> {
-        &self.site
+    pub fn param(&self) -> &Arc<ParamSpec> {
+        &self.param
     }
 
     /// The value as it lies in memory, in single precision.
     ///
     /// # Panics
-    /// If the parameter has another rank; [`Site::shape`] tells it.
+    /// If the parameter has another rank; [`ParamSpec::shape`] tells it.
     pub fn tensor<const D: usize>(self) -> Tensor<D> {
         match self.value {
             Base::Value(value) => value.get(),
             Base::Param(param) => {
                 let param = param.downcast_ref::<Param<Tensor<D>>>();
-                ops::single(param.expect("the rank is that of the site").base().without_autodiff())
+                ops::to_f32(param.expect("the rank is that of the site").base().without_autodiff())
             }
         }
     }
@@ -74,13 +74,13 @@ impl<'a> BaseTensor<'a> {
     /// The value as a matrix: `[out, in]` for a linear layer however it is stored, `[rows, d_model]` for a table,
     /// `[out, in / groups · kernel]` for a convolution, `[1, n]` for a vector.
     pub fn matrix(self) -> Tensor<2> {
-        let (d_in, d_out) = self.site.features();
-        let rank = self.site.shape.len();
-        match self.site.kind {
-            SiteKind::Linear(Layout::OutIn) | SiteKind::Embedding => self.tensor(),
-            SiteKind::Linear(Layout::InOut) => self.tensor::<2>().transpose(),
-            SiteKind::Conv => with_rank!(rank, D => self.tensor::<D>().reshape([d_out, d_in])),
-            SiteKind::Other | SiteKind::Buffer => with_rank!(rank, D => self.tensor::<D>().reshape([1, d_out])),
+        let (d_in, d_out) = self.param.features();
+        let rank = self.param.shape.len();
+        match self.param.kind {
+            ParamKind::Linear(Layout::OutIn) | ParamKind::Embedding => self.tensor(),
+            ParamKind::Linear(Layout::InOut) => self.tensor::<2>().transpose(),
+            ParamKind::Conv => with_rank!(rank, D => self.tensor::<D>().reshape([d_out, d_in])),
+            ParamKind::Other | ParamKind::Buffer => with_rank!(rank, D => self.tensor::<D>().reshape([1, d_out])),
         }
     }
 }
@@ -89,13 +89,13 @@ impl<'a> BaseTensor<'a> {
 #[derive(Debug, Clone)]
 pub struct PlanRow {
     /// The parameter.
-    pub site: Arc<Site>,
+    pub param: Arc<ParamSpec>,
     /// The settings in a few characters: `r=8 α=16`.
     pub label: String,
     /// Trainable elements that the adapter adds.
     pub parameters: usize,
     /// Makes the adapter.
-    pub build: Arc<dyn Build>,
+    pub build: Arc<dyn AdapterBuilder>,
 }
 
 /// What a configuration will do to a model.
@@ -107,7 +107,7 @@ pub struct Plan {
     pub rows: Vec<PlanRow>,
     /// The rows in their place for a folder that holds prompts without the encoders that made them; nothing for methods
     /// that train what they save.
-    pub baked: Option<Vec<PlanRow>>,
+    pub export_form: Option<Vec<PlanRow>>,
     /// Elements of the model without the adapter.
     pub base_parameters: usize,
     /// Target names that matched nothing.
@@ -116,7 +116,7 @@ pub struct Plan {
     pub unmatched_parameters: Vec<String>,
     /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
     /// not matter to a folder, which has values.
-    pub lacks: Option<String>,
+    pub missing_data: Option<String>,
     /// Fields of the configuration that were not given and that the model decides, as they are to be saved.
     pub derived: Map<String, Value>,
     /// What a user should know although nothing is wrong.
@@ -125,19 +125,19 @@ pub struct Plan {
 
 impl Plan {
     /// An empty plan for a model.
-    pub fn new(method: impl Into<String>, sites: &Sites) -> Self {
-        Self { method: method.into(), base_parameters: sites.parameters(), ..Self::default() }
+    pub fn new(method: impl Into<String>, spec: &ModelSpec) -> Self {
+        Self { method: method.into(), base_parameters: spec.parameters(), ..Self::default() }
     }
 
     /// The plan for a folder that holds prompts without the encoders that made them.
     pub fn without_encoders(mut self) -> Self {
-        self.rows = self.baked.take().unwrap_or(self.rows);
+        self.rows = self.export_form.take().unwrap_or(self.rows);
         self
     }
 
     /// Keys and shapes of all tensors of the file, if every row says its own.
     pub fn tensors(&self) -> Option<BTreeMap<String, Vec<usize>>> {
-        let rows = self.rows.iter().map(|row| row.build.tensors(&row.site)).collect::<Option<Vec<_>>>()?;
+        let rows = self.rows.iter().map(|row| row.build.tensors(&row.param)).collect::<Option<Vec<_>>>()?;
         Some(rows.into_iter().flatten().collect())
     }
 
@@ -155,7 +155,7 @@ impl Plan {
     pub fn apply<M: Module>(&self, model: M, name: &str, seed: u64, device: &Device) -> M {
         let mut builder = BuildAdapters {
             at: PathStack::default(),
-            rows: self.rows.iter().map(|row| (row.site.path(), row)).collect(),
+            rows: self.rows.iter().map(|row| (row.param.path(), row)).collect(),
             name,
             seed,
             device,
@@ -167,22 +167,22 @@ impl Plan {
         let mut sets: Vec<AdapterSet> = slots::collect(&model);
         // An empty set on a bias settles what the adapter on the weight owes to it.
         for bias in builder.biases {
-            let has_set = sets.iter().any(|set| set.site().path() == bias.path()) || built.contains_key(&bias.path());
+            let has_set = sets.iter().any(|set| set.param().path() == bias.path()) || built.contains_key(&bias.path());
             let is_owed = self.rows.iter().any(|row| {
-                row.site.module == bias.module && built.get(&row.site.path()).is_some_and(AnyAdapter::touches_bias)
+                row.param.module == bias.module && built.get(&row.param.path()).is_some_and(AnyAdapter::touches_bias)
             });
             if is_owed && !has_set {
                 sets.push(AdapterSet::new(bias));
             }
         }
         for set in &mut sets {
-            if let Some(adapter) = built.remove(&set.site().path()) {
+            if let Some(adapter) = built.remove(&set.param().path()) {
                 *set = set.clone().with(name, adapter);
             }
         }
         for row in &self.rows {
-            if let Some(adapter) = built.remove(&row.site.path()) {
-                sets.push(AdapterSet::new(row.site.clone()).with(name, adapter));
+            if let Some(adapter) = built.remove(&row.param.path()) {
+                sets.push(AdapterSet::new(row.param.clone()).with(name, adapter));
             }
         }
         slots::replace(model, sets)
@@ -193,9 +193,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups: BTreeMap<(String, &str), usize> = BTreeMap::new();
         for row in &self.rows {
-            let module = row.site.module.rsplit('.').next().unwrap_or(&row.site.module);
+            let module = row.param.module.rsplit('.').next().unwrap_or(&row.param.module);
             let leaf =
-                if row.site.param == "weight" { module.to_owned() } else { format!("{module}.{}", row.site.param) };
+                if row.param.name == "weight" { module.to_owned() } else { format!("{module}.{}", row.param.name) };
             *groups.entry((leaf, row.label.as_str())).or_default() += 1;
         }
         writeln!(f, "{} on {} parameters", self.method, self.rows.len())?;
@@ -236,7 +236,7 @@ struct BuildAdapters<'a> {
     seed: u64,
     device: &'a Device,
     built: HashMap<String, AnyAdapter>,
-    biases: Vec<Arc<Site>>,
+    biases: Vec<Arc<ParamSpec>>,
 }
 
 impl ModuleVisitor for BuildAdapters<'_> {
@@ -257,11 +257,11 @@ impl ModuleVisitor for BuildAdapters<'_> {
         if name == "bias" {
             let shape = param.lazy_shape().as_slice().to_vec();
             let owner = self.at.owner().to_owned();
-            self.biases.push(Arc::new(Site { module, param: name, owner, kind: SiteKind::Other, shape }));
+            self.biases.push(Arc::new(ParamSpec { module, name, owner, kind: ParamKind::Other, shape }));
         }
         let Some(row) = self.rows.get(&path) else { return };
-        let mut init = Init::new(self.seed, self.name, &row.site, self.device);
-        let adapter = row.build.build(BaseTensor::of(row.site.clone(), param), &mut init);
+        let mut init = Init::new(self.seed, self.name, &row.param, self.device);
+        let adapter = row.build.build(BaseTensor::of(row.param.clone(), param), &mut init);
         let adapter = adapter.map(&mut StableIds { at: PathStack::default(), root: format!("{}\0{path}", self.name) });
         self.built.insert(path, adapter);
     }

@@ -9,8 +9,8 @@ use crate::adapter::erased::with_rank;
 use crate::adapter::{Adapter, AnyAdapter};
 use crate::model::state::KEY_PREFIX;
 use crate::plan::init::Init;
-use crate::plan::plan::{BaseTensor, Build, PlanRow};
-use crate::spec::Site;
+use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};
+use crate::spec::ParamSpec;
 
 /// A copy of a parameter that is trained and saved whole. The frozen original stays where it is.
 #[derive(Module, Debug)]
@@ -24,7 +24,7 @@ pub struct Replacement<const D: usize> {
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
-    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _site: &Site) -> Tensor<E> {
+    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _site: &ParamSpec) -> Tensor<E> {
         let value = self.value.val();
         let value = if self.transposed { value.transpose() } else { value };
         value.reshape(weight.dims())
@@ -39,7 +39,7 @@ impl<const D: usize> Adapter for Replacement<D> {
         prefix(self.beside_prompt)
     }
 
-    fn file_key(&self, _site: &Site, _field: &str) -> String {
+    fn file_key(&self, _site: &ParamSpec, _field: &str) -> String {
         self.key.clone()
     }
 }
@@ -55,10 +55,10 @@ struct CopyOf {
     moves_head: bool,
 }
 
-impl Build for CopyOf {
+impl AdapterBuilder for CopyOf {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let transposed = base.site().is_transposed_on_disk();
-        let rank = base.site().shape.len();
+        let transposed = base.param().is_transposed_on_disk();
+        let rank = base.param().shape.len();
         with_rank!(rank, D => {
             let value = base.tensor::<D>();
             let value = if transposed { value.transpose() } else { value };
@@ -68,28 +68,28 @@ impl Build for CopyOf {
         })
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
-        Some(vec![(format!("{}{}", prefix(self.beside_prompt), self.key), site.shape_on_disk())])
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+        Some(vec![(format!("{}{}", prefix(self.beside_prompt), self.key), param.shape_on_disk())])
     }
 }
 
 /// A row that trains a copy of a parameter and saves it under `key`.
-pub fn replacement_row(site: &Arc<Site>, key: String) -> PlanRow {
-    row(site, CopyOf { key, beside_prompt: false, moves_head: false })
+pub fn replacement_row(param: &Arc<ParamSpec>, key: String) -> PlanRow {
+    row(param, CopyOf { key, beside_prompt: false, moves_head: false })
 }
 
 /// The same for a table whose tied head moves along.
-pub fn replacement_row_with_head(site: &Arc<Site>, key: String) -> PlanRow {
-    row(site, CopyOf { key, beside_prompt: false, moves_head: true })
+pub fn replacement_row_with_head(param: &Arc<ParamSpec>, key: String) -> PlanRow {
+    row(param, CopyOf { key, beside_prompt: false, moves_head: true })
 }
 
 /// The same in the file of a prompt, where `key` has a shorter prefix.
-pub fn replacement_row_beside_prompt(site: &Arc<Site>, key: String) -> PlanRow {
-    row(site, CopyOf { key, beside_prompt: true, moves_head: false })
+pub fn replacement_row_beside_prompt(param: &Arc<ParamSpec>, key: String) -> PlanRow {
+    row(param, CopyOf { key, beside_prompt: true, moves_head: false })
 }
 
-fn row(site: &Arc<Site>, copy: CopyOf) -> PlanRow {
-    PlanRow { site: site.clone(), label: "trained whole".into(), parameters: site.len(), build: Arc::new(copy) }
+fn row(param: &Arc<ParamSpec>, copy: CopyOf) -> PlanRow {
+    PlanRow { param: param.clone(), label: "trained whole".into(), parameters: param.len(), build: Arc::new(copy) }
 }
 
 /// Whether an adapter on a parameter of this rank is a copy that is trained whole.

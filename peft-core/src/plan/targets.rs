@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PeftError, Result, nearest};
-use crate::spec::{Site, SiteKind, Sites};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec};
 
 /// The name that stands for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -73,55 +73,55 @@ pub struct Selection {
 #[derive(Debug, Clone, Default)]
 pub struct Selected {
     /// Weights to adapt, in the model's order.
-    pub sites: Vec<std::sync::Arc<Site>>,
+    pub spec: Vec<std::sync::Arc<ParamSpec>>,
     /// Names of a list that matched nothing.
     pub unmatched: Vec<String>,
 }
 
 impl Selection {
     /// Resolves the selection against a model. `defaults` are the targets of the model's type when none are given.
-    pub fn resolve(&self, sites: &Sites, defaults: Option<&[&str]>) -> Result<Selected> {
-        self.resolve_among(sites, sites.layers().cloned().collect(), defaults)
+    pub fn resolve(&self, spec: &ModelSpec, defaults: Option<&[&str]>) -> Result<Selected> {
+        self.resolve_among(spec, spec.layers().cloned().collect(), defaults)
     }
 
     /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one site of each is given.
-    pub fn resolve_modules(&self, sites: &Sites, defaults: Option<&[&str]>) -> Result<Selected> {
-        let mut modules: Vec<std::sync::Arc<Site>> = sites.iter().cloned().collect();
+    pub fn resolve_modules(&self, spec: &ModelSpec, defaults: Option<&[&str]>) -> Result<Selected> {
+        let mut modules: Vec<std::sync::Arc<ParamSpec>> = spec.iter().cloned().collect();
         modules.dedup_by(|a, b| a.module == b.module);
-        self.resolve_among(sites, modules, defaults)
+        self.resolve_among(spec, modules, defaults)
     }
 
     fn resolve_among(
         &self,
-        sites: &Sites,
-        candidates: Vec<std::sync::Arc<Site>>,
+        spec: &ModelSpec,
+        candidates: Vec<std::sync::Arc<ParamSpec>>,
         defaults: Option<&[&str]>,
     ) -> Result<Selected> {
         let targets = match (&self.target_modules, defaults) {
             (Some(targets), _) => targets.clone(),
             (None, Some(defaults)) => Names::list(defaults.iter().copied()),
             (None, None) => {
-                let model = sites.model_type.as_deref().unwrap_or("this model");
+                let model = spec.model_type.as_deref().unwrap_or("this model");
                 let reason = format!("must be given: {model} has no default targets; `all-linear` takes every one");
                 return Err(PeftError::config("target_modules", reason));
             }
         };
         if targets == Names::Pattern(ALL_LINEAR.into()) {
-            return self.all_linear(sites);
+            return self.all_linear(spec);
         }
         self.check_indices(&targets)?;
         let matcher = Matcher::new("target_modules", &targets)?;
         let exclude = self.exclude_matcher()?;
         let index = self.index_matchers()?;
 
-        let mut found: Vec<std::sync::Arc<Site>> = Vec::new();
+        let mut found: Vec<std::sync::Arc<ParamSpec>> = Vec::new();
         let mut excluded = 0;
-        for site in &candidates {
-            let path = site.module.as_str();
+        for param in &candidates {
+            let path = param.module.as_str();
             if exclude.as_ref().is_some_and(|it| it.matches(path)) {
                 excluded += 1;
             } else if !self.is_saved(path) && matcher.matches(path) && self.index_fits(&matcher, &index, path) {
-                found.push(site.clone());
+                found.push(param.clone());
             }
         }
         let unmatched = match &targets {
@@ -132,7 +132,7 @@ impl Selection {
             }
         };
         if found.is_empty() {
-            if let Some(module) = sites.modules().find(|it| matcher.matches(it) && is_container(sites, it)) {
+            if let Some(module) = spec.modules().find(|it| matcher.matches(it) && is_container(spec, it)) {
                 let reason = format!("names `{module}`, which is not a linear layer, an embedding or a convolution");
                 return Err(PeftError::config("target_modules", reason));
             }
@@ -144,30 +144,30 @@ impl Selection {
                 let reason = "selects no layer: no target lies in a layer of these numbers";
                 return Err(PeftError::config("layers_to_transform", reason));
             }
-            return Err(self.nothing_matched("target_modules", &targets, sites));
+            return Err(self.nothing_matched("target_modules", &targets, spec));
         }
-        Ok(Selected { sites: found, unmatched })
+        Ok(Selected { spec: found, unmatched })
     }
 
-    fn all_linear(&self, sites: &Sites) -> Result<Selected> {
+    fn all_linear(&self, spec: &ModelSpec) -> Result<Selected> {
         let exclude = self.exclude_matcher()?;
-        let linear = |site: &&std::sync::Arc<Site>| {
-            matches!(site.kind, SiteKind::Linear(_))
-                && !sites.heads.iter().any(|head| is_suffix(&site.module, head))
-                && !exclude.as_ref().is_some_and(|it| it.matches(&site.module))
-                && !self.is_saved(&site.module)
+        let linear = |param: &&std::sync::Arc<ParamSpec>| {
+            matches!(param.kind, ParamKind::Linear(_))
+                && !spec.heads.iter().any(|head| is_suffix(&param.module, head))
+                && !exclude.as_ref().is_some_and(|it| it.matches(&param.module))
+                && !self.is_saved(&param.module)
         };
-        let found: Vec<_> = sites.layers().filter(linear).cloned().collect();
+        let found: Vec<_> = spec.layers().filter(linear).cloned().collect();
         if found.is_empty() {
-            return Err(self.nothing_matched("target_modules", &Names::Pattern(ALL_LINEAR.into()), sites));
+            return Err(self.nothing_matched("target_modules", &Names::Pattern(ALL_LINEAR.into()), spec));
         }
-        Ok(Selected { sites: found, unmatched: Vec::new() })
+        Ok(Selected { spec: found, unmatched: Vec::new() })
     }
 
-    fn nothing_matched(&self, field: &'static str, targets: &Names, sites: &Sites) -> PeftError {
+    fn nothing_matched(&self, field: &'static str, targets: &Names, spec: &ModelSpec) -> PeftError {
         let mut leaves: Vec<String> = Vec::new();
-        for site in sites.layers() {
-            let leaf = site.module.rsplit('.').next().unwrap_or(&site.module).to_owned();
+        for param in spec.layers() {
+            let leaf = param.module.rsplit('.').next().unwrap_or(&param.module).to_owned();
             if !leaves.contains(&leaf) {
                 leaves.push(leaf);
             }
@@ -236,8 +236,8 @@ fn named(pattern: &str) -> String {
     format!(r"\A(?:|.*?\.){pattern}\.(\d+)\.")
 }
 
-fn is_container(sites: &Sites, module: &str) -> bool {
-    !sites.layers().any(|it| it.module == module)
+fn is_container(spec: &ModelSpec, module: &str) -> bool {
+    !spec.layers().any(|it| it.module == module)
 }
 
 /// `name` itself, or anything that ends in `.name`.
@@ -246,10 +246,10 @@ pub fn is_suffix(path: &str, name: &str) -> bool {
 }
 
 /// The error of `target_parameters` that match nothing, with the parameters that they may have meant.
-pub fn no_parameter_matched(names: &[String], sites: &Sites) -> PeftError {
-    let paths: Vec<String> = sites
+pub fn no_parameter_matched(names: &[String], spec: &ModelSpec) -> PeftError {
+    let paths: Vec<String> = spec
         .iter()
-        .filter(|it| matches!(it.shape.len(), 2 | 3) && it.kind != SiteKind::Buffer)
+        .filter(|it| matches!(it.shape.len(), 2 | 3) && it.kind != ParamKind::Buffer)
         .map(|it| it.path())
         .collect();
     // As many segments as the name has.

@@ -12,13 +12,13 @@ use burn::tensor::Tensor;
 pub enum Layout {
     /// `[out, in]`, as torch's `nn.Linear` stores it.
     OutIn,
-    /// `[in, out]`, as Burn's `Linear` and the `Conv1D` of transformers store it (`fan_in_fan_out`).
+    /// `[in, out]`, as Burn's `Linear` and the `Gpt2Linear` of transformers store it (`fan_in_fan_out`).
     InOut,
 }
 
 /// What a parameter is to its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteKind {
+pub enum ParamKind {
     /// The matrix of `y = x W + b`.
     Linear(Layout),
     /// A table of rows, `[rows, d_model]`.
@@ -31,7 +31,7 @@ pub enum SiteKind {
     Buffer,
 }
 
-impl fmt::Display for SiteKind {
+impl fmt::Display for ParamKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Linear(_) => "a linear layer",
@@ -44,23 +44,23 @@ impl fmt::Display for SiteKind {
 
 /// A parameter that a plan may adapt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Site {
+pub struct ParamSpec {
     /// Path of the layer as the checkpoint spells it: `transformer.h.0.attn.c_attn`. Empty for a bare parameter.
     pub module: String,
     /// The parameter's name in that layer: `weight`, `bias`.
-    pub param: String,
-    /// The struct that declares the parameter: `Projection`, `Conv1D`, `LayerNorm`.
+    pub name: String,
+    /// The struct that declares the parameter: `Projection`, `Gpt2Linear`, `LayerNorm`.
     pub owner: String,
     /// What the parameter is to the layer.
-    pub kind: SiteKind,
+    pub kind: ParamKind,
     /// Shape in memory.
     pub shape: Vec<usize>,
 }
 
-impl Site {
+impl ParamSpec {
     /// Path of the parameter: module and name.
     pub fn path(&self) -> String {
-        join(&self.module, &self.param)
+        join(&self.module, &self.name)
     }
 
     /// Key of a tensor of an adapter on this layer in its file: `base_model.model.<module>.<field>`.
@@ -71,16 +71,16 @@ impl Site {
     /// `(in, out)` of the map that a weight stands for; a convolution counts its kernel into `in`.
     pub fn features(&self) -> (usize, usize) {
         match self.kind {
-            SiteKind::Linear(Layout::OutIn) => (self.shape[1], self.shape[0]),
-            SiteKind::Linear(Layout::InOut) | SiteKind::Embedding => (self.shape[0], self.shape[1]),
-            SiteKind::Conv => (self.shape[1..].iter().product(), self.shape[0]),
-            SiteKind::Other | SiteKind::Buffer => (1, self.shape.iter().product()),
+            ParamKind::Linear(Layout::OutIn) => (self.shape[1], self.shape[0]),
+            ParamKind::Linear(Layout::InOut) | ParamKind::Embedding => (self.shape[0], self.shape[1]),
+            ParamKind::Conv => (self.shape[1..].iter().product(), self.shape[0]),
+            ParamKind::Other | ParamKind::Buffer => (1, self.shape.iter().product()),
         }
     }
 
     /// Whether a file holds the parameter transposed: `burn::nn::Linear` keeps `[in, out]`, checkpoints `[out, in]`.
     pub fn is_transposed_on_disk(&self) -> bool {
-        self.owner == "Linear" && self.kind == SiteKind::Linear(Layout::InOut)
+        self.owner == "Linear" && self.kind == ParamKind::Linear(Layout::InOut)
     }
 
     /// Shape in a checkpoint.
@@ -105,14 +105,14 @@ impl Site {
     /// A linear weight as `[out, in]`, however it lies. Its own inverse.
     pub fn out_in(&self, weight: Tensor<2>) -> Tensor<2> {
         match self.kind {
-            SiteKind::Linear(Layout::InOut) => weight.transpose(),
+            ParamKind::Linear(Layout::InOut) => weight.transpose(),
             _ => weight,
         }
     }
 
     /// A weight that low-rank methods know how to adapt.
     pub fn is_layer_weight(&self) -> bool {
-        self.param == "weight" && !matches!(self.kind, SiteKind::Other | SiteKind::Buffer)
+        self.name == "weight" && !matches!(self.kind, ParamKind::Other | ParamKind::Buffer)
     }
 }
 
@@ -142,8 +142,8 @@ impl PromptShape {
 
 /// All parameters of a model, and what a plan must know about the model as a whole.
 #[derive(Debug, Clone, Default)]
-pub struct Sites {
-    sites: Vec<Arc<Site>>,
+pub struct ModelSpec {
+    spec: Vec<Arc<ParamSpec>>,
     modules: BTreeSet<String>,
     /// `model_type` of `config.json`: picks default targets.
     pub model_type: Option<String>,
@@ -155,12 +155,12 @@ pub struct Sites {
     pub prompts: Option<PromptShape>,
 }
 
-impl Sites {
+impl ModelSpec {
     /// Lists the parameters of a model. Lazy ones stay lazy.
     pub fn of<M: Module>(model: &M) -> Self {
         let mut visitor = ListSites::default();
         model.visit(&mut visitor);
-        Self { sites: visitor.sites, modules: visitor.modules, ..Self::default() }
+        Self { spec: visitor.spec, modules: visitor.modules, ..Self::default() }
     }
 
     /// Names the architecture, as `config.json` does.
@@ -182,8 +182,8 @@ impl Sites {
     }
 
     /// Whether a stack of matrices lies as `[experts, in, out]`.
-    pub fn is_transposed(&self, site: &Site) -> bool {
-        self.transposed.iter().any(|it| crate::is_suffix(&site.module, it))
+    pub fn is_transposed(&self, param: &ParamSpec) -> bool {
+        self.transposed.iter().any(|it| crate::is_suffix(&param.module, it))
     }
 
     /// Says where prompts go in. `prompts.table` is relative to `stack`, which is empty for a model without a head.
@@ -194,18 +194,18 @@ impl Sites {
     }
 
     /// Every parameter, in the model's order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Site>> {
-        self.sites.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
+        self.spec.iter()
     }
 
     /// The weights of linear layers, embeddings and convolutions.
-    pub fn layers(&self) -> impl Iterator<Item = &Arc<Site>> {
-        self.sites.iter().filter(|it| it.is_layer_weight())
+    pub fn layers(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
+        self.spec.iter().filter(|it| it.is_layer_weight())
     }
 
     /// The parameters at or below a module.
-    pub fn below<'a>(&'a self, module: &'a str) -> impl Iterator<Item = &'a Arc<Site>> {
-        self.sites.iter().filter(move |it| it.module == module || is_below(&it.module, module))
+    pub fn below<'a>(&'a self, module: &'a str) -> impl Iterator<Item = &'a Arc<ParamSpec>> {
+        self.spec.iter().filter(move |it| it.module == module || is_below(&it.module, module))
     }
 
     /// Every module path, with all its prefixes.
@@ -214,18 +214,18 @@ impl Sites {
     }
 
     /// The parameter at a path.
-    pub fn get(&self, path: &str) -> Option<&Arc<Site>> {
-        self.sites.iter().find(|it| it.path() == path)
+    pub fn get(&self, path: &str) -> Option<&Arc<ParamSpec>> {
+        self.spec.iter().find(|it| it.path() == path)
     }
 
     /// Whether the layer of a weight has a bias.
-    pub fn has_bias(&self, site: &Site) -> bool {
-        self.get(&join(&site.module, "bias")).is_some()
+    pub fn has_bias(&self, param: &ParamSpec) -> bool {
+        self.get(&join(&param.module, "bias")).is_some()
     }
 
     /// Number of elements of all parameters. Buffers are none.
     pub fn parameters(&self) -> usize {
-        self.sites.iter().filter(|it| it.kind != SiteKind::Buffer).map(|it| it.len()).sum()
+        self.spec.iter().filter(|it| it.kind != ParamKind::Buffer).map(|it| it.len()).sum()
     }
 }
 
@@ -300,7 +300,7 @@ const BUFFER_CONTAINER: &str = "Struct:Buffer";
 #[derive(Default)]
 struct ListSites {
     at: PathStack,
-    sites: Vec<Arc<Site>>,
+    spec: Vec<Arc<ParamSpec>>,
     modules: BTreeSet<String>,
 }
 
@@ -325,22 +325,22 @@ impl ModuleVisitor for ListSites {
             prefix = prefix.rsplit_once('.').map_or("", |(head, _)| head);
         }
         let shape = param.lazy_shape().as_slice().to_vec();
-        self.sites.push(Arc::new(Site { module, param: name, owner, kind, shape }));
+        self.spec.push(Arc::new(ParamSpec { module, name, owner, kind, shape }));
     }
 }
 
-fn kind_of(owner: &str, param: &str, rank: usize) -> SiteKind {
+fn kind_of(owner: &str, param: &str, rank: usize) -> ParamKind {
     match (owner, param, rank) {
-        ("Buffer", _, _) => SiteKind::Buffer,
-        ("Projection", "weight", 2) => SiteKind::Linear(Layout::OutIn),
-        ("Linear" | "Conv1D", "weight", 2) => SiteKind::Linear(Layout::InOut),
-        ("Embedding", "weight", 2) => SiteKind::Embedding,
-        ("Conv1d" | "Conv2d" | "Conv3d", "weight", _) => SiteKind::Conv,
-        _ => SiteKind::Other,
+        ("Buffer", _, _) => ParamKind::Buffer,
+        ("Projection", "weight", 2) => ParamKind::Linear(Layout::OutIn),
+        ("Linear" | "Gpt2Linear", "weight", 2) => ParamKind::Linear(Layout::InOut),
+        ("Embedding", "weight", 2) => ParamKind::Embedding,
+        ("Conv1d" | "Conv2d" | "Conv3d", "weight", _) => ParamKind::Conv,
+        _ => ParamKind::Other,
     }
 }
 
-impl fmt::Display for Site {
+impl fmt::Display for ParamSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.path(), self.shape)
     }

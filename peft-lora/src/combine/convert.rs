@@ -76,7 +76,7 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
         let mut tensors = Vec::new();
         let mut whole = Vec::new();
         for update in self.updates(adapter)? {
-            let site = &update.site;
+            let param = &update.param;
             if let Some(reason) = update.unmergeable {
                 return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
             }
@@ -84,8 +84,8 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
                 whole.push(key);
                 continue;
             }
-            if !site.is_layer_weight() || update.touches_bias {
-                let reason = format!("it changes more than the weight of `{}`", site.module);
+            if !param.is_layer_weight() || update.touches_bias {
+                let reason = format!("it changes more than the weight of `{}`", param.module);
                 return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
             }
             let matrix = svd::to_mat(&update.delta);
@@ -98,8 +98,8 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
             let rank_needed =
                 (0..=values.len()).find(|it| energy(&values[*it..]) <= 1e-12 * all).unwrap_or(values.len());
             let error = if all > 0.0 { (lost / all).sqrt() } else { 0.0 };
-            report.push(Conversion { module: site.module.clone(), rank, error, norm: all.sqrt(), rank_needed });
-            tensors.extend(stored(site, rank, &a, &b));
+            report.push(Conversion { module: param.module.clone(), rank, error, norm: all.sqrt(), rank_needed });
+            tensors.extend(stored(param, rank, &a, &b));
         }
         if report.is_empty() {
             return Err(PeftError::unsupported(

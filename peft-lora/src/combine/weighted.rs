@@ -6,7 +6,7 @@ use burn::tensor::TensorData;
 use faer::Mat;
 use peft_core::adapter::slots;
 use peft_core::files::checkpoint::Stored;
-use peft_core::{AdapterSet, Layout, Names, PeftError, PeftModel, Result, Site, SiteKind, TorchGenerator};
+use peft_core::{AdapterSet, Layout, Names, ParamKind, ParamSpec, PeftError, PeftModel, Result, TorchGenerator};
 use serde_json::Value;
 
 use crate::lora::config::LoraConfig;
@@ -162,10 +162,10 @@ impl<M: Module> Combine for PeftModel<M> {
             if parts.is_empty() {
                 continue;
             }
-            let site = set.site();
-            let (a, b) = combined(&parts, how, rank, &mut random, site)?;
-            modules.push(site.module.clone());
-            tensors.extend(stored(site, rank, &a, &b));
+            let param = set.param();
+            let (a, b) = combined(&parts, how, rank, &mut random, param)?;
+            modules.push(param.module.clone());
+            tensors.extend(stored(param, rank, &a, &b));
         }
         let config = LoraConfig {
             r: rank,
@@ -253,7 +253,7 @@ fn combined(
     how: Combination,
     rank: usize,
     random: &mut TorchGenerator,
-    site: &Site,
+    param: &ParamSpec,
 ) -> Result<(Mat<f32>, Mat<f32>)> {
     let scaled = |it: &Part| (it.weight * it.scale) as f32;
     Ok(match how {
@@ -277,7 +277,7 @@ fn combined(
         }
         Combination::Svd { merge, clamp, .. } => {
             // Masks are drawn for the update as the weight lies.
-            let turned = matches!(site.kind, SiteKind::Embedding | SiteKind::Linear(Layout::InOut));
+            let turned = matches!(param.kind, ParamKind::Embedding | ParamKind::Linear(Layout::InOut));
             let update = |it: &Part| (&it.b * &it.a) * faer::Scale(it.scale as f32);
             let updates: Vec<Mat<f32>> =
                 parts.iter().map(update).map(|it| if turned { it.transpose().to_owned() } else { it }).collect();
@@ -379,7 +379,7 @@ fn keep_random(values: &mut [f32], density: f64, random: &mut TorchGenerator) {
 }
 
 /// The tensors of a LoRA adapter on one parameter as its file has them, padded with zeros to `rank`.
-pub(crate) fn stored(site: &Site, rank: usize, a: &Mat<f32>, b: &Mat<f32>) -> [Stored; 2] {
+pub(crate) fn stored(param: &ParamSpec, rank: usize, a: &Mat<f32>, b: &Mat<f32>) -> [Stored; 2] {
     let (own, d_in, d_out) = (a.nrows(), a.ncols(), b.nrows());
     let at = |it: &Mat<f32>, row: usize, column: usize| {
         if row < it.nrows() && column < it.ncols() { it[(row, column)] } else { 0.0 }
@@ -387,18 +387,18 @@ pub(crate) fn stored(site: &Site, rank: usize, a: &Mat<f32>, b: &Mat<f32>) -> [S
     debug_assert!(own <= rank);
     let a: Vec<f32> = (0..rank * d_in).map(|it| at(a, it / d_in, it % d_in)).collect();
     let b: Vec<f32> = (0..d_out * rank).map(|it| at(b, it / rank, it % rank)).collect();
-    let (names, a_shape, b_shape) = match site.kind {
-        SiteKind::Embedding => (["lora_embedding_A", "lora_embedding_B"], vec![rank, d_in], vec![d_out, rank]),
-        SiteKind::Conv => {
-            let ones = site.shape[2..].iter().map(|_| 1);
-            let a_shape = std::iter::once(rank).chain(site.shape[1..].iter().copied()).collect();
+    let (names, a_shape, b_shape) = match param.kind {
+        ParamKind::Embedding => (["lora_embedding_A", "lora_embedding_B"], vec![rank, d_in], vec![d_out, rank]),
+        ParamKind::Conv => {
+            let ones = param.shape[2..].iter().map(|_| 1);
+            let a_shape = std::iter::once(rank).chain(param.shape[1..].iter().copied()).collect();
             (["lora_A.weight", "lora_B.weight"], a_shape, [d_out, rank].into_iter().chain(ones).collect())
         }
         _ => (["lora_A.weight", "lora_B.weight"], vec![rank, d_in], vec![d_out, rank]),
     };
     [
-        Stored { key: site.file_key(names[0]), data: TensorData::new(a, a_shape) },
-        Stored { key: site.file_key(names[1]), data: TensorData::new(b, b_shape) },
+        Stored { key: param.file_key(names[0]), data: TensorData::new(a, a_shape) },
+        Stored { key: param.file_key(names[1]), data: TensorData::new(b, b_shape) },
     ]
 }
 

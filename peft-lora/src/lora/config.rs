@@ -6,15 +6,15 @@ use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias, SavedModules};
 use peft_core::files::checkpoint::{Stored, TensorFile};
 use peft_core::{
-    About, AdapterSet, Build, Indices, Method, Names, Patterns, PeftError, Plan, PlanRow, ProjectedPair, Result,
-    Selection, Site, SiteKind, Sites, Tuner, no_parameter_matched, refuse_unknown, replacement_row,
-    replacement_row_with_head,
+    AdapterBuilder, AdapterSet, Indices, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, Patterns, PeftConfig,
+    PeftError, Plan, PlanRow, ProjectedPair, Result, Selection, Tuner, no_parameter_matched, refuse_unknown,
+    replacement_row, replacement_row_with_head,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::lora::conv::BuildConv;
-use crate::lora::data_init::calibration::Starts;
+use crate::lora::data_init::calibration::DataInit;
 use crate::lora::data_init::corda::{self, CordaConfig};
 use crate::lora::data_init::eva::EvaConfig;
 use crate::lora::default_targets;
@@ -28,7 +28,7 @@ pub const PEFT_TYPE: &str = "LORA";
 
 /// `init_lora_weights`, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum InitWeights {
     Kaiming,
     Gaussian,
     Random,
@@ -39,7 +39,7 @@ pub(crate) enum Start {
     Corda,
 }
 
-impl Start {
+impl InitWeights {
     pub(crate) fn reads_base(&self) -> bool {
         matches!(self, Self::Pissa(_) | Self::Olora | Self::Corda)
     }
@@ -112,7 +112,7 @@ pub struct LoraConfig {
     pub corda_config: Option<CordaConfig>,
     /// What data gave to the layers. No file holds it: a folder holds the trained factors.
     #[serde(skip)]
-    pub starts: Option<Starts>,
+    pub data_init: Option<DataInit>,
     /// `SEQ_CLS`, `CAUSAL_LM`, …; adds the head of the task to `modules_to_save`.
     #[serde(default)]
     pub task_type: Option<String>,
@@ -159,7 +159,7 @@ impl Default for LoraConfig {
             ensure_weight_tying: false,
             eva_config: None,
             corda_config: None,
-            starts: None,
+            data_init: None,
             task_type: None,
             trainable_token_indices: None,
             other: Map::new(),
@@ -219,24 +219,24 @@ impl LoraConfig {
         self.init_lora_weights.as_str().is_some_and(|it| moves(&it.to_lowercase()))
     }
 
-    pub(crate) fn start(&self) -> Result<Start> {
+    pub(crate) fn start(&self) -> Result<InitWeights> {
         let unknown = |value: &str| {
             let reason = "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva and corda are known";
             Err(PeftError::unsupported(format!("init_lora_weights = {value}"), reason))
         };
         match &self.init_lora_weights {
-            Value::Bool(true) | Value::Null => Ok(Start::Kaiming),
-            Value::Bool(false) => Ok(Start::Random),
+            Value::Bool(true) | Value::Null => Ok(InitWeights::Kaiming),
+            Value::Bool(false) => Ok(InitWeights::Random),
             Value::String(name) => match name.to_lowercase().as_str() {
-                "gaussian" => Ok(Start::Gaussian),
-                "orthogonal" => Ok(Start::Orthogonal),
-                "olora" => Ok(Start::Olora),
-                "pissa" => Ok(Start::Pissa(None)),
+                "gaussian" => Ok(InitWeights::Gaussian),
+                "orthogonal" => Ok(InitWeights::Orthogonal),
+                "olora" => Ok(InitWeights::Olora),
+                "pissa" => Ok(InitWeights::Pissa(None)),
                 other => match other.strip_prefix("pissa_niter_").and_then(|it| it.parse().ok()) {
-                    Some(iterations) => Ok(Start::Pissa(Some(iterations))),
+                    Some(iterations) => Ok(InitWeights::Pissa(Some(iterations))),
                     // EVA leaves the base as it is: a trained adapter is an ordinary one.
-                    None if other == "eva" => Ok(Start::Eva),
-                    None if other == "corda" && self.starts.is_some() => Ok(Start::Corda),
+                    None if other == "eva" => Ok(InitWeights::Eva),
+                    None if other == "corda" && self.data_init.is_some() => Ok(InitWeights::Corda),
                     None if other == "corda" => {
                         let reason = "without data: a fresh adapter needs `corda::start`, and a folder holds what was \
                                       trained beside another base; save it in Python with \
@@ -280,8 +280,8 @@ impl LoraConfig {
     }
 }
 
-impl Method for LoraConfig {
-    const ABOUT: About = About {
+impl Tuner for LoraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "LoRA",
         peft_type: PEFT_TYPE,
         what: "two thin factors beside the frozen weight",
@@ -294,31 +294,31 @@ impl Method for LoraConfig {
     }
 }
 
-impl Tuner for LoraConfig {
+impl PeftConfig for LoraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &HARMLESS)?;
-        let (parameters, unmatched_parameters) = self.parameters(sites)?;
-        let (layers, unmatched) = self.layers_beside(&parameters, sites)?;
+        let (parameters, unmatched_parameters) = self.parameters(spec)?;
+        let (layers, unmatched) = self.layers_beside(&parameters, spec)?;
         if layers.is_empty() && parameters.is_empty() {
-            return Err(no_parameter_matched(&unmatched_parameters, sites));
+            return Err(no_parameter_matched(&unmatched_parameters, spec));
         }
-        let mut plan = Plan::new("LoRA", sites);
+        let mut plan = Plan::new("LoRA", spec);
         plan.rows = layers.iter().map(|it| self.row(it)).collect::<Result<_>>()?;
         for parameter in &parameters {
-            plan.rows.push(self.parameter_row(parameter, &parameters, sites)?);
+            plan.rows.push(self.parameter_row(parameter, &parameters, spec)?);
         }
-        if self.start()? == Start::Eva && self.starts.is_none() {
+        if self.start()? == InitWeights::Eva && self.data_init.is_none() {
             let reason = "init_lora_weights = \"eva\" starts from data; let `eva::start` complete the configuration";
-            plan.lacks = Some(reason.into());
+            plan.missing_data = Some(reason.into());
         }
         let (ranks, alphas) = self.scales()?;
-        let mut adapted: Vec<String> = layers.iter().map(|it| it.site.module.clone()).collect();
-        adapted.extend(parameters.iter().map(|it| it.site.path()));
+        let mut adapted: Vec<String> = layers.iter().map(|it| it.param.module.clone()).collect();
+        adapted.extend(parameters.iter().map(|it| it.param.path()));
         let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
         for (field, unused) in [
             ("rank_pattern", ranks.unused(&self.rank_pattern, adapted.iter().copied())),
@@ -327,23 +327,23 @@ impl Tuner for LoraConfig {
             plan.notes.extend(unused.iter().map(|key| format!("{field} `{key}` matches no adapted layer")));
         }
         let foreign =
-            layers.iter().any(|it| matches!(it.site.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
+            layers.iter().any(|it| matches!(it.param.owner.as_str(), "Linear" | "Conv1d" | "Conv2d" | "Conv3d"));
         if self.lora_dropout > 0.0 && foreign {
             plan.notes.push("lora_dropout acts only in layers that call `adapted`, not in `burn::nn` forwards".into());
         }
         let saved = self.saved_modules();
-        self.bias.add_to(&mut plan, sites, &saved);
+        self.bias.add_to(&mut plan, spec, &saved);
         if let Some(tokens) = &self.trainable_token_indices {
-            tokens.add_to(&mut plan, sites, &saved)?;
+            tokens.add_to(&mut plan, spec, &saved)?;
         }
-        let tied = self.tied_table(sites, &layers)?;
-        saved.add_with(&mut plan, sites, |site, key| {
-            if Some(site) == tied { replacement_row_with_head(site, key) } else { replacement_row(site, key) }
+        let tied = self.tied_table(spec, &layers)?;
+        saved.add_with(&mut plan, spec, |param, key| {
+            if Some(param) == tied { replacement_row_with_head(param, key) } else { replacement_row(param, key) }
         })?;
         self.check_around(&parameters, &plan)?;
         plan.unmatched = unmatched;
         plan.unmatched_parameters = unmatched_parameters;
-        if !parameters.is_empty() && layers.iter().any(|it| it.site.owner == "Conv1D") {
+        if !parameters.is_empty() && layers.iter().any(|it| it.param.owner == "Gpt2Linear") {
             let note = "Python's PEFT refuses `target_parameters` beside Conv1D layers: it cannot load this adapter";
             plan.notes.push(note.into());
         }
@@ -355,19 +355,19 @@ impl Tuner for LoraConfig {
     }
 
     fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {
-        match &self.starts {
-            Some(starts) => corda::to_file(starts, tensors),
+        match &self.data_init {
+            Some(data_init) => corda::to_file(data_init, tensors),
             None => tensors,
         }
     }
 
     fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
-        let starts = self.starts.as_ref().filter(|it| it.are_subtracted());
-        starts.map(|it| corda::from_file(it, file)).transpose()
+        let data_init = self.data_init.as_ref().filter(|it| it.are_subtracted());
+        data_init.map(|it| corda::from_file(it, file)).transpose()
     }
 
     fn to_file_json(&self) -> Result<Map<String, Value>> {
-        if !self.starts.as_ref().is_some_and(Starts::are_subtracted) {
+        if !self.data_init.as_ref().is_some_and(DataInit::are_subtracted) {
             return self.to_json();
         }
         let grown = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
@@ -395,7 +395,7 @@ pub(crate) type Scales<'a> = (Patterns<'a, usize>, Patterns<'a, f64>);
 
 /// A layer to adapt.
 pub(crate) struct Layer {
-    pub(crate) site: Arc<Site>,
+    pub(crate) param: Arc<ParamSpec>,
     pub(crate) rank: usize,
     pub(crate) alpha: f64,
     pub(crate) scale: f64,
@@ -403,18 +403,18 @@ pub(crate) struct Layer {
 
 impl LoraConfig {
     /// The table that is trained whole with the head that is tied to it.
-    fn tied_table<'a>(&self, sites: &'a Sites, layers: &[Layer]) -> Result<Option<&'a Arc<Site>>> {
+    fn tied_table<'a>(&self, spec: &'a ModelSpec, layers: &[Layer]) -> Result<Option<&'a Arc<ParamSpec>>> {
         // The reference knows these names only.
         let is_named = |module: &str| matches!(module.rsplit('.').next(), Some("embed_tokens" | "lm_head"));
-        let is_tied = sites.heads.iter().any(|it| is_named(it) && sites.get(&format!("{it}.weight")).is_none());
+        let is_tied = spec.heads.iter().any(|it| is_named(it) && spec.get(&format!("{it}.weight")).is_none());
         if !self.ensure_weight_tying || !is_tied {
             return Ok(None);
         }
-        if layers.iter().any(|it| is_named(&it.site.module)) {
+        if layers.iter().any(|it| is_named(&it.param.module)) {
             let reason = "with a tied table among `target_modules` is not known: name it in `modules_to_save`";
             return Err(PeftError::config("ensure_weight_tying", reason));
         }
-        let table = sites.layers().find(|it| it.kind == SiteKind::Embedding && is_named(&it.module));
+        let table = spec.layers().find(|it| it.kind == ParamKind::Embedding && is_named(&it.module));
         if self.modules_to_save.iter().flatten().any(|it| it == "lm_head") {
             let table = table.map_or("the table", |it| it.module.as_str());
             let reason = format!("names the head `lm_head`, which is tied: name `{table}`, with which it moves");
@@ -424,25 +424,25 @@ impl LoraConfig {
     }
 
     /// The layers that are meant, with their ranks, and the names that mean none.
-    pub(crate) fn layers(&self, sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
-        let defaults = sites.model_type.as_deref().and_then(default_targets::target_modules);
-        let selected = self.selection().resolve(sites, defaults)?;
+    pub(crate) fn layers(&self, spec: &ModelSpec) -> Result<(Vec<Layer>, Vec<String>)> {
+        let defaults = spec.model_type.as_deref().and_then(default_targets::target_modules);
+        let selected = self.selection().resolve(spec, defaults)?;
         let scales = self.scales()?;
-        let layers = selected.sites.iter().map(|it| self.layer(&scales, it, &it.module)).collect::<Result<_>>()?;
+        let layers = selected.spec.iter().map(|it| self.layer(&scales, it, &it.module)).collect::<Result<_>>()?;
         Ok((layers, selected.unmatched))
     }
 
     /// The same beside parameters that are meant, where there need be no layer.
-    fn layers_beside(&self, parameters: &[Layer], sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
+    fn layers_beside(&self, parameters: &[Layer], spec: &ModelSpec) -> Result<(Vec<Layer>, Vec<String>)> {
         if !self.parameter_names().is_empty() {
-            let has_defaults = || sites.model_type.as_deref().and_then(default_targets::target_modules).is_some();
+            let has_defaults = || spec.model_type.as_deref().and_then(default_targets::target_modules).is_some();
             match &self.target_modules {
                 None if !has_defaults() => return Ok((Vec::new(), Vec::new())),
                 Some(Names::List(names)) if names.is_empty() => return Ok((Vec::new(), Vec::new())),
                 _ => {}
             }
         }
-        match self.layers(sites) {
+        match self.layers(spec) {
             Err(PeftError::NothingMatched { .. }) if !parameters.is_empty() => {
                 let names = match &self.target_modules {
                     Some(Names::List(names)) => names.clone(),
@@ -461,43 +461,43 @@ impl LoraConfig {
     }
 
     /// A parameter with its rank and alpha, which go by `name`.
-    pub(crate) fn layer(&self, (ranks, alphas): &Scales, site: &Arc<Site>, name: &str) -> Result<Layer> {
+    pub(crate) fn layer(&self, (ranks, alphas): &Scales, param: &Arc<ParamSpec>, name: &str) -> Result<Layer> {
         let rank = ranks.get(name).copied().unwrap_or(self.r);
         let alpha = alphas.get(name).copied().unwrap_or(self.lora_alpha);
         if rank == 0 {
             return Err(PeftError::config("rank_pattern", format!("gives `{name}` the rank 0")));
         }
         let scale = alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        Ok(Layer { site: site.clone(), rank, alpha, scale })
+        Ok(Layer { param: param.clone(), rank, alpha, scale })
     }
 
     pub(crate) fn row(&self, layer: &Layer) -> Result<PlanRow> {
-        let Layer { site, rank, alpha, scale } = layer;
+        let Layer { param, rank, alpha, scale } = layer;
         let (rank, scale) = (*rank, *scale);
         let start = self.start()?;
-        let (d_in, d_out) = site.features();
+        let (d_in, d_out) = param.features();
         if start.reads_base() && rank > d_in.min(d_out) {
-            let reason = format!("is {rank}, more than `{}` has singular values ({})", site.module, d_in.min(d_out));
+            let reason = format!("is {rank}, more than `{}` has singular values ({})", param.module, d_in.min(d_out));
             return Err(PeftError::config("r", reason));
         }
-        if start == Start::Orthogonal && !rank.is_multiple_of(2) {
+        if start == InitWeights::Orthogonal && !rank.is_multiple_of(2) {
             return Err(PeftError::config("r", format!("is {rank}, but the orthogonal start needs an even rank")));
         }
         let dora = self.use_dora;
         let mut parameters = rank * (d_in + d_out) + if dora { d_out } else { 0 };
-        let build: Arc<dyn Build> = match site.kind {
-            SiteKind::Embedding if self.lora_bias => {
+        let build: Arc<dyn AdapterBuilder> = match param.kind {
+            ParamKind::Embedding if self.lora_bias => {
                 return Err(PeftError::config(
                     "lora_bias",
-                    format!("cannot be used on the embedding `{}`", site.module),
+                    format!("cannot be used on the embedding `{}`", param.module),
                 ));
             }
-            SiteKind::Embedding => Arc::new(BuildEmbedding { rank, scale, start, dora }),
-            SiteKind::Conv => Arc::new(BuildConv { rank, scale, start, dora }),
+            ParamKind::Embedding => Arc::new(BuildEmbedding { rank, scale, start, dora }),
+            ParamKind::Conv => Arc::new(BuildConv { rank, scale, start, dora }),
             _ => {
                 parameters += if self.lora_bias { d_out } else { 0 };
                 let (dropout, bias) = (self.lora_dropout, self.lora_bias);
-                let given = self.starts.as_ref().and_then(|it| it.get(&site.module)).cloned();
+                let given = self.data_init.as_ref().and_then(|it| it.get(&param.module)).cloned();
                 Arc::new(BuildLinear { rank, scale, dropout, start, given, dora, bias })
             }
         };
@@ -505,6 +505,6 @@ impl LoraConfig {
         for (on, text) in [(self.use_rslora, " rslora"), (dora, " dora")] {
             label.push_str(if on { text } else { "" });
         }
-        Ok(PlanRow { site: site.clone(), label, parameters, build })
+        Ok(PlanRow { param: param.clone(), label, parameters, build })
     }
 }

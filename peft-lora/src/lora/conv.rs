@@ -9,9 +9,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
 
-use crate::lora::config::Start;
+use crate::lora::config::InitWeights;
 use crate::lora::dora::{self, Term};
 use crate::lora::linear::Factor;
 
@@ -47,7 +47,7 @@ impl<const D: usize> LoraConv<D> {
 }
 
 impl<const K: usize> Adapter for LoraConv<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1..].iter().product()];
         let (a, b) = self.factors();
@@ -79,26 +79,26 @@ impl<const K: usize> Adapter for LoraConv<K> {
 pub(crate) struct BuildConv {
     pub(crate) rank: usize,
     pub(crate) scale: f64,
-    pub(crate) start: Start,
+    pub(crate) start: InitWeights,
     pub(crate) dora: bool,
 }
 
-impl Build for BuildConv {
+impl AdapterBuilder for BuildConv {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        match base.site().shape.len() {
+        match base.param().shape.len() {
             3 => AnyAdapter::new(self.kernel::<3>(base, init)),
             4 => AnyAdapter::new(self.kernel::<4>(base, init)),
             _ => AnyAdapter::new(self.kernel::<5>(base, init)),
         }
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
-        let ones = vec![1; site.shape.len() - 2];
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+        let ones = vec![1; param.shape.len() - 2];
         let mut tensors = vec![
-            (site.file_key("lora_A.weight"), [&[self.rank], &site.shape[1..]].concat()),
-            (site.file_key("lora_B.weight"), [&[site.shape[0], self.rank], ones.as_slice()].concat()),
+            (param.file_key("lora_A.weight"), [&[self.rank], &param.shape[1..]].concat()),
+            (param.file_key("lora_B.weight"), [&[param.shape[0], self.rank], ones.as_slice()].concat()),
         ];
-        let magnitude = || (site.file_key("lora_magnitude_vector"), [&[1, site.shape[0]], ones.as_slice()].concat());
+        let magnitude = || (param.file_key("lora_magnitude_vector"), [&[1, param.shape[0]], ones.as_slice()].concat());
         tensors.extend(self.dora.then(magnitude));
         Some(tensors)
     }
@@ -106,15 +106,15 @@ impl Build for BuildConv {
 
 impl BuildConv {
     fn kernel<const D: usize>(&self, base: BaseTensor, init: &mut Init) -> LoraConv<D> {
-        let shape = base.site().shape.clone();
+        let shape = base.param().shape.clone();
         let a_shape: [usize; D] = std::array::from_fn(|axis| if axis == 0 { self.rank } else { shape[axis] });
         let b_shape: [usize; D] = std::array::from_fn(|axis| [shape[0], self.rank].get(axis).copied().unwrap_or(1));
         let lora_A = match self.start {
-            Start::Gaussian => init.normal(a_shape, 1.0 / self.rank as f64),
+            InitWeights::Gaussian => init.normal(a_shape, 1.0 / self.rank as f64),
             _ => init.kaiming(a_shape),
         };
         let lora_B = match self.start {
-            Start::Random => init.kaiming(b_shape),
+            InitWeights::Random => init.kaiming(b_shape),
             _ => init.constant(b_shape, 0.0),
         };
         let mut adapter = LoraConv {

@@ -5,9 +5,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::forward::EmbeddingBelow;
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
 
-use crate::lora::config::Start;
+use crate::lora::config::InitWeights;
 use crate::lora::dora::{self, Term};
 
 /// The low-rank update of one table.
@@ -39,7 +39,7 @@ impl LoraEmbedding {
 }
 
 impl Adapter for LoraEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
         let delta = self.lora_embedding_B.val().matmul(self.lora_embedding_A.val()).transpose().mul_scalar(self.scale);
@@ -70,16 +70,16 @@ impl Adapter for LoraEmbedding {
 pub(crate) struct BuildEmbedding {
     pub(crate) rank: usize,
     pub(crate) scale: f64,
-    pub(crate) start: Start,
+    pub(crate) start: InitWeights,
     pub(crate) dora: bool,
 }
 
-impl Build for BuildEmbedding {
+impl AdapterBuilder for BuildEmbedding {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (rows, d_model) = base.site().features();
+        let (rows, d_model) = base.param().features();
         // Here A is zero and B random, the other way round than on a linear layer; `false` draws both.
         let lora_embedding_A = match self.start {
-            Start::Random => init.normal([self.rank, rows], 1.0),
+            InitWeights::Random => init.normal([self.rank, rows], 1.0),
             _ => init.constant([self.rank, rows], 0.0),
         };
         let mut adapter = LoraEmbedding {
@@ -95,13 +95,13 @@ impl Build for BuildEmbedding {
         AnyAdapter::new(adapter)
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
-        let (rows, d_model) = site.features();
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+        let (rows, d_model) = param.features();
         let mut tensors = vec![
-            (site.file_key("lora_embedding_A"), vec![self.rank, rows]),
-            (site.file_key("lora_embedding_B"), vec![d_model, self.rank]),
+            (param.file_key("lora_embedding_A"), vec![self.rank, rows]),
+            (param.file_key("lora_embedding_B"), vec![d_model, self.rank]),
         ];
-        tensors.extend(self.dora.then(|| (site.file_key("lora_magnitude_vector"), vec![d_model])));
+        tensors.extend(self.dora.then(|| (param.file_key("lora_magnitude_vector"), vec![d_model])));
         Some(tensors)
     }
 }

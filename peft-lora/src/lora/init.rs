@@ -7,10 +7,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use faer::Mat;
-use peft_core::{Init, Site};
+use peft_core::{Init, ParamSpec};
 
-use crate::lora::config::Start;
-use crate::lora::data_init::calibration::Given;
+use crate::lora::config::InitWeights;
+use crate::lora::data_init::calibration::InitialFactors;
 use crate::svd::{self, to_mat, to_tensor};
 
 /// A pair of factors that is not trained.
@@ -36,7 +36,7 @@ pub(crate) struct Started {
 }
 
 /// Starts a linear layer with `out` outputs from what data gave.
-pub(crate) fn given(given: &Given, out: usize, init: &mut Init) -> Started {
+pub(crate) fn given(given: &InitialFactors, out: usize, init: &mut Init) -> Started {
     let device = init.device().clone().without_autodiff();
     let a = given.a.clone().to_device(&device);
     match &given.b {
@@ -48,26 +48,26 @@ pub(crate) fn given(given: &Given, out: usize, init: &mut Init) -> Started {
     }
 }
 
-/// Starts a linear layer. `base` is `[out, in]` and must be there if [`Start::reads_base`].
+/// Starts a linear layer. `base` is `[out, in]` and must be there if [`InitWeights::reads_base`].
 pub(crate) fn linear(
-    start: &Start,
+    start: &InitWeights,
     rank: usize,
     scale: f64,
     (d_in, d_out): (usize, usize),
     base: Option<&Tensor<2>>,
-    site: &Site,
+    param: &ParamSpec,
     init: &mut Init,
 ) -> Started {
     let (a, b) = match (start, base) {
-        (Start::Pissa(iterations), Some(base)) => {
+        (InitWeights::Pissa(iterations), Some(base)) => {
             // The probe depends on the layer alone: a folder is loaded with the start that it was trained from.
-            let mut probe = Init::new(0, "pissa", site, init.device());
+            let mut probe = Init::new(0, "pissa", param, init.device());
             return kept(pissa(to_mat(base), rank, scale, *iterations, &mut probe), init);
         }
-        (Start::Olora, Some(base)) => return kept(olora(to_mat(base), rank), init),
-        (Start::Gaussian, _) => (init.normal([rank, d_in], 1.0 / rank as f64), init.constant([d_out, rank], 0.0)),
-        (Start::Random, _) => (init.kaiming([rank, d_in]), init.kaiming([d_out, rank])),
-        (Start::Orthogonal, _) => orthogonal(rank, d_in, d_out, init),
+        (InitWeights::Olora, Some(base)) => return kept(olora(to_mat(base), rank), init),
+        (InitWeights::Gaussian, _) => (init.normal([rank, d_in], 1.0 / rank as f64), init.constant([d_out, rank], 0.0)),
+        (InitWeights::Random, _) => (init.kaiming([rank, d_in]), init.kaiming([d_out, rank])),
+        (InitWeights::Orthogonal, _) => orthogonal(rank, d_in, d_out, init),
         _ => (init.kaiming([rank, d_in]), init.constant([d_out, rank], 0.0)),
     };
     Started { a, b, origin: None }
@@ -99,7 +99,7 @@ fn pissa(
 
 /// The first columns of Q and rows of R (arXiv 2406.01775).
 ///
-/// The reference forgets to transpose the weight of a `Conv1D`, which gives factors of the wrong shape there; here the
+/// The reference forgets to transpose the weight of a `Gpt2Linear`, which gives factors of the wrong shape there; here the
 /// weight always comes as `[out, in]`.
 fn olora(weight: Mat<f32>, rank: usize) -> (Mat<f32>, Mat<f32>) {
     let qr = weight.qr();

@@ -7,10 +7,10 @@ use burn::tensor::Tensor;
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::ops::{self, LowRank};
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, Site};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
 
-use crate::lora::config::Start;
-use crate::lora::data_init::calibration::Given;
+use crate::lora::config::InitWeights;
+use crate::lora::data_init::calibration::InitialFactors;
 use crate::lora::dora;
 use crate::lora::init::{self, Factors};
 
@@ -89,18 +89,18 @@ impl LoraLinear {
 }
 
 impl Adapter for LoraLinear {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
-        let updated = site.out_in(weight.reshape(plain)) + self.delta();
+        let updated = param.out_in(weight.reshape(plain)) + self.delta();
         let updated = match &self.lora_magnitude_vector {
             Some(magnitude) => {
-                let scale = self.direction_scale(magnitude, site.out_in(base.clone().reshape(plain)));
+                let scale = self.direction_scale(magnitude, param.out_in(base.clone().reshape(plain)));
                 updated * scale.unsqueeze_dim(1)
             }
             None => updated,
         };
-        site.out_in(updated).reshape(dims)
+        param.out_in(updated).reshape(dims)
     }
 
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
@@ -132,7 +132,7 @@ impl Adapter for LoraLinear {
                 None => output,
             };
         };
-        let base = below.site().out_in(below.base().clone());
+        let base = below.param().out_in(below.base().clone());
         let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
         let is_plain = self.start.is_none() && self.lora_B.bias.is_none();
         if is_plain && !self.dropout.is_active() && below.is_frozen() {
@@ -169,23 +169,23 @@ pub(crate) struct BuildLinear {
     pub(crate) rank: usize,
     pub(crate) scale: f64,
     pub(crate) dropout: f64,
-    pub(crate) start: Start,
+    pub(crate) start: InitWeights,
     /// What data gave, in place of `start`.
-    pub(crate) given: Option<Given>,
+    pub(crate) given: Option<InitialFactors>,
     pub(crate) dora: bool,
     pub(crate) bias: bool,
 }
 
-impl Build for BuildLinear {
+impl AdapterBuilder for BuildLinear {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let site = base.site().clone();
-        let (d_in, d_out) = site.features();
+        let param = base.param().clone();
+        let (d_in, d_out) = param.features();
         let needs_base = self.dora || self.start.reads_base();
         let base =
             if needs_base { Some(base.matrix().to_device(&init.device().clone().without_autodiff())) } else { None };
         let started = match &self.given {
             Some(given) => init::given(given, d_out, init),
-            None => init::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &site, init),
+            None => init::linear(&self.start, self.rank, self.scale, (d_in, d_out), base.as_ref(), &param, init),
         };
         let mut adapter = LoraLinear {
             lora_A: Factor::new(started.a),
@@ -204,14 +204,14 @@ impl Build for BuildLinear {
         AnyAdapter::new(adapter)
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
-        let (d_in, d_out) = site.features();
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+        let (d_in, d_out) = param.features();
         let mut tensors = vec![
-            (site.file_key("lora_A.weight"), vec![self.rank, d_in]),
-            (site.file_key("lora_B.weight"), vec![d_out, self.rank]),
+            (param.file_key("lora_A.weight"), vec![self.rank, d_in]),
+            (param.file_key("lora_B.weight"), vec![d_out, self.rank]),
         ];
-        tensors.extend(self.dora.then(|| (site.file_key("lora_magnitude_vector"), vec![d_out])));
-        tensors.extend(self.bias.then(|| (site.file_key("lora_B.bias"), vec![d_out])));
+        tensors.extend(self.dora.then(|| (param.file_key("lora_magnitude_vector"), vec![d_out])));
+        tensors.extend(self.bias.then(|| (param.file_key("lora_B.bias"), vec![d_out])));
         Some(tensors)
     }
 }

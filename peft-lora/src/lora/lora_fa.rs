@@ -24,7 +24,7 @@ pub(crate) fn pairs(sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair
     for set in sets {
         let Some(adapter) = set.get(name) else { continue };
         let refused = |reason: &str| {
-            Err(PeftError::unsupported("LoRA-FA", format!("`{}` {reason}; train without it", set.site().module)))
+            Err(PeftError::unsupported("LoRA-FA", format!("`{}` {reason}; train without it", set.param().module)))
         };
         if let Some(it) = adapter.downcast_ref::<LoraLinear>() {
             if it.lora_magnitude_vector.is_some() || it.lora_B.bias.is_some() {
@@ -52,7 +52,7 @@ pub(crate) fn pairs(sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair
                 let reason = format!(
                     "`{}` starts with an A of zeros, which would stay so, and B would learn nothing; leave it out or \
                      start with init_lora_weights = false",
-                    set.site().module
+                    set.param().module
                 );
                 PeftError::unsupported("LoRA-FA", reason)
             })?;

@@ -2,8 +2,8 @@
 //! Source: `ParamWrapper` in `peft/tuners/lora/layer.py`, `_inject_parameters` in `peft/tuners/tuners_utils.py`.
 //!
 //! What the two factors map from and to goes by the axes alone, whatever the layer makes of them: a matrix `[out, in]`, a
-//! stack `[experts, out, in]`, or `[experts, in, out]` in a module that [`Sites::with_transposed`] names. So the factors
-//! of a `Conv1D`, whose weight lies as `[in, out]`, are exchanged here, and those of an embedding are not `lora_embedding_*`.
+//! stack `[experts, out, in]`, or `[experts, in, out]` in a module that [`ModelSpec::with_transposed`] names. So the factors
+//! of a `Gpt2Linear`, whose weight lies as `[in, out]`, are exchanged here, and those of an embedding are not `lora_embedding_*`.
 //! A kernel of `Conv1d` is a stack too.
 //!
 //! What differs from the reference:
@@ -24,11 +24,11 @@ use peft_core::forward::{EmbeddingBelow, LinearBelow};
 use peft_core::nn::Dropout;
 use peft_core::ops::LowRank;
 use peft_core::{
-    Adapter, AnyAdapter, BaseTensor, Build, Init, Layout, PeftError, Plan, PlanRow, Result, Site, SiteKind, Sites,
-    is_suffix,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, ModelSpec, ParamKind, ParamSpec, PeftError, Plan,
+    PlanRow, Result, is_suffix,
 };
 
-use crate::lora::config::{Layer, LoraConfig, Start};
+use crate::lora::config::{InitWeights, Layer, LoraConfig};
 use crate::lora::linear::Factor;
 
 const FIELD: &str = "target_parameters";
@@ -63,14 +63,14 @@ impl LoraParameter {
 }
 
 impl Adapter for LoraParameter {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let delta = self.delta();
         let delta = if self.transposed { delta.swap_dims(1, 2) } else { delta };
         let dims = weight.dims();
         weight + delta.reshape(dims)
     }
 
-    /// Only a `Conv1D` comes here: other linear layers have [`LoraLinear`](crate::LoraLinear). As a map from its input its
+    /// Only a `Gpt2Linear` comes here: other linear layers have [`LoraLinear`](crate::LoraLinear). As a map from its input its
     /// update is `A` after `B`.
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let (a, b) = (self.lora_A.weight.val(), self.lora_B.weight.val());
@@ -90,8 +90,8 @@ impl Adapter for LoraParameter {
         rows + update.mul_scalar(self.scale).reshape([batch, seq, d_model])
     }
 
-    fn file_key(&self, site: &Site, field: &str) -> String {
-        format!("{}.{}{field}", site.module, WRAPPED.repeat(self.wrappers))
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        format!("{}.{}{field}", param.module, WRAPPED.repeat(self.wrappers))
     }
 }
 
@@ -100,7 +100,7 @@ impl Adapter for LoraParameter {
 struct BuildParameter {
     rank: usize,
     scale: f64,
-    start: Start,
+    start: InitWeights,
     axes: Axes,
     wrappers: usize,
 }
@@ -115,15 +115,15 @@ struct Axes {
 }
 
 impl Axes {
-    fn of(site: &Site, sites: &Sites) -> Result<Self> {
-        match site.shape[..] {
+    fn of(param: &ParamSpec, spec: &ModelSpec) -> Result<Self> {
+        match param.shape[..] {
             [d_out, d_in] => Ok(Self { experts: 1, d_in, d_out, transposed: false }),
-            [experts, d_in, d_out] if sites.is_transposed(site) => Ok(Self { experts, d_in, d_out, transposed: true }),
+            [experts, d_in, d_out] if spec.is_transposed(param) => Ok(Self { experts, d_in, d_out, transposed: true }),
             [experts, d_out, d_in] => Ok(Self { experts, d_in, d_out, transposed: false }),
             _ => {
-                let axes = site.shape.len();
+                let axes = param.shape.len();
                 let reason =
-                    format!("names `{}`, which has {axes} axes; parameters of 2 and 3 axes are known", site.path());
+                    format!("names `{}`, which has {axes} axes; parameters of 2 and 3 axes are known", param.path());
                 Err(PeftError::config(FIELD, reason))
             }
         }
@@ -135,15 +135,15 @@ impl Axes {
     }
 }
 
-impl Build for BuildParameter {
+impl AdapterBuilder for BuildParameter {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let (a, b) = self.axes.factors(self.rank);
         let lora_A = match self.start {
-            Start::Gaussian => init.normal(a, 1.0 / self.rank as f64),
+            InitWeights::Gaussian => init.normal(a, 1.0 / self.rank as f64),
             _ => init.kaiming(a),
         };
         let lora_B = match self.start {
-            Start::Random => init.kaiming(b),
+            InitWeights::Random => init.kaiming(b),
             _ => init.constant(b, 0.0),
         };
         AnyAdapter::new(LoraParameter {
@@ -157,9 +157,9 @@ impl Build for BuildParameter {
         })
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
         let (a, b) = self.axes.factors(self.rank);
-        let key = |factor: &str| site.file_key(&format!("{}{factor}.weight", WRAPPED.repeat(self.wrappers)));
+        let key = |factor: &str| param.file_key(&format!("{}{factor}.weight", WRAPPED.repeat(self.wrappers)));
         Some(vec![(key("lora_A"), a.to_vec()), (key("lora_B"), b.to_vec())])
     }
 }
@@ -189,84 +189,86 @@ impl LoraConfig {
             }
         }
         match self.start()? {
-            Start::Eva | Start::Corda => refused("init_lora_weights", " where it starts from data, which layers have"),
+            InitWeights::Eva | InitWeights::Corda => {
+                refused("init_lora_weights", " where it starts from data, which layers have")
+            }
             _ => Ok(()),
         }
     }
 
     /// The parameters that are meant, with the names that mean none.
-    pub(crate) fn parameters(&self, sites: &Sites) -> Result<(Vec<Layer>, Vec<String>)> {
+    pub(crate) fn parameters(&self, spec: &ModelSpec) -> Result<(Vec<Layer>, Vec<String>)> {
         let names = self.parameter_names();
         let scales = self.scales()?;
         let mut found = Vec::new();
-        for site in sites.iter().filter(|it| it.kind != SiteKind::Buffer) {
-            if names.iter().any(|name| is_suffix(&site.path(), name)) {
-                if site.module.is_empty() {
+        for param in spec.iter().filter(|it| it.kind != ParamKind::Buffer) {
+            if names.iter().any(|name| is_suffix(&param.path(), name)) {
+                if param.module.is_empty() {
                     let reason = format!(
                         "names `{}`, which lies in no module, so that its file would have no name for it",
-                        site.param
+                        param.name
                     );
                     return Err(PeftError::config(FIELD, reason));
                 }
-                found.push(self.layer(&scales, site, &site.path())?);
+                found.push(self.layer(&scales, param, &param.path())?);
             }
         }
-        let is_hit = |name: &String| found.iter().any(|it: &Layer| is_suffix(&it.site.path(), name));
+        let is_hit = |name: &String| found.iter().any(|it: &Layer| is_suffix(&it.param.path(), name));
         let unmatched = names.iter().filter(|it| !is_hit(it)).cloned().collect();
         Ok((found, unmatched))
     }
 
     /// The row of a plan for one of these parameters.
-    pub(crate) fn parameter_row(&self, layer: &Layer, all: &[Layer], sites: &Sites) -> Result<PlanRow> {
-        let Layer { site, rank, alpha, scale } = layer;
+    pub(crate) fn parameter_row(&self, layer: &Layer, all: &[Layer], spec: &ModelSpec) -> Result<PlanRow> {
+        let Layer { param, rank, alpha, scale } = layer;
         // The same update as on the layer: its factored form and its starts serve here too.
-        if site.kind == SiteKind::Linear(Layout::OutIn) || site.is_transposed_on_disk() {
+        if param.kind == ParamKind::Linear(Layout::OutIn) || param.is_transposed_on_disk() {
             return self.row(layer);
         }
-        let axes = Axes::of(site, sites)?;
+        let axes = Axes::of(param, spec)?;
         let start = self.start()?;
-        if !matches!(start, Start::Kaiming | Start::Gaussian | Start::Random) {
+        if !matches!(start, InitWeights::Kaiming | InitWeights::Gaussian | InitWeights::Random) {
             let reason = format!(
                 "is {} on `{}`; bare parameters start from true, false or gaussian",
                 self.init_lora_weights,
-                site.path()
+                param.path()
             );
             return Err(PeftError::config("init_lora_weights", reason));
         }
         // The wrapper of a module's last parameter is the outermost.
-        let later = all.iter().rev().take_while(|it| it.site.path() != site.path());
-        let wrappers = later.filter(|it| it.site.module == site.module).count();
+        let later = all.iter().rev().take_while(|it| it.param.path() != param.path());
+        let wrappers = later.filter(|it| it.param.module == param.module).count();
         let (a, b) = axes.factors(*rank);
-        let experts = if site.shape.len() == 3 { format!(" ×{}", axes.experts) } else { String::new() };
+        let experts = if param.shape.len() == 3 { format!(" ×{}", axes.experts) } else { String::new() };
         let label = format!("r={rank} α={alpha}{experts}{}", if self.use_rslora { " rslora" } else { "" });
         let build = BuildParameter { rank: *rank, scale: *scale, start, axes, wrappers };
         let parameters = a.iter().product::<usize>() + b.iter().product::<usize>();
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 
     /// Refuses a plan that does more to the modules of these parameters.
     pub(crate) fn check_around(&self, parameters: &[Layer], plan: &Plan) -> Result<()> {
-        for Layer { site, .. } in parameters {
-            let mut same = plan.rows.iter().filter(|it| it.site.path() == site.path());
+        for Layer { param, .. } in parameters {
+            let mut same = plan.rows.iter().filter(|it| it.param.path() == param.path());
             if same.nth(1).is_some() {
                 let reason = format!(
                     "names `{}`, and so do `target_modules` (defaults of the model included: an empty list prevents \
                      them), `modules_to_save` or `trainable_token_indices`",
-                    site.path()
+                    param.path()
                 );
                 return Err(PeftError::config(FIELD, reason));
             }
-            let inside = format!("{}.", site.module);
-            if let Some(row) = plan.rows.iter().find(|it| it.site.module.starts_with(&inside)) {
+            let inside = format!("{}.", param.module);
+            if let Some(row) = plan.rows.iter().find(|it| it.param.module.starts_with(&inside)) {
                 let reason = format!(
                     "names `{}`, so that nothing inside its module can be adapted: `{}`",
-                    site.path(),
-                    row.site.path()
+                    param.path(),
+                    row.param.path()
                 );
                 return Err(PeftError::config(FIELD, reason));
             }
-            if self.saved_modules().contains(&site.module) {
-                let reason = format!("names `{}`, which `modules_to_save` saves whole", site.path());
+            if self.saved_modules().contains(&param.module) {
+                let reason = format!("names `{}`, which `modules_to_save` saves whole", param.path());
                 return Err(PeftError::config(FIELD, reason));
             }
         }

@@ -19,8 +19,8 @@ use peft_core::forward::LinearBelow;
 use peft_core::model::state::KEY_PREFIX;
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AfterStep, AnyAdapter, BaseTensor, Build, Init, Method, PeftError, Plan, PlanRow, Result, Site,
-    SiteKind, Sites, Tuner,
+    Adapter, AdapterBuilder, AfterStep, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -68,11 +68,11 @@ fn from_identity(gram: Tensor<2>) -> Tensor<1> {
 }
 
 impl Adapter for AdaLora {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         if self.rank() == 0 {
             return weight;
         }
-        dense_update::add(weight, self.lora_B.val().matmul(self.right()).mul_scalar(self.scale), site)
+        dense_update::add(weight, self.lora_B.val().matmul(self.right()).mul_scalar(self.scale), param)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -107,7 +107,7 @@ struct BuildAdaLora {
     identity: bool,
 }
 
-impl Build for BuildAdaLora {
+impl AdapterBuilder for BuildAdaLora {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let std = if self.identity { 0.02 } else { 1.0 };
         let lora_A = init.normal([self.rank, self.inner], std);
@@ -239,13 +239,13 @@ impl AdaLoraConfig {
         self.rank_pattern.as_ref()?.get(&format!("{module}.lora_E"))
     }
 
-    fn row(&self, site: &Arc<Site>, layers: usize) -> Result<PlanRow> {
-        if site.kind == SiteKind::Embedding || (site.kind == SiteKind::Conv && site.shape.len() != 4) {
-            let reason = format!("names `{}`: AdaLoRA adapts linear layers and 2d convolutions", site.module);
+    fn row(&self, param: &Arc<ParamSpec>, layers: usize) -> Result<PlanRow> {
+        if param.kind == ParamKind::Embedding || (param.kind == ParamKind::Conv && param.shape.len() != 4) {
+            let reason = format!("names `{}`: AdaLoRA adapts linear layers and 2d convolutions", param.module);
             return Err(PeftError::config("target_modules", reason));
         }
-        let rank = self.kept(&site.module).map_or(self.init_r, |kept| kept.iter().filter(|it| **it).count());
-        let (inner, out) = site.features();
+        let rank = self.kept(&param.module).map_or(self.init_r, |kept| kept.iter().filter(|it| **it).count());
+        let (inner, out) = param.features();
         let alpha = if self.lora.lora_alpha > 0.0 { self.lora.lora_alpha } else { self.init_r as f64 };
         let build = BuildAdaLora {
             rank,
@@ -258,12 +258,12 @@ impl AdaLoraConfig {
             identity: self.lora.init_lora_weights != Value::Bool(false),
         };
         let label = format!("r={rank} α={alpha}");
-        Ok(PlanRow { site: site.clone(), label, parameters: rank * (inner + out + 1), build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters: rank * (inner + out + 1), build: Arc::new(build) })
     }
 }
 
-impl Method for AdaLoraConfig {
-    const ABOUT: About = About {
+impl Tuner for AdaLoraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "AdaLoRA",
         peft_type: PEFT_TYPE,
         what: "a singular value decomposition whose rank is spent where it matters",
@@ -276,21 +276,21 @@ impl Method for AdaLoraConfig {
     }
 }
 
-impl Tuner for AdaLoraConfig {
+impl PeftConfig for AdaLoraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
-        let selected = self.lora.selection().resolve(sites, sites.model_type.as_deref().and_then(defaults))?;
-        let mut plan = Plan::new("AdaLoRA", sites);
-        for site in &selected.sites {
-            plan.rows.push(self.row(site, selected.sites.len())?);
+        let selected = self.lora.selection().resolve(spec, spec.model_type.as_deref().and_then(defaults))?;
+        let mut plan = Plan::new("AdaLoRA", spec);
+        for param in &selected.spec {
+            plan.rows.push(self.row(param, selected.spec.len())?);
         }
         let saved = self.lora.saved_modules();
-        self.lora.bias.add_to(&mut plan, sites, &saved);
-        saved.add_to(&mut plan, sites)?;
+        self.lora.bias.add_to(&mut plan, spec, &saved);
+        saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }
@@ -477,7 +477,7 @@ impl AfterStep for Allocator {
         Ok(tensors.iter().filter_map(mask).collect())
     }
 
-    fn config(&self) -> Box<dyn Tuner> {
+    fn config(&self) -> Box<dyn PeftConfig> {
         Box::new(self.config.clone())
     }
 

@@ -16,8 +16,8 @@ use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::ops;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
-    Site, SiteKind, Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -94,19 +94,19 @@ impl BoftLayer {
 }
 
 impl Adapter for BoftLayer {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        let (d_in, d_out) = site.features();
-        let is_conv = site.kind == SiteKind::Conv;
+        let (d_in, d_out) = param.features();
+        let is_conv = param.kind == ParamKind::Conv;
         let weight =
-            if is_conv { weight.reshape([d_out, d_in]) } else { site.out_in(weight.reshape([dims[0], dims[1]])) };
+            if is_conv { weight.reshape([d_out, d_in]) } else { param.out_in(weight.reshape([dims[0], dims[1]])) };
         let turned = self
             .factors()
             .into_iter()
             .enumerate()
             .fold(weight, |weight, (factor, blocks)| self.turn(weight, factor, blocks.swap_dims(1, 2)));
         let scaled = turned * self.scale().unsqueeze_dim(1);
-        if is_conv { scaled.reshape(dims) } else { site.out_in(scaled).reshape(dims) }
+        if is_conv { scaled.reshape(dims) } else { param.out_in(scaled).reshape(dims) }
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -198,12 +198,12 @@ impl BoftConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>) -> Result<PlanRow> {
-        if site.kind == SiteKind::Embedding {
-            let reason = format!("names `{}`, an embedding; BOFT adapts linear layers and convolutions", site.module);
+    fn row(&self, param: &Arc<ParamSpec>) -> Result<PlanRow> {
+        if param.kind == ParamKind::Embedding {
+            let reason = format!("names `{}`, an embedding; BOFT adapts linear layers and convolutions", param.module);
             return Err(PeftError::config("target_modules", reason));
         }
-        let (width, d_out) = site.features();
+        let (width, d_out) = param.features();
         let factors = self.boft_n_butterfly_factor;
         let (field, given) = if self.boft_block_size == 0 {
             ("boft_block_num", self.boft_block_num)
@@ -211,7 +211,7 @@ impl BoftConfig {
             ("boft_block_size", self.boft_block_size)
         };
         if !width.is_multiple_of(given) {
-            let reason = format!("is {given}, which does not divide the {width} inputs of `{}`", site.module);
+            let reason = format!("is {given}, which does not divide the {width} inputs of `{}`", param.module);
             return Err(PeftError::config(field, reason));
         }
         let (size, blocks) = if self.boft_block_size == 0 { (width / given, given) } else { (given, width / given) };
@@ -220,19 +220,19 @@ impl BoftConfig {
             let reason = format!(
                 "is {factors}: `{}` then needs blocks of an even size, and a multiple of {halvings} of them, not \
                  {blocks} of {size}",
-                site.module
+                param.module
             );
             return Err(PeftError::config("boft_n_butterfly_factor", reason));
         }
         let parameters = factors * blocks * size * size + d_out;
         let label = format!("{factors} × {blocks} blocks of {size}");
         let build = BuildBoft { factors, blocks, size, dropout: self.boft_dropout, identity: self.init_weights };
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 }
 
-impl Method for BoftConfig {
-    const ABOUT: About = About {
+impl Tuner for BoftConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "BOFT",
         peft_type: PEFT_TYPE,
         what: "a butterfly of rotations of the input",
@@ -245,7 +245,7 @@ impl Method for BoftConfig {
     }
 }
 
-impl Tuner for BoftConfig {
+impl PeftConfig for BoftConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
@@ -255,7 +255,7 @@ impl Tuner for BoftConfig {
         key.ends_with(".boft_P")
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             let (size, num) = (self.boft_block_size, self.boft_block_num);
             let reason = format!("and `boft_block_num` are {size} and {num}: give one, and 0 for the other");
@@ -263,7 +263,7 @@ impl Tuner for BoftConfig {
         }
         fields::check_positive("boft_n_butterfly_factor", self.boft_n_butterfly_factor)?;
         fields::check_dropout("boft_dropout", self.boft_dropout)?;
-        let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
+        let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         if self.boft_n_butterfly_factor > 1 {
             let note = "boft_n_butterfly_factor above 1: Python's PEFT loads this adapter only with its CUDA extension";
@@ -295,11 +295,11 @@ struct BuildBoft {
     identity: bool,
 }
 
-impl Build for BuildBoft {
+impl AdapterBuilder for BuildBoft {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (width, d_out) = base.site().features();
+        let (width, d_out) = base.param().features();
         let shape = [self.factors, self.blocks, self.size, self.size];
-        let scales = if base.site().kind == SiteKind::Conv { [1, d_out] } else { [d_out, 1] };
+        let scales = if base.param().kind == ParamKind::Conv { [1, d_out] } else { [d_out, 1] };
         let (boft_R, boft_s) = if self.identity {
             (init.constant(shape, 0.0), init.constant(scales, 1.0))
         } else {

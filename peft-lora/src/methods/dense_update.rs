@@ -4,12 +4,12 @@
 use burn::module::Module;
 use burn::tensor::{Distribution, Tensor};
 use peft_core::nn::Dropout;
-use peft_core::{PeftError, Result, Site, SiteKind, ops};
+use peft_core::{ParamKind, ParamSpec, PeftError, Result, ops};
 
 /// Adds an update `[out, in · kernel]` to a weight, however that lies.
-pub(crate) fn add<const D: usize>(weight: Tensor<D>, update: Tensor<2>, site: &Site) -> Tensor<D> {
+pub(crate) fn add<const D: usize>(weight: Tensor<D>, update: Tensor<2>, param: &ParamSpec) -> Tensor<D> {
     let dims = weight.dims();
-    weight + site.out_in(update).reshape(dims)
+    weight + param.out_in(update).reshape(dims)
 }
 
 /// FedPara's form of a kernel (proposition 3): `Σ_ij t[i, j, k] · a[i, out] · b[j, in]`.
@@ -27,19 +27,19 @@ pub(crate) fn from_core(core: Tensor<4>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2
 }
 
 /// `[out, in / groups, kernel…]` of a layer; a linear layer has no kernel.
-pub(crate) fn shape(site: &Site, method: &str) -> Result<(usize, usize, Vec<usize>)> {
+pub(crate) fn shape(param: &ParamSpec, method: &str) -> Result<(usize, usize, Vec<usize>)> {
     let refuse = |what: &str| {
         let reason =
-            format!("names `{}`, {what}; {method} adapts linear layers and kernels of 1 or 2 axes", site.module);
+            format!("names `{}`, {what}; {method} adapts linear layers and kernels of 1 or 2 axes", param.module);
         Err(PeftError::config("target_modules", reason))
     };
-    match site.kind {
-        SiteKind::Linear(_) => {
-            let (inner, out) = site.features();
+    match param.kind {
+        ParamKind::Linear(_) => {
+            let (inner, out) = param.features();
             Ok((out, inner, Vec::new()))
         }
-        SiteKind::Conv if site.shape.len() <= 4 => Ok((site.shape[0], site.shape[1], site.shape[2..].to_vec())),
-        SiteKind::Conv => refuse("a kernel of three axes"),
+        ParamKind::Conv if param.shape.len() <= 4 => Ok((param.shape[0], param.shape[1], param.shape[2..].to_vec())),
+        ParamKind::Conv => refuse("a kernel of three axes"),
         kind => refuse(&kind.to_string()),
     }
 }

@@ -20,8 +20,8 @@ use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, PeftError, Plan, PlanRow,
-    Result, Site, Sites, TorchGenerator, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamSpec, Patterns,
+    PeftConfig, PeftError, Plan, PlanRow, Result, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -57,9 +57,9 @@ impl FourierFt {
 }
 
 impl Adapter for FourierFt {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        weight + site.out_in(self.delta()).reshape(dims)
+        weight + param.out_in(self.delta()).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -70,7 +70,7 @@ impl Adapter for FourierFt {
             let low = input.matmul(self.right.clone()) * self.coefficients();
             output + low.matmul(self.left.clone().transpose())
         } else {
-            output + below.apply(input, below.site().out_in(self.delta()), None)
+            output + below.apply(input, below.param().out_in(self.delta()), None)
         }
     }
 }
@@ -158,20 +158,20 @@ impl FourierFtConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>, count: usize, seed: i64, waves: &Arc<Waves>) -> Result<PlanRow> {
-        self.common().only_linear(site)?;
-        if count == 0 || count > site.len() {
-            let reason = format!("is {count} for `{}`, expected is 1 to {}", site.module, site.len());
+    fn row(&self, param: &Arc<ParamSpec>, count: usize, seed: i64, waves: &Arc<Waves>) -> Result<PlanRow> {
+        self.common().only_linear(param)?;
+        if count == 0 || count > param.len() {
+            let reason = format!("is {count} for `{}`, expected is 1 to {}", param.module, param.len());
             return Err(PeftError::config("n_frequency", reason));
         }
         let build =
             BuildFourier { count, seed, scaling: self.scaling, zero: self.init_weights, waves: Arc::clone(waves) };
-        Ok(PlanRow { site: site.clone(), label: format!("n={count}"), parameters: count, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label: format!("n={count}"), parameters: count, build: Arc::new(build) })
     }
 }
 
-impl Method for FourierFtConfig {
-    const ABOUT: About = About {
+impl Tuner for FourierFtConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "FourierFT",
         peft_type: PEFT_TYPE,
         what: "a few frequencies of the update's spectrum",
@@ -184,12 +184,12 @@ impl Method for FourierFtConfig {
     }
 }
 
-impl Tuner for FourierFtConfig {
+impl PeftConfig for FourierFtConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         let Some(seed) = self.random_loc_seed else {
             return Err(PeftError::config(
                 "random_loc_seed",
@@ -204,10 +204,11 @@ impl Tuner for FourierFtConfig {
             Patterns::spelled("n_frequency_pattern", &self.n_frequency_pattern, |key| format!(r"\A.*\.{key}\z"))?;
         let waves = Arc::new(Waves::default());
         let whole = |path: &str| self.n_frequency_pattern.get(path);
-        let count =
-            |site: &Site| counts.get(&site.module).or_else(|| whole(&site.module)).copied().unwrap_or(self.n_frequency);
-        let mut plan = self.common().plan(sites, defaults, |site| self.row(site, count(site), seed, &waves))?;
-        let adapted: Vec<String> = plan.rows.iter().map(|it| it.site.module.clone()).collect();
+        let count = |param: &ParamSpec| {
+            counts.get(&param.module).or_else(|| whole(&param.module)).copied().unwrap_or(self.n_frequency)
+        };
+        let mut plan = self.common().plan(spec, defaults, |param| self.row(param, count(param), seed, &waves))?;
+        let adapted: Vec<String> = plan.rows.iter().map(|it| it.param.module.clone()).collect();
         let unused = counts.unused(&self.n_frequency_pattern, adapted.iter().map(String::as_str));
         let unused = unused.iter().filter(|key| !adapted.contains(key));
         plan.notes.extend(unused.map(|key| format!("n_frequency_pattern `{key}` matches no adapted layer")));
@@ -256,9 +257,9 @@ struct BuildFourier {
     waves: Arc<Waves>,
 }
 
-impl Build for BuildFourier {
+impl AdapterBuilder for BuildFourier {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (d_in, d_out) = base.site().features();
+        let (d_in, d_out) = base.param().features();
         let device = init.device().clone().without_autodiff();
         let (left, right) = self.waves.of((d_in, d_out), self.count, self.seed, &device);
         let fourierft_spectrum =

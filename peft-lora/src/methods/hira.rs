@@ -15,8 +15,8 @@ use peft_core::config::fields::{self, Bias};
 use peft_core::forward::{EmbeddingBelow, LinearBelow};
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
-    Site, SiteKind, Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -38,19 +38,19 @@ pub struct HiraLinear {
 
 impl HiraLinear {
     /// `W ∘ BA`, lying as the base does.
-    fn delta(&self, base: Tensor<2>, site: &Site) -> Tensor<2> {
-        base * site.out_in(self.hira_B.val().matmul(self.hira_A.val()))
+    fn delta(&self, base: Tensor<2>, param: &ParamSpec) -> Tensor<2> {
+        base * param.out_in(self.hira_B.val().matmul(self.hira_A.val()))
     }
 }
 
 impl Adapter for HiraLinear {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        weight + self.delta(base.clone().reshape([dims[0], dims[1]]), site).reshape(dims)
+        weight + self.delta(base.clone().reshape([dims[0], dims[1]]), param).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        let delta = self.delta(below.base().clone(), below.site());
+        let delta = self.delta(below.base().clone(), below.param());
         below.forward(input.clone()) + below.apply(self.dropout.forward(input), delta, None)
     }
 }
@@ -65,7 +65,7 @@ pub struct HiraEmbedding {
 }
 
 impl Adapter for HiraEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let product = self.hira_embedding_B.val().matmul(self.hira_embedding_A.val()).transpose();
         weight.clone() + base.clone() * product.reshape(weight.dims())
     }
@@ -90,7 +90,7 @@ pub struct HiraConv<const D: usize> {
 }
 
 impl<const K: usize> Adapter for HiraConv<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let (a, b) = (self.hira_A.val(), self.hira_B.val());
         let (rank, out) = (a.dims()[0], b.dims()[0]);
         let width = a.dims()[1..].iter().product::<usize>();
@@ -151,7 +151,7 @@ impl Default for HiraConfig {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
+enum InitWeights {
     Kaiming,
     Gaussian,
     Random,
@@ -178,27 +178,27 @@ impl HiraConfig {
         }
     }
 
-    fn start(&self) -> Result<Start> {
+    fn start(&self) -> Result<InitWeights> {
         match &self.init_weights {
-            Value::Bool(true) => Ok(Start::Kaiming),
-            Value::Bool(false) | Value::Null => Ok(Start::Random),
-            Value::String(name) if name.eq_ignore_ascii_case("gaussian") => Ok(Start::Gaussian),
+            Value::Bool(true) => Ok(InitWeights::Kaiming),
+            Value::Bool(false) | Value::Null => Ok(InitWeights::Random),
+            Value::String(name) if name.eq_ignore_ascii_case("gaussian") => Ok(InitWeights::Gaussian),
             other => {
                 Err(PeftError::unsupported(format!("init_weights = {other}"), "true, false and gaussian are known"))
             }
         }
     }
 
-    fn row(&self, site: &Arc<Site>) -> Result<PlanRow> {
-        let ((d_in, d_out), rank) = (site.features(), self.r);
+    fn row(&self, param: &Arc<ParamSpec>) -> Result<PlanRow> {
+        let ((d_in, d_out), rank) = (param.features(), self.r);
         let build = BuildHira { rank, dropout: self.hira_dropout, start: self.start()? };
         let (label, parameters) = (format!("r={rank}"), rank * (d_in + d_out));
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 }
 
-impl Method for HiraConfig {
-    const ABOUT: About = About {
+impl Tuner for HiraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "HiRA",
         peft_type: PEFT_TYPE,
         what: "a low-rank matrix that scales the frozen weight element by element",
@@ -211,15 +211,15 @@ impl Method for HiraConfig {
     }
 }
 
-impl Tuner for HiraConfig {
+impl PeftConfig for HiraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_dropout("hira_dropout", self.hira_dropout)?;
-        let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
+        let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         if !self.rank_pattern.is_empty() {
             plan.notes.push("rank_pattern has no effect on HiRA: the reference writes `r` into every layer".into());
         }
@@ -235,33 +235,33 @@ impl Tuner for HiraConfig {
 struct BuildHira {
     rank: usize,
     dropout: f64,
-    start: Start,
+    start: InitWeights,
 }
 
-impl Build for BuildHira {
+impl AdapterBuilder for BuildHira {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let site = base.site().clone();
-        let (d_in, d_out) = site.features();
-        match (site.kind, site.shape.len()) {
-            (SiteKind::Embedding, _) => {
+        let param = base.param().clone();
+        let (d_in, d_out) = param.features();
+        match (param.kind, param.shape.len()) {
+            (ParamKind::Embedding, _) => {
                 let hira_embedding_A = match self.start {
-                    Start::Random => init.normal([self.rank, d_in], 1.0),
+                    InitWeights::Random => init.normal([self.rank, d_in], 1.0),
                     _ => init.constant([self.rank, d_in], 0.0),
                 };
                 let hira_embedding_B = init.normal([d_out, self.rank], 1.0);
                 AnyAdapter::new(HiraEmbedding { hira_embedding_A, hira_embedding_B })
             }
-            (SiteKind::Conv, 3) => AnyAdapter::new(self.kernel::<3>(&site, init)),
-            (SiteKind::Conv, 4) => AnyAdapter::new(self.kernel::<4>(&site, init)),
-            (SiteKind::Conv, _) => AnyAdapter::new(self.kernel::<5>(&site, init)),
+            (ParamKind::Conv, 3) => AnyAdapter::new(self.kernel::<3>(&param, init)),
+            (ParamKind::Conv, 4) => AnyAdapter::new(self.kernel::<4>(&param, init)),
+            (ParamKind::Conv, _) => AnyAdapter::new(self.kernel::<5>(&param, init)),
             _ => {
                 let hira_A = match self.start {
-                    Start::Kaiming => init.kaiming([self.rank, d_in]),
-                    Start::Gaussian => init.normal([self.rank, d_in], 1.0 / self.rank as f64),
-                    Start::Random => init.normal([self.rank, d_in], 1.0),
+                    InitWeights::Kaiming => init.kaiming([self.rank, d_in]),
+                    InitWeights::Gaussian => init.normal([self.rank, d_in], 1.0 / self.rank as f64),
+                    InitWeights::Random => init.normal([self.rank, d_in], 1.0),
                 };
                 let hira_B = match self.start {
-                    Start::Random => init.normal([d_out, self.rank], 1.0),
+                    InitWeights::Random => init.normal([d_out, self.rank], 1.0),
                     _ => init.constant([d_out, self.rank], 0.0),
                 };
                 AnyAdapter::new(HiraLinear { hira_A, hira_B, dropout: Dropout::new(self.dropout) })
@@ -271,12 +271,12 @@ impl Build for BuildHira {
 }
 
 impl BuildHira {
-    fn kernel<const D: usize>(&self, site: &Site, init: &mut Init) -> HiraConv<D> {
-        let a_shape: [usize; D] = std::array::from_fn(|axis| if axis == 0 { self.rank } else { site.shape[axis] });
+    fn kernel<const D: usize>(&self, param: &ParamSpec, init: &mut Init) -> HiraConv<D> {
+        let a_shape: [usize; D] = std::array::from_fn(|axis| if axis == 0 { self.rank } else { param.shape[axis] });
         let b_shape: [usize; D] =
-            std::array::from_fn(|axis| [site.shape[0], self.rank].get(axis).copied().unwrap_or(1));
+            std::array::from_fn(|axis| [param.shape[0], self.rank].get(axis).copied().unwrap_or(1));
         match self.start {
-            Start::Random => HiraConv { hira_A: init.normal(a_shape, 1.0), hira_B: init.normal(b_shape, 1.0) },
+            InitWeights::Random => HiraConv { hira_A: init.normal(a_shape, 1.0), hira_B: init.normal(b_shape, 1.0) },
             _ => HiraConv { hira_A: init.kaiming(a_shape), hira_B: init.constant(b_shape, 0.0) },
         }
     }

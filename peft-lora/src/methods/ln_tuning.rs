@@ -4,7 +4,9 @@
 //! themselves. A copy of a module with modules inside has the adapter's name in its keys there, and is refused here.
 
 use peft_core::config::fields::{self, SavedModules};
-use peft_core::{About, Method, Names, Plan, Result, Selection, Sites, Tuner, refuse_unknown, replacement_row};
+use peft_core::{
+    MethodInfo, ModelSpec, Names, PeftConfig, Plan, Result, Selection, Tuner, refuse_unknown, replacement_row,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -39,8 +41,8 @@ impl LnTuningConfig {
     }
 }
 
-impl Method for LnTuningConfig {
-    const ABOUT: About = About {
+impl Tuner for LnTuningConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "LN tuning",
         peft_type: PEFT_TYPE,
         what: "the norms themselves",
@@ -53,12 +55,12 @@ impl Method for LnTuningConfig {
     }
 }
 
-impl Tuner for LnTuningConfig {
+impl PeftConfig for LnTuningConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         let saved = self.saved();
         let selection = Selection {
@@ -67,13 +69,13 @@ impl Tuner for LnTuningConfig {
             modules_to_save: saved.names(),
             ..Selection::default()
         };
-        let selected = selection.resolve_modules(sites, sites.model_type.as_deref().and_then(defaults))?;
-        let mut plan = Plan::new("LN tuning", sites);
-        let is_meant = |module: &str| selected.sites.iter().any(|it| it.module == module);
-        for site in sites.iter().filter(|it| is_meant(&it.module)) {
-            plan.rows.push(replacement_row(site, format!("{}.ln_tuning_layers.{}", site.module, site.param)));
+        let selected = selection.resolve_modules(spec, spec.model_type.as_deref().and_then(defaults))?;
+        let mut plan = Plan::new("LN tuning", spec);
+        let is_meant = |module: &str| selected.spec.iter().any(|it| it.module == module);
+        for param in spec.iter().filter(|it| is_meant(&it.module)) {
+            plan.rows.push(replacement_row(param, format!("{}.ln_tuning_layers.{}", param.module, param.name)));
         }
-        saved.add_to(&mut plan, sites)?;
+        saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }

@@ -1,7 +1,7 @@
 //! LoHa: the update is the product, element by element, of two low-rank matrices.
 //!
 //! `ΔW = α / r · (w1_a w1_b) ∘ (w2_a w2_b)`. Source: arXiv 2108.06098 and `peft/tuners/loha`. The reference has it for
-//! `nn.Linear` and convolutions; on `Conv1D` it is the same update here, with a note that Python cannot load it.
+//! `nn.Linear` and convolutions; on `Gpt2Linear` it is the same update here, with a note that Python cannot load it.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias};
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, Plan, PlanRow, Result, Site,
-    Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamSpec, Patterns,
+    PeftConfig, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -55,8 +55,8 @@ impl LoHa {
 }
 
 impl Adapter for LoHa {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
-        dense_update::add(weight, self.update(), site)
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
+        dense_update::add(weight, self.update(), param)
     }
 }
 
@@ -80,7 +80,7 @@ impl BuildLoHa {
     }
 }
 
-impl Build for BuildLoHa {
+impl AdapterBuilder for BuildLoHa {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let a = if self.core.is_some() { [self.rank, self.out] } else { [self.out, self.rank] };
         let b = [self.rank, self.inner];
@@ -183,9 +183,9 @@ impl LoHaConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>, rank: usize, alpha: f64) -> Result<PlanRow> {
+    fn row(&self, param: &Arc<ParamSpec>, rank: usize, alpha: f64) -> Result<PlanRow> {
         fields::check_positive("r", rank)?;
-        let (out, inner, taps) = dense_update::shape(site, "LoHa")?;
+        let (out, inner, taps) = dense_update::shape(param, "LoHa")?;
         let core = dense_update::is_effective(self.use_effective_conv2d, &taps)
             .then(|| [taps[0], taps.get(1).copied().unwrap_or(1)]);
         let build = BuildLoHa {
@@ -198,12 +198,12 @@ impl LoHaConfig {
             dropout: (self.rank_dropout, self.module_dropout),
         };
         let label = format!("r={rank} α={alpha}");
-        Ok(PlanRow { site: site.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
     }
 }
 
-impl Method for LoHaConfig {
-    const ABOUT: About = About {
+impl Tuner for LoHaConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "LoHa",
         peft_type: PEFT_TYPE,
         what: "the element-wise product of two low-rank matrices",
@@ -216,22 +216,22 @@ impl Method for LoHaConfig {
     }
 }
 
-impl Tuner for LoHaConfig {
+impl PeftConfig for LoHaConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_dropout("rank_dropout", self.rank_dropout)?;
         fields::check_dropout("module_dropout", self.module_dropout)?;
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
         let mut plan = self.common().plan(
-            sites,
+            spec,
             |_| None,
-            |site| {
-                let rank = ranks.get(&site.module).copied().unwrap_or(self.r);
-                self.row(site, rank, alphas.get(&site.module).copied().unwrap_or(self.alpha))
+            |param| {
+                let rank = ranks.get(&param.module).copied().unwrap_or(self.r);
+                self.row(param, rank, alphas.get(&param.module).copied().unwrap_or(self.alpha))
             },
         )?;
         self.common().note_conv1d(&mut plan);

@@ -1,6 +1,6 @@
 //! LoKr: the update is a Kronecker product. Source: arXiv 2309.14859 and `peft/tuners/lokr`.
 //!
-//! `ΔW = α / r · w1 ⊗ w2`, where either factor may itself be a product of low rank. As with LoHa, `Conv1D` is adapted
+//! `ΔW = α / r · w1 ⊗ w2`, where either factor may itself be a product of low rank. As with LoHa, `Gpt2Linear` is adapted
 //! here although the reference does not.
 
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias};
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, Patterns, PeftError, Plan, PlanRow,
-    Result, Site, Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamSpec, Patterns,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -104,14 +104,14 @@ fn factors(number: usize, limit: Option<usize>) -> (usize, usize) {
 }
 
 impl<const K: usize> Adapter for LoKr<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
-        dense_update::add(weight, self.update(), site)
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
+        dense_update::add(weight, self.update(), param)
     }
 }
 
 /// How the factors start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
+enum InitWeights {
     /// The first is zero.
     First,
     /// The second is zero, as LyCORIS does it.
@@ -132,7 +132,7 @@ struct BuildLoKr {
     second_is_whole: bool,
     effective: bool,
     scale: f64,
-    start: Start,
+    start: InitWeights,
     dropout: (f64, f64, bool),
 }
 
@@ -154,7 +154,7 @@ impl BuildLoKr {
             Some(if zero { init.constant(shape, 0.0) } else { init.kaiming(shape) })
         };
         let ([a, c], [b, d], rank) = (self.first, self.second, self.rank);
-        let (first_is_zero, second_is_zero) = (self.start == Start::First, self.start == Start::Second);
+        let (first_is_zero, second_is_zero) = (self.start == InitWeights::First, self.start == InitWeights::Second);
         let mut adapter = LoKr::<K> {
             lokr_w1: None,
             lokr_w1_a: None,
@@ -189,7 +189,7 @@ impl BuildLoKr {
     }
 }
 
-impl Build for BuildLoKr {
+impl AdapterBuilder for BuildLoKr {
     fn build(&self, _base: BaseTensor, init: &mut Init) -> AnyAdapter {
         match self.taps.len() {
             0 => self.typed::<2>(init),
@@ -291,11 +291,11 @@ impl LoKrConfig {
         }
     }
 
-    fn start(&self) -> Result<Start> {
+    fn start(&self) -> Result<InitWeights> {
         match &self.init_weights {
-            Value::Bool(true) | Value::Null => Ok(Start::First),
-            Value::Bool(false) => Ok(Start::Random),
-            Value::String(name) if name == "lycoris" => Ok(Start::Second),
+            Value::Bool(true) | Value::Null => Ok(InitWeights::First),
+            Value::Bool(false) => Ok(InitWeights::Random),
+            Value::String(name) if name == "lycoris" => Ok(InitWeights::Second),
             other => {
                 Err(PeftError::unsupported(format!("init_weights = {other}"), "true, false and lycoris are known"))
             }
@@ -310,9 +310,9 @@ impl LoKrConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>, rank: usize, alpha: f64) -> Result<PlanRow> {
+    fn row(&self, param: &Arc<ParamSpec>, rank: usize, alpha: f64) -> Result<PlanRow> {
         fields::check_positive("r", rank)?;
-        let (out, inner, taps) = dense_update::shape(site, "LoKr")?;
+        let (out, inner, taps) = dense_update::shape(param, "LoKr")?;
         let ((a, b), (c, d)) = (self.factors(out)?, self.factors(inner)?);
         let build = BuildLoKr {
             rank,
@@ -327,12 +327,12 @@ impl LoKrConfig {
             dropout: (self.rank_dropout, self.module_dropout, self.rank_dropout_scale),
         };
         let label = format!("r={rank} α={alpha} {a}·{b} × {c}·{d}");
-        Ok(PlanRow { site: site.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters: build.parameters(), build: Arc::new(build) })
     }
 }
 
-impl Method for LoKrConfig {
-    const ABOUT: About = About {
+impl Tuner for LoKrConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "LoKr",
         peft_type: PEFT_TYPE,
         what: "a Kronecker product",
@@ -345,22 +345,22 @@ impl Method for LoKrConfig {
     }
 }
 
-impl Tuner for LoKrConfig {
+impl PeftConfig for LoKrConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_dropout("rank_dropout", self.rank_dropout)?;
         fields::check_dropout("module_dropout", self.module_dropout)?;
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern)?;
         let mut plan = self.common().plan(
-            sites,
+            spec,
             |_| None,
-            |site| {
-                let rank = ranks.get(&site.module).copied().unwrap_or(self.r);
-                self.row(site, rank, alphas.get(&site.module).copied().unwrap_or(self.alpha))
+            |param| {
+                let rank = ranks.get(&param.module).copied().unwrap_or(self.r);
+                self.row(param, rank, alphas.get(&param.module).copied().unwrap_or(self.alpha))
             },
         )?;
         self.common().note_conv1d(&mut plan);

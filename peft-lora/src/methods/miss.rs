@@ -13,8 +13,8 @@ use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
-    Site, Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -41,13 +41,13 @@ impl Miss {
 }
 
 impl Adapter for Miss {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        let (d_in, _) = site.features();
+        let (d_in, _) = param.features();
         let shared = self.shared();
         let shards = d_in.div_ceil(shared.dims()[0]);
         let delta = shared.repeat_dim(0, shards).narrow(0, 0, d_in).transpose();
-        site.out_in(site.out_in(weight.reshape([dims[0], dims[1]])) + delta).reshape(dims)
+        param.out_in(param.out_in(weight.reshape([dims[0], dims[1]])) + delta).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -73,18 +73,18 @@ pub struct Bat {
 }
 
 impl Adapter for Bat {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        let (d_in, d_out) = site.features();
+        let (d_in, d_out) = param.features();
         let block = self.miss_block.val();
         let r = block.dims()[2];
-        let weight = site.out_in(weight.reshape([dims[0], dims[1]]));
+        let weight = param.out_in(weight.reshape([dims[0], dims[1]]));
         // [out / r, r, in / r, r] to [out / r, in / r · r, r]: one product for every row of blocks.
         let blocks = weight.clone().reshape([d_out / r, r, d_in / r, r]).swap_dims(1, 2);
         let product = blocks.reshape([d_out / r, d_in, r]).matmul(block.clone());
         let moved = product.reshape([d_out / r, d_in / r, r, r]) + block.unsqueeze_dim(1);
         let delta = moved.swap_dims(1, 2).reshape([d_out, d_in]);
-        site.out_in(weight + delta).reshape(dims)
+        param.out_in(weight + delta).reshape(dims)
     }
 }
 
@@ -179,19 +179,20 @@ impl MissConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>) -> Result<PlanRow> {
-        self.common().only_linear(site)?;
-        let (form, r, (d_in, d_out)) = (self.form()?, self.r, site.features());
+    fn row(&self, param: &Arc<ParamSpec>) -> Result<PlanRow> {
+        self.common().only_linear(param)?;
+        let (form, r, (d_in, d_out)) = (self.form()?, self.r, param.features());
         if r > d_in {
-            let reason = format!("is {r}, more than the {d_in} inputs of `{}`", site.module);
+            let reason = format!("is {r}, more than the {d_in} inputs of `{}`", param.module);
             return Err(PeftError::config("r", reason));
         }
         if form == Form::Bat && !(d_in.is_multiple_of(r) && d_out.is_multiple_of(r)) {
-            let reason = format!("is {r}, but `bat` cuts `{}` ({d_out} × {d_in}) into whole r × r blocks", site.module);
+            let reason =
+                format!("is {r}, but `bat` cuts `{}` ({d_out} × {d_in}) into whole r × r blocks", param.module);
             return Err(PeftError::config("r", reason));
         }
         if form == Form::Mini && !d_out.is_multiple_of(self.mini_r) {
-            let reason = format!("is {}, which does not divide the {d_out} outputs of `{}`", self.mini_r, site.module);
+            let reason = format!("is {}, which does not divide the {d_out} outputs of `{}`", self.mini_r, param.module);
             return Err(PeftError::config("mini_r", reason));
         }
         let (label, parameters) = match form {
@@ -200,12 +201,12 @@ impl MissConfig {
             Form::Bat => (format!("r={r} bat"), r * d_out),
         };
         let build = BuildMiss { r, mini_r: self.mini_r, dropout: self.miss_dropout, form };
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 }
 
-impl Method for MissConfig {
-    const ABOUT: About = About {
+impl Tuner for MissConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "MiSS",
         peft_type: PEFT_TYPE,
         what: "one small matrix that shards of the input share",
@@ -218,16 +219,16 @@ impl Method for MissConfig {
     }
 }
 
-impl Tuner for MissConfig {
+impl PeftConfig for MissConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_positive("mini_r", self.mini_r)?;
         fields::check_dropout("miss_dropout", self.miss_dropout)?;
-        let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
+        let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         Ok(plan)
     }
@@ -245,9 +246,9 @@ struct BuildMiss {
     form: Form,
 }
 
-impl Build for BuildMiss {
+impl AdapterBuilder for BuildMiss {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (_, d_out) = base.site().features();
+        let (_, d_out) = base.param().features();
         let (miss_block, repeat) = match self.form {
             Form::Bat => {
                 return AnyAdapter::new(Bat { miss_block: init.constant([d_out / self.r, self.r, self.r], 0.0) });

@@ -17,8 +17,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::config::fields::{self, Bias};
 use peft_core::forward::{EmbeddingBelow, LinearBelow};
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Method, Names, PeftError, Plan, PlanRow, Result,
-    Site, SiteKind, Sites, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -88,14 +88,14 @@ pub struct OftLayer {
 }
 
 impl Adapter for OftLayer {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        if site.kind == SiteKind::Conv {
+        if param.kind == ParamKind::Conv {
             let flat = [dims[0], dims[1..].iter().product()];
             return self.oft_R.turn_back(weight.reshape(flat)).reshape(dims);
         }
-        let weight = site.out_in(weight.reshape([dims[0], dims[1]]));
-        site.out_in(self.oft_R.turn_back(weight)).reshape(dims)
+        let weight = param.out_in(weight.reshape([dims[0], dims[1]]));
+        param.out_in(self.oft_R.turn_back(weight)).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -111,7 +111,7 @@ pub struct OftEmbedding {
 }
 
 impl Adapter for OftEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         self.oft_embedding_R.turn(weight.reshape([dims[0], dims[1]])).reshape(dims)
     }
@@ -226,9 +226,9 @@ impl OftConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>) -> Result<PlanRow> {
-        let (d_in, d_out) = site.features();
-        let width = if site.kind == SiteKind::Embedding { d_out } else { d_in };
+    fn row(&self, param: &Arc<ParamSpec>) -> Result<PlanRow> {
+        let (d_in, d_out) = param.features();
+        let width = if param.kind == ParamKind::Embedding { d_out } else { d_in };
         let (blocks, size) = if self.r == 0 {
             let size = nearest_divisor(width, self.oft_block_size);
             (width / size, size)
@@ -247,7 +247,7 @@ impl OftConfig {
             terms: self.use_cayley_neumann.then_some(self.num_cayley_neumann_terms),
             identity: self.init_weights,
         };
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 
     /// The series changed in 0.18; the reference warns about older files.
@@ -259,8 +259,8 @@ impl OftConfig {
     }
 }
 
-impl Method for OftConfig {
-    const ABOUT: About = About {
+impl Tuner for OftConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "OFT",
         peft_type: PEFT_TYPE,
         what: "rotations of the input, block by block",
@@ -273,12 +273,12 @@ impl Method for OftConfig {
     }
 }
 
-impl Tuner for OftConfig {
+impl PeftConfig for OftConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         if (self.r == 0) == (self.oft_block_size == 0) {
             let reason = format!(
                 "and `oft_block_size` are {} and {}: give one, and 0 for the other",
@@ -286,7 +286,7 @@ impl Tuner for OftConfig {
             );
             return Err(PeftError::config("r", reason));
         }
-        let mut plan = self.common().plan(sites, |_| None, |site| self.row(site))?;
+        let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         if self.module_dropout > 0.0 {
             plan.notes.push("module_dropout has no effect on OFT, as in the reference".into());
@@ -312,14 +312,14 @@ struct BuildOft {
     identity: bool,
 }
 
-impl Build for BuildOft {
+impl AdapterBuilder for BuildOft {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let shape = [self.own, self.size * (self.size - 1) / 2];
         let weight = if self.identity { init.constant(shape, 0.0) } else { init.normal(shape, 0.1) };
         let rotation =
             Rotation { weight, block_size: self.size, blocks: self.blocks, eps: self.eps, terms: self.terms };
-        match base.site().kind {
-            SiteKind::Embedding => AnyAdapter::new(OftEmbedding { oft_embedding_R: rotation }),
+        match base.param().kind {
+            ParamKind::Embedding => AnyAdapter::new(OftEmbedding { oft_embedding_R: rotation }),
             _ => AnyAdapter::new(OftLayer { oft_R: rotation }),
         }
     }

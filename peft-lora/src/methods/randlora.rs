@@ -20,8 +20,8 @@ use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Method, Names, PeftError, Plan, PlanRow,
-    Result, Site, Sites, TorchGenerator, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamRole, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -60,18 +60,18 @@ impl RandLora {
 }
 
 impl Adapter for RandLora {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        let (d_in, d_out) = site.features();
+        let (d_in, d_out) = param.features();
         let (b, a) = self.factors((d_in, d_out));
         let product = b.matmul(a).mul_scalar(self.scale);
         let delta = if d_in <= d_out { product } else { product.transpose() };
-        weight + site.out_in(delta).reshape(dims)
+        weight + param.out_in(delta).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let output = below.forward(input.clone());
-        let (d_in, d_out) = below.site().features();
+        let (d_in, d_out) = below.param().features();
         let (b, a) = self.factors((d_in, d_out));
         let input = self.dropout.forward(input);
         let update =
@@ -79,13 +79,13 @@ impl Adapter for RandLora {
         output + update.mul_scalar(self.scale)
     }
 
-    fn kept(&self, field: &str) -> Kept {
+    fn role(&self, field: &str) -> ParamRole {
         match field {
             "randlora_A" | "randlora_B" if self.saved => {
-                Kept::Shared { key: format!("base_model.{field}"), copies: true }
+                ParamRole::Shared { key: format!("base_model.{field}"), copies: true }
             }
-            "randlora_A" | "randlora_B" => Kept::Derived,
-            _ => Kept::Trained,
+            "randlora_A" | "randlora_B" => ParamRole::Derived,
+            _ => ParamRole::Trained,
         }
     }
 }
@@ -174,9 +174,9 @@ impl RandLoraConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>, bases: &Arc<Bases>) -> Result<PlanRow> {
-        self.common().only_linear(site)?;
-        let (d_in, d_out) = site.features();
+    fn row(&self, param: &Arc<ParamSpec>, bases: &Arc<Bases>) -> Result<PlanRow> {
+        self.common().only_linear(param)?;
+        let (d_in, d_out) = param.features();
         let small = d_in.min(d_out);
         let count = small.div_ceil(self.r);
         let build = BuildRandLora {
@@ -190,12 +190,12 @@ impl RandLoraConfig {
         };
         let parameters = count * (self.r + small);
         let label = format!("r={} α={}", self.r, self.randlora_alpha);
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 }
 
-impl Method for RandLoraConfig {
-    const ABOUT: About = About {
+impl Tuner for RandLoraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "RandLoRA",
         peft_type: PEFT_TYPE,
         what: "scales of random low-rank matrices",
@@ -208,18 +208,18 @@ impl Method for RandLoraConfig {
     }
 }
 
-impl Tuner for RandLoraConfig {
+impl PeftConfig for RandLoraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_dropout("randlora_dropout", self.randlora_dropout)?;
         if !self.randlora_alpha.is_finite() {
             return Err(PeftError::config("randlora_alpha", "must be a finite number"));
         }
-        let layers = self.common().sites(sites, |_| None)?;
+        let layers = self.common().spec(spec, |_| None)?;
         let widest = |side: fn((usize, usize)) -> usize| layers.0.iter().map(|it| side(it.features())).max();
         let (d_in, d_out) = (widest(|it| it.0).unwrap_or(0), widest(|it| it.1).unwrap_or(0));
         let bases = Arc::new(Bases {
@@ -234,7 +234,7 @@ impl Tuner for RandLoraConfig {
             },
             drawn: OnceLock::new(),
         });
-        self.common().plan_of(sites, layers, |site| self.row(site, &bases))
+        self.common().plan_of(spec, layers, |param| self.row(param, &bases))
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
@@ -326,9 +326,9 @@ struct BuildRandLora {
     bases: Arc<Bases>,
 }
 
-impl Build for BuildRandLora {
+impl AdapterBuilder for BuildRandLora {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (d_in, d_out) = base.site().features();
+        let (d_in, d_out) = base.param().features();
         let small = d_in.min(d_out);
         let (lambda, gamma) = ([self.rank, self.count], [self.count, small]);
         let (randlora_lambda, randlora_gamma) = if self.start {

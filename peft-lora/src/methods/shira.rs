@@ -11,8 +11,8 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Kept, Method, Names, PeftError, Plan, PlanRow, Result, Site,
-    Sites, TorchGenerator, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, Names, ParamRole, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -33,8 +33,8 @@ pub struct Shira {
 
 impl Shira {
     /// `[out, in]`
-    fn delta(&self, site: &Site) -> Tensor<2> {
-        let (d_in, d_out) = site.features();
+    fn delta(&self, param: &ParamSpec) -> Tensor<2> {
+        let (d_in, d_out) = param.features();
         let values = self.shira_weight.val();
         let count = values.dims()[0];
         let indices = self.shira_indices.val();
@@ -46,29 +46,29 @@ impl Shira {
 }
 
 impl Adapter for Shira {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        weight + site.out_in(self.delta(site)).reshape(dims)
+        weight + param.out_in(self.delta(param)).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
-        let delta = below.site().out_in(self.delta(below.site()));
+        let delta = below.param().out_in(self.delta(below.param()));
         below.forward(input.clone()) + below.apply(input, delta, None)
     }
 
-    fn kept(&self, field: &str) -> Kept {
-        if field == "shira_indices" { Kept::Constant } else { Kept::Trained }
+    fn role(&self, field: &str) -> ParamRole {
+        if field == "shira_indices" { ParamRole::Constant } else { ParamRole::Trained }
     }
 
-    fn check(&self, site: &Site) -> std::result::Result<(), String> {
-        let (d_in, d_out) = site.features();
+    fn check(&self, param: &ParamSpec) -> std::result::Result<(), String> {
+        let (d_in, d_out) = param.features();
         let places: Vec<i64> = self.shira_indices.val().into_data().iter::<i64>().collect();
         let (rows, columns) = places.split_at(places.len() / 2);
         let inside = |places: &[i64], size: usize| places.iter().all(|it| (0..size as i64).contains(it));
         if inside(rows, d_out) && inside(columns, d_in) {
             return Ok(());
         }
-        Err(format!("shira_indices name entries outside of `{}` ({d_out} × {d_in})", site.module))
+        Err(format!("shira_indices name entries outside of `{}` ({d_out} × {d_in})", param.module))
     }
 }
 
@@ -134,16 +134,16 @@ impl ShiraConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>) -> Result<PlanRow> {
-        self.common().only_linear(site)?;
-        let (d_in, d_out) = site.features();
+    fn row(&self, param: &Arc<ParamSpec>) -> Result<PlanRow> {
+        self.common().only_linear(param)?;
+        let (d_in, d_out) = param.features();
         let count = self.r * (d_in + d_out);
         if count > d_in * d_out {
-            let reason = format!("is {}: {count} entries, but `{}` has only {}", self.r, site.module, d_in * d_out);
+            let reason = format!("is {}: {count} entries, but `{}` has only {}", self.r, param.module, d_in * d_out);
             return Err(PeftError::config("r", reason));
         }
         let build = BuildShira { count, seed: self.random_seed, zero: self.init_weights };
-        Ok(PlanRow { site: site.clone(), label: format!("r={}", self.r), parameters: count, build: Arc::new(build) })
+        Ok(PlanRow { param: param.clone(), label: format!("r={}", self.r), parameters: count, build: Arc::new(build) })
     }
 }
 
@@ -152,8 +152,8 @@ fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
     (model_type == "phi").then_some(&["q_proj", "v_proj"])
 }
 
-impl Method for ShiraConfig {
-    const ABOUT: About = About {
+impl Tuner for ShiraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "SHiRA",
         peft_type: PEFT_TYPE,
         what: "a few entries of the weight",
@@ -166,14 +166,14 @@ impl Method for ShiraConfig {
     }
 }
 
-impl Tuner for ShiraConfig {
+impl PeftConfig for ShiraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
-        let mut plan = self.common().plan(sites, defaults, |site| self.row(site))?;
+        let mut plan = self.common().plan(spec, defaults, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         if self.mask_type != "random" {
             let note = "is not known: places come from the file, and a new adapter draws them at random";
@@ -194,9 +194,9 @@ struct BuildShira {
     zero: bool,
 }
 
-impl Build for BuildShira {
+impl AdapterBuilder for BuildShira {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (d_in, d_out) = base.site().features();
+        let (d_in, d_out) = base.param().features();
         let seed = self.seed.unwrap_or_else(|| i64::from(init.bits()));
         let mut places = TorchGenerator::new(seed).permutation(d_in * d_out);
         places.truncate(self.count);

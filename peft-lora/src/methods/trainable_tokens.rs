@@ -11,8 +11,8 @@ use indexmap::IndexMap;
 use peft_core::config::fields::{self, SavedModules};
 use peft_core::forward::{EmbeddingBelow, LinearBelow};
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Init, Method, Names, PeftError, Plan, PlanRow, Result, Selection,
-    Site, SiteKind, Sites, Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Selection, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -43,11 +43,11 @@ impl TokenRows {
 }
 
 impl Adapter for TokenRows {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
-        let rows = self.put(site.out_in(weight.reshape(plain)), self.trainable_tokens_delta.val());
-        site.out_in(rows).reshape(dims)
+        let rows = self.put(param.out_in(weight.reshape(plain)), self.trainable_tokens_delta.val());
+        param.out_in(rows).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -79,9 +79,9 @@ impl Adapter for TokenRows {
         true
     }
 
-    fn file_key(&self, site: &Site, field: &str) -> String {
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
         let inner = inner(self.beside_lora);
-        format!("{}.{inner}{field}", site.module)
+        format!("{}.{inner}{field}", param.module)
     }
 }
 
@@ -93,9 +93,9 @@ struct BuildTokenRows {
     beside_lora: bool,
 }
 
-impl Build for BuildTokenRows {
+impl AdapterBuilder for BuildTokenRows {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let rows = table_rows(base.site());
+        let rows = table_rows(base.param());
         let device = init.device().clone().without_autodiff();
         let (mut frozen, mut places) = (vec![1.0f32; rows], vec![0i64; rows]);
         for (place, index) in self.indices.iter().enumerate() {
@@ -119,9 +119,9 @@ impl Build for BuildTokenRows {
         })
     }
 
-    fn tensors(&self, site: &Site) -> Option<Vec<(String, Vec<usize>)>> {
-        let width = site.len() / table_rows(site).max(1);
-        let key = site.file_key(&format!("{}trainable_tokens_delta", inner(self.beside_lora)));
+    fn tensors(&self, param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+        let width = param.len() / table_rows(param).max(1);
+        let key = param.file_key(&format!("{}trainable_tokens_delta", inner(self.beside_lora)));
         Some(vec![(key, vec![self.indices.len(), width])])
     }
 }
@@ -132,20 +132,20 @@ fn inner(beside_lora: bool) -> &'static str {
 }
 
 /// Rows of a table; outputs of a head.
-fn table_rows(site: &Site) -> usize {
-    let (first, second) = site.features();
-    if site.kind == SiteKind::Embedding { first } else { second }
+fn table_rows(param: &ParamSpec) -> usize {
+    let (first, second) = param.features();
+    if param.kind == ParamKind::Embedding { first } else { second }
 }
 
 /// A row of a plan that trains these rows of a table or a head.
-fn row(site: &Arc<Site>, indices: &[usize], field: &str, identity: bool, beside_lora: bool) -> Result<PlanRow> {
-    if !matches!(site.kind, SiteKind::Embedding | SiteKind::Linear(_)) {
-        let reason = format!("names `{}`, which is neither an embedding nor a linear layer", site.module);
+fn row(param: &Arc<ParamSpec>, indices: &[usize], field: &str, identity: bool, beside_lora: bool) -> Result<PlanRow> {
+    if !matches!(param.kind, ParamKind::Embedding | ParamKind::Linear(_)) {
+        let reason = format!("names `{}`, which is neither an embedding nor a linear layer", param.module);
         return Err(PeftError::config(field, reason));
     }
-    let (rows, width) = (table_rows(site), site.len() / table_rows(site).max(1));
+    let (rows, width) = (table_rows(param), param.len() / table_rows(param).max(1));
     if let Some(index) = indices.iter().find(|it| **it >= rows) {
-        let reason = format!("names the row {index}, but `{}` has {rows}; resize the vocabulary first", site.module);
+        let reason = format!("names the row {index}, but `{}` has {rows}; resize the vocabulary first", param.module);
         return Err(PeftError::config(field, reason));
     }
     if let Some(index) = indices.iter().enumerate().find(|(at, it)| indices[..*at].contains(it)).map(|(_, it)| it) {
@@ -153,7 +153,7 @@ fn row(site: &Arc<Site>, indices: &[usize], field: &str, identity: bool, beside_
     }
     let build = BuildTokenRows { indices: indices.to_vec(), identity, beside_lora };
     Ok(PlanRow {
-        site: site.clone(),
+        param: param.clone(),
         label: format!("{} rows", indices.len()),
         parameters: indices.len() * width,
         build: Arc::new(build),
@@ -161,10 +161,9 @@ fn row(site: &Arc<Site>, indices: &[usize], field: &str, identity: bool, beside_
 }
 
 /// The table that turns ids into vectors: the first one of the model.
-fn input_table(sites: &Sites) -> Result<&Arc<Site>> {
-    sites
-        .layers()
-        .find(|it| it.kind == SiteKind::Embedding)
+fn input_table(spec: &ModelSpec) -> Result<&Arc<ParamSpec>> {
+    spec.layers()
+        .find(|it| it.kind == ParamKind::Embedding)
         .ok_or_else(|| PeftError::config("target_modules", "must be given: this model has no embedding"))
 }
 
@@ -180,17 +179,17 @@ pub enum TokenIndices {
 
 impl TokenIndices {
     /// Adds the rows to a plan.
-    pub(crate) fn add_to(&self, plan: &mut Plan, sites: &Sites, saved: &SavedModules) -> Result<()> {
+    pub(crate) fn add_to(&self, plan: &mut Plan, spec: &ModelSpec, saved: &SavedModules) -> Result<()> {
         const FIELD: &str = "trainable_token_indices";
         let tables: IndexMap<String, Vec<usize>> = match self {
-            Self::Rows(rows) => IndexMap::from([(input_table(sites)?.module.clone(), rows.clone())]),
+            Self::Rows(rows) => IndexMap::from([(input_table(spec)?.module.clone(), rows.clone())]),
             Self::ByLayer(tables) => tables.clone(),
         };
         for (name, rows) in &tables {
             // The reference compares ends of paths without regard to dots.
-            let found: Vec<&Arc<Site>> = sites.layers().filter(|it| it.module.ends_with(name.as_str())).collect();
+            let found: Vec<&Arc<ParamSpec>> = spec.layers().filter(|it| it.module.ends_with(name.as_str())).collect();
             if found.is_empty() {
-                let is_tied_head = sites.heads.iter().any(|head| head.ends_with(name.as_str()));
+                let is_tied_head = spec.heads.iter().any(|head| head.ends_with(name.as_str()));
                 if is_tied_head && tables.values().any(|other| other == rows && tables.len() > 1) {
                     continue;
                 }
@@ -201,16 +200,16 @@ impl TokenIndices {
                 };
                 return Err(PeftError::config(FIELD, reason));
             }
-            for site in found {
-                if saved.contains(&site.module) {
+            for param in found {
+                if saved.contains(&param.module) {
                     let reason = format!("names `{name}`, which `modules_to_save` trains whole: give one of both");
                     return Err(PeftError::config(FIELD, reason));
                 }
-                if plan.rows.iter().any(|it| it.site.path() == site.path()) {
+                if plan.rows.iter().any(|it| it.param.path() == param.path()) {
                     let reason = format!("names `{name}`, which is among `target_modules` too: give one of both");
                     return Err(PeftError::config(FIELD, reason));
                 }
-                plan.rows.push(row(site, rows, FIELD, true, true)?);
+                plan.rows.push(row(param, rows, FIELD, true, true)?);
             }
         }
         Ok(())
@@ -247,8 +246,8 @@ impl TrainableTokensConfig {
     }
 }
 
-impl Method for TrainableTokensConfig {
-    const ABOUT: About = About {
+impl Tuner for TrainableTokensConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "trainable tokens",
         peft_type: PEFT_TYPE,
         what: "some rows of the table of words",
@@ -261,22 +260,22 @@ impl Method for TrainableTokensConfig {
     }
 }
 
-impl Tuner for TrainableTokensConfig {
+impl PeftConfig for TrainableTokensConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         if self.token_indices.is_empty() {
             return Err(PeftError::config("token_indices", "is empty: name the rows to train"));
         }
-        let table = [input_table(sites)?.module.as_str()];
+        let table = [input_table(spec)?.module.as_str()];
         let selection = Selection { target_modules: self.target_modules.clone(), ..Selection::default() };
-        let selected = selection.resolve(sites, Some(&table))?;
-        let mut plan = Plan::new("trainable tokens", sites);
-        for site in &selected.sites {
-            plan.rows.push(row(site, &self.token_indices, "token_indices", self.init_weights, false)?);
+        let selected = selection.resolve(spec, Some(&table))?;
+        let mut plan = Plan::new("trainable tokens", spec);
+        for param in &selected.spec {
+            plan.rows.push(row(param, &self.token_indices, "token_indices", self.init_weights, false)?);
         }
         plan.unmatched = selected.unmatched;
         Ok(plan)

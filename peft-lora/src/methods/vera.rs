@@ -15,8 +15,8 @@ use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::{
-    About, Adapter, AnyAdapter, BaseTensor, Build, Indices, Init, Kept, Method, Names, PeftError, Plan, PlanRow,
-    Result, Site, Sites, TorchGenerator, Tuner,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Indices, Init, MethodInfo, ModelSpec, Names, ParamRole, ParamSpec,
+    PeftConfig, PeftError, Plan, PlanRow, Result, TorchGenerator, Tuner,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -49,26 +49,28 @@ impl Vera {
 }
 
 impl Adapter for Vera {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
-        let (a, b) = self.projections(site.features());
+        let (a, b) = self.projections(param.features());
         let delta =
             (b * self.vera_lambda_b.val().unsqueeze_dim(1)).matmul(a * self.vera_lambda_d.val().unsqueeze_dim(1));
-        weight + site.out_in(delta).reshape(dims)
+        weight + param.out_in(delta).reshape(dims)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let output = below.forward(input.clone());
-        let (a, b) = self.projections(below.site().features());
+        let (a, b) = self.projections(below.param().features());
         let low = self.dropout.forward(input).matmul(a.transpose()) * self.vera_lambda_d.val().unsqueeze();
         output + low.matmul(b.transpose()) * self.vera_lambda_b.val().unsqueeze()
     }
 
-    fn kept(&self, field: &str) -> Kept {
+    fn role(&self, field: &str) -> ParamRole {
         match field {
-            "vera_A" | "vera_B" if self.saved => Kept::Shared { key: format!("base_model.{field}"), copies: false },
-            "vera_A" | "vera_B" => Kept::Derived,
-            _ => Kept::Trained,
+            "vera_A" | "vera_B" if self.saved => {
+                ParamRole::Shared { key: format!("base_model.{field}"), copies: false }
+            }
+            "vera_A" | "vera_B" => ParamRole::Derived,
+            _ => ParamRole::Trained,
         }
     }
 }
@@ -150,16 +152,16 @@ impl VeraConfig {
         }
     }
 
-    fn row(&self, site: &Arc<Site>, projections: &Arc<Projections>) -> Result<PlanRow> {
-        self.common().only_linear(site)?;
+    fn row(&self, param: &Arc<ParamSpec>, projections: &Arc<Projections>) -> Result<PlanRow> {
+        self.common().only_linear(param)?;
         let build = BuildVera {
             dropout: self.vera_dropout,
             start: self.init_weights.then_some(self.d_initial as f32),
             saved: self.save_projection,
             projections: Arc::clone(projections),
         };
-        let (label, parameters) = (format!("r={}", self.r), self.r + site.features().1);
-        Ok(PlanRow { site: site.clone(), label, parameters, build: Arc::new(build) })
+        let (label, parameters) = (format!("r={}", self.r), self.r + param.features().1);
+        Ok(PlanRow { param: param.clone(), label, parameters, build: Arc::new(build) })
     }
 }
 
@@ -168,8 +170,8 @@ fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
     (model_type == "phi").then_some(&["q_proj", "v_proj"])
 }
 
-impl Method for VeraConfig {
-    const ABOUT: About = About {
+impl Tuner for VeraConfig {
+    const INFO: MethodInfo = MethodInfo {
         name: "VeRA",
         peft_type: PEFT_TYPE,
         what: "two vectors a layer around random projections that all layers share",
@@ -182,18 +184,18 @@ impl Method for VeraConfig {
     }
 }
 
-impl Tuner for VeraConfig {
+impl PeftConfig for VeraConfig {
     fn peft_type(&self) -> &str {
         PEFT_TYPE
     }
 
-    fn plan(&self, sites: &Sites) -> Result<Plan> {
+    fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_dropout("vera_dropout", self.vera_dropout)?;
         if !self.d_initial.is_finite() {
             return Err(PeftError::config("d_initial", "must be a finite number"));
         }
-        let layers = self.common().sites(sites, defaults)?;
+        let layers = self.common().spec(spec, defaults)?;
         let widest = |side: fn((usize, usize)) -> usize| layers.0.iter().map(|it| side(it.features())).max();
         let projections = Arc::new(Projections {
             rank: self.r,
@@ -202,7 +204,7 @@ impl Tuner for VeraConfig {
             key: self.projection_prng_key,
             drawn: OnceLock::new(),
         });
-        self.common().plan_of(sites, layers, |site| self.row(site, &projections))
+        self.common().plan_of(spec, layers, |param| self.row(param, &projections))
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
@@ -245,9 +247,9 @@ struct BuildVera {
     projections: Arc<Projections>,
 }
 
-impl Build for BuildVera {
+impl AdapterBuilder for BuildVera {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
-        let (rank, (_, d_out)) = (self.projections.rank, base.site().features());
+        let (rank, (_, d_out)) = (self.projections.rank, base.param().features());
         let (vera_lambda_b, vera_lambda_d) = match self.start {
             Some(start) => (init.constant([d_out], 0.0), init.constant([rank], start)),
             None => (init.constant([d_out], 1.0), init.normal([rank], 1.0)),

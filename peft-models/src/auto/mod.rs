@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint, Placement};
-use peft_core::{Describe, Init, LoadReport, PathStack, PeftError, Result, Sites};
+use peft_core::{Adaptable, Init, LoadReport, ModelSpec, PathStack, PeftError, Result};
 use serde_json::{Value, json};
 
 use crate::common::config::{LabelConfig, RawConfig};
@@ -101,9 +101,9 @@ macro_rules! architectures {
             }
         }
 
-        impl Describe for $name {
-            fn describe(&self) -> Sites {
-                $each!(self, it => it.describe())
+        impl Adaptable for $name {
+            fn spec(&self) -> ModelSpec {
+                $each!(self, it => it.spec())
             }
         }
     };
@@ -361,12 +361,12 @@ impl CausalLm for AutoCausalLm {
         causal_lm!(self, it => it.head_weight())
     }
 
-    fn forgets_beyond(&self) -> Option<usize> {
-        causal_lm!(self, it => it.forgets_beyond())
+    fn cache_limit(&self) -> Option<usize> {
+        causal_lm!(self, it => it.cache_limit())
     }
 
-    fn keeps_texts_apart(&self) -> bool {
-        causal_lm!(self, it => it.keeps_texts_apart())
+    fn supports_packing(&self) -> bool {
+        causal_lm!(self, it => it.supports_packing())
     }
 
     fn is_tied(&self) -> bool {
@@ -499,8 +499,8 @@ fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a s
 }
 
 /// A table of words that is read in several places is stored once, under the name of any of them.
-fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Describe, endings: &[&str]) {
-    let Some(prompts) = model.describe().prompts else { return };
+fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
+    let Some(prompts) = model.spec().prompts else { return };
     if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
         checkpoint.also_under(format!("{}.weight", prompts.table), key);
     }
@@ -536,20 +536,20 @@ fn start<M: Module>(model: M, absent: &[String], raw: &RawConfig, seed: u64, dev
         return model;
     }
     let std = raw.json.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
-    let sites = Sites::of(&model);
-    model.map(&mut Start { at: PathStack::default(), sites: &sites, absent, std, seed, device })
+    let spec = ModelSpec::of(&model);
+    model.map(&mut DrawMissing { at: PathStack::default(), spec: &spec, absent, std, seed, device })
 }
 
-struct Start<'a> {
+struct DrawMissing<'a> {
     at: PathStack,
-    sites: &'a Sites,
+    spec: &'a ModelSpec,
     absent: &'a [String],
     std: f64,
     seed: u64,
     device: &'a Device,
 }
 
-impl ModuleMapper for Start<'_> {
+impl ModuleMapper for DrawMissing<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.at.enter(name, container);
     }
@@ -560,10 +560,10 @@ impl ModuleMapper for Start<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let path = self.at.path();
-        let Some(site) = self.sites.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
-        let shape: [usize; D] = std::array::from_fn(|axis| site.shape[axis]);
-        let mut init = Init::new(self.seed, "base", site, self.device);
-        let start = match (site.param.as_str(), D) {
+        let Some(spec) = self.spec.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
+        let shape: [usize; D] = std::array::from_fn(|axis| spec.shape[axis]);
+        let mut init = Init::new(self.seed, "base", spec, self.device);
+        let start = match (spec.name.as_str(), D) {
             ("bias", _) => init.constant(shape, 0.0),
             // A norm.
             (_, 1) => init.constant(shape, 1.0),

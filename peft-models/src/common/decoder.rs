@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::nn::Embedding;
-use peft_core::{PromptShape, Sites};
+use peft_core::{ModelSpec, PromptShape};
 
 use crate::common::input::{KvCache, ModelInput};
 use crate::common::prompt;
@@ -11,7 +11,7 @@ use crate::common::prompt;
 /// A stack of causal layers without a head.
 pub trait Decoder: Module {
     /// The layers alone: the last hidden state, `[batch, seq, d_output]`. Texts that share a row are kept apart, see
-    /// [`CausalLm::keeps_texts_apart`](crate::common::task::CausalLm::keeps_texts_apart).
+    /// [`CausalLm::supports_packing`](crate::common::task::CausalLm::keeps_texts_apart).
     fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
 
     /// The last hidden state behind active prompts, `[batch, seq, d_output]`.
@@ -23,8 +23,8 @@ pub trait Decoder: Module {
     fn prompts(&self) -> PromptShape;
 
     /// The model's parameters for plans. `prefix` is the field that holds the stack.
-    fn sites(&self, sites: Sites, prefix: &str) -> Sites {
-        sites.with_model_type(self.model_type()).with_prompts(prefix, self.prompts())
+    fn spec_within(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
+        spec.with_model_type(self.model_type()).with_prompts(prefix, self.prompts())
     }
 
     /// The table that turns ids into vectors.
@@ -35,8 +35,8 @@ pub trait Decoder: Module {
         None
     }
 
-    /// See [`CausalLm::forgets_beyond`](crate::common::task::CausalLm::forgets_beyond).
-    fn forgets_beyond(&self) -> Option<usize> {
+    /// See [`CausalLm::cache_limit`](crate::common::task::CausalLm::forgets_beyond).
+    fn cache_limit(&self) -> Option<usize> {
         None
     }
 
@@ -60,8 +60,8 @@ macro_rules! decoder_heads {
         $crate::common::decoder::decoder_heads! { @classifier $model, $config, $field: $width, $classifier }
 
         impl $model {
-            fn describe_below_head(&self, sites: peft_core::Sites) -> peft_core::Sites {
-                $crate::common::decoder::Decoder::sites(self, sites, stringify!($field))
+            fn spec_with_head(&self, spec: peft_core::ModelSpec) -> peft_core::ModelSpec {
+                $crate::common::decoder::Decoder::spec_within(self, spec, stringify!($field))
             }
         }
     };
@@ -70,9 +70,9 @@ macro_rules! decoder_heads {
     (@bias bias) => { true };
 
     (@base $model:ident) => {
-        impl peft_core::Describe for $model {
-            fn describe(&self) -> peft_core::Sites {
-                $crate::common::decoder::Decoder::sites(self, peft_core::Sites::of(self), "")
+        impl peft_core::Adaptable for $model {
+            fn spec(&self) -> peft_core::ModelSpec {
+                $crate::common::decoder::Decoder::spec_within(self, peft_core::ModelSpec::of(self), "")
             }
         }
 
@@ -102,9 +102,9 @@ macro_rules! decoder_heads {
             }
         }
 
-        impl peft_core::Describe for $causal {
-            fn describe(&self) -> peft_core::Sites {
-                self.$field.describe_below_head(peft_core::Sites::of(self)).with_heads(["lm_head"])
+        impl peft_core::Adaptable for $causal {
+            fn spec(&self) -> peft_core::ModelSpec {
+                self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads(["lm_head"])
             }
         }
 
@@ -123,7 +123,7 @@ macro_rules! decoder_heads {
                     None => $crate::common::decoder::Decoder::embedding(&self.$field).attend(hidden),
                 };
                 match $crate::common::decoder::Decoder::logit_cap(&self.$field) {
-                    Some(cap) => peft_core::ops::bend(logits, cap),
+                    Some(cap) => peft_core::ops::soft_cap(logits, cap),
                     None => logits,
                 }
             }
@@ -136,11 +136,11 @@ macro_rules! decoder_heads {
                 }
             }
 
-            fn forgets_beyond(&self) -> Option<usize> {
-                $crate::common::decoder::Decoder::forgets_beyond(&self.$field)
+            fn cache_limit(&self) -> Option<usize> {
+                $crate::common::decoder::Decoder::cache_limit(&self.$field)
             }
 
-            fn keeps_texts_apart(&self) -> bool {
+            fn supports_packing(&self) -> bool {
                 true
             }
 
@@ -184,9 +184,9 @@ macro_rules! decoder_heads {
             }
         }
 
-        impl peft_core::Describe for $classifier {
-            fn describe(&self) -> peft_core::Sites {
-                self.$field.describe_below_head(peft_core::Sites::of(self)).with_heads(["score"])
+        impl peft_core::Adaptable for $classifier {
+            fn spec(&self) -> peft_core::ModelSpec {
+                self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads(["score"])
             }
         }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Int, Tensor};
-use peft_core::ops::{AttentionMask, Sight};
+use peft_core::ops::{AttentionMask, Visibility};
 
 use crate::common::input::ModelInput;
 
 /// A query sees itself and what came before, within `window` tokens where there is one.
 pub fn causal(input: &ModelInput, past: usize, window: Option<usize>) -> Option<AttentionMask> {
-    let may_be_blind = input.attention_mask.is_some() || input.segment_ids.is_some();
-    Some(AttentionMask::new(causal_sight(input, past, window)?, may_be_blind))
+    let may_be_fully_masked = input.attention_mask.is_some() || input.segment_ids.is_some();
+    Some(AttentionMask::new(causal_sight(input, past, window)?, may_be_fully_masked))
 }
 
 /// As [`causal`], except for queries of padding that may see nothing: see [`AttentionMask::added`].
@@ -31,7 +31,7 @@ pub fn causal_behind(input: &ModelInput, past: usize, begins: Tensor<1, Int>) ->
     if let Some(mask) = &input.attention_mask {
         end = end.mask_fill(padded_queries(mask.clone(), seq), past as i64);
     }
-    AttentionMask::new(apart(Sight::between(end.zeros_like(), end), input, past), false)
+    AttentionMask::new(apart(Visibility::between(end.zeros_like(), end), input, past), false)
 }
 
 /// As [`causal`], except that padding sees everything: the mask of the later ChatGLMs.
@@ -45,8 +45,8 @@ pub fn causal_but_padding(input: &ModelInput, past: usize) -> Option<AttentionMa
     let after = Tensor::<1, Int>::arange(1..seq as i64 + 1, &input.device());
     let end = after.reshape([1, seq]).expand([batch, seq]).mask_fill(padded.clone(), seq as i64);
     let (queries, keys) = documents(input, past).expect("a mask tells documents from padding");
-    let queries = queries.expand([batch, seq]).mask_fill(padded, Sight::EVERYTHING);
-    Some(AttentionMask::new(Sight::between(end.zeros_like(), end).within(queries, keys), false))
+    let queries = queries.expand([batch, seq]).mask_fill(padded, Visibility::EVERYTHING);
+    Some(AttentionMask::new(Visibility::between(end.zeros_like(), end).within(queries, keys), false))
 }
 
 /// `[batch, total]` to `[batch, seq]`, true where a query is padding.
@@ -77,7 +77,7 @@ pub fn per_window<M>(windows: &[Option<usize>], mask: impl Fn(Option<usize>) -> 
 }
 
 /// Whom a query sees that sees itself and what came before; none if that is everyone.
-fn causal_sight(input: &ModelInput, past: usize, window: Option<usize>) -> Option<Sight> {
+fn causal_sight(input: &ModelInput, past: usize, window: Option<usize>) -> Option<Visibility> {
     let [_, seq] = input.dims();
     let total = past + seq;
     if seq == 1 && input.attention_mask.is_none() && input.segment_ids.is_none() && window.is_none_or(|it| it >= total)
@@ -88,13 +88,13 @@ fn causal_sight(input: &ModelInput, past: usize, window: Option<usize>) -> Optio
 }
 
 /// A query and what came before it. Visible are `window` keys, the query's own among them.
-fn before(input: &ModelInput, past: usize, window: Option<usize>) -> Sight {
+fn before(input: &ModelInput, past: usize, window: Option<usize>) -> Visibility {
     let [_, seq] = input.dims();
-    Sight::around(past..past + seq, window, 0, &input.device())
+    Visibility::around(past..past + seq, window, 0, &input.device())
 }
 
 /// Hides padding and the tokens of other documents too.
-fn apart(sight: Sight, input: &ModelInput, past: usize) -> Sight {
+fn apart(sight: Visibility, input: &ModelInput, past: usize) -> Visibility {
     match documents(input, past) {
         Some((queries, keys)) => sight.within(queries, keys),
         None => sight,
@@ -110,30 +110,30 @@ fn documents(input: &ModelInput, past: usize) -> Option<(Tensor<2, Int>, Tensor<
     let [batch, _] = segments.dims();
     let mut keys = segments.clone();
     if past > 0 {
-        keys = Tensor::cat(vec![Tensor::full([batch, past], Sight::EVERYONE, &segments.device()), keys], 1);
+        keys = Tensor::cat(vec![Tensor::full([batch, past], Visibility::EVERYONE, &segments.device()), keys], 1);
     }
     if let Some(mask) = &input.attention_mask {
-        keys = keys.mask_fill(mask.clone().equal_elem(0), Sight::NOBODY);
+        keys = keys.mask_fill(mask.clone().equal_elem(0), Visibility::NOBODY);
     }
     Some((segments.clone(), keys))
 }
 
 /// The documents of a text with padding, `[batch, total]`: one for all queries, `[1, 1]`, and those of the keys.
 fn kept(mask: Tensor<2, Int>) -> (Tensor<2, Int>, Tensor<2, Int>) {
-    let everyone = mask.full_like(Sight::EVERYONE);
-    (Tensor::zeros([1, 1], &mask.device()), everyone.mask_fill(mask.equal_elem(0), Sight::NOBODY))
+    let everyone = mask.full_like(Visibility::EVERYONE);
+    (Tensor::zeros([1, 1], &mask.device()), everyone.mask_fill(mask.equal_elem(0), Visibility::NOBODY))
 }
 
 /// Every query sees every token that is not padding, and the prefix of `past` positions.
 pub fn bidirectional(input: &ModelInput, past: usize) -> Option<AttentionMask> {
     let (queries, keys) = documents(input, past)?;
-    Some(AttentionMask::new(Sight::default().within(queries, keys), true))
+    Some(AttentionMask::new(Visibility::default().within(queries, keys), true))
 }
 
 /// Every query sees the tokens at most `reach` away that are not padding.
 pub fn nearby(input: &ModelInput, reach: usize) -> Option<AttentionMask> {
     let [_, seq] = input.dims();
-    let sight = Sight::around(0..seq, Some(reach + 1), reach, &input.device());
+    let sight = Visibility::around(0..seq, Some(reach + 1), reach, &input.device());
     Some(AttentionMask::new(apart(sight, input, 0), true))
 }
 
@@ -143,7 +143,7 @@ pub fn nearby(input: &ModelInput, reach: usize) -> Option<AttentionMask> {
 /// - attention_mask: `[batch, kv_len]` of the other text
 pub fn across(attention_mask: Option<&Tensor<2, Int>>) -> Option<AttentionMask> {
     let (queries, keys) = kept(attention_mask?.clone());
-    Some(AttentionMask::new(Sight::default().within(queries, keys), true))
+    Some(AttentionMask::new(Visibility::default().within(queries, keys), true))
 }
 
 /// Every token that is not padding sees every other one. Padding sees all alike: DeBERTa's rule, in which no query is
@@ -153,9 +153,9 @@ pub fn mutual(input: &ModelInput) -> Option<AttentionMask> {
     let sight = match &input.attention_mask {
         Some(mask) => {
             let end = mask.clone().not_equal_elem(0).int().mul_scalar(mask.dims()[1] as i64);
-            Sight::between(end.zeros_like(), end)
+            Visibility::between(end.zeros_like(), end)
         }
-        None => Sight::default(),
+        None => Visibility::default(),
     };
     Some(AttentionMask::new(sight.within(queries, keys), false))
 }

@@ -4,7 +4,7 @@
 
 use burn::tensor::{Int, Tensor};
 use peft_core::nn::Embedding;
-use peft_core::ops::Sight;
+use peft_core::ops::Visibility;
 use peft_core::{Prompt, forward};
 
 use crate::common::input::{KvCache, ModelInput, Tokens};
@@ -149,7 +149,7 @@ fn with_tokens(table: &Embedding, vectors: Option<Tensor<3>>, length: PromptLeng
     let words = input.tokens.embed(|ids| table.forward(ids));
     shifted.tokens = Tokens::Embeddings(Tensor::cat(vec![vectors, words], 1));
     shifted.token_type_ids = shifted.token_type_ids.map(|it| before(it, virtual_tokens, 0));
-    shifted.segment_ids = shifted.segment_ids.map(|it| before(it, virtual_tokens, Sight::EVERYONE));
+    shifted.segment_ids = shifted.segment_ids.map(|it| before(it, virtual_tokens, Visibility::EVERYONE));
     shifted.position_ids = shifted.position_ids.map(|it| {
         let first = length.keys as i64..length.total() as i64;
         let first =

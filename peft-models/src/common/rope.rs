@@ -257,7 +257,7 @@ fn need(field: &str, value: Option<f64>, kind: &str) -> Result<f64> {
 
 /// Slow frequencies are divided by `factor`, fast ones stay, and between the two it is a mixture.
 fn llama3(plain: Vec<f32>, factor: f32, low: f32, high: f32, original: f32) -> Vec<f32> {
-    let bend = |frequency: f32| {
+    let soft_cap = |frequency: f32| {
         let wavelength = TAU / frequency;
         if wavelength > original / low {
             frequency / factor
@@ -268,7 +268,7 @@ fn llama3(plain: Vec<f32>, factor: f32, low: f32, high: f32, original: f32) -> V
             (1.0 - smooth) * frequency / factor + smooth * frequency
         }
     };
-    plain.into_iter().map(bend).collect()
+    plain.into_iter().map(soft_cap).collect()
 }
 
 /// As `llama3`, with a mixture that is linear in the index.

@@ -27,13 +27,13 @@ pub trait CausalLm: Module {
 
     /// How many tokens a cache may have seen that goes on beyond them: at the next one, the model reads all of its text
     /// again, since it turns positions otherwise from there.
-    fn forgets_beyond(&self) -> Option<usize> {
+    fn cache_limit(&self) -> Option<usize> {
         None
     }
 
     /// Whether texts in one row, told apart by [`ModelInput::segment_ids`], each with positions of its own, get the hidden
     /// states that each gets in a row of its own.
-    fn keeps_texts_apart(&self) -> bool {
+    fn supports_packing(&self) -> bool {
         false
     }
 

@@ -103,7 +103,7 @@ impl<'a, M: CausalLm> Texts<'a, M> {
     /// Scores of what follows each text, `[rows][vocab]`.
     fn scores(&mut self) -> Vec<Vec<f32>> {
         let (rows, length) = (self.rows.len(), self.rows[0].ids.len());
-        if self.model.forgets_beyond().is_some_and(|it| self.seen <= it && length > it) {
+        if self.model.cache_limit().is_some_and(|it| self.seen <= it && length > it) {
             (self.cache, self.seen) = (KvCache::new(), 0);
         }
         let columns = |from: usize, of: fn(&Text) -> &Vec<i64>| {

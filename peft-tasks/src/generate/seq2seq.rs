@@ -105,7 +105,7 @@ impl<'a, M: Seq2SeqLm> Decoder<'a, M> {
     }
 
     fn select(&mut self, rows: &[usize]) {
-        forward::select_rows(rows);
+        forward::reorder_batch(rows);
         let rows = line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device);
         self.source = self.source.select(rows.clone());
         self.tasks = self.tasks.clone().map(|it| it.select(0, rows.clone()));

@@ -108,7 +108,7 @@ impl LanguageModelling {
 /// Texts in fewer rows than there are texts, none longer than the longest of them; none if they are to stay apart.
 fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<PackedRow>>> {
     let bound = |it: &&Sample| it.task_id.is_some() || it.type_ids.is_some();
-    if !model.keeps_texts_apart() || samples.iter().any(bound) {
+    if !model.supports_packing() || samples.iter().any(bound) {
         return Ok(None);
     }
     let longest = samples.iter().map(|it| it.len()).max().unwrap_or(0);

@@ -14,14 +14,14 @@ use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a sequence classifier.
 #[derive(Debug, Clone)]
-pub struct Classification {
+pub struct SequenceClassification {
     samples: Vec<Sample>,
     labels: Vec<Label>,
     set: LabelSet,
     padding: Padding,
 }
 
-impl Classification {
+impl SequenceClassification {
     /// Samples and their labels, in the same order.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Classification {
     }
 }
 
-impl<M: SequenceClassifier> Task<M> for Classification {
+impl<M: SequenceClassifier> Task<M> for SequenceClassification {
     fn lengths(&self) -> Vec<usize> {
         self.samples.iter().map(Sample::len).collect()
     }
@@ -92,7 +92,7 @@ impl<M: SequenceClassifier> Task<M> for Classification {
     }
 }
 
-impl Classification {
+impl SequenceClassification {
     fn measure(&self, outputs: &[Vec<f32>]) -> Result<Map<String, Value>> {
         let mut measures = Map::new();
         let classes = self.set.outputs();

@@ -109,7 +109,7 @@ impl Group {
             Self::Table
         } else if !key.contains("lora_B") && parameter.rank != 1 {
             Self::A
-        } else if key.contains("bias") || parameter.site.owner == "LayerNorm" {
+        } else if key.contains("bias") || parameter.param.owner == "LayerNorm" {
             Self::Undecayed
         } else {
             Self::B

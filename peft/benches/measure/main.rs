@@ -19,7 +19,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use peft::core::files::checkpoint::{FloatType, model_tensors, write_tensors};
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result, nn};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
 use peft::models::common::config::RawConfig;
@@ -27,7 +27,7 @@ use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
 use peft::tasks::data::sample::{Padding, Sample};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
-use peft::tasks::tasks::sequence_classification::Classification;
+use peft::tasks::tasks::sequence_classification::SequenceClassification;
 use peft::tasks::tasks::task::{Task, scalar};
 use peft::tasks::train::log::TrainRecord;
 use peft::tasks::train::trainer::{Observer, TrainConfig, train};
@@ -42,7 +42,7 @@ struct Args {
     #[arg(long)]
     task: TaskKind,
     #[arg(long)]
-    method: Method,
+    method: Tuner,
     #[arg(long, default_value_t = 8)]
     rank: usize,
     /// Every linear layer, not only the attention's as the method's defaults have it.
@@ -71,7 +71,7 @@ enum TaskKind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Method {
+enum Tuner {
     /// Writes random weights beside the folder's `config.json`; measures nothing.
     Synthesise,
     /// Training steps of LoRA or DoRA by our trainer.
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let device = peft::device::device(&args.device)?;
-    if args.method == Method::Synthesise {
+    if args.method == Tuner::Synthesise {
         return synthesise(args, &device);
     }
     let started = Instant::now();
@@ -116,18 +116,18 @@ fn run(args: &Args) -> Result<()> {
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.language_modelling()?;
             match args.method {
-                Method::Adapters => bench.infer(model, |model, input| {
+                Tuner::Adapters => bench.infer(model, |model, input| {
                     let logits = CausalLm::logits(model, input, None);
                     let [batch, seq, vocab] = logits.dims();
                     logits.reshape([batch * seq, vocab])
                 }),
-                Method::BurnLora => match model {
+                Tuner::BurnLora => match model {
                     AutoCausalLm::Gpt2(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
                     AutoCausalLm::Llama(it) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
                     #[allow(unreachable_patterns)]
                     _ => Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out")),
                 },
-                Method::Full => bench.full(model, &task),
+                Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
             }
         }
@@ -136,12 +136,12 @@ fn run(args: &Args) -> Result<()> {
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.classification(model.num_labels())?;
             match args.method {
-                Method::Adapters => bench.infer(model, SequenceClassifier::logits),
-                Method::BurnLora => match model {
+                Tuner::Adapters => bench.infer(model, SequenceClassifier::logits),
+                Tuner::BurnLora => match model {
                     AutoSequenceClassifier::Bert(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
                     _ => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
                 },
-                Method::Full => bench.full(model, &task),
+                Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
             }
         }
@@ -185,12 +185,12 @@ impl Bench<'_> {
         LanguageModelling::padded(self.rows()?.into_iter().map(Sample::language).collect(), 0)
     }
 
-    fn classification(&self, classes: usize) -> Result<Classification> {
+    fn classification(&self, classes: usize) -> Result<SequenceClassification> {
         let rows = self.rows()?;
         let labels = (0..rows.len()).map(|row| Label::Class(row % classes)).collect();
         let samples = rows.into_iter().map(|input_ids| Sample { input_ids, ..Sample::default() }).collect();
         let set = LabelSet::new(LabelKind::Single, (0..classes).map(|it| it.to_string()).collect());
-        Classification::new(samples, labels, set, Padding::right(0))
+        SequenceClassification::new(samples, labels, set, Padding::right(0))
     }
 
     fn lora_config(&self) -> LoraConfig {
@@ -200,9 +200,9 @@ impl Bench<'_> {
         if self.args.all_linear { config.all_linear() } else { config }
     }
 
-    fn peft<M: Module + Describe>(&self, model: M) -> PeftModel<M> {
-        let sites = model.describe();
-        PeftModel::with_sites(model, sites, &self.device)
+    fn peft<M: Module + Adaptable>(&self, model: M) -> PeftModel<M> {
+        let spec = model.spec();
+        PeftModel::with_spec(model, spec, &self.device)
     }
 
     fn loaded<M: Module>(&self, model: &M) -> Turns {
@@ -213,7 +213,7 @@ impl Bench<'_> {
     }
 
     /// The trainer that users run, with its clipping and its checks.
-    fn lora<M: Module + Describe, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
+    fn lora<M: Module + Adaptable, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
         let mut peft = self.peft(model);
         peft.add_adapter(DEFAULT_ADAPTER, self.lora_config(), 0)?;
         let mut config = TrainConfig {
@@ -230,7 +230,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn infer<M: Module + Describe>(&self, model: M, logits: impl Fn(&M, &ModelInput) -> Tensor<2>) -> Result<()> {
+    fn infer<M: Module + Adaptable>(&self, model: M, logits: impl Fn(&M, &ModelInput) -> Tensor<2>) -> Result<()> {
         let mut peft = self.peft(model);
         let names: Vec<String> = (0..self.args.adapters).map(|it| format!("adapter{it}")).collect();
         for (seed, name) in names.iter().enumerate() {

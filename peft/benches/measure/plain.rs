@@ -24,7 +24,7 @@ fn linear(from: ours::Projection) -> Linear {
     Linear { weight: param(weight), bias: from.bias.map(|it| param(it.base())) }
 }
 
-fn conv1d(from: ours::Conv1D) -> Linear {
+fn conv1d(from: ours::Gpt2Linear) -> Linear {
     Linear { weight: param(from.weight.base()), bias: Some(param(from.bias.base())) }
 }
 

@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::core::files::checkpoint::{BaseDtype, Placement};
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result};
 use peft::load::hub::{Hub, What};
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, Seq2SeqLm};
@@ -101,9 +101,9 @@ pub(crate) fn seq2seq_lm(model: &Path, adapters: &Adapters, place: &Placement) -
 }
 
 /// A model with adapters, named `default`, `adapter1`, ….
-pub(crate) fn adapted<M: Module + Describe>(base: M, adapters: &Adapters, device: &Device) -> Result<PeftModel<M>> {
-    let sites = base.describe();
-    let mut peft = PeftModel::with_sites(base, sites, device);
+pub(crate) fn adapted<M: Module + Adaptable>(base: M, adapters: &Adapters, device: &Device) -> Result<PeftModel<M>> {
+    let spec = base.spec();
+    let mut peft = PeftModel::with_spec(base, spec, device);
     for (at, (folder, strength)) in adapters.folders.iter().zip(&adapters.strengths).enumerate() {
         let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
         if peft.adapters().is_empty() {

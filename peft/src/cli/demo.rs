@@ -7,10 +7,10 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use peft::core::files::checkpoint::write_atomically;
-use peft::core::{DEFAULT_ADAPTER, Describe, PeftModel, Result};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::sampling::GenerationConfig;
@@ -113,12 +113,12 @@ fn print_next(output: &Path) {
 
 fn load(folder: &Path, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
     let (model, _) = auto::load_causal_lm(folder, device)?;
-    let sites = model.describe();
-    Ok(PeftModel::with_sites(model, sites, device))
+    let spec = model.spec();
+    Ok(PeftModel::with_spec(model, spec, device))
 }
 
 fn text(file: &Path, base: &Path, tokenizer: &Tokenizer) -> Result<LanguageModelling> {
-    DataOptions { file: file.to_path_buf(), ..DataOptions::default() }.language_modelling(base, tokenizer)
+    TextData { file: file.to_path_buf(), ..TextData::default() }.language_modelling(base, tokenizer)
 }
 
 fn perplexity(evaluation: &Evaluation) -> String {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use peft::core::{PeftError, Result};
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::labels::{LabelKind, LabelSet};
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::generate::sampling::GenerationConfig;
@@ -59,14 +59,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let place = args.place.placement()?;
     let device = &place.device;
     let tokenizer = Tokenizer::load(&folder)?;
-    let options = DataOptions {
+    let options = TextData {
         file: args.data.clone(),
         columns: args.columns.columns(),
         max_length: args.max_length,
         reserved: reserved_positions(&adapters)?,
         tasks: most_tasks(&adapters)?,
         doc_stride: args.doc_stride,
-        ..DataOptions::default()
+        ..TextData::default()
     };
     let evaluation = match args.task.as_str() {
         "causal-lm" => {

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use peft::core::files::checkpoint::{
     Checkpoint, FloatType, Placement, Stored, model_tensors, write_atomically, write_tensors,
 };
-use peft::core::{Describe, PeftError, Result};
+use peft::core::{Adaptable, PeftError, Result};
 use peft::models::auto;
 use peft::models::common::config::RawConfig;
 
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The weights of a model with its adapters folded in.
-fn merged<M: Module + Describe>(model: M, adapters: &Adapters, device: &Device) -> Result<Vec<Stored>> {
+fn merged<M: Module + Adaptable>(model: M, adapters: &Adapters, device: &Device) -> Result<Vec<Stored>> {
     Ok(model_tensors(&adapted(model, adapters, device)?.merge()?))
 }
 

@@ -1,6 +1,6 @@
 //! `peft methods`
 
-use peft::core::{KnownMethod, PeftError, Result};
+use peft::core::{PeftError, RegisteredMethod, Result};
 use serde_json::{Map, Value, json};
 
 #[derive(Debug, clap::Args)]
@@ -14,14 +14,14 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let methods = peft::methods();
-    let wanted = |it: &&KnownMethod| {
+    let wanted = |it: &&RegisteredMethod| {
         let same = |name: &str, given: &str| name.replace([' ', '-', '_'], "").eq_ignore_ascii_case(given);
         args.method.as_ref().is_none_or(|given| {
             let given = given.replace([' ', '-', '_'], "");
             same(it.about.name, &given) || same(it.about.peft_type, &given)
         })
     };
-    let found: Vec<&KnownMethod> = methods.described().iter().filter(wanted).collect();
+    let found: Vec<&RegisteredMethod> = methods.described().iter().filter(wanted).collect();
     if found.is_empty() {
         let known: Vec<&str> = methods.described().iter().map(|it| it.about.name).collect();
         let given = args.method.clone().unwrap_or_default();

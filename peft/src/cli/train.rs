@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, Describe, Labels, Names, PeftError, PeftModel, Result, Tuner, nn};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, Labels, Names, PeftConfig, PeftError, PeftModel, Result, nn};
 use peft::load::configure::{configure, tasks, virtual_positions};
 use peft::lora::{Bias, LoraConfig};
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{CausalLm, Seq2SeqLm};
-use peft::run::prepare::DataOptions;
+use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::curve::Curve;
@@ -164,7 +164,7 @@ impl Args {
     }
 
     /// The method: LoRA, unless the configuration names another.
-    fn tuner(&self, task_type: &str, folder: &Path) -> Result<Box<dyn Tuner>> {
+    fn tuner(&self, task_type: &str, folder: &Path) -> Result<Box<dyn PeftConfig>> {
         let json = self.json()?;
         let another = json.as_ref().filter(|it| it.get("peft_type").is_some_and(|it| it != peft::lora::PEFT_TYPE));
         let Some(mut json) = another.cloned() else { return Ok(Box::new(self.lora(task_type, json)?)) };
@@ -250,8 +250,8 @@ impl Args {
         Ok(config)
     }
 
-    fn data(&self, file: &Path) -> Result<DataOptions> {
-        Ok(DataOptions {
+    fn data(&self, file: &Path) -> Result<TextData> {
+        Ok(TextData {
             file: file.to_path_buf(),
             columns: self.columns.columns(),
             max_length: self.max_length,
@@ -276,7 +276,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.language_modelling(&folder, &tokenizer));
             let config = args.tuner("CAUSAL_LM", &folder)?;
             let (mut model, _) = auto::load_causal_lm(&folder, &place)?;
-            if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
+            if peft::forward::names_head(&peft::core::PeftConfig::to_json(&config)?) {
                 model = model.untied();
             }
             fit(args, model, config, None, &task, eval.transpose()?.as_ref(), device)
@@ -314,7 +314,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let eval = args.eval_data.as_ref().map(|it| args.data(it)?.sequence_to_sequence(&folder, &tokenizer));
             let config = args.tuner("SEQ_2_SEQ_LM", &folder)?;
             let (mut model, _) = auto::load_seq2seq_lm(&folder, &place)?;
-            if peft::forward::names_head(&peft::core::Tuner::to_json(&config)?) {
+            if peft::forward::names_head(&peft::core::PeftConfig::to_json(&config)?) {
                 model.untie();
             }
             fit(args, model, config, None, &task, eval.transpose()?.as_ref(), device)
@@ -347,18 +347,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn fit<M: Module + Describe, T: Task<M>>(
+fn fit<M: Module + Adaptable, T: Task<M>>(
     args: &Args,
     model: M,
-    tuner: Box<dyn Tuner>,
+    tuner: Box<dyn PeftConfig>,
     labels: Option<Labels>,
     task: &T,
     eval: Option<&T>,
     device: &burn::tensor::Device,
 ) -> Result<()> {
     let training = args.training()?;
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, device);
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, device);
     peft.base_name = Some(args.model.clone());
     let plan = peft.add_adapter(DEFAULT_ADAPTER, tuner, args.seed)?;
     println!("{plan}");

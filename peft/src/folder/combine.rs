@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft_core::{DEFAULT_ADAPTER, Describe, PeftError, PeftModel, Result};
+use peft_core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result};
 use peft_lora::combine::convert::{Conversion, ConvertToLora, Rank};
 use peft_lora::combine::weighted::{Combination, Combine};
 
@@ -29,7 +29,7 @@ pub fn convert(adapter: &Path, base: &Path, rank: Rank, output: &Path, device: &
     }
     impl OnModel for Job<'_> {
         type Output = Vec<Conversion>;
-        fn run<M: Module + Describe>(self, mut peft: PeftModel<M>) -> Result<Self::Output> {
+        fn run<M: Module + Adaptable>(self, mut peft: PeftModel<M>) -> Result<Self::Output> {
             let report = peft.convert_to_lora(DEFAULT_ADAPTER, MADE, self.rank)?;
             peft.save_adapter(self.output, MADE)?;
             Ok(report)
@@ -60,7 +60,7 @@ pub fn combine(
     }
     impl OnModel for Job<'_> {
         type Output = ();
-        fn run<M: Module + Describe>(self, mut peft: PeftModel<M>) -> Result<()> {
+        fn run<M: Module + Adaptable>(self, mut peft: PeftModel<M>) -> Result<()> {
             let weights: Vec<(&str, f64)> = self.weights.iter().map(|(name, it)| (name.as_str(), *it)).collect();
             let is_ia3 = peft.adapters().values().all(|it| it.config.peft_type() == "IA3");
             match self.how {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::Placement;
-use peft_core::{Describe, PeftError, PeftModel, Result, read_config};
+use peft_core::{Adaptable, PeftError, PeftModel, Result, read_config};
 use peft_models::{CausalLm, Seq2SeqLm, auto};
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub trait OnModel {
     ///
     /// # Errors
     /// Whatever can go wrong.
-    fn run<M: Module + Describe>(self, peft: PeftModel<M>) -> Result<Self::Output>;
+    fn run<M: Module + Adaptable>(self, peft: PeftModel<M>) -> Result<Self::Output>;
 }
 
 /// Loads the base in the folder `base` as the task of the first adapter wants it, puts all adapters on it by their
@@ -80,9 +80,9 @@ pub fn with_adapters<J: OnModel>(
     }
 }
 
-fn on<M: Module + Describe>(model: M, adapters: &[(String, PathBuf)], device: &Device) -> Result<PeftModel<M>> {
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, device);
+fn on<M: Module + Adaptable>(model: M, adapters: &[(String, PathBuf)], device: &Device) -> Result<PeftModel<M>> {
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, device);
     for (name, folder) in adapters {
         peft.load_adapter(folder, name, &methods())?;
     }

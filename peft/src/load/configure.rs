@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft_core::{Result, Tuner};
+use peft_core::{PeftConfig, Result};
 use serde_json::{Map, Value};
 
 use crate::methods;
@@ -11,7 +11,7 @@ use crate::methods;
 ///
 /// A prompt that starts from a text needs its ids: the tokenizer is that of `tokenizer_name_or_path`, if it is a folder,
 /// or else the model's.
-pub fn configure(#[allow(unused_mut)] mut json: Map<String, Value>, folder: &Path) -> Result<Box<dyn Tuner>> {
+pub fn configure(#[allow(unused_mut)] mut json: Map<String, Value>, folder: &Path) -> Result<Box<dyn PeftConfig>> {
     #[cfg(feature = "prompt")]
     if let Some(text) = initial_text(&json) {
         let named = json.get("tokenizer_name_or_path").and_then(Value::as_str).map(Path::new);

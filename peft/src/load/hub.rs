@@ -189,7 +189,7 @@ mod remote {
                     Some(_) => {}
                     None => match snapshot.get(MODEL_INDEX)? {
                         Some(index) => shards(&index)?.iter().try_for_each(|it| snapshot.require(it))?,
-                        None => return Err(snapshot.lacks(MODEL_WEIGHTS)),
+                        None => return Err(snapshot.missing_data(MODEL_WEIGHTS)),
                     },
                 }
                 OPTIONAL.iter().try_for_each(|it| snapshot.offer(it))?;
@@ -276,7 +276,7 @@ mod remote {
         fn require(&mut self, file: &str) -> Result<()> {
             match self.get(file)? {
                 Some(_) => Ok(()),
-                None => Err(self.lacks(file)),
+                None => Err(self.missing_data(file)),
             }
         }
 
@@ -291,10 +291,10 @@ mod remote {
             }
         }
 
-        fn lacks(&self, file: &str) -> PeftError {
+        fn missing_data(&self, file: &str) -> PeftError {
             match &self.api {
                 None => offline(self.hub, self.id, &format!("`{file}`")),
-                Some(api) => lacks(api, self.id, file),
+                Some(api) => missing_data(api, self.id, file),
             }
         }
 
@@ -334,7 +334,7 @@ mod remote {
             Ok(metadata) => Ok(metadata.commit_hash().to_owned()),
             // The repository is not there, or the file is not in it.
             Err(error) if status(&error) == Some(404) => match at.info() {
-                Ok(_) => Err(lacks(&at, id, file)),
+                Ok(_) => Err(missing_data(&at, id, file)),
                 Err(_) => Err(failed(hub, id, revision, file, &error)),
             },
             Err(error) => Err(failed(hub, id, revision, file, &error)),
@@ -388,7 +388,7 @@ mod remote {
         PeftError::Invalid(format!("`{id}` is no local folder, and cannot fetch `{file}` of it: {reason}{hint}"))
     }
 
-    fn lacks(api: &ApiRepo, id: &str, file: &str) -> PeftError {
+    fn missing_data(api: &ApiRepo, id: &str, file: &str) -> PeftError {
         let files: Vec<String> =
             api.info().map(|it| it.siblings.into_iter().map(|it| it.rfilename).collect()).unwrap_or_default();
         let has = |name: &str| files.iter().any(|it| it == name);

@@ -15,7 +15,7 @@ use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::language_modelling::LanguageModelling;
 use peft_tasks::tasks::masked_language_modelling::{MaskedLanguageModelling, Masking};
 use peft_tasks::tasks::question_answering::{Question, QuestionAnswering, windows};
-use peft_tasks::tasks::sequence_classification::Classification;
+use peft_tasks::tasks::sequence_classification::SequenceClassification;
 use peft_tasks::tasks::sequence_to_sequence::SequenceToSequence;
 use peft_tasks::tasks::similarity::Similarity;
 use peft_tasks::tasks::token_classification::TokenClassification;
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 /// Where the rows come from and how they become samples.
 #[derive(Debug, Clone, Default)]
-pub struct DataOptions {
+pub struct TextData {
     /// JSONL, JSON, CSV, TSV or plain text.
     pub file: PathBuf,
     /// Which column is what; the usual names are recognised.
@@ -48,7 +48,7 @@ const MAX_LENGTH: usize = 512;
 /// Column of the task of a row, called as the argument of the reference's models is, in the singular.
 const TASK_COLUMN: &str = "task_id";
 
-impl DataOptions {
+impl TextData {
     fn read(&self) -> Result<(Dataset, Columns)> {
         let data = Dataset::read(&self.file, TextRows::Document)?;
         let columns = self.columns.clone().or_detected(&data.columns())?;
@@ -184,7 +184,12 @@ impl DataOptions {
     }
 
     /// The task of a sequence classifier. `side` is where shorter rows are filled up.
-    pub fn classification(&self, model: &Path, tokenizer: &Tokenizer, set: &LabelSet) -> Result<Classification> {
+    pub fn classification(
+        &self,
+        model: &Path,
+        tokenizer: &Tokenizer,
+        set: &LabelSet,
+    ) -> Result<SequenceClassification> {
         let (data, columns) = self.read()?;
         let (text, label) = (
             peft_tasks::data::columns::required("text", &columns.text)?,
@@ -205,7 +210,7 @@ impl DataOptions {
             labels.push(set.label(&data, row, label)?);
         }
         let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
-        Classification::new(samples, labels, set.clone(), Padding::right(pad))
+        SequenceClassification::new(samples, labels, set.clone(), Padding::right(pad))
     }
 
     /// The task of a model that turns texts into vectors: pairs of texts, and a score for each if a label column is named
@@ -400,13 +405,13 @@ fn answer_places(value: &Value, context: &str) -> std::result::Result<Vec<Range<
         Value::Array(items) => items.iter().map(|it| place(&it["text"], &it["answer_start"])).collect(),
         Value::Object(fields) => {
             let list = |name: &str| fields.get(name).and_then(Value::as_array);
-            let (Some(texts), Some(starts)) = (list("text"), list("answer_start")) else {
+            let (Some(texts), Some(data_init)) = (list("text"), list("answer_start")) else {
                 return Err(format!("it holds {value}, {shape}"));
             };
-            if texts.len() != starts.len() {
-                return Err(format!("it holds {} texts and {} starts", texts.len(), starts.len()));
+            if texts.len() != data_init.len() {
+                return Err(format!("it holds {} texts and {} starts", texts.len(), data_init.len()));
             }
-            texts.iter().zip(starts).map(|(text, start)| place(text, start)).collect()
+            texts.iter().zip(data_init).map(|(text, start)| place(text, start)).collect()
         }
         other => Err(format!("it holds {other}, {shape}")),
     }

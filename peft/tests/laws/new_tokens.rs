@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use peft::core::{AdapterFolder, DEFAULT_ADAPTER, PeftModel, Tuner, laws};
+use peft::core::{AdapterFolder, DEFAULT_ADAPTER, PeftConfig, PeftModel, laws};
 use peft::lora::{LoraConfig, TokenIndices, TrainableTokensConfig};
 use peft::models::auto::AutoCausalLm;
 use peft::models::{CausalLm, ModelInput};
@@ -30,16 +30,16 @@ fn logits<M: CausalLm>(model: &M) -> TensorData {
     peft::core::nn::set_training(model.clone(), false).logits(&ModelInput::ids(ids), None).into_data()
 }
 
-fn json(tuner: &dyn Tuner) -> Map<String, Value> {
+fn json(tuner: &dyn PeftConfig) -> Map<String, Value> {
     let mut json = tuner.to_json().unwrap();
     json.insert("peft_type".into(), tuner.peft_type().into());
     json
 }
 
 /// Whether the method adapts the tables itself.
-fn has_table(tuner: &dyn Tuner, peft: &PeftModel<AutoCausalLm>, names: &Names) -> bool {
-    let rows = tuner.plan(peft.sites()).unwrap().rows;
-    rows.iter().any(|it| names.tables.iter().any(|table| it.site.module.ends_with(table)))
+fn has_table(tuner: &dyn PeftConfig, peft: &PeftModel<AutoCausalLm>, names: &Names) -> bool {
+    let rows = tuner.plan(peft.spec()).unwrap().rows;
+    rows.iter().any(|it| names.tables.iter().any(|table| it.param.module.ends_with(table)))
 }
 
 /// A table, and a head of its own, that are trained whole beside the method.
@@ -148,7 +148,7 @@ fn new_rows_are_trained_alone() {
         let alone = TrainableTokensConfig { token_indices: rows.clone(), ..Default::default() };
         let trainable_token_indices = Some(TokenIndices::Rows(rows.clone()));
         let beside = LoraConfig { trainable_token_indices, ..LoraConfig::new(4, 6.0) };
-        let tuners: [Box<dyn Tuner>; 2] = [Box::new(alone), Box::new(beside)];
+        let tuners: [Box<dyn PeftConfig>; 2] = [Box::new(alone), Box::new(beside)];
         for tuner in tuners {
             let mut peft = resized(names);
             let untouched = logits(&peft.model().valid());

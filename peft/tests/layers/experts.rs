@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Tensor, TensorData};
-use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, Sites, Tuner};
+use peft::core::{DEFAULT_ADAPTER, ModelSpec, PeftConfig, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 
 use super::{Net, description, floats, frozen, run_described};
@@ -46,13 +46,13 @@ impl Experts {
     }
 }
 
-fn describe(net: &Net<Experts>) -> Sites {
-    let sites = Sites::of(net);
-    if net.layer.transposed { sites.with_transposed(["layer"]) } else { sites }
+fn spec(net: &Net<Experts>) -> ModelSpec {
+    let spec = ModelSpec::of(net);
+    if net.layer.transposed { spec.with_transposed(["layer"]) } else { spec }
 }
 
 fn check(name: &str) {
-    run_described(name, Experts::recorded(name), describe, |layer, inputs| layer.forward(floats::<2>(inputs, "x")));
+    run_described(name, Experts::recorded(name), spec, |layer, inputs| layer.forward(floats::<2>(inputs, "x")));
 }
 
 layers! {
@@ -145,6 +145,6 @@ fn what_parameters_cannot_have_is_refused() {
     assert!(LoraConfig::parse(text).is_err());
     // A parameter of the model itself has no module that could name its file's keys.
     let own = PeftModel::new(Experts::recorded("experts_lora"), &device());
-    let top: Result<()> = on(&["mix"]).plan(own.sites()).map(|_| ());
+    let top: Result<()> = on(&["mix"]).plan(own.spec()).map(|_| ());
     assert!(matches!(&top, Err(PeftError::NothingMatched { .. } | PeftError::Config { .. })), "{top:?}");
 }

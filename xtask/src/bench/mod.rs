@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use options::Options;
 use report::{Compared, Measured};
 use runner::Runner;
-use shapes::{Method, Peer, Shape};
+use shapes::{Peer, Shape, Tuner};
 
 /// Relative difference of first losses above which two programs do not do the same work.
 const SAME: f64 = 1e-3;
@@ -79,7 +79,7 @@ impl Bench {
         Ok(())
     }
 
-    fn duel(&self, shape: &Shape, method: &Method, peer: Peer, folder: &Path) -> Result<Compared, String> {
+    fn duel(&self, shape: &Shape, method: &Tuner, peer: Peer, folder: &Path) -> Result<Compared, String> {
         // One after the other up to here, so that neither disturbs the other's load time and cold start.
         let mut ours = self.ours(shape, method, folder)?;
         let mut theirs = self.peer(shape, method, peer, folder)?;
@@ -99,13 +99,13 @@ impl Bench {
     }
 
     /// Our program, loaded and past its first step.
-    fn ours(&self, shape: &Shape, method: &Method, folder: &Path) -> Result<Runner, String> {
+    fn ours(&self, shape: &Shape, method: &Tuner, folder: &Path) -> Result<Runner, String> {
         let mut command = self.worker(shape, folder);
         command.args(method.arguments(method.kind));
         Runner::start(command, &format!("ours ({}, {})", shape.name, method.name))
     }
 
-    fn peer(&self, shape: &Shape, method: &Method, peer: Peer, folder: &Path) -> Result<Runner, String> {
+    fn peer(&self, shape: &Shape, method: &Tuner, peer: Peer, folder: &Path) -> Result<Runner, String> {
         let mut command = match (peer, &self.options.python) {
             (Peer::PeftTorch, Some(python)) => {
                 let mut command = Command::new(python);

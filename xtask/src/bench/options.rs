@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::shapes::{COMPARED, METHODS, Method, PEERS, Peer, SHAPES, Shape, TINY};
+use super::shapes::{COMPARED, METHODS, PEERS, Peer, SHAPES, Shape, TINY, Tuner};
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask bench [options]
@@ -29,7 +29,7 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     pub(crate) device: String,
     pub(crate) shapes: Vec<&'static Shape>,
-    pub(crate) methods: Vec<&'static Method>,
+    pub(crate) methods: Vec<&'static Tuner>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) steps: usize,
     pub(crate) threads: usize,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::runner::Outcome;
-use super::shapes::{Method, Peer, Shape};
+use super::shapes::{Peer, Shape, Tuner};
 
 /// A field of a row.
 #[derive(Debug, PartialEq)]
@@ -50,7 +50,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    pub(crate) fn new(shape: &Shape, method: &Method, backend: &str, outcome: &Outcome) -> Self {
+    pub(crate) fn new(shape: &Shape, method: &Tuner, backend: &str, outcome: &Outcome) -> Self {
         let seconds = median(&outcome.seconds);
         Self {
             shape: shape.name,
@@ -121,7 +121,7 @@ pub(crate) struct Compared {
 impl Compared {
     pub(crate) fn new(
         shape: &Shape,
-        method: &Method,
+        method: &Tuner,
         backend: &str,
         peer: Peer,
         ours: &Outcome,

@@ -78,7 +78,7 @@ pub(crate) const TINY: [Shape; 3] = [
 
 /// A method of fine-tuning, or of using what it made.
 #[derive(Debug)]
-pub(crate) struct Method {
+pub(crate) struct Tuner {
     pub(crate) name: &'static str,
     /// `--method` of both workers.
     pub(crate) kind: &'static str,
@@ -90,25 +90,25 @@ pub(crate) struct Method {
     adapters: usize,
 }
 
-const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Method {
-    Method { name, kind: "lora", rank, all_linear, dora: false, bf16: false, adapters: 1 }
+const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Tuner {
+    Tuner { name, kind: "lora", rank, all_linear, dora: false, bf16: false, adapters: 1 }
 }
 
 /// Without `-all` the targets are the reference's default ones: layers of the attention.
-pub(crate) const METHODS: [Method; 7] = [
+pub(crate) const METHODS: [Tuner; 7] = [
     lora("lora-r8", 8, false),
     lora("lora-r16", 16, false),
     lora("lora-r8-all", 8, true),
     lora("lora-r16-all", 16, true),
-    Method { dora: true, ..lora("dora-r8", 8, false) },
-    Method { bf16: true, ..lora("lora-r8-bf16", 8, false) },
-    Method { kind: "adapters", adapters: 4, ..lora("adapters-4", 8, false) },
+    Tuner { dora: true, ..lora("dora-r8", 8, false) },
+    Tuner { bf16: true, ..lora("lora-r8-bf16", 8, false) },
+    Tuner { kind: "adapters", adapters: 4, ..lora("adapters-4", 8, false) },
 ];
 
 /// Methods of a comparison in which nothing else is asked for.
 pub(crate) const COMPARED: [&str; 4] = ["lora-r8", "lora-r8-all", "dora-r8", "adapters-4"];
 
-impl Method {
+impl Tuner {
     /// Arguments of a worker that is to do this in its way `kind`.
     pub(crate) fn arguments(&self, kind: &str) -> Vec<String> {
         let mut arguments = vec!["--method".to_owned(), kind.to_owned()];
@@ -144,7 +144,7 @@ impl Peer {
     }
 
     /// Burn has neither DoRA nor mixed precision, and full fine-tuning is compared with training only.
-    pub(crate) fn can(self, method: &Method) -> bool {
+    pub(crate) fn can(self, method: &Tuner) -> bool {
         self == Self::PeftTorch || (method.kind == "lora" && !method.dora && !method.bf16)
     }
 }

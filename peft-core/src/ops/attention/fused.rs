@@ -40,7 +40,7 @@ pub(crate) struct Settings {
     /// Scores are bent by a hyperbolic tangent, and come no further than this.
     pub(crate) cap: Option<f32>,
     /// A query that may see no key gives zero, not the mean.
-    pub(crate) blind_is_zero: bool,
+    pub(crate) fully_masked_is_zero: bool,
     pub(crate) seed: Option<Seed>,
 }
 
@@ -227,7 +227,7 @@ impl Attention {
             let seen = hidden.range(batch, query, keys);
             if !seen.is_empty() {
                 (first, end) = (first.min(seen.start), end.max(seen.end));
-            } else if !self.settings.blind_is_zero {
+            } else if !self.settings.fully_masked_is_zero {
                 // The mean is over all keys.
                 return None;
             }
@@ -338,7 +338,7 @@ impl Attention {
                             .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
                         if let Some(output) = &mut value_grad {
                             let mut output = output.part(seen.clone(), 0..d_head);
-                            multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::Kept);
+                            multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::ParamRole);
                         }
                         if let Some(output) = &mut query_grad {
                             let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
@@ -351,7 +351,7 @@ impl Attention {
                         if let Some(output) = &mut key_grad {
                             let query = query.rows(tile.query, tile.rows);
                             let mut output = output.part(seen, 0..d_head);
-                            multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::Kept);
+                            multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::ParamRole);
                         }
                     }
                     SCRATCH.set(scratch);
@@ -477,7 +477,7 @@ impl Kernel for Weights<'_> {
     fn run(self) {
         for (at, scores) in self.scores.chunks_exact_mut(self.tile.width).enumerate() {
             let row = self.attention.row(self.place, self.tile, at, &mut self.row.flags);
-            if row.settings.blind_is_zero && row.sees_nothing() {
+            if row.settings.fully_masked_is_zero && row.sees_nothing() {
                 scores.fill(0.0);
                 continue;
             }
@@ -505,21 +505,21 @@ impl Kernel for Slopes<'_> {
     fn run(self) {
         let Self { attention, place, tile, row: scratch, mut bias, scores, slopes } = self;
         let keys = attention.sizes.keys;
-        let Settings { scale, cap, blind_is_zero, .. } = attention.settings;
+        let Settings { scale, cap, fully_masked_is_zero, .. } = attention.settings;
         let bends = kernel::first(&mut scratch.bends, if cap.is_some() { tile.width } else { 0 });
         let rows = scores.chunks_exact_mut(tile.width).zip(slopes.chunks_exact_mut(tile.width));
         for (at, (scores, slopes)) in rows.enumerate() {
             let row = attention.row(place, tile, at, &mut scratch.flags);
             let blind = row.sees_nothing();
-            if blind && blind_is_zero {
+            if blind && fully_masked_is_zero {
                 scores.fill(0.0);
                 slopes.fill(0.0);
                 continue;
             }
             row.scale(scores);
             if let Some(cap) = cap {
-                for (bend, score) in bends.iter_mut().zip(scores.iter()) {
-                    *bend = 1.0 - (score / cap) * (score / cap);
+                for (soft_cap, score) in bends.iter_mut().zip(scores.iter()) {
+                    *soft_cap = 1.0 - (score / cap) * (score / cap);
                 }
             }
             row.softmax(scores);
@@ -539,8 +539,8 @@ impl Kernel for Slopes<'_> {
             for g in slopes.iter_mut() {
                 *g *= scale;
             }
-            for (g, bend) in slopes.iter_mut().zip(bends.iter()) {
-                *g *= bend;
+            for (g, soft_cap) in slopes.iter_mut().zip(bends.iter()) {
+                *g *= soft_cap;
             }
             row.drop(scores);
         }

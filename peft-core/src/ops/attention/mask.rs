@@ -12,9 +12,9 @@ use super::seen::Seen;
 /// Which keys a query may see: those of its range that belong to its document.
 ///
 /// What is not said hides nothing, so that the default lets everyone see everything. Ranges and documents are vectors, so
-/// that a long text needs no table of its queries and keys; what they cannot say is said by [`Sight::dense`].
+/// that a long text needs no table of its queries and keys; what they cannot say is said by [`Visibility::dense`].
 #[derive(Debug, Clone, Default)]
-pub struct Sight {
+pub struct Visibility {
     /// The first key, and the one after the last; `[batch or 1, q_len or 1]`.
     pub(super) ranges: Option<[Tensor<2, Int>; 2]>,
     /// Of queries, `[batch or 1, q_len or 1]`, and of keys, `[batch or 1, kv_len]`.
@@ -23,7 +23,7 @@ pub struct Sight {
     pub(super) dense: Option<Tensor<4, Bool>>,
 }
 
-impl Sight {
+impl Visibility {
     /// The document of a key that every query sees.
     pub const EVERYONE: i64 = -1;
     /// The document of a key that no query sees, such as padding.
@@ -117,16 +117,16 @@ fn alike<const N: usize, K: Basic>(tensors: [Tensor<4, K>; N]) -> [Tensor<4, K>;
 
 /// Which keys a query may see, what becomes of the scores of the others, and what is added to the scores.
 ///
-/// The mask is a description in vectors, see [`Sight`]; a table of queries and keys is made where attention is composed
+/// The mask is a description in vectors, see [`Visibility`]; a table of queries and keys is made where attention is composed
 /// of Burn's operations, once for all layers.
 #[derive(Debug, Clone, Default)]
 pub struct AttentionMask {
     /// Scores of what is not seen are set to the lowest number.
-    set: Option<Sight>,
+    set: Option<Visibility>,
     /// The lowest number is added to the scores of what is not seen, those that are set among them.
-    added: Option<Sight>,
+    added: Option<Visibility>,
     /// A query that sees nothing gives zero, not a mean.
-    blind_is_zero: bool,
+    fully_masked_is_zero: bool,
     /// Added to the scaled scores; `[batch or 1, heads or 1, q_len or 1, kv_len]`.
     pub(super) bias: Option<Tensor<4>>,
     made: Arc<Made>,
@@ -154,9 +154,9 @@ pub(super) struct Dense {
 impl AttentionMask {
     /// A mask that sets the scores of what is not seen to the lowest number.
     ///
-    /// `may_be_blind` says that some query may see no key, as with padding on the left: it gives zero.
-    pub fn new(sight: Sight, may_be_blind: bool) -> Self {
-        Self { set: Some(sight), blind_is_zero: may_be_blind, ..Self::default() }
+    /// `may_be_fully_masked` says that some query may see no key, as with padding on the left: it gives zero.
+    pub fn new(sight: Visibility, may_be_fully_masked: bool) -> Self {
+        Self { set: Some(sight), fully_masked_is_zero: may_be_fully_masked, ..Self::default() }
     }
 
     /// A mask that hides by adding the lowest number to a score.
@@ -164,7 +164,7 @@ impl AttentionMask {
     /// It differs for a query that may see no key: the scores of that one are all equal then, it gives the mean of all
     /// values, and its gradient goes through every score. So do models that the reference computes without torch's
     /// fused attention.
-    pub fn added(sight: Sight) -> Self {
+    pub fn added(sight: Visibility) -> Self {
         Self { added: Some(sight), ..Self::default() }
     }
 
@@ -172,7 +172,7 @@ impl AttentionMask {
     ///
     /// Hidden by both is lower than hidden by one, which shows where a query may see no key: it gives the mean of the
     /// values that only one part hides. No gradient goes through a score that was set.
-    pub fn added_twice(first: Sight, then: Sight) -> Self {
+    pub fn added_twice(first: Visibility, then: Visibility) -> Self {
         Self { set: Some(first), added: Some(then), ..Self::default() }
     }
 
@@ -194,7 +194,7 @@ impl AttentionMask {
         Self {
             set: self.set.as_ref().map(|it| it.of_queries(&queries)),
             added: self.added.as_ref().map(|it| it.of_queries(&queries)),
-            blind_is_zero: self.blind_is_zero,
+            fully_masked_is_zero: self.fully_masked_is_zero,
             bias: self.bias.as_ref().map(|it| rows(it, 2, &queries)),
             made: Arc::default(),
         }
@@ -202,7 +202,7 @@ impl AttentionMask {
 
     /// The same mask, except that a query that may see no key gives the mean of all values.
     pub fn never_blind(self) -> Self {
-        Self { blind_is_zero: false, made: Arc::default(), ..self }
+        Self { fully_masked_is_zero: false, made: Arc::default(), ..self }
     }
 
     /// Its tables, for so many keys.
@@ -210,7 +210,7 @@ impl AttentionMask {
         self.made.dense.get_or_init(|| {
             let [set, added] = [&self.set, &self.added].map(|it| it.as_ref().and_then(|it| it.hidden(keys)));
             Dense {
-                blind: set.clone().filter(|_| self.blind_is_zero).map(|it| it.all_dim(3)),
+                blind: set.clone().filter(|_| self.fully_masked_is_zero).map(|it| it.all_dim(3)),
                 set,
                 // Twice the lowest number is −∞.
                 added: added.map(|it| it.float().mul_scalar(f32::MIN)),
@@ -219,8 +219,8 @@ impl AttentionMask {
     }
 
     #[cfg(feature = "flex")]
-    pub(super) fn blind_is_zero(&self) -> bool {
-        self.blind_is_zero
+    pub(super) fn fully_masked_is_zero(&self) -> bool {
+        self.fully_masked_is_zero
     }
 
     /// Its vectors on this machine.

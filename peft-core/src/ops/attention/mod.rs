@@ -12,7 +12,7 @@ mod mask;
 #[cfg(feature = "flex")]
 mod seen;
 
-pub use mask::{AttentionMask, Sight};
+pub use mask::{AttentionMask, Visibility};
 
 /// `softmax(scale · q kᵀ + bias) v`, with fewer key than query heads where the model groups them.
 ///
@@ -62,7 +62,7 @@ fn fused_or_composed(
             let settings = fused::Settings {
                 scale: scale as f32,
                 cap: cap.map(|it| it as f32),
-                blind_is_zero: mask.is_some_and(AttentionMask::blind_is_zero),
+                fully_masked_is_zero: mask.is_some_and(AttentionMask::fully_masked_is_zero),
                 seed: dropout.is_active().then(|| super::dropout::Seed::draw(&device, dropout.probability())),
             };
             return fused::attention(query, key, value, mask, settings);
@@ -88,7 +88,7 @@ pub fn attention_plain(
     let shape = scores.dims();
     let tables = mask.map(|it| it.dense(shape[3]).clone()).unwrap_or_default();
     if let Some(cap) = cap {
-        scores = bend(scores, cap);
+        scores = soft_cap(scores, cap);
     }
     if let Some(bias) = mask.and_then(|it| it.bias.clone()) {
         scores = scores + bias.expand(shape);
@@ -108,7 +108,7 @@ pub fn attention_plain(
 }
 
 /// `cap · tanh(x / cap)`: small numbers stay, great ones come no further than ±cap.
-pub fn bend<const D: usize>(input: Tensor<D>, cap: f64) -> Tensor<D> {
+pub fn soft_cap<const D: usize>(input: Tensor<D>, cap: f64) -> Tensor<D> {
     input.div_scalar(cap).tanh().mul_scalar(cap)
 }
 

@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::{BackendTensor, DispatchTensorKind, TensorMetadata};
 use burn::tensor::{Bool, Int, Tensor};
 
-use super::mask::Sight;
+use super::mask::Visibility;
 use crate::ops::kernel::contiguous;
 
 /// The score of a key is set to the lowest number.
@@ -21,7 +21,7 @@ pub(super) struct Seen {
     parts: Vec<(u8, Part)>,
 }
 
-/// A [`Sight`] as vectors.
+/// A [`Visibility`] as vectors.
 #[derive(Debug)]
 struct Part {
     ranges: Option<[Numbers; 2]>,
@@ -68,8 +68,8 @@ impl Numbers {
 }
 
 impl Documents {
-    const EVERYONE: i32 = Sight::EVERYONE as i32;
-    const EVERYTHING: i32 = Sight::EVERYTHING as i32;
+    const EVERYONE: i32 = Visibility::EVERYONE as i32;
+    const EVERYTHING: i32 = Visibility::EVERYTHING as i32;
 
     fn new([queries, keys]: &[Tensor<2, Int>; 2]) -> Self {
         let (queries, keys) = (Numbers::new(queries), Numbers::new(keys));
@@ -99,7 +99,7 @@ impl Documents {
 }
 
 impl Part {
-    fn new(sight: &Sight) -> Self {
+    fn new(sight: &Visibility) -> Self {
         Self {
             ranges: sight.ranges.as_ref().map(|it| it.each_ref().map(Numbers::new)),
             documents: sight.documents.as_ref().map(Documents::new),
@@ -163,8 +163,8 @@ impl Part {
 }
 
 impl Seen {
-    pub(super) fn new(set: Option<&Sight>, added: Option<&Sight>) -> Self {
-        let part = |bit: u8, sight: Option<&Sight>| sight.map(|it| (bit, Part::new(it)));
+    pub(super) fn new(set: Option<&Visibility>, added: Option<&Visibility>) -> Self {
+        let part = |bit: u8, sight: Option<&Visibility>| sight.map(|it| (bit, Part::new(it)));
         Self { parts: [part(SET, set), part(ADDED, added)].into_iter().flatten().collect() }
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn fits_weight(tensor: &Tensor<2>) -> bool {
 }
 
 /// A weight in single precision: itself, or what halves are exactly, for one product at a time. It lies as the weight does.
-pub(crate) fn single(weight: FlexTensor) -> FlexTensor {
+pub(crate) fn to_f32(weight: FlexTensor) -> FlexTensor {
     let widen = match weight.dtype() {
         DType::BF16 => widened::<half::bf16>,
         DType::F16 => widened::<f16>,

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Matrix, Number, Right, Widen, of_any, visible};
 use super::{
-    Block, Memory, contiguous, math, numbers, overwrite, pieces, rows_per_piece, simd, single, tensor, transposed,
+    Block, Memory, contiguous, math, numbers, overwrite, pieces, rows_per_piece, simd, tensor, to_f32, transposed,
 };
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
@@ -40,7 +40,7 @@ pub(crate) enum Start<'a> {
     /// The same row everywhere.
     Row(&'a [f32]),
     /// What is there.
-    Kept,
+    ParamRole,
 }
 
 impl<'a> Start<'a> {
@@ -309,7 +309,7 @@ pub(super) fn write_row(sums: &mut [f32], output: &mut Block<'_>, row: usize, co
     match start {
         Start::Zero => {}
         Start::Row(bias) => math::axpy(1.0, &bias[columns.clone()], sums),
-        Start::Kept => math::axpy(1.0, output.row(row, columns.clone()), sums),
+        Start::ParamRole => math::axpy(1.0, output.row(row, columns.clone()), sums),
     }
     output.put(row, columns.start, sums);
 }
@@ -351,7 +351,7 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
                 of_any!(part, matrix => Arch::new().dispatch(Pack { panels, stride, matrix, width }));
                 before += right.dims()[0];
             }
-            let start = if from == 0 { start.from(column) } else { Start::Kept };
+            let start = if from == 0 { start.from(column) } else { Start::ParamRole };
             Arch::new().dispatch(Tiles { tile, output: &mut output, left: &left, right: packed, start });
             #[allow(unsafe_code)]
             // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
@@ -401,7 +401,7 @@ impl WithSimd for Thin<'_, '_> {
         match start {
             Start::Zero => output.fill(0.0),
             Start::Row(row) => output.fill_rows(row),
-            Start::Kept => {}
+            Start::ParamRole => {}
         }
         if along == 1 {
             for at in 0..output.rows() {
@@ -435,7 +435,7 @@ fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<
         }
         let wide = Matrix::new(wide, [count, length], [length, 1]);
         if along {
-            let start = if from == 0 { start } else { Start::Kept };
+            let start = if from == 0 { start } else { Start::ParamRole };
             Arch::new().dispatch(Thin { output: &mut *output, left: left.columns(from, count), right: wide, start });
         } else {
             let rows = output.rows();
@@ -629,7 +629,7 @@ impl Onto {
     pub(super) unsafe fn with(self, shape: [usize; 2], add: impl FnOnce(Block<'_>, Start<'_>)) -> FlexTensor {
         let row = match self {
             Self::Tensor(output) => {
-                return overwrite(output, |output| add(Block::new(output, shape[1]), Start::Kept));
+                return overwrite(output, |output| add(Block::new(output, shape[1]), Start::ParamRole));
             }
             Self::Row(row) => Some(contiguous(row)),
             Self::Zero => None,
@@ -654,7 +654,7 @@ pub(crate) fn product<const N: usize>(pairs: [[FlexTensor; 2]; N], onto: Onto) -
         // SAFETY: a product writes all of its output.
         return unsafe { onto.with([rows, columns], |output, start| multiply(output, &sides, start)) };
     }
-    let output = pairs.into_iter().map(|[left, right]| thin(left, single(right))).reduce(Flex::float_add);
+    let output = pairs.into_iter().map(|[left, right]| thin(left, to_f32(right))).reduce(Flex::float_add);
     let output = output.expect("at least one pair");
     match onto {
         Onto::Zero => output,

@@ -8,23 +8,25 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::adapter::slots;
 use peft_core::forward::LinearBelow;
-use peft_core::{Adapter, AnyAdapter, BaseTensor, Build, Init, PeftError, PeftModel, Plan, PlanRow, Site, nn};
+use peft_core::{
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec, PeftError, PeftModel, Plan, PlanRow, nn,
+};
 
 /// Factors that data gave to layers, by the paths of these. They belong to one model and one configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Starts(Arc<HashMap<String, Given>>);
+pub struct DataInit(Arc<HashMap<String, InitialFactors>>);
 
 /// The factors of one layer.
 #[derive(Debug, Clone)]
-pub(crate) struct Given {
+pub(crate) struct InitialFactors {
     /// `[rank, in]`
     pub(crate) a: Tensor<2>,
     /// `[out, rank]`: subtracted from the update, which is zero at the start. Without it `B` is zero.
     pub(crate) b: Option<Tensor<2>>,
 }
 
-impl Starts {
-    pub(crate) fn new(given: HashMap<String, Given>) -> Self {
+impl DataInit {
+    pub(crate) fn new(given: HashMap<String, InitialFactors>) -> Self {
         Self(Arc::new(given))
     }
 
@@ -33,7 +35,7 @@ impl Starts {
         self.0.values().any(|it| it.b.is_some())
     }
 
-    pub(crate) fn get(&self, module: &str) -> Option<&Given> {
+    pub(crate) fn get(&self, module: &str) -> Option<&InitialFactors> {
         self.0.get(module)
     }
 }
@@ -43,15 +45,15 @@ type Seen = Arc<dyn Fn(&LinearBelow<'_>, &Tensor<2>) + Send + Sync>;
 /// The bare model, without adapters and dropout, in which layers show their input, `[rows, in]`, before they use it.
 pub(crate) fn watched<M: Module>(
     peft: &PeftModel<M>,
-    layers: &[Arc<Site>],
+    layers: &[Arc<ParamSpec>],
     seen: impl Fn(&LinearBelow<'_>, &Tensor<2>) + Send + Sync + 'static,
 ) -> M {
     const NAME: &str = "watch";
     let seen = BuildWatch(Arc::new(seen));
-    let mut plan = Plan::new(NAME, peft.sites());
+    let mut plan = Plan::new(NAME, peft.spec());
     plan.rows = layers
         .iter()
-        .map(|site| PlanRow { site: site.clone(), label: NAME.into(), parameters: 0, build: Arc::new(seen.clone()) })
+        .map(|param| PlanRow { param: param.clone(), label: NAME.into(), parameters: 0, build: Arc::new(seen.clone()) })
         .collect();
     let base = slots::strip(peft.model().valid());
     let watching = plan.apply(base, NAME, 0, &Device::default());
@@ -71,7 +73,7 @@ struct Watch {
 }
 
 impl Adapter for Watch {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &Site) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -90,7 +92,7 @@ impl Debug for BuildWatch {
     }
 }
 
-impl Build for BuildWatch {
+impl AdapterBuilder for BuildWatch {
     fn build(&self, _base: BaseTensor, _init: &mut Init) -> AnyAdapter {
         AnyAdapter::new(Watch { seen: self.clone() })
     }

@@ -17,12 +17,12 @@ use faer::linalg::solvers::DenseSolveCore;
 use peft_core::files::checkpoint::{Stored, TensorFile};
 use peft_core::forward::LinearBelow;
 use peft_core::model::state;
-use peft_core::{PeftError, PeftModel, Result, SiteKind, ops};
+use peft_core::{ParamKind, PeftError, PeftModel, Result, ops};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::lora::config::LoraConfig;
-use crate::lora::data_init::calibration::{Given, Starts, unseen, watched};
+use crate::lora::data_init::calibration::{DataInit, InitialFactors, unseen, watched};
 use crate::svd::{self, to_mat, to_tensor};
 
 /// `corda_config`, field for field.
@@ -93,11 +93,11 @@ pub fn start<M: Module, B>(
             "asks for covariances in half precision, which are not known here",
         ));
     }
-    let (layers, _) = config.layers(peft.sites())?;
+    let (layers, _) = config.layers(peft.spec())?;
     for layer in &layers {
-        let (module, (d_in, d_out)) = (&layer.site.module, layer.site.features());
-        if !matches!(layer.site.kind, SiteKind::Linear(_)) {
-            let reason = format!("names `{module}`, {}; CorDA starts linear layers only", layer.site.kind);
+        let (module, (d_in, d_out)) = (&layer.param.module, layer.param.features());
+        if !matches!(layer.param.kind, ParamKind::Linear(_)) {
+            let reason = format!("names `{module}`, {}; CorDA starts linear layers only", layer.param.kind);
             return Err(PeftError::config("target_modules", reason));
         }
         if layer.rank > d_in.min(d_out) {
@@ -105,12 +105,12 @@ pub fn start<M: Module, B>(
             return Err(PeftError::config("r", reason));
         }
     }
-    let sites: Vec<_> = layers.iter().map(|it| it.site.clone()).collect();
+    let spec: Vec<_> = layers.iter().map(|it| it.param.clone()).collect();
     let seen: Arc<Mutex<HashMap<String, Inputs>>> = Arc::default();
     let into = Arc::clone(&seen);
-    let model = watched(peft, &sites, move |below, input| {
+    let model = watched(peft, &spec, move |below, input| {
         let mut all = into.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(below.site().module.clone()).or_insert_with(|| Inputs::of(below)).add(input);
+        all.entry(below.param().module.clone()).or_insert_with(|| Inputs::of(below)).add(input);
     });
     for batch in batches {
         forward(&model, &batch);
@@ -118,16 +118,16 @@ pub fn start<M: Module, B>(
     let mut seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
     let mut given = HashMap::new();
     for layer in &layers {
-        let module = &layer.site.module;
+        let module = &layer.param.module;
         let inputs = seen.remove(module).ok_or_else(|| unseen(module))?;
-        let (device, weight) = (inputs.weight.device(), to_mat(&ops::single(inputs.weight.clone())));
+        let (device, weight) = (inputs.weight.device(), to_mat(&ops::to_f32(inputs.weight.clone())));
         let covariance = inputs.covariance().ok_or_else(|| {
             PeftError::NotFinite(format!("an input of `{module}` is not finite: look at the calibration data"))
         })?;
         let (a, b) = factors(&weight, &covariance, layer.rank, layer.scale, corda.corda_method);
-        given.insert(module.clone(), Given { a: to_tensor(&a, &device), b: Some(to_tensor(&b, &device)) });
+        given.insert(module.clone(), InitialFactors { a: to_tensor(&a, &device), b: Some(to_tensor(&b, &device)) });
     }
-    Ok(LoraConfig { starts: Some(Starts::new(given)), corda_config: Some(corda), ..config })
+    Ok(LoraConfig { data_init: Some(DataInit::new(given)), corda_config: Some(corda), ..config })
 }
 
 /// What one layer was given.
@@ -141,7 +141,7 @@ struct Inputs {
 
 impl Inputs {
     fn of(below: &LinearBelow<'_>) -> Self {
-        let weight = below.site().out_in(below.frozen().clone());
+        let weight = below.param().out_in(below.frozen().clone());
         let d_in = weight.dims()[1];
         Self { sum: Tensor::zeros([d_in, d_in], &weight.device()), weight, count: 0 }
     }
@@ -203,9 +203,9 @@ fn invertible(covariance: &Mat<f32>) -> (Mat<f32>, Mat<f32>) {
 }
 
 /// The tensors of a folder: `[A; A₀]` and `[B, −B₀]` in place of the factors and what they are counted from.
-pub(crate) fn to_file(starts: &Starts, mut tensors: Vec<Stored>) -> Vec<Stored> {
+pub(crate) fn to_file(data_init: &DataInit, mut tensors: Vec<Stored>) -> Vec<Stored> {
     for stored in &mut tensors {
-        let Some((given, is_a)) = given(starts, &stored.key) else { continue };
+        let Some((given, is_a)) = given(data_init, &stored.key) else { continue };
         let device = given.a.device();
         let own = Tensor::<2>::from_data(stored.data.clone(), &device);
         stored.data = match (&given.b, is_a) {
@@ -218,10 +218,10 @@ pub(crate) fn to_file(starts: &Starts, mut tensors: Vec<Stored>) -> Vec<Stored> 
 }
 
 /// The tensors of a folder that [`to_file`] wrote, as they were before.
-pub(crate) fn from_file(starts: &Starts, file: &TensorFile) -> Result<Vec<Stored>> {
+pub(crate) fn from_file(data_init: &DataInit, file: &TensorFile) -> Result<Vec<Stored>> {
     let read = |key: String| {
         let data = file.floats(&key)?;
-        let data = match given(starts, &key) {
+        let data = match given(data_init, &key) {
             Some((given, is_a)) if data.num_elements() == 2 * given.a.dims()[0] * data.shape()[usize::from(is_a)] => {
                 let whole = Tensor::<2>::from_data(data, &given.a.device());
                 whole.narrow(usize::from(!is_a), 0, given.a.dims()[0]).into_data()
@@ -234,11 +234,11 @@ pub(crate) fn from_file(starts: &Starts, file: &TensorFile) -> Result<Vec<Stored
 }
 
 /// What a layer was given whose factor has this key, and whether that is `A`.
-fn given<'a>(starts: &'a Starts, key: &str) -> Option<(&'a Given, bool)> {
+fn given<'a>(data_init: &'a DataInit, key: &str) -> Option<(&'a InitialFactors, bool)> {
     let path = key.strip_prefix(state::KEY_PREFIX)?;
     let (module, is_a) = match path.strip_suffix(".lora_A.weight") {
         Some(module) => (module, true),
         None => (path.strip_suffix(".lora_B.weight")?, false),
     };
-    Some((starts.get(module)?, is_a))
+    Some((data_init.get(module)?, is_a))
 }

@@ -13,12 +13,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use faer::Mat;
 use indexmap::IndexMap;
 use peft_core::forward::LinearBelow;
-use peft_core::{Names, PeftError, PeftModel, Result, SiteKind, TorchGenerator};
+use peft_core::{Names, ParamKind, PeftError, PeftModel, Result, TorchGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::lora::config::{Layer, LoraConfig};
-use crate::lora::data_init::calibration::{Given, Starts, unseen, watched};
+use crate::lora::data_init::calibration::{DataInit, InitialFactors, unseen, watched};
 
 /// `eva_config`, field for field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -94,20 +94,20 @@ pub fn start<M: Module, B>(
     }
     let eva = config.eva_config.clone().unwrap_or_default();
     eva.check()?;
-    let (layers, _) = config.layers(peft.sites())?;
+    let (layers, _) = config.layers(peft.spec())?;
     let (linear, others): (Vec<&Layer>, Vec<&Layer>) =
-        layers.iter().partition(|it| matches!(it.site.kind, SiteKind::Linear(_)));
+        layers.iter().partition(|it| matches!(it.param.kind, ParamKind::Linear(_)));
     let Some(first) = batches.clone().next() else {
         return Err(PeftError::Invalid("a start with EVA needs data: there are no batches".into()));
     };
-    let widest = peft.sites().iter().flat_map(|it| it.shape.iter().copied()).max().unwrap_or(1);
+    let widest = peft.spec().iter().flat_map(|it| it.shape.iter().copied()).max().unwrap_or(1);
     let rho = if eva.rho > LARGE_RHO { eva.rho.min((widest / config.r) as f64) } else { eva.rho };
 
     let state = Arc::new(Mutex::new(State { tau: eva.tau, ..State::default() }));
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
-    let sites: Vec<_> = linear.iter().map(|it| it.site.clone()).collect();
+    let spec: Vec<_> = linear.iter().map(|it| it.param.clone()).collect();
     let into = Arc::clone(&state);
-    let model = watched(peft, &sites, move |below, input| {
+    let model = watched(peft, &spec, move |below, input| {
         into.lock().unwrap_or_else(PoisonError::into_inner).see(below, input);
     });
     let mut run = |batch: &B| -> Result<()> {
@@ -122,7 +122,7 @@ pub fn start<M: Module, B>(
     let mut leaders: IndexMap<u64, Vec<&str>> = IndexMap::new();
     let mut components: HashMap<&str, usize> = HashMap::new();
     for layer in &linear {
-        let module = layer.site.module.as_str();
+        let module = layer.param.module.as_str();
         leaders.entry(*hashes.get(module).ok_or_else(|| unseen(module))?).or_default().push(module);
         components.insert(module, (layer.rank as f64 * rho).round_ties_even() as usize);
     }
@@ -137,7 +137,7 @@ pub fn start<M: Module, B>(
         led_by.extend(group[1..].iter().map(|it| (*it, group[0])));
     }
     for layer in &linear {
-        let (module, d_in) = (layer.site.module.as_str(), layer.site.features().0);
+        let (module, d_in) = (layer.param.module.as_str(), layer.param.features().0);
         if components[module] > d_in {
             let reason = format!(
                 "with rho gives `{module}` {} directions, but its input has {d_in}: lower one of them",
@@ -181,7 +181,7 @@ pub fn start<M: Module, B>(
     let mut given = HashMap::new();
     let (mut targets, mut rank_pattern, mut alpha_pattern) = (Vec::new(), IndexMap::new(), IndexMap::new());
     for layer in linear.iter().chain(&others) {
-        let module = layer.site.module.as_str();
+        let module = layer.param.module.as_str();
         let is_linear = led_by.contains_key(module);
         let rank = if is_linear { ranks[module] } else { layer.rank };
         if rank == 0 {
@@ -189,7 +189,7 @@ pub fn start<M: Module, B>(
         }
         if is_linear {
             let a = state.analyses[led_by[module]].factor(rank, eva.whiten);
-            given.insert(module.to_owned(), Given { a, b: None });
+            given.insert(module.to_owned(), InitialFactors { a, b: None });
         }
         let adjusted = rank != layer.rank && eva.adjust_scaling_factors;
         let alpha = if adjusted { layer.alpha * rank as f64 / layer.rank as f64 } else { layer.alpha };
@@ -202,7 +202,7 @@ pub fn start<M: Module, B>(
         }
     }
     Ok(LoraConfig {
-        starts: Some(Starts::new(given)),
+        data_init: Some(DataInit::new(given)),
         target_modules: Some(Names::List(targets)),
         // The targets are whole paths now; what chose them has done its work.
         exclude_modules: None,
@@ -257,7 +257,7 @@ struct State {
 impl State {
     /// `input` is `[rows, in]`.
     fn see(&mut self, below: &LinearBelow<'_>, input: &Tensor<2>) {
-        let module = &below.site().module;
+        let module = &below.param().module;
         let is_first = self.analyses.is_empty();
         if !is_first && self.analyses.get(module).is_none_or(|it| it.is_settled) {
             return;

@@ -193,9 +193,9 @@ macro_rules! masked_lm {
             }
         }
 
-        impl peft_core::Describe for $name {
-            fn describe(&self) -> peft_core::Sites {
-                self.$field.describe_below_head(peft_core::Sites::of(self)).with_heads($left_out)
+        impl peft_core::Adaptable for $name {
+            fn spec(&self) -> peft_core::ModelSpec {
+                self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads($left_out)
             }
         }
 

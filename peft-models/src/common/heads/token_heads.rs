@@ -6,7 +6,7 @@
 /// configuration: how wide the hidden state is, what the labels are, and what drops elements before tokens are scored.
 /// `answers` may be left out.
 ///
-/// The model is a [`FeatureExtractor`](crate::common::task::FeatureExtractor) with a method `describe_below_head`.
+/// The model is a [`FeatureExtractor`](crate::common::task::FeatureExtractor) with a method `spec_with_head`.
 macro_rules! word_heads {
     (
         $model:ident, $config:ident, $field:ident: $new:expr,
@@ -59,9 +59,9 @@ macro_rules! word_heads {
             }
         }
 
-        impl peft_core::Describe for $tokens {
-            fn describe(&self) -> peft_core::Sites {
-                self.$field.describe_below_head(peft_core::Sites::of(self))
+        impl peft_core::Adaptable for $tokens {
+            fn spec(&self) -> peft_core::ModelSpec {
+                self.$field.spec_with_head(peft_core::ModelSpec::of(self))
             }
         }
 
@@ -98,9 +98,9 @@ macro_rules! word_heads {
             }
         }
 
-        impl peft_core::Describe for $answers {
-            fn describe(&self) -> peft_core::Sites {
-                self.$field.describe_below_head(peft_core::Sites::of(self))
+        impl peft_core::Adaptable for $answers {
+            fn spec(&self) -> peft_core::ModelSpec {
+                self.$field.spec_with_head(peft_core::ModelSpec::of(self))
             }
         }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::forward::gradient_checkpointing::{Exchange, Inputs};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, RmsNorm};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -640,10 +640,10 @@ impl ChatGlmForConditionalGeneration {
     }
 }
 
-impl Describe for ChatGlmForConditionalGeneration {
+impl Adaptable for ChatGlmForConditionalGeneration {
     // The head of the later generations is not declared as one there: `all-linear` takes it in.
-    fn describe(&self) -> Sites {
-        self.transformer.sites(Sites::of(self), "transformer").with_heads(["lm_head"])
+    fn spec(&self) -> ModelSpec {
+        self.transformer.spec_within(ModelSpec::of(self), "transformer").with_heads(["lm_head"])
     }
 }
 
@@ -669,7 +669,7 @@ impl CausalLm for ChatGlmForConditionalGeneration {
     }
 
     /// The first generation finds in a row what it has to write, and where that belongs, once.
-    fn keeps_texts_apart(&self) -> bool {
+    fn supports_packing(&self) -> bool {
         matches!(self.transformer, ChatGlmModel::Second(_))
     }
 

@@ -2,9 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use peft_core::nn::{Conv1D, Dropout, Embedding, LayerNorm, Projection};
+use peft_core::nn::{Dropout, Embedding, Gpt2Linear, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention, split};
-use peft_core::{Describe, PromptShape, Result, Sites, forward};
+use peft_core::{Adaptable, ModelSpec, PromptShape, Result, forward};
 use serde::Deserialize;
 
 use crate::common::config::{Activation, LabelConfig, RawConfig};
@@ -84,9 +84,9 @@ impl Gpt2Config {
 #[derive(Module, Debug)]
 pub struct Gpt2Attention {
     /// Query, key and value in one product, `[d_model, 3 · d_model]`.
-    pub c_attn: Conv1D,
+    pub c_attn: Gpt2Linear,
     /// Output, `[d_model, d_model]`.
-    pub c_proj: Conv1D,
+    pub c_proj: Gpt2Linear,
     attn_dropout: Dropout,
     resid_dropout: Dropout,
     heads: usize,
@@ -104,8 +104,8 @@ impl Gpt2Attention {
             scale /= (layer + 1) as f64;
         }
         Self {
-            c_attn: Conv1D::new(d_model, 3 * d_model, device),
-            c_proj: Conv1D::new(d_model, d_model, device),
+            c_attn: Gpt2Linear::new(d_model, 3 * d_model, device),
+            c_proj: Gpt2Linear::new(d_model, d_model, device),
             attn_dropout: Dropout::new(config.attn_pdrop),
             resid_dropout: Dropout::new(config.resid_pdrop),
             heads: config.n_head,
@@ -148,9 +148,9 @@ impl Gpt2Attention {
 #[derive(Module, Debug)]
 pub struct Gpt2Mlp {
     /// `[d_model, d_inner]`
-    pub c_fc: Conv1D,
+    pub c_fc: Gpt2Linear,
     /// `[d_inner, d_model]`
-    pub c_proj: Conv1D,
+    pub c_proj: Gpt2Linear,
     dropout: Dropout,
     #[module(skip)]
     act: Activation,
@@ -160,8 +160,8 @@ impl Gpt2Mlp {
     fn new(config: &Gpt2Config, device: &Device) -> Self {
         let d_inner = config.n_inner.unwrap_or(4 * config.n_embd);
         Self {
-            c_fc: Conv1D::new(config.n_embd, d_inner, device),
-            c_proj: Conv1D::new(d_inner, config.n_embd, device),
+            c_fc: Gpt2Linear::new(config.n_embd, d_inner, device),
+            c_proj: Gpt2Linear::new(d_inner, config.n_embd, device),
             dropout: Dropout::new(config.resid_pdrop),
             act: config.activation_function,
         }
@@ -257,14 +257,14 @@ impl Gpt2Model {
         self.ln_f.forward(hidden)
     }
 
-    fn describe_below_head(&self, sites: Sites) -> Sites {
-        sites.with_model_type("gpt2").with_prompts("transformer", self.prompts.clone())
+    fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
+        spec.with_model_type("gpt2").with_prompts("transformer", self.prompts.clone())
     }
 }
 
-impl Describe for Gpt2Model {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("gpt2").with_prompts("", self.prompts.clone())
+impl Adaptable for Gpt2Model {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec::of(self).with_model_type("gpt2").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -291,9 +291,9 @@ impl Gpt2LmHeadModel {
     }
 }
 
-impl Describe for Gpt2LmHeadModel {
-    fn describe(&self) -> Sites {
-        self.transformer.describe_below_head(Sites::of(self)).with_heads(["lm_head"])
+impl Adaptable for Gpt2LmHeadModel {
+    fn spec(&self) -> ModelSpec {
+        self.transformer.spec_with_head(ModelSpec::of(self)).with_heads(["lm_head"])
     }
 }
 
@@ -316,7 +316,7 @@ impl CausalLm for Gpt2LmHeadModel {
         }
     }
 
-    fn keeps_texts_apart(&self) -> bool {
+    fn supports_packing(&self) -> bool {
         true
     }
 
@@ -356,9 +356,9 @@ impl Gpt2ForSequenceClassification {
     }
 }
 
-impl Describe for Gpt2ForSequenceClassification {
-    fn describe(&self) -> Sites {
-        self.transformer.describe_below_head(Sites::of(self)).with_heads(["score"])
+impl Adaptable for Gpt2ForSequenceClassification {
+    fn spec(&self) -> ModelSpec {
+        self.transformer.spec_with_head(ModelSpec::of(self)).with_heads(["score"])
     }
 }
 

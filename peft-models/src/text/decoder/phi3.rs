@@ -272,7 +272,7 @@ impl Decoder for Phi3Model {
         "phi3"
     }
 
-    fn forgets_beyond(&self) -> Option<usize> {
+    fn cache_limit(&self) -> Option<usize> {
         self.rope.short_texts()
     }
 }

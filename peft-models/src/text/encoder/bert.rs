@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::common::config::{Activation, LabelConfig, RawConfig};
@@ -263,9 +263,9 @@ impl BertLayer {
 /// A classifier looks at the first one only. Above the keys and values of the last layer the others are not computed
 /// then, forward and backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum OutputTokens {
     All,
-    First,
+    ClsOnly,
 }
 
 /// The stack.
@@ -288,11 +288,11 @@ impl BertEncoder {
         embedded: Tensor<3>,
         mask: Option<&AttentionMask>,
         mut prefix: Option<&mut KvCache>,
-        wanted: Wanted,
+        wanted: OutputTokens,
     ) -> Tensor<3> {
         let mut hidden = embedded;
         for (at, layer) in self.layer.iter().enumerate() {
-            let first = wanted == Wanted::First && at + 1 == self.layer.len();
+            let first = wanted == OutputTokens::ClsOnly && at + 1 == self.layer.len();
             let mask = &mask.map(|it| if first { it.of_queries(0..1) } else { it.clone() });
             hidden =
                 layers::run((layer, at), hidden, mask, prefix.as_deref_mut(), move |layer, hidden, mask, prefix| {
@@ -354,16 +354,16 @@ impl BertModel {
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
-        self.hidden(input, Wanted::All)
+        self.hidden(input, OutputTokens::All)
     }
 
-    fn hidden(&self, input: &ModelInput, wanted: Wanted) -> Tensor<3> {
+    fn hidden(&self, input: &ModelInput, wanted: OutputTokens) -> Tensor<3> {
         let layers = |input: &ModelInput, prefix: Option<&mut KvCache>| self.layers(input, prefix, wanted);
         prompt::around(&self.embeddings.word_embeddings, input, None, layers)
     }
 
     /// A prefix of keys and values comes in a cache, as it does for a decoder.
-    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: Wanted) -> Tensor<3> {
+    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: OutputTokens) -> Tensor<3> {
         let past = prefix.as_ref().map_or(0, |it| it.len());
         let mask = mask::bidirectional(input, past);
         self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix, wanted)
@@ -376,14 +376,14 @@ impl BertModel {
         self.pooler.as_ref().map(|it| it.dense.forward(first).tanh())
     }
 
-    fn describe_below_head(&self, sites: Sites) -> Sites {
-        sites.with_model_type("bert").with_prompts("bert", self.prompts.clone())
+    fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
+        spec.with_model_type("bert").with_prompts("bert", self.prompts.clone())
     }
 }
 
-impl Describe for BertModel {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("bert").with_prompts("", self.prompts.clone())
+impl Adaptable for BertModel {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec::of(self).with_model_type("bert").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -422,16 +422,18 @@ impl BertForSequenceClassification {
     }
 }
 
-impl Describe for BertForSequenceClassification {
-    fn describe(&self) -> Sites {
-        self.bert.describe_below_head(Sites::of(self)).with_heads(["classifier"])
+impl Adaptable for BertForSequenceClassification {
+    fn spec(&self) -> ModelSpec {
+        self.bert.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
     }
 }
 
 impl SequenceClassifier for BertForSequenceClassification {
     fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        let pooled =
-            self.bert.pool(self.bert.hidden(input, Wanted::First)).expect("a classifier is built with a pooler");
+        let pooled = self
+            .bert
+            .pool(self.bert.hidden(input, OutputTokens::ClsOnly))
+            .expect("a classifier is built with a pooler");
         self.classifier.forward(self.dropout.forward(pooled))
     }
 

@@ -9,7 +9,7 @@ use peft_core::forward;
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection, lazy};
 use peft_core::ops::{self, AttentionMask};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::common::config::{Activation, LabelConfig, RawConfig};
@@ -467,14 +467,14 @@ impl DebertaModel {
 }
 
 impl DebertaModel {
-    fn describe_below_head(&self, sites: Sites) -> Sites {
-        sites.with_model_type("deberta").with_prompts("deberta", self.prompts.clone())
+    fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
+        spec.with_model_type("deberta").with_prompts("deberta", self.prompts.clone())
     }
 }
 
-impl Describe for DebertaModel {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("deberta").with_prompts("", self.prompts.clone())
+impl Adaptable for DebertaModel {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec::of(self).with_model_type("deberta").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -542,9 +542,9 @@ impl DebertaForSequenceClassification {
     }
 }
 
-impl Describe for DebertaForSequenceClassification {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self)).with_heads(["classifier"])
+impl Adaptable for DebertaForSequenceClassification {
+    fn spec(&self) -> ModelSpec {
+        self.deberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
     }
 }
 

@@ -13,7 +13,7 @@ use peft_core::forward;
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Conv1d, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::AttentionMask;
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -385,14 +385,14 @@ impl DebertaV2Model {
 }
 
 impl DebertaV2Model {
-    fn describe_below_head(&self, sites: Sites) -> Sites {
-        sites.with_model_type("deberta-v2").with_prompts("deberta", self.prompts.clone())
+    fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
+        spec.with_model_type("deberta-v2").with_prompts("deberta", self.prompts.clone())
     }
 }
 
-impl Describe for DebertaV2Model {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type("deberta-v2").with_prompts("", self.prompts.clone())
+impl Adaptable for DebertaV2Model {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec::of(self).with_model_type("deberta-v2").with_prompts("", self.prompts.clone())
     }
 }
 
@@ -434,9 +434,9 @@ impl DebertaV2ForSequenceClassification {
     }
 }
 
-impl Describe for DebertaV2ForSequenceClassification {
-    fn describe(&self) -> Sites {
-        self.deberta.describe_below_head(Sites::of(self)).with_heads(["classifier"])
+impl Adaptable for DebertaV2ForSequenceClassification {
+    fn spec(&self) -> ModelSpec {
+        self.deberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
     }
 }
 

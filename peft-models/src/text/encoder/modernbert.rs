@@ -9,7 +9,7 @@ use peft_core::forward;
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, Projection, lazy};
 use peft_core::ops::{self, AttentionMask, Pairing, RotaryTable, attention, split};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -343,17 +343,17 @@ impl ModernBertModel {
         self.final_norm.forward(hidden)
     }
 
-    fn describe_within(&self, sites: Sites, stack: &str) -> Sites {
+    fn spec_within(&self, spec: ModelSpec, stack: &str) -> ModelSpec {
         let config = &self.config;
         // No layer takes a prefix: there is no cache that it could stand in.
         let prompts = PromptShape::even("embeddings.tok_embeddings", config.hidden_size, 0, config.num_attention_heads);
-        sites.with_model_type("modernbert").with_prompts(stack, prompts)
+        spec.with_model_type("modernbert").with_prompts(stack, prompts)
     }
 }
 
-impl Describe for ModernBertModel {
-    fn describe(&self) -> Sites {
-        self.describe_within(Sites::of(self), "")
+impl Adaptable for ModernBertModel {
+    fn spec(&self) -> ModelSpec {
+        self.spec_within(ModelSpec::of(self), "")
     }
 }
 
@@ -428,10 +428,10 @@ macro_rules! heads {
                 }
             }
 
-            impl Describe for $name {
-                fn describe(&self) -> Sites {
+            impl Adaptable for $name {
+                fn spec(&self) -> ModelSpec {
                     let heads: &[&str] = $heads;
-                    self.model.describe_within(Sites::of(self), "model").with_heads(heads.iter().copied())
+                    self.model.spec_within(ModelSpec::of(self), "model").with_heads(heads.iter().copied())
                 }
             }
         )+
@@ -536,9 +536,9 @@ impl ModernBertForMaskedLm {
     }
 }
 
-impl Describe for ModernBertForMaskedLm {
-    fn describe(&self) -> Sites {
-        self.model.describe_within(Sites::of(self), "model").with_heads(["decoder"])
+impl Adaptable for ModernBertForMaskedLm {
+    fn spec(&self) -> ModelSpec {
+        self.model.spec_within(ModelSpec::of(self), "model").with_heads(["decoder"])
     }
 }
 

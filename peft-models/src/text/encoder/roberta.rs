@@ -9,7 +9,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde_json::json;
 
 use crate::common::config::{LabelConfig, RawConfig};
@@ -19,7 +19,7 @@ use crate::common::input::{KvCache, ModelInput, Tokens};
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
-use crate::text::encoder::bert::{BertConfig, BertEncoder, BertPooler, Wanted};
+use crate::text::encoder::bert::{BertConfig, BertEncoder, BertPooler, OutputTokens};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "roberta.";
@@ -151,16 +151,16 @@ impl RobertaModel {
     /// # Shapes
     /// - output: `[batch, seq, d_model]`
     pub fn forward(&self, input: &ModelInput) -> Tensor<3> {
-        self.hidden(input, Wanted::All)
+        self.hidden(input, OutputTokens::All)
     }
 
-    fn hidden(&self, input: &ModelInput, wanted: Wanted) -> Tensor<3> {
+    fn hidden(&self, input: &ModelInput, wanted: OutputTokens) -> Tensor<3> {
         let layers = |input: &ModelInput, prefix: Option<&mut KvCache>| self.layers(input, prefix, wanted);
         prompt::around(&self.embeddings.word_embeddings, input, None, layers)
     }
 
     /// A prefix of keys and values comes in a cache, as it does for a decoder.
-    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: Wanted) -> Tensor<3> {
+    fn layers(&self, input: &ModelInput, prefix: Option<&mut KvCache>, wanted: OutputTokens) -> Tensor<3> {
         let past = prefix.as_ref().map_or(0, |it| it.len());
         let mask = mask::bidirectional(input, past);
         self.encoder.forward(self.embeddings.forward(input, past), mask.as_ref(), prefix, wanted)
@@ -168,14 +168,14 @@ impl RobertaModel {
 }
 
 impl RobertaModel {
-    fn describe_below_head(&self, sites: Sites) -> Sites {
-        sites.with_model_type(&self.model_type).with_prompts("roberta", self.prompts.clone())
+    fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
+        spec.with_model_type(&self.model_type).with_prompts("roberta", self.prompts.clone())
     }
 }
 
-impl Describe for RobertaModel {
-    fn describe(&self) -> Sites {
-        Sites::of(self).with_model_type(&self.model_type).with_prompts("", self.prompts.clone())
+impl Adaptable for RobertaModel {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec::of(self).with_model_type(&self.model_type).with_prompts("", self.prompts.clone())
     }
 }
 
@@ -238,15 +238,15 @@ impl RobertaForSequenceClassification {
     }
 }
 
-impl Describe for RobertaForSequenceClassification {
-    fn describe(&self) -> Sites {
-        self.roberta.describe_below_head(Sites::of(self)).with_heads(["classifier"])
+impl Adaptable for RobertaForSequenceClassification {
+    fn spec(&self) -> ModelSpec {
+        self.roberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
     }
 }
 
 impl SequenceClassifier for RobertaForSequenceClassification {
     fn logits(&self, input: &ModelInput) -> Tensor<2> {
-        self.classifier.forward(self.roberta.hidden(input, Wanted::First))
+        self.classifier.forward(self.roberta.hidden(input, OutputTokens::ClsOnly))
     }
 
     fn num_labels(&self) -> usize {

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Buffer, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::common::config::{Activation, RawConfig};
@@ -433,13 +433,13 @@ impl BartForConditionalGeneration {
     }
 }
 
-impl Describe for BartForConditionalGeneration {
-    fn describe(&self) -> Sites {
+impl Adaptable for BartForConditionalGeneration {
+    fn spec(&self) -> ModelSpec {
         let config = &self.config;
         // The reference counts the encoder's layers, and leaves over what the decoder has no layer for.
         let prompts =
             PromptShape::even("shared", config.d_model, config.encoder_layers, config.decoder_attention_heads);
-        Sites::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
+        ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
     }
 }
 

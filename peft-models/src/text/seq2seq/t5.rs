@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Dropout, Embedding, Projection, RmsNorm};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Describe, PeftError, PromptShape, Result, Sites};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -507,8 +507,8 @@ impl T5ForConditionalGeneration {
     }
 }
 
-impl Describe for T5ForConditionalGeneration {
-    fn describe(&self) -> Sites {
+impl Adaptable for T5ForConditionalGeneration {
+    fn spec(&self) -> ModelSpec {
         let config = &self.config;
         let prompts = PromptShape {
             table: "shared".into(),
@@ -519,7 +519,7 @@ impl Describe for T5ForConditionalGeneration {
             kv_heads: config.num_heads,
             d_head: config.d_kv,
         };
-        Sites::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("", prompts)
+        ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("", prompts)
     }
 }
 

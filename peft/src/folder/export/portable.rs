@@ -8,8 +8,8 @@ use burn::tensor::TensorData;
 use peft_core::files::checkpoint::Stored;
 use peft_core::model::state::KEY_PREFIX;
 use peft_core::{
-    CONFIG_FILE, Names, PeftError, REFERENCE_VERSION, Result, SiteKind, Sites, Tuner, WEIGHTS_FILE, is_suffix,
-    write_folder,
+    CONFIG_FILE, ModelSpec, Names, ParamKind, PeftConfig, PeftError, REFERENCE_VERSION, Result, WEIGHTS_FILE,
+    is_suffix, write_folder,
 };
 use peft_lora::LoraConfig;
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>) -> Res
         let reason = "its head is trained whole, which is no LoRA: merge the adapter into the base";
         return Err(PeftError::unsupported(format!("task_type {task} in the portable form"), reason));
     }
-    let sites = base.map(|base| sites_of(base, &found.json)).transpose()?;
+    let spec = base.map(|base| sites_of(base, &found.json)).transpose()?;
     let named = found.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
     let base_name = named.or_else(|| base.map(|it| it.display().to_string()));
     let Some(base_name) = base_name else {
@@ -39,7 +39,7 @@ pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>) -> Res
     };
 
     let mut notes = Vec::new();
-    let filled = fill_up(&mut found.pairs, sites.as_ref());
+    let filled = fill_up(&mut found.pairs, spec.as_ref());
     if filled > 0 {
         notes.push(format!("{filled} layers that had no factors have zeros now: readers want a target in every layer"));
     }
@@ -58,14 +58,14 @@ pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>) -> Res
         tensors.push(Stored { key: key("lora_A"), data: TensorData::new(a, pair.shape_a(rank)) });
         tensors.push(Stored { key: key("lora_B"), data: TensorData::new(b, pair.shape_b(rank)) });
     }
-    if sites.is_none() {
+    if spec.is_none() {
         notes.push("without the base model (--model) nobody knows which layers the target names mean besides".into());
     }
     let config = LoraConfig {
         r: rank,
         lora_alpha: alpha,
         lora_dropout: found.config.lora_dropout,
-        target_modules: Some(Names::List(targets(&found.pairs, sites.as_ref()))),
+        target_modules: Some(Names::List(targets(&found.pairs, spec.as_ref()))),
         task_type: found.config.task_type.clone(),
         fan_in_fan_out: found.config.fan_in_fan_out,
         ..LoraConfig::default()
@@ -106,17 +106,17 @@ fn at_number(module: &str) -> Option<(&str, usize, &str)> {
 }
 
 /// Adds pairs of zeros for layers that lack a kind of pair that others have, and says how many.
-fn fill_up(pairs: &mut Vec<Pair>, sites: Option<&Sites>) -> usize {
+fn fill_up(pairs: &mut Vec<Pair>, spec: Option<&ModelSpec>) -> usize {
     let here: BTreeSet<String> = pairs.iter().map(|it| it.module.clone()).collect();
     let count = here.iter().filter_map(|it| at_number(it)).map(|it| it.1 + 1).max().unwrap_or(0);
     let mut added: Vec<Pair> = Vec::new();
     for pair in pairs.iter() {
         let Some((head, _, tail)) = at_number(&pair.module) else { continue };
-        let of_base = |sites: &Sites| {
-            let numbers = sites.layers().filter_map(|it| at_number(&it.module));
+        let of_base = |spec: &ModelSpec| {
+            let numbers = spec.layers().filter_map(|it| at_number(&it.module));
             numbers.filter(|it| it.0 == head && it.2 == tail).map(|it| it.1).collect::<Vec<_>>()
         };
-        for number in sites.map_or_else(|| (0..count).collect(), of_base) {
+        for number in spec.map_or_else(|| (0..count).collect(), of_base) {
             let module = format!("{head}{number}{tail}");
             if !here.contains(&module) && !added.iter().any(|it| it.module == module) {
                 added.push(pair.nothing(module));
@@ -129,12 +129,12 @@ fn fill_up(pairs: &mut Vec<Pair>, sites: Option<&Sites>) -> usize {
 }
 
 /// Names that mean these layers and no other: last segments where they do, else as much of the path as it takes.
-fn targets(pairs: &[Pair], sites: Option<&Sites>) -> Vec<String> {
+fn targets(pairs: &[Pair], spec: Option<&ModelSpec>) -> Vec<String> {
     let ours: BTreeSet<&str> = pairs.iter().map(|it| it.module.as_str()).collect();
     // Without the base a last segment is taken to be clear if all layers that have it are of one kind.
-    let is_clear = |name: &str| match sites {
-        Some(sites) => {
-            let layers = sites.layers().filter(|it| !matches!(it.kind, SiteKind::Other | SiteKind::Buffer));
+    let is_clear = |name: &str| match spec {
+        Some(spec) => {
+            let layers = spec.layers().filter(|it| !matches!(it.kind, ParamKind::Other | ParamKind::Buffer));
             layers.map(|it| it.module.as_str()).filter(|it| is_suffix(it, name)).all(|it| ours.contains(it))
         }
         None => {
@@ -143,8 +143,8 @@ fn targets(pairs: &[Pair], sites: Option<&Sites>) -> Vec<String> {
         }
     };
     let shortest = |module: &str| {
-        let starts = module.match_indices('.').map(|(at, _)| at + 1);
-        let mut tails: Vec<&str> = std::iter::once(0).chain(starts).map(|at| &module[at..]).collect();
+        let data_init = module.match_indices('.').map(|(at, _)| at + 1);
+        let mut tails: Vec<&str> = std::iter::once(0).chain(data_init).map(|at| &module[at..]).collect();
         tails.reverse();
         tails.into_iter().find(|it| is_clear(it)).unwrap_or(module).to_owned()
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::model::state::KEY_PREFIX;
-use peft_core::{AdapterFolder, Describe, LoadReport, PeftError, PeftModel, Result, Sites};
+use peft_core::{Adaptable, AdapterFolder, LoadReport, ModelSpec, PeftError, PeftModel, Result};
 use peft_models::auto::{
     AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier,
@@ -25,12 +25,12 @@ pub(super) fn is_tied(raw: &RawConfig) -> bool {
 
 /// What a base consists of, as the task of an adapter sees it. Only `config.json` is read.
 #[cfg(feature = "lora")]
-pub(crate) fn sites_of(base: &Path, adapter: &Map<String, Value>) -> Result<Sites> {
+pub(crate) fn sites_of(base: &Path, adapter: &Map<String, Value>) -> Result<ModelSpec> {
     let (raw, device) = (RawConfig::read(base)?, Device::default());
-    let features = || Ok(AutoFeatureExtractor::from_config(&raw, &device)?.describe());
-    let causal = || Ok(AutoCausalLm::from_config(&raw, &device)?.describe());
+    let features = || Ok(AutoFeatureExtractor::from_config(&raw, &device)?.spec());
+    let causal = || Ok(AutoCausalLm::from_config(&raw, &device)?.spec());
     match adapter.get("task_type").and_then(Value::as_str) {
-        Some("SEQ_2_SEQ_LM") => Ok(AutoSeq2SeqLm::from_config(&raw, &device)?.describe()),
+        Some("SEQ_2_SEQ_LM") => Ok(AutoSeq2SeqLm::from_config(&raw, &device)?.spec()),
         Some("FEATURE_EXTRACTION") => features(),
         Some(_) => causal(),
         None => causal().or_else(|_: PeftError| features()),
@@ -79,19 +79,19 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fi
     Fit { base: base.to_path_buf(), fits, report }
 }
 
-fn check<M: Module + Describe>(model: Result<M>, folder: &AdapterFolder, device: &Device) -> Result<()> {
+fn check<M: Module + Adaptable>(model: Result<M>, folder: &AdapterFolder, device: &Device) -> Result<()> {
     let model = model?;
     let config = methods().parse(folder.config.clone())?;
-    let sites = model.describe();
-    let mut peft = PeftModel::with_sites(model, sites, device);
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec, device);
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
-    let sites = peft.sites();
-    let Some(wanted) = config.plan(sites)?.tensors() else {
+    let spec = peft.spec();
+    let Some(wanted) = config.plan(spec)?.tensors() else {
         return peft.load_adapter(&folder.path, peft_core::DEFAULT_ADAPTER, &methods());
     };
     let mut report = compare(wanted, folder);
-    report.unexpected.retain(|key| !folder.is_copy(key, sites));
+    report.unexpected.retain(|key| !folder.is_copy(key, spec));
     if report.is_clean() {
         return Ok(());
     }

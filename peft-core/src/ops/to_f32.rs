@@ -2,12 +2,12 @@
 //!
 //! A number of bf16 or f16 is a number of f32 too, so a weight that a checkpoint stores as halves may stay as it is: what
 //! is computed with it is, bit for bit, what the same numbers in f32 would give. Products take such a weight as it is.
-//! Everything else takes it through [`single`].
+//! Everything else takes it through [`to_f32`].
 
 use burn::tensor::{DType, Int, Tensor};
 
 /// The tensor in single precision: itself, or what its halves are exactly.
-pub fn single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+pub fn to_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     match tensor.dtype() {
         DType::BF16 | DType::F16 => tensor.cast(DType::F32),
         _ => tensor,
@@ -21,5 +21,5 @@ pub fn single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// - table: `[rows, d_model]`; it may be in half precision
 /// - output: `[batch, seq, d_model]`
 pub fn embedding(ids: Tensor<2, Int>, table: Tensor<2>) -> Tensor<3> {
-    single(burn::tensor::module::embedding(table, ids))
+    to_f32(burn::tensor::module::embedding(table, ids))
 }
