@@ -9,6 +9,7 @@
 
 pub mod adapter;
 pub mod config;
+pub mod erased;
 mod error;
 pub mod files;
 pub mod forward;

@@ -110,7 +110,7 @@ pub fn forward(request: &ForwardRequest, place: impl Into<Placement>) -> Result<
                 };
                 let logits = model.logits(input);
                 let places = inputs.places("start_positions")?.zip(inputs.places("end_positions")?);
-                let loss = places.map(|(data_init, ends)| loss::question_answering(logits.clone(), data_init, ends));
+                let loss = places.map(|(starts, ends)| loss::question_answering(logits.clone(), starts, ends));
                 Ok(("logits", logits.into_data_and_loss(loss)))
             })
         }

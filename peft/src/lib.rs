@@ -1,11 +1,10 @@
 //! Parameter-efficient fine-tuning on Burn, in the files of Hugging Face PEFT.
 //!
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
-//! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`prepare`] makes a task of a data
-//! file, [`configure`](mod@configure) reads configurations, [`hub`] finds models and adapters by name, [`inspect`] looks
-//! into an adapter folder, `export` writes it in the forms of other programs and `folders` combines and converts it,
-//! [`forward`](mod@forward) computes one pass from files to files, [`adapted`] puts adapters on a base whatever its task,
-//! and [`memory`] tells the allocator what training is like. The `peft` command is built on these.
+//! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`load`] finds models and adapters by
+//! name, [`run`] makes a task of a data file, [`folder`] looks into adapter folders, combines, converts and exports them,
+//! [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the allocator what training is
+//! like. The `peft` command is built on these.
 
 pub mod device;
 pub mod folder;

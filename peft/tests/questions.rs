@@ -14,8 +14,8 @@ const TEXT: &str = "Élise lives in Rome, and her brother lives in Lyon with thr
 
 fn row(question: &str, answers: &[(&str, usize)]) -> Value {
     let texts: Vec<&str> = answers.iter().map(|it| it.0).collect();
-    let data_init: Vec<usize> = answers.iter().map(|it| it.1).collect();
-    json!({"context": TEXT, "question": question, "answers": {"text": texts, "answer_start": data_init}})
+    let starts: Vec<usize> = answers.iter().map(|it| it.1).collect();
+    json!({"context": TEXT, "question": question, "answers": {"text": texts, "answer_start": starts}})
 }
 
 /// Starts count characters: the first letter of the text has two bytes.

@@ -1,7 +1,7 @@
 //! A batch whose rows use different adapters, and none: which row uses which.
 //!
 //! The choice is made once for a forward and concerns every layer, so it travels beside the model, in a thread-local that
-//! [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) sets and clears. A layer computes [`each`] group of rows for itself;
+//! [`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names) sets and clears. A layer computes [`each`] group of rows for itself;
 //! while it does, only the rows of the group are there, and whoever reads a parameter gets it through their adapter
 //! ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
 

@@ -4,7 +4,6 @@
 //! adapters reads `weight.val()` and gets the composed dense weight; a layer of ours calls [`crate::forward`] and gets
 //! the factored form, without a dense update and without a dense gradient.
 
-pub(crate) mod erased;
 pub(crate) mod mixed_batch;
 pub(crate) mod pending_bias;
 pub mod prompt;
@@ -21,7 +20,7 @@ use burn::module::{
 use burn::tensor::{Device, Int, Tensor};
 
 use self::prompt::{GatedPrompt, Prompt};
-use crate::adapter::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
+use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
 use crate::forward::{EmbeddingBelow, LinearBelow};
 use crate::model::state::KEY_PREFIX;
 use crate::ops;

@@ -181,7 +181,7 @@ fn is_dtype(stored: Dtype, kept: DType) -> bool {
 
 /// In which numbers the frozen matrices of a base are kept: `dtype` of transformers.
 ///
-/// The matrices are the weights of [`Projection`](crate::nn::Projection), [`Gpt2Linear`](crate::nn::Conv1D) and
+/// The matrices are the weights of [`Projection`](crate::nn::Projection), [`Gpt2Linear`](crate::nn::Gpt2Linear) and
 /// [`Embedding`](crate::nn::Embedding). Norms, biases and convolutions are kept in single precision, and so are adapters
 /// and all that is computed: halves are widened where they meet activations, which changes no number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -40,7 +40,7 @@ pub fn linear<const D: usize>(
 }
 
 /// Computes a layer so that rows of the batch may use adapters of their own, as
-/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) gives them: once for each group of rows with the same ones.
+/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names) gives them: once for each group of rows with the same ones.
 ///
 /// For layers that read whole parameters, `weight.val()`: norms, biases, convolutions, also those of `burn::nn`. Otherwise
 /// it is `forward(layer, input)`.
@@ -165,7 +165,7 @@ pub fn tasks<M: Module>(model: &M) -> usize {
 }
 
 /// Says that the rows of the batch are these of before from now on, so that each keeps the adapter that
-/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_rows) gave it. Generation calls this when it repeats, reorders or drops
+/// [`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names) gave it. Generation calls this when it repeats, reorders or drops
 /// rows; without such adapters it does nothing.
 pub fn reorder_batch(rows: &[usize]) {
     mixed_batch::select(rows);
@@ -178,7 +178,7 @@ pub fn virtual_tokens<M: Module>(model: &M) -> usize {
 }
 
 /// Whether the rows of a batch are more than room for its texts: active adapters put something before each of them, or rows
-/// have adapters of their own ([`PeftModel::with_adapter_names`](crate::PeftModel::with_rows)). Where they are not, several short texts
+/// have adapters of their own ([`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names)). Where they are not, several short texts
 /// may share a row, if attention keeps them apart. Gated prompts look the same from everywhere.
 pub fn rows_matter<M: Module>(model: &M) -> bool {
     let in_front = |it: &AnyAdapter| it.virtual_tokens() > 0 || it.tasks() > 1 || it.prompt(None).is_some();

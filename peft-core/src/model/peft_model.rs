@@ -410,7 +410,7 @@ impl<M: Module> PeftModel<M> {
     ///
     /// Rows are grouped, so that each costs its own adapter only, however many are loaded; what is active does not matter.
     /// The leading axis of every layer's input must count the rows, or a multiple of them. A program that repeats, reorders
-    /// or drops rows within `run`, as beam search does, says so by [`reorder_batch`](crate::forward::select_rows).
+    /// or drops rows within `run`, as beam search does, says so by [`reorder_batch`](crate::forward::reorder_batch).
     ///
     /// # Errors
     /// If a name is unknown, adapters are disabled, the batch has another number of rows, rows have different prompts, or an

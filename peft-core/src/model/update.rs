@@ -7,8 +7,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
 use crate::adapter::AdapterSet;
-use crate::adapter::erased::Ranked;
 use crate::adapter::slots;
+use crate::erased::Ranked;
 use crate::error::Result;
 use crate::model::peft_model::PeftModel;
 use crate::ops;

@@ -12,9 +12,9 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
 
-use crate::adapter::erased::{Ranked, with_rank};
 use crate::adapter::slots;
 use crate::adapter::{AdapterSet, AnyAdapter};
+use crate::erased::{Ranked, with_rank};
 use crate::ops;
 use crate::plan::init::{Init, stable_hash};
 use crate::spec::{Layout, ModelSpec, ParamKind, ParamSpec, PathStack};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::erased::with_rank;
 use crate::adapter::{Adapter, AnyAdapter};
+use crate::erased::with_rank;
 use crate::model::state::KEY_PREFIX;
 use crate::plan::init::Init;
 use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};

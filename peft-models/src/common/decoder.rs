@@ -11,7 +11,7 @@ use crate::common::prompt;
 /// A stack of causal layers without a head.
 pub trait Decoder: Module {
     /// The layers alone: the last hidden state, `[batch, seq, d_output]`. Texts that share a row are kept apart, see
-    /// [`CausalLm::supports_packing`](crate::common::task::CausalLm::keeps_texts_apart).
+    /// [`CausalLm::supports_packing`](crate::common::task::CausalLm::supports_packing).
     fn stack(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
 
     /// The last hidden state behind active prompts, `[batch, seq, d_output]`.
@@ -35,7 +35,7 @@ pub trait Decoder: Module {
         None
     }
 
-    /// See [`CausalLm::cache_limit`](crate::common::task::CausalLm::forgets_beyond).
+    /// See [`CausalLm::cache_limit`](crate::common::task::CausalLm::cache_limit).
     fn cache_limit(&self) -> Option<usize> {
         None
     }

@@ -7,6 +7,7 @@ pub mod heads;
 pub mod input;
 pub mod layers;
 pub mod mask;
+pub mod pretrained;
 pub mod prompt;
 pub mod rope;
 pub mod task;

@@ -27,7 +27,7 @@ enum Rows {
 ///
 /// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
 /// types, if rows have adapters of their own ([`forward::rows_matter`]), in models that do not
-/// [keep texts apart](CausalLm::keeps_texts_apart); and where no row would be saved.
+/// [keep texts apart](CausalLm::supports_packing); and where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
     rows: Rows,

@@ -45,7 +45,7 @@ enum Command {
     /// Write a LoRA adapter in the form of another program.
     Export(export::Args),
     /// List the methods of this build: papers, parameters, defaults.
-    MethodRegistry(methods::Args),
+    Methods(methods::Args),
     /// Compute one forward pass from files to files, to compare with Python.
     Forward(forward::Args),
 }
@@ -62,7 +62,7 @@ impl Cli {
             Command::Combine(args) => combine::run(&args),
             Command::Convert(args) => convert::run(&args),
             Command::Export(args) => export::run(&args),
-            Command::MethodRegistry(args) => methods::run(&args),
+            Command::Methods(args) => methods::run(&args),
             Command::Forward(args) => forward::run(&args),
         }
     }

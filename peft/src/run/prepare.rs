@@ -405,13 +405,13 @@ fn answer_places(value: &Value, context: &str) -> std::result::Result<Vec<Range<
         Value::Array(items) => items.iter().map(|it| place(&it["text"], &it["answer_start"])).collect(),
         Value::Object(fields) => {
             let list = |name: &str| fields.get(name).and_then(Value::as_array);
-            let (Some(texts), Some(data_init)) = (list("text"), list("answer_start")) else {
+            let (Some(texts), Some(starts)) = (list("text"), list("answer_start")) else {
                 return Err(format!("it holds {value}, {shape}"));
             };
-            if texts.len() != data_init.len() {
-                return Err(format!("it holds {} texts and {} starts", texts.len(), data_init.len()));
+            if texts.len() != starts.len() {
+                return Err(format!("it holds {} texts and {} starts", texts.len(), starts.len()));
             }
-            texts.iter().zip(data_init).map(|(text, start)| place(text, start)).collect()
+            texts.iter().zip(starts).map(|(text, start)| place(text, start)).collect()
         }
         other => Err(format!("it holds {other}, {shape}")),
     }

@@ -338,7 +338,7 @@ impl Attention {
                             .map(|it| Matrix::new(it, [tile.rows, tile.width], [tile.width, 1]));
                         if let Some(output) = &mut value_grad {
                             let mut output = output.part(seen.clone(), 0..d_head);
-                            multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::ParamRole);
+                            multiply_alone(&mut output, &[(weights.transposed(), above.into())], Start::Output);
                         }
                         if let Some(output) = &mut query_grad {
                             let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
@@ -351,7 +351,7 @@ impl Attention {
                         if let Some(output) = &mut key_grad {
                             let query = query.rows(tile.query, tile.rows);
                             let mut output = output.part(seen, 0..d_head);
-                            multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::ParamRole);
+                            multiply_alone(&mut output, &[(slopes.transposed(), query.into())], Start::Output);
                         }
                     }
                     SCRATCH.set(scratch);

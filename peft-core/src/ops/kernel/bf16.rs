@@ -194,7 +194,7 @@ fn multiply(output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<
                 let terms = (2 * depth).min(inner - 2 * from);
                 let part = right.rows(2 * from, terms).columns(column + at, columns);
                 of_any!(part, matrix => simd(Pack { panels: &mut *packed, matrix }));
-                let start = if from == 0 { start.from(column + at) } else { Start::ParamRole };
+                let start = if from == 0 { start.from(column + at) } else { Start::Output };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
                 tiles(&mut output, rows, packed, start);
                 #[allow(unsafe_code)]

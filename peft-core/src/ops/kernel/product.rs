@@ -40,7 +40,7 @@ pub(crate) enum Start<'a> {
     /// The same row everywhere.
     Row(&'a [f32]),
     /// What is there.
-    ParamRole,
+    Output,
 }
 
 impl<'a> Start<'a> {
@@ -309,7 +309,7 @@ pub(super) fn write_row(sums: &mut [f32], output: &mut Block<'_>, row: usize, co
     match start {
         Start::Zero => {}
         Start::Row(bias) => math::axpy(1.0, &bias[columns.clone()], sums),
-        Start::ParamRole => math::axpy(1.0, output.row(row, columns.clone()), sums),
+        Start::Output => math::axpy(1.0, output.row(row, columns.clone()), sums),
     }
     output.put(row, columns.start, sums);
 }
@@ -351,7 +351,7 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
                 of_any!(part, matrix => Arch::new().dispatch(Pack { panels, stride, matrix, width }));
                 before += right.dims()[0];
             }
-            let start = if from == 0 { start.from(column) } else { Start::ParamRole };
+            let start = if from == 0 { start.from(column) } else { Start::Output };
             Arch::new().dispatch(Tiles { tile, output: &mut output, left: &left, right: packed, start });
             #[allow(unsafe_code)]
             // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
@@ -401,7 +401,7 @@ impl WithSimd for Thin<'_, '_> {
         match start {
             Start::Zero => output.fill(0.0),
             Start::Row(row) => output.fill_rows(row),
-            Start::ParamRole => {}
+            Start::Output => {}
         }
         if along == 1 {
             for at in 0..output.rows() {
@@ -435,7 +435,7 @@ fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<
         }
         let wide = Matrix::new(wide, [count, length], [length, 1]);
         if along {
-            let start = if from == 0 { start } else { Start::ParamRole };
+            let start = if from == 0 { start } else { Start::Output };
             Arch::new().dispatch(Thin { output: &mut *output, left: left.columns(from, count), right: wide, start });
         } else {
             let rows = output.rows();
@@ -629,7 +629,7 @@ impl Onto {
     pub(super) unsafe fn with(self, shape: [usize; 2], add: impl FnOnce(Block<'_>, Start<'_>)) -> FlexTensor {
         let row = match self {
             Self::Tensor(output) => {
-                return overwrite(output, |output| add(Block::new(output, shape[1]), Start::ParamRole));
+                return overwrite(output, |output| add(Block::new(output, shape[1]), Start::Output));
             }
             Self::Row(row) => Some(contiguous(row)),
             Self::Zero => None,

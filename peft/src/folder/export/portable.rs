@@ -143,8 +143,8 @@ fn targets(pairs: &[Pair], spec: Option<&ModelSpec>) -> Vec<String> {
         }
     };
     let shortest = |module: &str| {
-        let data_init = module.match_indices('.').map(|(at, _)| at + 1);
-        let mut tails: Vec<&str> = std::iter::once(0).chain(data_init).map(|at| &module[at..]).collect();
+        let starts = module.match_indices('.').map(|(at, _)| at + 1);
+        let mut tails: Vec<&str> = std::iter::once(0).chain(starts).map(|at| &module[at..]).collect();
         tails.reverse();
         tails.into_iter().find(|it| is_clear(it)).unwrap_or(module).to_owned()
     };
