@@ -8,7 +8,7 @@ use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
-    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
+    Plan, PlanRow, Prompt, PromptAdapter, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -48,14 +48,6 @@ impl Adapter for VirtualTokens {
         below.forward(ids)
     }
 
-    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        Some(prompt_of(self.prompt_embeddings.val(), self.virtual_tokens, self.drops_token_types))
-    }
-
-    fn virtual_tokens(&self) -> usize {
-        self.virtual_tokens
-    }
-
     fn unmergeable(&self) -> Option<&'static str> {
         Some(NO_WEIGHT)
     }
@@ -66,6 +58,20 @@ impl Adapter for VirtualTokens {
 
     fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
         field.to_owned()
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for VirtualTokens {
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Prompt {
+        prompt_of(self.prompt_embeddings.val(), self.virtual_tokens, self.drops_token_types)
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.virtual_tokens
     }
 }
 

@@ -23,4 +23,5 @@ mod properties;
 mod questions;
 mod rows;
 mod support;
+mod tied_heads;
 mod training;

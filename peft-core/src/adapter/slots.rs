@@ -22,6 +22,16 @@ thread_local! {
     static REPLACING: RefCell<Option<HashMap<String, AdapterSet>>> = const { RefCell::new(None) };
 }
 
+/// Ends a walk, also when something panics.
+struct Clear;
+
+impl Drop for Clear {
+    fn drop(&mut self) {
+        COLLECTING.set(None);
+        REPLACING.set(None);
+    }
+}
+
 /// Called by a set that is visited: true if it was taken and must not be walked.
 pub(crate) fn offer(set: &AdapterSet) -> bool {
     COLLECTING.with_borrow_mut(|taken| match taken {
@@ -47,6 +57,7 @@ pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
     impl ModuleVisitor for Nothing {}
 
     COLLECTING.set(Some(Vec::new()));
+    let _clear = Clear;
     model.visit(&mut Nothing);
     COLLECTING.take().unwrap_or_default()
 }
@@ -54,9 +65,8 @@ pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
 /// Puts sets on the parameters that they name; parameters not named keep what they have.
 pub fn replace<M: Module>(model: M, sets: impl IntoIterator<Item = AdapterSet>) -> M {
     REPLACING.set(Some(sets.into_iter().map(|set| (set.param().path(), set)).collect()));
-    let model = model.map(&mut Attach::default());
-    REPLACING.set(None);
-    model
+    let _clear = Clear;
+    model.map(&mut Attach::default())
 }
 
 /// Changes every set of a model.

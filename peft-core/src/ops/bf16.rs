@@ -1,14 +1,9 @@
 //! Mixed precision: products with weights in bf16.
 
-use std::cell::Cell;
-
 use burn::tensor::Device;
 
-use crate::{PeftError, Result};
-
-thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
-}
+use crate::context;
+use crate::error::{PeftError, Result};
 
 /// Whether `device` has products in bf16.
 ///
@@ -45,22 +40,11 @@ pub fn check_bf16(device: &Device) -> Result<()> {
 /// As [`check_bf16`].
 pub fn within_bf16<R>(device: &Device, run: impl FnOnce() -> R) -> Result<R> {
     check_bf16(device)?;
-    Ok(set(true, run))
-}
-
-/// Runs with or without bf16, as an earlier forward ran: for one that is computed again.
-pub(crate) fn set<R>(on: bool, run: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            ON.set(self.0);
-        }
-    }
-    let _restore = Restore(ON.replace(on));
-    run()
+    let _bf16 = context::enter(|it| it.bf16 = true);
+    Ok(run())
 }
 
 /// Whether products with weights are in bf16.
 pub(crate) fn is_on() -> bool {
-    ON.get()
+    context::read(|it| it.bf16)
 }

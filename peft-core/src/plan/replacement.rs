@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::{Adapter, AnyAdapter};
+use crate::adapter::{Adapter, AnyAdapter, TableAdapter};
 use crate::erased::with_rank;
 use crate::plan::init::Init;
 use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};
@@ -29,8 +29,8 @@ impl<const D: usize> Adapter for Replacement<D> {
         value.reshape(weight.dims())
     }
 
-    fn moves_tied_head(&self) -> bool {
-        self.moves_head
+    fn as_table(&self) -> Option<&dyn TableAdapter> {
+        Some(self)
     }
 
     /// The reference does not wrap a model again that it puts a prompt before.
@@ -40,6 +40,12 @@ impl<const D: usize> Adapter for Replacement<D> {
 
     fn file_key(&self, _site: &ParamSpec, _field: &str) -> String {
         self.key.clone()
+    }
+}
+
+impl<const D: usize> TableAdapter for Replacement<D> {
+    fn moves_tied_head(&self) -> bool {
+        self.moves_head
     }
 }
 

@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
 
-use crate::lora::config::InitWeights;
 use crate::lora::dora::{self, Term};
+use crate::lora::init_weights::InitWeights;
 
 /// The low-rank update of one table.
 #[derive(Module, Debug)]

@@ -28,7 +28,9 @@ use peft_core::{
     PlanRow, Result, is_suffix,
 };
 
-use crate::lora::config::{InitWeights, Layer, LoraConfig};
+use crate::lora::config::LoraConfig;
+use crate::lora::init_weights::InitWeights;
+use crate::lora::layers::Layer;
 use crate::lora::linear::Factor;
 
 const FIELD: &str = "target_parameters";
@@ -78,7 +80,7 @@ impl Adapter for LoraParameter {
             Layout::InOut => (b.transpose(), a.transpose()),
             Layout::OutIn => (a, b),
         };
-        below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: &self.dropout })
+        below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: self.dropout.rate() })
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {

@@ -26,7 +26,7 @@ enum Rows {
 /// a batch, and how their losses are weighted, has nothing to do with it. Dropout draws for other places.
 ///
 /// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
-/// types, if rows have adapters of their own ([`forward::rows_matter`]), in models that do not
+/// types, if rows have adapters of their own ([`forward::can_pack`]), in models that do not
 /// [keep texts apart](CausalLm::supports_packing); and where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
@@ -118,7 +118,7 @@ fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<Pa
     }
     let rows = pack(samples, longest, PackOrder::BestFit)?;
     // To look at every parameter takes longer than all the rest.
-    Ok(Some(rows).filter(|it| it.len() < samples.len() && !forward::rows_matter(model)))
+    Ok(Some(rows).filter(|it| it.len() < samples.len() && forward::can_pack(model)))
 }
 
 impl<M: CausalLm> Task<M> for LanguageModelling {
