@@ -52,4 +52,7 @@ pub use plan::targets::{
     no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
-pub use spec::{Adaptable, Layout, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, is_suffix};
+pub use spec::{
+    Adaptable, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams, is_suffix,
+    map_params, visit_params,
+};

@@ -17,6 +17,7 @@ mod inspect;
 mod labels;
 mod laws;
 mod layers;
+mod own_layers;
 mod parity;
 mod prompts;
 mod properties;

@@ -10,7 +10,7 @@ use crate::adapter::below::{EmbeddingBelow, LinearBelow};
 use crate::adapter::method::{Adapter, BiasAdapter, GatedAdapter, ParamRole, PromptAdapter, TableAdapter};
 use crate::adapter::prompt::{GatedPrompt, Prompt};
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
-use crate::spec::{ParamSpec, PathStack};
+use crate::spec::{MapParams, ParamSpec, PathStack, map_params};
 
 /// An adapter of any method, and how strongly it acts.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl AnyAdapter {
     /// Trained or frozen; constants are never trained.
     pub(crate) fn set_trainable(self, trainable: bool) -> Self {
         let fields = self.clone();
-        self.map(&mut SetTrainable { at: PathStack::default(), fields, trainable })
+        map_params(self, &mut SetTrainable { fields, trainable })
     }
 }
 
@@ -176,22 +176,13 @@ impl Module for AnyAdapter {
 }
 
 struct SetTrainable {
-    at: PathStack,
     fields: AnyAdapter,
     trainable: bool,
 }
 
-impl ModuleMapper for SetTrainable {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let is_trained = self.fields.role(&self.at.path()) == ParamRole::Trained;
+impl MapParams for SetTrainable {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_trained = self.fields.role(&at.path()) == ParamRole::Trained;
         param.set_require_grad(self.trainable && is_trained)
     }
 }

@@ -1,32 +1,26 @@
 //! Values of frozen parameters, and whether two of them are the same but for rounding.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::ops;
-use crate::spec::{ParamSpec, PathStack};
+use crate::spec::{ParamSpec, PathStack, VisitParams, visit_params};
 
 /// The frozen value of a parameter, as files hold it.
 pub(crate) fn value_of<M: Module>(model: &M, param: &ParamSpec) -> TensorData {
-    struct Find<'a>(PathStack, &'a ParamSpec, Option<TensorData>);
-    impl ModuleVisitor for Find<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.0.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if !self.0.in_adapters() && self.0.path() == self.1.path() {
+    struct Find<'a>(&'a ParamSpec, Option<TensorData>);
+    impl VisitParams for Find<'_> {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            if !at.in_adapters() && at.path() == self.0.path() {
                 let value = ops::to_f32(param.base());
-                let value = if self.1.is_transposed_on_disk() { value.transpose() } else { value };
-                self.2 = Some(value.into_data());
+                let value = if self.0.is_transposed_on_disk() { value.transpose() } else { value };
+                self.1 = Some(value.into_data());
             }
         }
     }
-    let mut find = Find(PathStack::default(), param, None);
-    model.visit(&mut find);
-    find.2.expect("a site is a parameter of its model")
+    let mut find = Find(param, None);
+    visit_params(model, &mut find);
+    find.1.expect("a site is a parameter of its model")
 }
 
 /// How far numbers may be apart, of the largest of them, and be the same in half precision.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use serde_json::Value;
 
@@ -21,7 +21,9 @@ use crate::model::state;
 use crate::model::values::{HALF_PRECISION, is_close, value_of};
 use crate::ops;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{KEY_PREFIX, ModelSpec, ParamKind, ParamSpec, PathStack, WRAPPED, WRAPPED_ROWS};
+use crate::spec::{
+    KEY_PREFIX, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, WRAPPED, WRAPPED_ROWS, map_params,
+};
 
 impl<M: Module> PeftModel<M> {
     /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
@@ -97,21 +99,14 @@ impl<M: Module> PeftModel<M> {
 
     fn change_base(&mut self, paths: &[String], change: impl Fn(&str, TensorData) -> Result<TensorData>) -> Result<()> {
         struct Change<'a, F> {
-            at: PathStack,
             paths: &'a [String],
             change: F,
             error: Option<PeftError>,
         }
-        impl<F: Fn(&str, TensorData) -> Result<TensorData>> ModuleMapper for Change<'_, F> {
-            fn enter_module(&mut self, name: &str, container: &str) {
-                self.at.enter(name, container);
-            }
-            fn exit_module(&mut self, _name: &str, container: &str) {
-                self.at.exit(container);
-            }
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let path = self.at.path();
-                if self.at.in_adapters() || !self.paths.contains(&path) {
+        impl<F: Fn(&str, TensorData) -> Result<TensorData>> MapParams for Change<'_, F> {
+            fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let path = at.path();
+                if at.in_adapters() || !self.paths.contains(&path) {
                     return param;
                 }
                 let (value, device) = (ops::to_f32(param.base()), param.lazy_device());
@@ -127,8 +122,8 @@ impl<M: Module> PeftModel<M> {
                 }
             }
         }
-        let mut mapper = Change { at: PathStack::default(), paths, change, error: None };
-        let model = self.model().clone().map(&mut mapper);
+        let mut mapper = Change { paths, change, error: None };
+        let model = map_params(self.model().clone(), &mut mapper);
         if let Some(error) = mapper.error {
             return Err(error);
         }

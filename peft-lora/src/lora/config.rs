@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::lora::data_init::calibration::DataInit;
 use crate::lora::data_init::config::{CordaConfig, EvaConfig};
 use crate::lora::init_weights::InitWeights;
-use crate::methods::trainable_tokens::TokenIndices;
+use crate::trainable_tokens::TokenIndices;
 
 /// `peft_type` of LoRA.
 pub const PEFT_TYPE: &str = "LORA";

@@ -22,7 +22,7 @@ use crate::lora::init_weights::InitWeights;
 use crate::lora::layers::Layer;
 use crate::lora::linear::BuildLinear;
 use crate::lora::lora_fa;
-use crate::methods::trainable_tokens::TokenIndices;
+use crate::trainable_tokens::TokenIndices;
 
 impl Tuner for LoraConfig {
     const INFO: MethodInfo = MethodInfo {

@@ -239,7 +239,7 @@ fn open(folder: impl AsRef<Path>, dtype: BaseDtype) -> Result<Checkpoint> {
             "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
         );
     }
-    Ok(checkpoint.keeping(dtype))
+    Ok(checkpoint.with_dtype(dtype))
 }
 
 /// Reads a model that predicts the next token. The report names what the folder holds beyond it.
@@ -533,7 +533,7 @@ fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
         return Ok(true);
     }
     if head_file.dtype(head) == table_file.dtype(table) {
-        return Ok(head_file.kept(head, BaseDtype::Auto)? != table_file.kept(table, BaseDtype::Auto)?);
+        return Ok(head_file.numbers(head, BaseDtype::Auto)? != table_file.numbers(table, BaseDtype::Auto)?);
     }
     Ok(head_file.floats(head)? != table_file.floats(table)?)
 }
