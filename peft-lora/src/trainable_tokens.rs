@@ -256,7 +256,7 @@ impl Tuner for TrainableTokensConfig {
     const INFO: MethodInfo = MethodInfo {
         name: "trainable tokens",
         peft_type: PEFT_TYPE,
-        what: "some rows of the table of words",
+        what: "some rows of the embedding matrix",
         paper: "peft/tuners/trainable_tokens",
         package: env!("CARGO_PKG_NAME"),
     };

@@ -35,7 +35,7 @@ pub struct MultitaskTokens {
 }
 
 impl Adapter for MultitaskTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -51,7 +51,7 @@ impl Adapter for MultitaskTokens {
         ""
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 

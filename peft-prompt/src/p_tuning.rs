@@ -44,7 +44,7 @@ impl PromptEncoder {
 }
 
 impl Adapter for PromptEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -60,7 +60,7 @@ impl Adapter for PromptEncoder {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         let lstm = || Some(format!("lstm_head.{}", Lstm::key(field.strip_prefix("lstm_head.")?)?));
         lstm().or_else(|| sequence_key("mlp_head", field)).unwrap_or_else(|| field.to_owned())
     }

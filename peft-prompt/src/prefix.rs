@@ -60,7 +60,7 @@ pub struct Prefix {
 }
 
 impl Adapter for Prefix {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -76,7 +76,7 @@ impl Adapter for Prefix {
         ""
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 
@@ -108,7 +108,7 @@ impl PrefixEncoder {
 }
 
 impl Adapter for PrefixEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -124,7 +124,7 @@ impl Adapter for PrefixEncoder {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         sequence_key("transform", field).unwrap_or_else(|| field.to_owned())
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn prompt_of(vectors: Tensor<2>, virtual_tokens: usize, drops_token_t
 }
 
 impl Adapter for VirtualTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -56,7 +56,7 @@ impl Adapter for VirtualTokens {
         ""
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         field.to_owned()
     }
 

@@ -56,3 +56,25 @@ fn an_unknown_layer_is_adapted_once_its_kind_is_declared() {
     let shape = |end: &str| shapes.iter().find(|it| it.key.ends_with(end)).unwrap().data.shape().as_slice().to_vec();
     assert_eq!([shape("lora_A.weight"), shape("lora_B.weight")], [[2, 5], [3, 2]]);
 }
+
+#[test]
+fn every_law_holds_in_one_call() {
+    use burn::tensor::TensorData;
+    use peft::core::forward::Adapted;
+    use peft::core::laws::{self, Promises};
+
+    let layer = burn::nn::LinearConfig::new(3, 2).init(&device());
+    let input = || Tensor::<2>::from_data(TensorData::from([[1.0f32, -2.0, 0.5], [0.3, 0.1, 2.0]]), &device());
+    laws::all(
+        || PeftModel::of_module(Dense { layer: layer.clone() }),
+        || LoraConfig::new(2, 4.0).targets(["layer"]),
+        &peft::methods(),
+        Promises::default(),
+        |net: &Dense| net.layer.adapted(input()),
+    );
+}
+
+#[derive(Module, Debug)]
+struct Dense {
+    layer: burn::nn::Linear,
+}

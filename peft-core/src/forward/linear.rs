@@ -63,7 +63,7 @@ pub fn value<const D: usize>(param: &Param<Tensor<D>>) -> Tensor<D> {
     ops::to_f32(param.val())
 }
 
-/// What lies below the adapters: the frozen weight as it is kept, or what a reparameterization that is not ours makes of
+/// What lies below the adapters: the frozen weight as it is stored, or what a reparameterization that is not ours makes of
 /// its own.
 pub(crate) fn unadapted(weight: &Param<Tensor<2>>) -> Tensor<2> {
     match weight.reparameterization::<AdapterSet>() {

@@ -7,7 +7,7 @@ use crate::adapter::prompt::{GatedPrompt, Prompt};
 use crate::adapter::{AdapterSet, AnyAdapter, mixed_batch, slots};
 use crate::ops;
 
-/// What active adapters put before the input of a model whose table of words is `table`; the first of them in front.
+/// What active adapters put before the input of a model whose embedding matrix is `table`; the first of them in front.
 ///
 /// `tasks` numbers the task of every row, `[batch]`. Prompts make rows longer, so all rows of a batch have the same ones.
 pub fn prompt(table: &Param<Tensor<2>>, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {

@@ -54,7 +54,7 @@ pub struct PeftModel<M> {
     active: Vec<String>,
     enabled: bool,
     head: Option<HeadOf<M>>,
-    /// Whether a saved folder holds the tables of words, as one must whose vocabulary was resized. `None` decides by the
+    /// Whether a saved folder holds the embedding matrices, as one must whose vocabulary was resized. `None` decides by the
     /// `vocab_size` in the `config.json` of [`ModelSpec::base_name`], if that is a folder.
     pub save_embedding_layers: Option<bool>,
 }

@@ -20,7 +20,7 @@ pub(crate) fn value_of<M: Module>(model: &M, param: &ParamSpec) -> TensorData {
     }
     let mut find = Find(param, None);
     visit_params(model, &mut find);
-    find.1.expect("a site is a parameter of its model")
+    find.1.expect("a description names a parameter of its model")
 }
 
 /// How far numbers may be apart, of the largest of them, and be the same in half precision.

@@ -1,4 +1,4 @@
-//! New tokens: a larger table of words and head, and tables that an adapter folder brings along.
+//! New tokens: a larger embedding matrix and head, and tables that an adapter folder brings along.
 //!
 //! The reference resizes the base model before adapters are added, and writes resized tables into every adapter folder
 //! (`save_embedding_layers`, `peft/utils/save_and_load.py`). The model that is resized here is a new value, as always:
@@ -26,7 +26,7 @@ use crate::spec::{
 };
 
 impl<M: Module> PeftModel<M> {
-    /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
+    /// Gives the embedding matrix, and a head and its bias that have as many rows, another number of rows. New ones are
     /// the mean of the old ones; the reference adds noise of a variance of 1e-9 to it.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl<M: Module> PeftModel<M> {
         self.change_base(&paths, |path, value| Ok(resized(path, value)))
     }
 
-    /// Takes the tables of words that a folder brings along, as the reference does when it loads one: those of a
+    /// Takes the embedding matrices that a folder brings along, as the reference does when it loads one: those of a
     /// vocabulary that was resized for the adapter. True if there were any that the base does not have already.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl Tables {
     fn of(spec: &ModelSpec) -> Result<Self> {
         let table = spec.layers().find(|it| it.kind == ParamKind::Embedding).cloned();
         let table = table
-            .ok_or_else(|| PeftError::Invalid("the model has no table of words whose rows could be tokens".into()))?;
+            .ok_or_else(|| PeftError::Invalid("the model has no embedding matrix whose rows could be tokens".into()))?;
         let rows = table.shape[0];
         let of_words = |it: &&Arc<ParamSpec>| spec.heads.contains(&it.module) && it.shape.first() == Some(&rows);
         let heads = spec.iter().filter(of_words).cloned().collect();

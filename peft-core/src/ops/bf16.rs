@@ -11,7 +11,7 @@ use crate::error::{PeftError, Result};
 /// If it has not: so far the CPU backend has them, on processors with AVX512_BF16 (Zen 4, Cooper Lake, Sapphire Rapids
 /// and later).
 pub fn check_bf16(device: &Device) -> Result<()> {
-    let lacks = |reason: &str| Err(PeftError::unsupported("bf16", reason));
+    let missing = |reason: &str| Err(PeftError::unsupported("bf16", reason));
     #[cfg(feature = "flex")]
     {
         use burn::backend::DispatchDevice;
@@ -20,13 +20,13 @@ pub fn check_bf16(device: &Device) -> Result<()> {
             return match super::kernel::bf16::is_available() {
                 true => Ok(()),
                 false => {
-                    lacks("this processor multiplies in single precision only (it has no AVX512_BF16); leave it out")
+                    missing("this processor multiplies in single precision only (it has no AVX512_BF16); leave it out")
                 }
             };
         }
     }
     let _ = device;
-    lacks("only the CPU backend multiplies in bf16 so far; leave it out")
+    missing("only the CPU backend multiplies in bf16 so far; leave it out")
 }
 
 /// Runs a forward whose products with weights are in bf16, and so are those of its backward pass that give the gradient
@@ -45,6 +45,7 @@ pub fn within_bf16<R>(device: &Device, run: impl FnOnce() -> R) -> Result<R> {
 }
 
 /// Whether products with weights are in bf16.
+#[cfg(feature = "flex")]
 pub(crate) fn is_on() -> bool {
     context::read(|it| it.bf16)
 }

@@ -27,7 +27,7 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 ///
 /// # Shapes
 /// - hidden: `[rows, d_model]`
-/// - weight: `[classes, d_model]`; it may be in half precision, as frozen weights are kept
+/// - weight: `[classes, d_model]`; it may be in half precision, as frozen weights are stored
 /// - labels: `[rows]`
 /// - output: `[1]`
 pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {

@@ -27,7 +27,7 @@ pub struct LowRank {
 ///
 /// # Shapes
 /// - input: `[rows, in]`
-/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are stored
 /// - output: `[rows, out]`
 pub fn linear_low_rank(
     input: Tensor<2>,

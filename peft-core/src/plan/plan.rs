@@ -28,7 +28,7 @@ pub trait AdapterBuilder: Debug + Send + Sync {
 
     /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
     /// without building. Nothing if the method does not say.
-    fn tensors(&self, _site: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+    fn tensors(&self, _param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
         None
     }
 }
@@ -68,7 +68,7 @@ impl<'a> BaseTensor<'a> {
             Base::Value(value) => value.get(),
             Base::Param(param) => {
                 let param = param.downcast_ref::<Param<Tensor<D>>>();
-                ops::to_f32(param.expect("the rank is that of the site").base().without_autodiff())
+                ops::to_f32(param.expect("the rank is that of the description").base().without_autodiff())
             }
         }
     }

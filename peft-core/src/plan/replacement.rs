@@ -23,7 +23,7 @@ pub struct Replacement<const D: usize> {
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
-    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _site: &ParamSpec) -> Tensor<E> {
+    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _param: &ParamSpec) -> Tensor<E> {
         let value = self.value.val();
         let value = if self.transposed { value.transpose() } else { value };
         value.reshape(weight.dims())
@@ -38,7 +38,7 @@ impl<const D: usize> Adapter for Replacement<D> {
         prefix(self.beside_prompt)
     }
 
-    fn file_key(&self, _site: &ParamSpec, _field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, _field: &str) -> String {
         self.key.clone()
     }
 }

@@ -86,7 +86,7 @@ impl Selection {
         self.resolve_among(spec, spec.layers().cloned().collect(), defaults)
     }
 
-    /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one site of each is given.
+    /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one parameter of each is given.
     pub fn resolve_modules(&self, spec: &ModelSpec, defaults: Option<&[&str]>) -> Result<Selected> {
         let mut modules: Vec<Arc<ParamSpec>> = spec.iter().cloned().collect();
         modules.dedup_by(|a, b| a.module == b.module);

@@ -47,7 +47,7 @@ impl<const D: usize> LoraConv<D> {
 }
 
 impl<const K: usize> Adapter for LoraConv<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1..].iter().product()];
         let (a, b) = self.factors();

@@ -39,7 +39,7 @@ impl LoraEmbedding {
 }
 
 impl Adapter for LoraEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
         let delta = self.lora_embedding_B.val().matmul(self.lora_embedding_A.val()).transpose().mul_scalar(self.scale);

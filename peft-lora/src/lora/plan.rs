@@ -101,7 +101,7 @@ impl PeftConfig for LoraConfig {
         plan.unmatched = unmatched;
         plan.unmatched_parameters = unmatched_parameters;
         if !parameters.is_empty() && layers.iter().any(|it| it.param.owner == "Gpt2Linear") {
-            let note = "Python's PEFT refuses `target_parameters` beside Conv1D layers: it cannot load this adapter";
+            let note = "PEFT refuses `target_parameters` beside Conv1D layers: it cannot load this adapter";
             plan.notes.push(note.into());
         }
         Ok(plan)

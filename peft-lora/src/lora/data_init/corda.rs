@@ -86,7 +86,7 @@ pub fn start<M: Module, B>(
 
 /// What one layer was given.
 struct Inputs {
-    /// `[out, in]`, as it is kept
+    /// `[out, in]`, as it is stored
     weight: Tensor<2>,
     /// Sum over batches, `[in, in]`.
     sum: Tensor<2>,
