@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::Plan;
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::log::{EvalRecord, TrainRecord};
-use peft_tasks::train::trainer::Observer;
+use peft_tasks::train::Observer;
 
 use crate::run::fit::RunObserver;
 

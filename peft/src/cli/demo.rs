@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use peft_core::files::checkpoint::write_atomically;
-use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result};
+use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft_lora::LoraConfig;
 use peft_models::auto::AutoCausalLm;
 use peft_tasks::data::text_data::TextData;
@@ -14,7 +14,7 @@ use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::generate::causal::generate;
 use peft_tasks::generate::sampling::GenerationConfig;
 use peft_tasks::tasks::task::{Evaluation, Task};
-use peft_tasks::train::trainer::{TrainConfig, Trainer};
+use peft_tasks::train::{TrainConfig, Trainer};
 
 use super::bar::Bar;
 use crate::device::best_device;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     };
     let mut model = load()?;
 
-    let before = held_out.evaluate(&model.evaluation_model(), 16, &device)?;
+    let before = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
     println!("\nperplexity on Genesis before: {}", perplexity(&before));
     println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
 
@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let outcome = result?;
     println!("{} steps in {:.0} s, last loss {:.3}", outcome.steps, started.elapsed().as_secs_f64(), outcome.last_loss);
 
-    let after = held_out.evaluate(&model.evaluation_model(), 16, &device)?;
+    let after = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
     println!("\nperplexity on Genesis after: {}", perplexity(&after));
     println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
 
@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     model.save(&adapter)?;
     let mut again = load()?;
     again.load_adapter(&adapter, DEFAULT_ADAPTER, &registry.methods)?;
-    let reloaded = held_out.evaluate(&again.evaluation_model(), 16, &device)?;
+    let reloaded = held_out.evaluate(&nn::eval(again.model()), 16, &device)?;
     println!("adapter saved to {}: {} bytes", adapter.display(), folder_size(&adapter));
     println!("loaded into a fresh base it gives perplexity {}\n", perplexity(&reloaded));
     if (reloaded.loss - after.loss).abs() > 1e-4 * after.loss {

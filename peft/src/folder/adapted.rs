@@ -42,6 +42,8 @@ pub fn adapted(
     };
     let named = configs.iter().find_map(|it| it.get("base_model_name_or_path")?.as_str());
     model.set_base_name(named.map_or_else(|| base.display().to_string(), str::to_owned));
-    model.set_task_type(task_type);
+    if let Some(task_type) = task_type {
+        model.set_task_type(task_type);
+    }
     Ok(model)
 }

@@ -1,6 +1,6 @@
 //! Measuring a model, with or without adapters, whatever the task.
 
-use peft_core::Result;
+use peft_core::{Result, nn};
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
@@ -43,5 +43,5 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     };
     let task = kind.task(&source)?;
     let model = with_adapters(model, adapters, context.methods)?;
-    task.evaluate(&model.evaluation_model(), request.batch_size, &context.place.device)
+    task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)
 }

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use peft_core::files::checkpoint::{Placement, write_atomically};
-use peft_core::{DEFAULT_ADAPTER, MethodRegistry, PeftModel, Plan, Result};
+use peft_core::{DEFAULT_ADAPTER, MethodRegistry, PeftModel, Plan, Result, nn};
 use peft_models::auto::ArchitectureRegistry;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::log;
-use peft_tasks::train::trainer::{Observer, Outcome, Trainer};
+use peft_tasks::train::{Observer, Outcome, Trainer};
 
 use crate::load::configure::configure;
 use crate::run::config::RunConfig;
@@ -91,16 +91,12 @@ pub(crate) fn fit<K: TaskKind>(
     model.set_labels(DEFAULT_ADAPTER, labels.as_ref().map(|it| kind.labels_to_save(it)))?;
 
     if let Some(held_out) = &held_out {
-        let evaluated = held_out.evaluate(&model.evaluation_model(), run.training.eval_batch_size, &place.device)?;
+        let evaluated = held_out.evaluate(&nn::eval(model.model()), run.training.eval_batch_size, &place.device)?;
         observer.before(&evaluated);
     }
     let started = Instant::now();
-    let mut trainer = Trainer::new(&mut model, &task, run.training.clone());
-    trainer = trainer.output(&run.output).resume(resume).observer(observer);
-    if let Some(held_out) = &held_out {
-        trainer = trainer.eval(held_out);
-    }
-    let outcome = trainer.run()?;
+    let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref());
+    let outcome = trainer.output(&run.output).resume(resume).observer(observer).run()?;
     let seconds = started.elapsed().as_secs_f64();
 
     model.save_adapter(&run.output, DEFAULT_ADAPTER)?;
