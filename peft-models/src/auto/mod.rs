@@ -105,6 +105,14 @@ macro_rules! architectures {
             fn spec(&self) -> ModelSpec {
                 $each!(self, it => it.spec())
             }
+
+            fn is_tied(&self) -> bool {
+                $each!(self, it => Adaptable::is_tied(it))
+            }
+
+            fn untie_head(&mut self) {
+                $each!(self, it => it.untie_head())
+            }
         }
     };
 }
@@ -240,12 +248,12 @@ pub fn load_causal_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> 
     let mut raw = RawConfig::read(&folder)?;
     let mut model = AutoCausalLm::from_config(&raw, device)?;
     let mut checkpoint = open(&folder, *dtype)?;
-    if model.is_tied() && has_another_head(&checkpoint)? {
+    if Adaptable::is_tied(&model) && has_another_head(&checkpoint)? {
         tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
         raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
         model = AutoCausalLm::from_config(&raw, device)?;
     }
-    if model.is_tied() {
+    if Adaptable::is_tied(&model) {
         table_is_also_under(&mut checkpoint, &model, &HEADS);
     }
     let prefix = model.base_prefix();
@@ -370,7 +378,7 @@ impl CausalLm for AutoCausalLm {
     }
 
     fn is_tied(&self) -> bool {
-        causal_lm!(self, it => it.is_tied())
+        causal_lm!(self, it => CausalLm::is_tied(it))
     }
 
     fn untie(&mut self) {
@@ -456,7 +464,7 @@ impl Seq2SeqLm for AutoSeq2SeqLm {
     }
 
     fn is_tied(&self) -> bool {
-        seq2seq_lm!(self, it => it.is_tied())
+        seq2seq_lm!(self, it => Seq2SeqLm::is_tied(it))
     }
 
     fn untie(&mut self) {

@@ -106,6 +106,14 @@ macro_rules! decoder_heads {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads(["lm_head"])
             }
+
+            fn is_tied(&self) -> bool {
+                $crate::common::task::CausalLm::is_tied(self)
+            }
+
+            fn untie_head(&mut self) {
+                $crate::common::task::CausalLm::untie(self);
+            }
         }
 
         impl $crate::common::task::CausalLm for $causal {

@@ -645,6 +645,14 @@ impl Adaptable for ChatGlmForConditionalGeneration {
     fn spec(&self) -> ModelSpec {
         self.transformer.spec_within(ModelSpec::of(self), "transformer").with_heads(["lm_head"])
     }
+
+    fn is_tied(&self) -> bool {
+        CausalLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        self.untie();
+    }
 }
 
 impl CausalLm for ChatGlmForConditionalGeneration {

@@ -295,6 +295,14 @@ impl Adaptable for Gpt2LmHeadModel {
     fn spec(&self) -> ModelSpec {
         self.transformer.spec_with_head(ModelSpec::of(self)).with_heads(["lm_head"])
     }
+
+    fn is_tied(&self) -> bool {
+        CausalLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        self.untie();
+    }
 }
 
 impl CausalLm for Gpt2LmHeadModel {

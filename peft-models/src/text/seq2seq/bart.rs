@@ -441,6 +441,14 @@ impl Adaptable for BartForConditionalGeneration {
             PromptShape::even("shared", config.d_model, config.encoder_layers, config.decoder_attention_heads);
         ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
     }
+
+    fn is_tied(&self) -> bool {
+        Seq2SeqLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        self.untie();
+    }
 }
 
 impl Seq2SeqLm for BartForConditionalGeneration {

@@ -521,6 +521,14 @@ impl Adaptable for T5ForConditionalGeneration {
         };
         ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("", prompts)
     }
+
+    fn is_tied(&self) -> bool {
+        Seq2SeqLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        self.untie();
+    }
 }
 
 impl Seq2SeqLm for T5ForConditionalGeneration {
