@@ -32,6 +32,17 @@ pub const REFERENCE_VERSION: &str = "0.21.2";
 pub trait Adaptable {
     /// Parameters, architecture and heads.
     fn spec(&self) -> ModelSpec;
+
+    /// Whether the output layer has no weight of its own, but reads the embedding matrix the other way.
+    fn is_tied(&self) -> bool {
+        false
+    }
+
+    /// Gives a tied model an output layer of its own that starts as the embedding matrix and shares its memory.
+    ///
+    /// An adapter that names the head rides on the head's own weight. Nothing happens to a model that
+    /// [is not tied](Adaptable::is_tied).
+    fn untie_head(&mut self) {}
 }
 
 /// An adapter's configuration and what came of it.

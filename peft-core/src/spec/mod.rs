@@ -153,6 +153,10 @@ pub struct ModelSpec {
     pub transposed: Vec<String>,
     /// Where prompts go in; nothing in models that take none.
     pub prompts: Option<PromptShape>,
+    /// Where the model came from, a folder or a hub id: `base_model_name_or_path` of `adapter_config.json`.
+    pub base_name: Option<String>,
+    /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
+    pub task_type: Option<String>,
 }
 
 impl ModelSpec {
@@ -166,6 +170,18 @@ impl ModelSpec {
     /// Names the architecture, as `config.json` does.
     pub fn with_model_type(mut self, model_type: impl Into<String>) -> Self {
         self.model_type = Some(model_type.into());
+        self
+    }
+
+    /// Says where the model came from.
+    pub fn with_base_name(mut self, base_name: impl Into<String>) -> Self {
+        self.base_name = Some(base_name.into());
+        self
+    }
+
+    /// Says what the model is for.
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.task_type = Some(task_type.into());
         self
     }
 
