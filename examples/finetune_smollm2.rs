@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 
 use burn::module::Module;
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result};
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
 use peft::run::prepare::TextData;
@@ -46,11 +46,10 @@ fn main() -> Result<()> {
     let eval = data(eval_file).language_modelling(&folder, &tokenizer)?;
 
     let (base, _) = load_causal_lm(&folder, &device)?;
-    let spec = base.spec();
-    let mut peft = PeftModel::with_spec(base, spec, &device);
-    peft.base_name = Some(model.clone());
-    peft.task_type = Some("CAUSAL_LM".into());
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
+    let mut peft = PeftModel::new(base);
+    peft.set_base_name(model.clone());
+    peft.set_task_type("CAUSAL_LM");
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
     println!("{plan}");
 
     println!("before: {:?}", eval.evaluate(&peft.model().valid(), 4, &device)?.metrics);

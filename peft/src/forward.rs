@@ -173,12 +173,11 @@ impl<const D: usize> IntoOutput for Tensor<D> {
 fn run<M: Module + Adaptable>(
     request: &ForwardRequest,
     model: M,
-    device: &Device,
+    _device: &Device,
     inputs: &Inputs<'_>,
     compute: impl Fn(&M, &ModelInput) -> Result<(&'static str, Output)>,
 ) -> Result<Vec<Stored>> {
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, device);
+    let mut peft = PeftModel::new(model);
     let names: Vec<String> = (0..request.adapters.len())
         .map(|at| if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") })
         .collect();

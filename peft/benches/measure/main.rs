@@ -204,8 +204,7 @@ impl Bench<'_> {
     }
 
     fn peft<M: Module + Adaptable>(&self, model: M) -> PeftModel<M> {
-        let spec = model.spec();
-        PeftModel::with_spec(model, spec, &self.device)
+        PeftModel::new(model)
     }
 
     fn loaded<M: Module>(&self, model: &M) -> Turns {
@@ -218,7 +217,7 @@ impl Bench<'_> {
     /// The trainer that users run, with its clipping and its checks.
     fn lora<M: Module + Adaptable, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
         let mut peft = self.peft(model);
-        peft.add_adapter(DEFAULT_ADAPTER, self.lora_config(), 0)?;
+        peft.add_adapter_as(DEFAULT_ADAPTER, self.lora_config(), 0)?;
         let mut config = TrainConfig {
             learning_rate: LEARNING_RATE,
             batch_size: self.args.batch,
@@ -237,7 +236,7 @@ impl Bench<'_> {
         let mut peft = self.peft(model);
         let names: Vec<String> = (0..self.args.adapters).map(|it| format!("adapter{it}")).collect();
         for (seed, name) in names.iter().enumerate() {
-            peft.add_adapter(name, self.lora_config(), seed as u64)?;
+            peft.add_adapter_as(name, self.lora_config(), seed as u64)?;
         }
         let ids: Vec<i64> = self.rows()?.into_iter().flatten().map(i64::from).collect();
         let ids = TensorData::new(ids, [self.args.batch, self.args.seq]);

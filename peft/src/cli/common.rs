@@ -101,9 +101,8 @@ pub(crate) fn seq2seq_lm(model: &Path, adapters: &Adapters, place: &Placement) -
 }
 
 /// A model with adapters, named `default`, `adapter1`, ….
-pub(crate) fn adapted<M: Module + Adaptable>(base: M, adapters: &Adapters, device: &Device) -> Result<PeftModel<M>> {
-    let spec = base.spec();
-    let mut peft = PeftModel::with_spec(base, spec, device);
+pub(crate) fn adapted<M: Module + Adaptable>(base: M, adapters: &Adapters, _device: &Device) -> Result<PeftModel<M>> {
+    let mut peft = PeftModel::new(base);
     for (at, (folder, strength)) in adapters.folders.iter().zip(&adapters.strengths).enumerate() {
         let name = if at == 0 { DEFAULT_ADAPTER.to_owned() } else { format!("adapter{at}") };
         if peft.adapters().is_empty() {

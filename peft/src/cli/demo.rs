@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use peft::core::files::checkpoint::write_atomically;
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result};
+use peft::core::{DEFAULT_ADAPTER, PeftModel, Result};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::run::prepare::TextData;
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("\nperplexity on Genesis before: {}", perplexity(&before));
     println!("  {}\n", sample(peft.model(), &tokenizer, &device)?);
 
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?;
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?;
     println!("{plan}\n");
     let mut training = TrainConfig {
         learning_rate: 1e-2,
@@ -84,8 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("  {}\n", sample(peft.model(), &tokenizer, &device)?);
 
     let adapter = args.output.join("adapter");
-    peft.base_name = Some(base_folder.display().to_string());
-    peft.task_type = Some("CAUSAL_LM".into());
+    peft.set_base_name(base_folder.display().to_string());
+    peft.set_task_type("CAUSAL_LM");
     peft.save_adapter(&adapter, DEFAULT_ADAPTER)?;
     let mut again = load(&base_folder, &device)?;
     again.load_adapter(&adapter, DEFAULT_ADAPTER, &peft::methods())?;
@@ -113,8 +113,7 @@ fn print_next(output: &Path) {
 
 fn load(folder: &Path, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
     let (model, _) = auto::load_causal_lm(folder, device)?;
-    let spec = model.spec();
-    Ok(PeftModel::with_spec(model, spec, device))
+    Ok(PeftModel::new(model))
 }
 
 fn text(file: &Path, base: &Path, tokenizer: &Tokenizer) -> Result<LanguageModelling> {

@@ -357,10 +357,9 @@ fn fit<M: Module + Adaptable, T: Task<M>>(
     device: &burn::tensor::Device,
 ) -> Result<()> {
     let training = args.training()?;
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, device);
-    peft.base_name = Some(args.model.clone());
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, tuner, args.seed)?;
+    let mut peft = PeftModel::new(model);
+    peft.set_base_name(args.model.clone());
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, tuner, args.seed)?;
     println!("{plan}");
     peft.set_labels(DEFAULT_ADAPTER, labels)?;
 

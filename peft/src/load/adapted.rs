@@ -52,8 +52,10 @@ pub fn with_adapters<J: OnModel>(
     macro_rules! go {
         ($peft:expr) => {{
             let mut peft = $peft;
-            peft.base_name = text("base_model_name_or_path").or_else(|| Some(base.display().to_string()));
-            peft.task_type = task.map(str::to_owned);
+            peft.set_base_name(text("base_model_name_or_path").unwrap_or_else(|| base.display().to_string()));
+            if let Some(task) = task {
+                peft.set_task_type(task);
+            }
             job.run(peft)
         }};
     }
@@ -80,9 +82,8 @@ pub fn with_adapters<J: OnModel>(
     }
 }
 
-fn on<M: Module + Adaptable>(model: M, adapters: &[(String, PathBuf)], device: &Device) -> Result<PeftModel<M>> {
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, device);
+fn on<M: Module + Adaptable>(model: M, adapters: &[(String, PathBuf)], _device: &Device) -> Result<PeftModel<M>> {
+    let mut peft = PeftModel::new(model);
     for (name, folder) in adapters {
         peft.load_adapter(folder, name, &methods())?;
     }

@@ -79,11 +79,10 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig) -> Fi
     Fit { base: base.to_path_buf(), fits, report }
 }
 
-fn check<M: Module + Adaptable>(model: Result<M>, folder: &AdapterFolder, device: &Device) -> Result<()> {
+fn check<M: Module + Adaptable>(model: Result<M>, folder: &AdapterFolder, _device: &Device) -> Result<()> {
     let model = model?;
     let config = methods().parse(folder.config.clone())?;
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, device);
+    let mut peft = PeftModel::new(model);
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
     let spec = peft.spec();
