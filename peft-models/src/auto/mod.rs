@@ -4,6 +4,7 @@
 //! use the [built-in](ArchitectureRegistry::builtin) one.
 
 mod builtin;
+pub mod hub;
 mod loading;
 mod options;
 mod registry;

@@ -2,4 +2,4 @@
 
 pub mod adapted;
 pub mod configure;
-pub mod hub;
+pub use peft_models::auto::hub;
