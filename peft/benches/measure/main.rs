@@ -23,6 +23,8 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
 use peft::models::common::config::RawConfig;
+use peft::models::text::decoder::gpt2::Gpt2LmHeadModel;
+use peft::models::text::encoder::bert::BertForSequenceClassification;
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
 use peft::tasks::data::sample::{Padding, Sample};
@@ -121,11 +123,12 @@ fn run(args: &Args) -> Result<()> {
                     let [batch, seq, vocab] = logits.dims();
                     logits.reshape([batch * seq, vocab])
                 }),
-                Tuner::BurnLora => match model {
-                    AutoCausalLm::Gpt2(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
-                    AutoCausalLm::Llama(it) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
-                    #[allow(unreachable_patterns)]
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out")),
+                Tuner::BurnLora => match model.downcast::<Gpt2LmHeadModel>().map_err(AutoCausalLm::downcast) {
+                    Ok(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
+                    Err(Ok(it)) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
+                    Err(Err(_)) => {
+                        Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out"))
+                    }
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
@@ -137,9 +140,9 @@ fn run(args: &Args) -> Result<()> {
             let task = bench.classification(model.num_labels())?;
             match args.method {
                 Tuner::Adapters => bench.infer(model, SequenceClassifier::logits),
-                Tuner::BurnLora => match model {
-                    AutoSequenceClassifier::Bert(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
+                Tuner::BurnLora => match model.downcast::<BertForSequenceClassification>() {
+                    Ok(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
+                    Err(_) => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
