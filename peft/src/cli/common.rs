@@ -14,8 +14,8 @@ use peft::load::hub::{Hub, What};
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, Seq2SeqLm};
 use peft::tasks::data::columns::Columns;
+use peft::tasks::train::Observer;
 use peft::tasks::train::log::{EvalRecord, TrainRecord};
-use peft::tasks::train::trainer::Observer;
 
 /// Which columns of the data file are what.
 #[derive(Debug, Clone, Default, clap::Args)]

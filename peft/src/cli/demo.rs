@@ -16,7 +16,7 @@ use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::{Evaluation, Task};
-use peft::tasks::train::trainer::{TrainConfig, train};
+use peft::tasks::train::{TrainConfig, Trainer};
 
 use super::common::{Bar, device};
 
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     training.schedule.warmup_steps = 10.0;
     let started = Instant::now();
     let mut bar = Bar::new();
-    let result = train(&mut peft, DEFAULT_ADAPTER, &task, None, &training, None, false, &device, &mut bar);
+    let result = Trainer::new(&mut peft, &task, training).observer(&mut bar).run();
     bar.finish();
     let outcome = result?;
     println!("{} steps in {:.0} s, last loss {:.3}", outcome.steps, started.elapsed().as_secs_f64(), outcome.last_loss);

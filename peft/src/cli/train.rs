@@ -14,7 +14,7 @@ use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::curve::Curve;
 use peft::tasks::train::log;
-use peft::tasks::train::trainer::{TrainConfig, train};
+use peft::tasks::train::{TrainConfig, Trainer};
 use serde_json::{Map, Value};
 
 use super::common::{Bar, ColumnArgs, PlaceArgs, model_folder, peak_memory, short};
@@ -365,15 +365,19 @@ fn fit<M: Module + Adaptable, T: Task<M>>(
     peft.set_labels(DEFAULT_ADAPTER, labels)?;
 
     if let Some(eval) = eval {
-        let base = nn::set_training(peft.model().valid(), false);
+        let base = nn::eval(peft.model());
         let before = eval.evaluate(&base, training.eval_batch_size, device)?;
         let metrics: Vec<String> = before.metrics.iter().map(|(name, it)| format!("{name} {}", short(it))).collect();
         println!("before: evaluation loss {:.4}  {}", before.loss, metrics.join("  "));
     }
     let started = Instant::now();
     let mut bar = Bar::new();
-    let result =
-        train(&mut peft, DEFAULT_ADAPTER, task, eval, &training, Some(&args.output), args.resume, device, &mut bar);
+    let result = Trainer::new(&mut peft, task, training)
+        .eval(eval)
+        .output(&args.output)
+        .resume(args.resume)
+        .observer(&mut bar)
+        .run();
     bar.finish();
     let outcome = result?;
     peft.save_adapter(&args.output, DEFAULT_ADAPTER)?;
