@@ -142,6 +142,11 @@ impl<M: Module> PeftModel<M> {
         &self.model
     }
 
+    /// Where adapters are made and trained: the device of the model, with autodiff.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Replaces the configuration of an adapter by one that has changed in training.
     pub fn set_config(&mut self, name: &str, config: Box<dyn PeftConfig>) -> Result<()> {
         self.check_known(name)?;
