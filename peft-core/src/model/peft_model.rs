@@ -116,8 +116,8 @@ impl<M: Module> PeftModel<M> {
         }
     }
 
-    /// The device of the model's parameters, with gradients.
-    fn device(&self) -> Device {
+    /// Where adapters are made and trained: the device of the model's parameters, with autodiff.
+    pub fn device(&self) -> Device {
         self.model.devices().into_iter().next().unwrap_or_default().autodiff()
     }
 
@@ -140,11 +140,6 @@ impl<M: Module> PeftModel<M> {
     /// The model with its adapters.
     pub fn model(&self) -> &M {
         &self.model
-    }
-
-    /// Where adapters are made and trained: the device of the model, with autodiff.
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 
     /// Replaces the configuration of an adapter by one that has changed in training.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::Plan;
 use peft_tasks::tasks::task::Evaluation;
-use peft_tasks::train::log::{EvalRecord, TrainRecord};
 use peft_tasks::train::Observer;
+use peft_tasks::train::log::{EvalRecord, TrainRecord};
 
 use crate::run::fit::RunObserver;
 

@@ -1,7 +1,7 @@
 //! Measuring a model, with or without adapters, whatever the task.
 
+use crate::run::prepare::TextData;
 use peft_core::{Result, nn};
-use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 

@@ -1,11 +1,12 @@
 //! A run as data, and what a program does with any task: train, evaluate, compute one pass.
 
-mod actions;
+pub mod actions;
 pub mod config;
 pub mod evaluate;
 pub mod fit;
 pub mod forward;
 pub mod labels;
+pub mod prepare;
 pub mod registry;
 
 pub use actions::{evaluate, forward, train};

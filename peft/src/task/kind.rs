@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::run::prepare::TextData;
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::files::checkpoint::Placement;
@@ -9,7 +10,6 @@ use peft_core::{Adaptable, Labels, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::LabelSet;
-use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::Task;
 

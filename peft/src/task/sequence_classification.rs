@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::run::prepare::TextData;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result};
@@ -9,7 +10,6 @@ use peft_models::SequenceClassifier;
 use peft_models::auto::{ArchitectureRegistry, AutoSequenceClassifier, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::LabelSet;
-use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::loss::{self, ProblemType};
 use peft_tasks::tasks::sequence_classification::SequenceClassification;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::run::prepare::TextData;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::Placement;
 use peft_core::{Labels, Result};
@@ -9,7 +10,6 @@ use peft_models::TokenClassifier;
 use peft_models::auto::{ArchitectureRegistry, AutoTokenClassifier, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::{LabelKind, LabelSet};
-use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::loss;
 use peft_tasks::tasks::token_classification::TokenClassification;
 
