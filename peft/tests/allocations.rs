@@ -88,7 +88,8 @@ fn adapted(layers: usize, batch: usize, seq: usize) -> (PeftModel<Gpt2LmHeadMode
         r#"{{"model_type": "gpt2", "vocab_size": 97, "n_positions": {seq}, "n_embd": {D_MODEL}, "n_layer": {layers},
             "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}"#
     );
-    let config = Gpt2Config::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
+    let config =
+        <Gpt2Config as peft::models::auto::ModelConfig>::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
     let model = Gpt2LmHeadModel::new(&config, &device);
     let mut peft = PeftModel::new(model);
     peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
@@ -148,7 +149,8 @@ fn ten_adapted_models_take_the_memory_of_one_base() {
     let device = device("flex").unwrap();
     let json = r#"{"model_type": "gpt2", "vocab_size": 4001, "n_positions": 8, "n_embd": 128, "n_layer": 2,
         "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}"#;
-    let config = Gpt2Config::from_raw(&RawConfig::parse_text(json).unwrap()).unwrap();
+    let config =
+        <Gpt2Config as peft::models::auto::ModelConfig>::from_raw(&RawConfig::parse_text(json).unwrap()).unwrap();
     let base = Gpt2LmHeadModel::new(&config, &device);
     let task = LanguageModelling::padded(vec![Sample::language(vec![5, 17])], 0).unwrap();
     // Weights are lazy.

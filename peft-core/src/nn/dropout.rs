@@ -1,6 +1,6 @@
-//! Dropout, and the switch that every dropout of a model hears.
+//! Dropout.
 
-use burn::module::{Flag, Module, ModuleMapper, Param};
+use burn::module::{Flag, Module, Param};
 use burn::tensor::Tensor;
 
 use crate::ops;
@@ -46,15 +46,4 @@ impl From<&Dropout> for f64 {
     fn from(dropout: &Dropout) -> Self {
         dropout.rate()
     }
-}
-
-/// Switches dropout on or off everywhere, without touching gradients: the reference's `train()` and `eval()`.
-pub fn set_training<M: Module>(model: M, training: bool) -> M {
-    struct Switch(bool);
-    impl ModuleMapper for Switch {
-        fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-            flag.with_value(self.0)
-        }
-    }
-    model.map(&mut Switch(training))
 }

@@ -9,12 +9,14 @@ mod dropout;
 mod embedding;
 mod lazy;
 mod linear;
+mod mode;
 mod norm;
 
 pub use buffer::Buffer;
 pub use conv::Conv1d;
-pub use dropout::{Dropout, set_training};
+pub use dropout::Dropout;
 pub use embedding::Embedding;
 pub use lazy::lazy;
 pub use linear::{Gpt2Linear, Projection};
+pub use mode::{eval, set_training};
 pub use norm::{LayerNorm, RmsNorm};

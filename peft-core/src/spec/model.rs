@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::erased::AnyModule;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
 use crate::spec::walk::{VisitParams, visit_params};
@@ -233,4 +234,18 @@ fn is_stranger(params: &[Arc<ParamSpec>], module: &str) -> bool {
         _ => false,
     };
     fields.iter().any(|it| it.owner == "Linear") && !fields.iter().all(|it| it.owner == "Linear" && fits(it))
+}
+
+impl Adaptable for AnyModule<dyn Adaptable> {
+    fn spec(&self) -> ModelSpec {
+        (**self).spec()
+    }
+
+    fn is_tied(&self) -> bool {
+        (**self).is_tied()
+    }
+
+    fn untie_head(&mut self) {
+        (**self).untie_head();
+    }
 }

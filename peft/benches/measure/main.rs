@@ -23,6 +23,8 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
 use peft::models::common::config::RawConfig;
+use peft::models::text::decoder::gpt2::Gpt2LmHeadModel;
+use peft::models::text::encoder::bert::BertForSequenceClassification;
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
 use peft::tasks::data::sample::{Padding, Sample};
@@ -30,7 +32,7 @@ use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::sequence_classification::SequenceClassification;
 use peft::tasks::tasks::task::{Task, scalar};
 use peft::tasks::train::log::TrainRecord;
-use peft::tasks::train::trainer::{Observer, TrainConfig, train};
+use peft::tasks::train::{Observer, TrainConfig, Trainer};
 
 use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
 
@@ -121,11 +123,12 @@ fn run(args: &Args) -> Result<()> {
                     let [batch, seq, vocab] = logits.dims();
                     logits.reshape([batch * seq, vocab])
                 }),
-                Tuner::BurnLora => match model {
-                    AutoCausalLm::Gpt2(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
-                    AutoCausalLm::Llama(it) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
-                    #[allow(unreachable_patterns)]
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out")),
+                Tuner::BurnLora => match model.downcast::<Gpt2LmHeadModel>().map_err(AutoCausalLm::downcast) {
+                    Ok(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
+                    Err(Ok(it)) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
+                    Err(Err(_)) => {
+                        Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out"))
+                    }
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
@@ -137,9 +140,9 @@ fn run(args: &Args) -> Result<()> {
             let task = bench.classification(model.num_labels())?;
             match args.method {
                 Tuner::Adapters => bench.infer(model, SequenceClassifier::logits),
-                Tuner::BurnLora => match model {
-                    AutoSequenceClassifier::Bert(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
+                Tuner::BurnLora => match model.downcast::<BertForSequenceClassification>() {
+                    Ok(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
+                    Err(_) => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
@@ -225,7 +228,7 @@ impl Bench<'_> {
         };
         config.schedule.lr_scheduler_type = "constant".parse()?;
         let mut turns = self.loaded(peft.model());
-        train(&mut peft, DEFAULT_ADAPTER, task, None, &config, None, false, &self.device, &mut turns)?;
+        Trainer::new(&mut peft, task, config).observer(&mut turns).run()?;
         Ok(())
     }
 
@@ -241,7 +244,7 @@ impl Bench<'_> {
         let mut turns = self.loaded(peft.model());
         for name in names.iter().cycle() {
             peft.set_active(&[name])?;
-            let model = nn::set_training(peft.model().valid(), false);
+            let model = nn::eval(peft.model());
             let logits = logits(&model, &input);
             let [rows, classes] = logits.dims();
             let last = logits.slice([rows - 1..rows, classes - 1..classes]).reshape([1]);

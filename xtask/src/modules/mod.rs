@@ -36,7 +36,7 @@ const RULES: [Rules; 7] = [
     Rules {
         package: "peft-core",
         order: &[
-            "error", "context", "ops", "spec", "files", "erased", "adapter", "forward", "nn", "plan", "config",
+            "error", "context", "ops", "erased", "spec", "files", "adapter", "forward", "nn", "plan", "config",
             "model", "laws",
         ],
         circles: &[("adapter", "an adapter sees the layer below it, and that layer may be adapted too")],
