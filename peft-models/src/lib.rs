@@ -9,9 +9,10 @@ pub mod auto;
 pub mod common;
 pub mod text;
 
+pub use common::cache::{KvCache, Seq2SeqCache};
 pub use common::decoder::Decoder;
 pub use common::gated_mlp::GatedMlp;
-pub use common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+pub use common::input::{ModelInput, Tokens};
 pub use common::pretrained::Pretrained;
 pub use common::task::{
     CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,

@@ -88,7 +88,10 @@ impl RawConfig {
 }
 
 /// Refuses a width that its number of heads does not divide; both with the names of their fields.
-pub(crate) fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
+///
+/// # Errors
+/// Names the field of the heads.
+pub fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
     if heads.1 > 0 && width.1.is_multiple_of(heads.1) {
         return Ok(());
     }

@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 use peft_core::nn::Embedding;
 use peft_core::{ModelSpec, PromptShape};
 
-use crate::common::input::{KvCache, ModelInput};
+use crate::common::cache::KvCache;
+use crate::common::input::ModelInput;
 use crate::common::prompt;
 
 /// A stack of causal layers without a head.
@@ -120,7 +121,7 @@ macro_rules! decoder_heads {
             fn hidden(
                 &self,
                 input: &$crate::common::input::ModelInput,
-                cache: Option<&mut $crate::common::input::KvCache>,
+                cache: Option<&mut $crate::common::cache::KvCache>,
             ) -> burn::tensor::Tensor<3> {
                 $crate::common::decoder::Decoder::forward(&self.$field, input, cache)
             }

@@ -6,8 +6,9 @@ use burn::tensor::{Int, Tensor};
 use peft_core::ops::IGNORE_INDEX;
 use peft_core::{PeftError, Result};
 
+use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
-use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+use crate::common::input::{ModelInput, Tokens};
 
 /// A model that predicts the next token.
 pub trait CausalLm: Module {
@@ -188,7 +189,7 @@ pub trait FeatureExtractor: Module {
 ///
 /// Source: `GenericForSequenceClassification` of transformers: the rightmost token whose id is not `pad`; without a
 /// padding token, or without ids, the last position. Behind virtual tokens the reference has no ids any more.
-pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
+pub fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
     let [batch, seq, d_model] = hidden.dims();
     let last = match (&input.tokens, pad) {
         (Tokens::Ids(ids), Some(pad)) if ids.dims()[1] == seq => {
@@ -202,8 +203,11 @@ pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option
     hidden.gather(1, index).squeeze_dim(1)
 }
 
-/// Labels one position later, with `start` in front and `pad` where nothing was to be learned.
-pub(crate) fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
+/// Labels one position later, with `start` in front and `pad` where nothing was to be learned; `[batch, target]`.
+///
+/// # Errors
+/// If one of the two tokens is not known.
+pub fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
     let needed = |field: &str, value: Option<i64>| {
         value.ok_or_else(|| PeftError::config(field, "is not in config.json, and targets need it"))
     };

@@ -37,7 +37,7 @@ const RULES: [Rules; 7] = [
     Rules { package: "peft-lora", order: &[], circles: &[] },
     Rules { package: "peft-ia3", order: &[], circles: &[] },
     Rules { package: "peft-prompt", order: &[], circles: &[] },
-    Rules { package: "peft-models", order: &[], circles: &[] },
+    Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
     Rules { package: "peft-tasks", order: &[], circles: &[] },
     Rules { package: "peft", order: &[], circles: &[] },
 ];

@@ -13,7 +13,8 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, LabelConfig, RawConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, LmPredictions, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
 use crate::common::input::ModelInput;
@@ -106,11 +107,7 @@ impl ModelConfig for DebertaConfig {
 impl DebertaConfig {
     /// What holds for both generations of the model.
     pub(crate) fn check(&self) -> Result<()> {
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let heads = self.num_attention_heads;
-            let reason = format!("is {}, which `num_attention_heads` = {heads} does not divide", self.hidden_size);
-            return Err(PeftError::config("hidden_size", reason));
-        }
+        heads_divide(("num_attention_heads", self.num_attention_heads), ("hidden_size", self.hidden_size))?;
         if let Some(width) = self.pooler_hidden_size.filter(|it| *it != self.hidden_size) {
             let reason = format!("is {width}, but the pooler gets vectors of `hidden_size` = {}", self.hidden_size);
             return Err(PeftError::config("pooler_hidden_size", reason));
@@ -303,11 +300,11 @@ impl DebertaSelfAttention {
         relative: Option<(&Embedding, &Distances)>,
         mask: Option<&AttentionMask>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
+        let [_, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
         let split = |it: Tensor<3>| {
-            let [batch, rows, width] = it.dims();
-            it.reshape([batch, rows, self.heads, width / self.heads]).swap_dims(1, 2)
+            let d_head = it.dims()[2] / self.heads;
+            split_heads(it, d_head)
         };
         let [query, key, value] = ops::split(split(self.in_proj.forward(hidden)), [d_head; 3]);
         let with = |it, bias| {
@@ -322,7 +319,7 @@ impl DebertaSelfAttention {
             (Positions { key: seen_by(&self.pos_proj), query: seen_by(&self.pos_q_proj) }, distances)
         });
         let mixed = disentangled_attention(query, key, value, positions, mask, self.scale, &self.dropout);
-        mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
+        merge_heads(mixed)
     }
 }
 

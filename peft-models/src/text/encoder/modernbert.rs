@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::input::ModelInput;
 use crate::common::mask;
@@ -227,13 +228,13 @@ impl ModernBertAttention {
     }
 
     fn forward(&self, hidden: Tensor<3>, rotary: &RotaryTable, mask: Option<&AttentionMask>) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
+        let d_model = hidden.dims()[2];
         let d_head = d_model / self.heads;
         let parts = split(self.Wqkv.forward(hidden), [d_model; 3]);
-        let [query, key, value] = parts.map(|it| it.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2));
+        let [query, key, value] = parts.map(|it| split_heads(it, d_head));
         let (query, key) = (rotary.rotate(query), rotary.rotate(key));
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
-        self.out_drop.forward(self.Wo.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model])))
+        self.out_drop.forward(self.Wo.forward(merge_heads(mixed)))
     }
 }
 

@@ -13,10 +13,11 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde_json::json;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::cache::KvCache;
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{RobertaHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, Tokens};
+use crate::common::input::{ModelInput, Tokens};
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
