@@ -11,8 +11,9 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::merge_heads;
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -241,7 +242,7 @@ decoder_heads! {
     classifier: BloomForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     BloomModel, BloomConfig, transformer: BloomModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

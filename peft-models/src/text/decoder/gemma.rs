@@ -16,9 +16,10 @@ use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{
     Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION, heads_divide, windows_of,
 };
-use crate::common::decoder::{Decoder, decoder_heads};
+use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -393,7 +394,7 @@ decoder_heads! {
     classifier: GemmaForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GemmaModel, GemmaConfig, model: GemmaModel::new,
     width: |it| it.d_model,
     labels: |it| &it.labels,

@@ -11,7 +11,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -387,11 +387,11 @@ impl SequenceClassifier for Gpt2ForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     Gpt2Model, Gpt2Config, transformer: Gpt2Model::new,
     width: |it| it.n_embd,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.or(it.hidden_dropout).unwrap_or(0.1)),
     tokens: Gpt2ForTokenClassification(classifier),
-    answers: Gpt2ForQuestionAnswering,
+    spans: Gpt2ForQuestionAnswering,
 }

@@ -12,8 +12,9 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::merge_heads;
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -270,7 +271,7 @@ decoder_heads! {
     classifier: GptNeoXForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GptNeoXModel, GptNeoXConfig, gpt_neox: GptNeoXModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

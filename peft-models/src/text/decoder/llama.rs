@@ -14,9 +14,10 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide, windows_of};
-use crate::common::decoder::{Decoder, decoder_heads};
+use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -397,7 +398,7 @@ decoder_heads! {
     classifier: LlamaForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     LlamaModel, LlamaConfig, model: LlamaModel::new,
     width: |it| it.d_model,
     labels: |it| &it.labels,

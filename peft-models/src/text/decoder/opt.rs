@@ -11,8 +11,9 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -300,7 +301,7 @@ decoder_heads! {
     classifier: OptForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     OptModel, OptConfig, model: OptModel::new,
     width: |it| it.d_embed,
     labels: |it| &it.labels,

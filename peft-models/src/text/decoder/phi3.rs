@@ -12,8 +12,9 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -293,7 +294,7 @@ decoder_heads! {
     classifier: Phi3ForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     Phi3Model, Phi3Config, model: Phi3Model::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

@@ -15,7 +15,7 @@ use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
@@ -441,13 +441,13 @@ impl SequenceClassifier for BertForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     BertModel, BertConfig, bert: BertModel::without_pooler,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.unwrap_or(it.hidden_dropout_prob)),
     tokens: BertForTokenClassification(classifier),
-    answers: BertForQuestionAnswering,
+    spans: BertForQuestionAnswering,
 }
 
 masked_lm! {

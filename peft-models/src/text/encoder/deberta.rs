@@ -16,7 +16,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, LmPredictions, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::mask;
 use crate::common::prompt;
@@ -563,13 +563,13 @@ impl SequenceClassifier for DebertaForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     DebertaModel, DebertaConfig, deberta: DebertaModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.hidden_dropout_prob),
     tokens: DebertaForTokenClassification(classifier),
-    answers: DebertaForQuestionAnswering,
+    spans: DebertaForQuestionAnswering,
 }
 
 masked_lm! {

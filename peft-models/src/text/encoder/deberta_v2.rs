@@ -21,7 +21,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{LmPredictions, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::mask;
 use crate::common::prompt;
@@ -458,13 +458,13 @@ impl SequenceClassifier for DebertaV2ForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     DebertaV2Model, DebertaV2Config, deberta: DebertaV2Model::new,
     width: |it| it.base.hidden_size,
     labels: |it| &it.base.labels,
     dropout: |it| Dropout::new(it.base.hidden_dropout_prob),
     tokens: DebertaV2ForTokenClassification(classifier),
-    answers: DebertaV2ForQuestionAnswering,
+    spans: DebertaV2ForQuestionAnswering,
 }
 
 masked_lm! {

@@ -16,7 +16,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::cache::KvCache;
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{RobertaHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::{ModelInput, Tokens};
 use crate::common::mask;
 use crate::common::prompt;
@@ -262,13 +262,13 @@ impl SequenceClassifier for RobertaForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     RobertaModel, RobertaConfig, roberta: RobertaModel::without_pooler,
     width: |it| it.bert.hidden_size,
     labels: |it| &it.bert.labels,
     dropout: RobertaConfig::dropout_of_head,
     tokens: RobertaForTokenClassification(classifier),
-    answers: RobertaForQuestionAnswering,
+    spans: RobertaForQuestionAnswering,
 }
 
 masked_lm! {
