@@ -44,13 +44,13 @@ pub struct KvCache {
 /// Which part of a row is written, and where that belongs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
-    /// Padding before the first word.
+    /// Padding before the first token.
     pub(crate) first: usize,
     /// The first column that is written; the columns count the cache.
     pub(crate) begin: usize,
     /// Columns that are no text.
     pub(crate) prefix: usize,
-    /// The word in whose place it is written.
+    /// The position in whose place it is written.
     pub(crate) mark: usize,
     /// Whether what is written has the positions behind the text all the same.
     pub(crate) goes_on: bool,

@@ -28,10 +28,10 @@ pub trait Decoder: Module {
         spec.with_model_type(self.model_type()).with_prompts(prefix, self.prompts())
     }
 
-    /// The table that turns ids into vectors.
+    /// The embedding matrix.
     fn embedding(&self) -> &Embedding;
 
-    /// What the scores of the language-model head are bent to, where they are.
+    /// Soft cap of the language-model head's logits, where there is one.
     fn logit_cap(&self) -> Option<f64> {
         None
     }

@@ -1,4 +1,4 @@
-//! The gated layers between attentions, which LLaMA and its followers share.
+//! The gated layers between attentions, which LLaMA and later models share.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};

@@ -12,7 +12,7 @@ macro_rules! causal_lm_head {
         pub struct $causal {
             /// The stack.
             pub $field: $model,
-            /// The head, unless it is the embedding table read the other way.
+            /// The head, unless it is the embedding matrix read the other way.
             pub lm_head: Option<peft_core::nn::Projection>,
         }
 

@@ -6,7 +6,7 @@ macro_rules! token_classifier {
         $model:ident, $config:ident, $field:ident: $new:expr,
         width: $width:expr, labels: $labels:expr, dropout: $dropout:expr, $tokens:ident($head:ident)
     ) => {
-        /// The stack that classifies every token.
+        /// The stack with a token-classification head.
         #[derive(burn::module::Module, Debug)]
         pub struct $tokens {
             /// The stack, without a pooler.

@@ -132,7 +132,7 @@ pub struct GemmaConfig {
     pub attention_scale: f64,
     /// What scores of attention are bent to; the third generation has none.
     pub attention_cap: Option<f64>,
-    /// What scores of words are bent to.
+    /// Soft cap of the logits over the vocabulary.
     pub logit_cap: Option<f64>,
     /// Of layers without a window.
     pub rope: Rope,

@@ -286,7 +286,7 @@ impl FeatureExtractor for Gpt2Model {
 pub struct Gpt2LmHeadModel {
     /// The stack.
     pub transformer: Gpt2Model,
-    /// The head, unless it is the embedding table read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
 }
 

@@ -103,7 +103,7 @@ impl BertConfig {
     }
 }
 
-/// Words, positions and sentences, added up and normalised.
+/// Token, position and segment embeddings, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BertEmbeddings {

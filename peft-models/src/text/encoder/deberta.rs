@@ -61,7 +61,7 @@ pub struct DebertaConfig {
     pub pooler_hidden_act: Activation,
     pub pooler_dropout: f64,
     pub cls_dropout: Option<f64>,
-    /// Whether the head of masked words is BERT's, and not that of DeBERTa's authors.
+    /// Whether the masked-LM head is BERT's, and not that of DeBERTa's authors.
     pub legacy: bool,
     #[serde(flatten)]
     pub labels: LabelConfig,
@@ -120,7 +120,7 @@ impl DebertaConfig {
         usize::try_from(self.max_relative_positions).ok().filter(|it| *it > 0).unwrap_or(self.max_position_embeddings)
     }
 
-    /// Width of the tables of words, sentences and positions.
+    /// Width of the embedding matrices of tokens, segments and positions.
     pub(crate) fn d_embedding(&self) -> usize {
         self.embedding_size.unwrap_or(self.hidden_size)
     }
@@ -204,7 +204,7 @@ impl PositionTerms {
     }
 }
 
-/// Words, and positions and sentences where the configuration has them, added up and normalised.
+/// Token embeddings, and those of positions and segments where the configuration has them, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct DebertaEmbeddings {

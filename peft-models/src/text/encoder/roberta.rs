@@ -71,7 +71,7 @@ impl RobertaConfig {
     }
 }
 
-/// Words, positions and sentences, added up and normalised.
+/// Token, position and segment embeddings, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct RobertaEmbeddings {

@@ -287,7 +287,7 @@ fn embed(input: &ModelInput, words: Tensor<3>, past: usize, positions: &Embeddin
     norm.forward(words + positions.forward(input.positions(past).add_scalar(OFFSET)))
 }
 
-/// The stack that reads the source.
+/// The encoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BartEncoder {
@@ -328,7 +328,7 @@ impl BartEncoder {
     }
 }
 
-/// The stack that writes the target.
+/// The decoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BartDecoder {
@@ -383,11 +383,11 @@ impl BartDecoder {
 /// BART without a head.
 #[derive(Module, Debug)]
 pub struct BartModel {
-    /// Words of both stacks, `[vocab, d_model]`.
+    /// The embedding matrix of both stacks, `[vocab, d_model]`.
     pub shared: Embedding,
-    /// Reads the source.
+    /// The encoder.
     pub encoder: BartEncoder,
-    /// Writes the target.
+    /// The decoder.
     pub decoder: BartDecoder,
     scale: f64,
 }
@@ -404,14 +404,14 @@ impl BartModel {
     }
 }
 
-/// BART that writes a target.
+/// BART with a language-model head.
 #[derive(Module, Debug)]
 pub struct BartForConditionalGeneration {
     /// Both stacks.
     pub model: BartModel,
     /// Added to the scores, `[1, vocab]`.
     pub final_logits_bias: Buffer,
-    /// The head, unless it is the table of words read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
     #[module(skip)]
     config: BartConfig,

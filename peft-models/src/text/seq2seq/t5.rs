@@ -126,7 +126,7 @@ impl T5Config {
 
     /// The factor of the decoder's output before the head.
     ///
-    /// The first T5 scaled and v1.1 did not, which its files say by an untied head. transformers 5 writes the answer
+    /// The first T5 scaled and v1.1 did not, which its files say by an untied head. transformers 5 writes the result
     /// into a field of its own. mT5 never scales.
     fn scale_of_output(&self) -> f64 {
         let scaled = self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings);
@@ -386,7 +386,7 @@ fn with_bias(mask: Option<AttentionMask>, bias: Option<Tensor<4>>) -> Option<Att
     }
 }
 
-/// The stack that reads the source.
+/// The encoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct T5Encoder {
@@ -425,7 +425,7 @@ impl T5Encoder {
     }
 }
 
-/// The stack that writes the target.
+/// The decoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct T5Decoder {
@@ -478,16 +478,16 @@ impl T5Decoder {
     }
 }
 
-/// T5 that writes a target.
+/// T5 with a language-model head.
 #[derive(Module, Debug)]
 pub struct T5ForConditionalGeneration {
-    /// Words of both stacks, `[vocab, d_model]`.
+    /// The embedding matrix of both stacks, `[vocab, d_model]`.
     pub shared: Embedding,
-    /// Reads the source.
+    /// The encoder.
     pub encoder: T5Encoder,
-    /// Writes the target.
+    /// The decoder.
     pub decoder: T5Decoder,
-    /// The head, unless it is the table of words read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
     scale: f64,
     #[module(skip)]

@@ -160,7 +160,7 @@ impl FirstBlock {
 /// A text is read in both directions up to its start token, and written from there on. What is written stands, in the
 /// text, where `[gMASK]` or `[MASK]` does. Without a start token all is written; inputs without ids have none.
 ///
-/// Virtual tokens are words before the text. A prefix has no place in it, and is seen by padding too.
+/// Virtual tokens are part of the text, at its start. A prefix has no place in it, and is seen by padding too.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct FirstModel {

@@ -129,12 +129,12 @@ impl Decoder for ChatGlmModel {
 
 decoder_heads! { @base ChatGlmModel }
 
-/// ChatGLM that writes.
+/// ChatGLM with a language-model head.
 #[derive(Module, Debug)]
 pub struct ChatGlmForConditionalGeneration {
     /// The stack.
     pub transformer: ChatGlmModel,
-    /// The head of the first generation, unless it is the embedding table read the other way.
+    /// The head of the first generation, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
 }
 
