@@ -11,8 +11,7 @@
 
 use std::path::PathBuf;
 
-use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result};
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
 use peft::run::prepare::TextData;
@@ -21,7 +20,7 @@ use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::TrainRecord;
-use peft::tasks::train::trainer::{Observer, TrainConfig, train};
+use peft::tasks::train::{Observer, TrainConfig, Trainer};
 
 struct Print;
 
@@ -52,12 +51,12 @@ fn main() -> Result<()> {
     let plan = peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
     println!("{plan}");
 
-    println!("before: {:?}", eval.evaluate(&peft.model().valid(), 4, &device)?.metrics);
+    println!("before: {:?}", eval.evaluate(&nn::eval(peft.model()), 4, &device)?.metrics);
     let mut config = TrainConfig { learning_rate: 1e-3, batch_size: 4, max_steps: Some(75), ..TrainConfig::default() };
     config.schedule.lr_scheduler_type = "cosine".parse()?;
     config.schedule.warmup_steps = 5.0;
-    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, None, false, &device, &mut Print)?;
-    println!("after:  {:?}", eval.evaluate(&peft.model().valid(), 4, &device)?.metrics);
+    Trainer::new(&mut peft, &task, config).observer(&mut Print).run()?;
+    println!("after:  {:?}", eval.evaluate(&nn::eval(peft.model()), 4, &device)?.metrics);
 
     peft.save_adapter(output, DEFAULT_ADAPTER)?;
     println!("saved to {output}");

@@ -10,14 +10,13 @@
 
 use std::path::PathBuf;
 
-use burn::module::Module;
-use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result};
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
 use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
-use peft::tasks::train::trainer::{TrainConfig, train};
+use peft::tasks::train::{TrainConfig, Trainer};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -40,13 +39,13 @@ fn main() -> Result<()> {
     let lora = LoraConfig { task_type: Some("SEQ_CLS".into()), ..LoraConfig::new(8, 16.0) };
     println!("{}", peft.add_adapter_as(DEFAULT_ADAPTER, lora, 42)?);
 
-    println!("before: {:?}", test.evaluate(&peft.model().valid(), 16, &device)?.metrics);
+    println!("before: {:?}", test.evaluate(&nn::eval(peft.model()), 16, &device)?.metrics);
     let mut config =
         TrainConfig { learning_rate: 1e-3, batch_size: 16, num_train_epochs: 1.0, ..TrainConfig::default() };
     config.schedule.lr_scheduler_type = "cosine".parse()?;
     config.schedule.warmup_ratio = 0.1;
-    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, None, false, &device, &mut ())?;
-    println!("after:  {:?}", test.evaluate(&peft.model().valid(), 16, &device)?.metrics);
+    Trainer::new(&mut peft, &task, config).run()?;
+    println!("after:  {:?}", test.evaluate(&nn::eval(peft.model()), 16, &device)?.metrics);
     peft.save_adapter(output, DEFAULT_ADAPTER)?;
     println!("saved to {output}");
     Ok(())

@@ -19,7 +19,7 @@ use peft::tasks::data::sample::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::{Record, read};
-use peft::tasks::train::trainer::{TrainConfig, train};
+use peft::tasks::train::{TrainConfig, Trainer};
 
 use crate::support::{device, find, fixtures, request};
 
@@ -289,7 +289,8 @@ fn settings(steps: usize) -> TrainConfig {
 
 fn run(peft: &mut PeftModel<AutoCausalLm>, steps: usize, folder: Option<&Path>, resume: bool) {
     let task = LanguageModelling::padded(samples(), 0).unwrap();
-    train(peft, DEFAULT_ADAPTER, &task, None, &settings(steps), folder, resume, &device(), &mut ()).unwrap();
+    let trainer = Trainer::new(peft, &task, settings(steps)).resume(resume);
+    folder.into_iter().fold(trainer, Trainer::output).run().unwrap();
 }
 
 #[test]

@@ -21,7 +21,7 @@ use peft::tasks::tasks::task::{Evaluation, Task, scalar};
 use peft::tasks::tasks::token_classification::TokenClassification;
 use peft::tasks::train::log::{Record, read};
 use peft::tasks::train::optimizer::{optimizer, set_frozen};
-use peft::tasks::train::trainer::{TrainConfig, train};
+use peft::tasks::train::{TrainConfig, Trainer};
 use serde_json::Value;
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
@@ -212,7 +212,7 @@ fn a_run_in_bf16_follows_one_in_single_precision() {
         let config = TrainConfig { bf16, ..config(9) };
         let folder = tempfile::tempdir().unwrap();
         let mut peft = fresh(0.2);
-        train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, Some(folder.path()), false, &device(), &mut ())?;
+        Trainer::new(&mut peft, &task, config).output(folder.path()).run()?;
         Ok::<_, PeftError>(losses(folder.path()).into_iter().map(|(_, loss)| f64::from_bits(loss)).collect::<Vec<_>>())
     };
     if let Err(error) = peft::core::ops::check_bf16(&device()) {
@@ -231,9 +231,8 @@ fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let half = TrainConfig { lora_fa: true, ..config(3) };
-    let run = |peft: &mut PeftModel<AutoCausalLm>, config: &TrainConfig| {
-        train(peft, DEFAULT_ADAPTER, &task, None, config, None, false, &device(), &mut ())
-    };
+    let run =
+        |peft: &mut PeftModel<AutoCausalLm>, config: &TrainConfig| Trainer::new(peft, &task, config.clone()).run();
     let mut peft = fresh(0.0);
     let factors = |peft: &PeftModel<AutoCausalLm>| {
         let (a, b): (Vec<_>, Vec<_>) =
@@ -268,7 +267,7 @@ fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<Auto
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let whole = tempfile::tempdir().unwrap();
     let mut peft = fresh();
-    train(&mut peft, DEFAULT_ADAPTER, &task, None, config, Some(whole.path()), false, &device(), &mut ()).unwrap();
+    Trainer::new(&mut peft, &task, config.clone()).output(whole.path()).run().unwrap();
 
     let cut = tempfile::tempdir().unwrap();
     copy_tree(whole.path(), cut.path());
@@ -278,7 +277,7 @@ fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<Auto
     // What a kill leaves behind: a checkpoint that was being written, and lines of steps that are about to come again.
     std::fs::create_dir(cut.path().join(".checkpoint-6.partial")).unwrap();
     let mut again = fresh();
-    train(&mut again, DEFAULT_ADAPTER, &task, None, config, Some(cut.path()), true, &device(), &mut ()).unwrap();
+    Trainer::new(&mut again, &task, config.clone()).output(cut.path()).resume(true).run().unwrap();
 
     let uninterrupted = losses(whole.path());
     assert_eq!(uninterrupted.len(), 9);
@@ -296,7 +295,7 @@ fn gradient_checkpointing_changes_no_loss_and_may_begin_where_a_run_is_resumed()
     let run = |gradient_checkpointing: bool, folder: &Path, resume: bool| {
         let config = TrainConfig { gradient_checkpointing, ..config(6) };
         let mut peft = fresh(0.2);
-        train(&mut peft, DEFAULT_ADAPTER, &task, None, &config, Some(folder), resume, &device(), &mut ()).unwrap();
+        Trainer::new(&mut peft, &task, config).output(folder).resume(resume).run().unwrap();
         losses(folder)
     };
     let [kept, again, changed] = [(); 3].map(|_| tempfile::tempdir().unwrap());
@@ -327,11 +326,9 @@ fn resuming_with_other_settings_is_refused() {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &config(2), Some(folder.path()), false, &device(), &mut ())
-        .unwrap();
+    Trainer::new(&mut fresh(0.0), &task, config(2)).output(folder.path()).run().unwrap();
     let other = TrainConfig { learning_rate: 5e-3, ..config(4) };
-    let error =
-        train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &other, Some(folder.path()), true, &device(), &mut ());
+    let error = Trainer::new(&mut fresh(0.0), &task, other).output(folder.path()).resume(true).run();
     assert!(error.unwrap_err().to_string().contains("other settings"));
 }
 
@@ -342,7 +339,7 @@ fn training_lowers_the_loss_and_leaves_the_base_alone() {
     let mut peft = fresh(0.0);
     let before = peft::core::files::checkpoint::model_tensors(peft.model());
     let untrained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
-    train(&mut peft, DEFAULT_ADAPTER, &task, None, &config(30), None, false, &device(), &mut ()).unwrap();
+    Trainer::new(&mut peft, &task, config(30)).run().unwrap();
     let trained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
     assert!(trained < 0.7 * untrained, "loss {untrained} before, {trained} after");
     for (old, new) in before.iter().zip(peft::core::files::checkpoint::model_tensors(peft.model())) {
@@ -379,17 +376,7 @@ fn a_run_that_ends_early_leaves_its_best_adapter() {
         let run = |folder: &Path, resume| {
             let mut peft = make();
             let settings = early(40);
-            let outcome = train(
-                &mut peft,
-                DEFAULT_ADAPTER,
-                &task,
-                Some(&other),
-                &settings,
-                Some(folder),
-                resume,
-                &device(),
-                &mut (),
-            );
+            let outcome = Trainer::new(&mut peft, &task, settings).eval(&other).output(folder).resume(resume).run();
             (peft, outcome.unwrap())
         };
         let (peft, outcome) = run(whole.path(), false);
@@ -578,7 +565,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let config = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config(20) };
-    let error = train(&mut fresh(0.0), DEFAULT_ADAPTER, &task, None, &config, None, false, &device(), &mut ());
+    let error = Trainer::new(&mut fresh(0.0), &task, config).run();
     assert!(matches!(error, Err(PeftError::NotFinite(_))), "{error:?}");
 }
 
@@ -592,7 +579,7 @@ fn learn<M: Module + Adaptable, T: Task<M>>(model: M, task: &T, rate: f64, steps
         |peft: &PeftModel<M>| task.evaluate(&nn::set_training(peft.model().valid(), false), 4, &device()).unwrap();
     let before = measure(&peft);
     let training = TrainConfig { learning_rate: rate, batch_size: 4, max_steps: Some(steps), ..TrainConfig::default() };
-    train(&mut peft, DEFAULT_ADAPTER, task, None, &training, None, false, &device(), &mut ()).unwrap();
+    Trainer::new(&mut peft, task, training).run().unwrap();
     [before, measure(&peft)]
 }
 
@@ -686,7 +673,6 @@ fn rows_of_several_tasks_get_the_prompts_of_their_tasks() {
     assert!((together - apart).abs() < 1e-4 * apart, "{together} and {apart}");
     let both = of(0).into_iter().chain(of(1)).collect();
     let _alone = crate::support::random_numbers();
-    let outcome =
-        train(&mut peft, DEFAULT_ADAPTER, &task(both), None, &config(20), None, false, &device(), &mut ()).unwrap();
+    let outcome = Trainer::new(&mut peft, &task(both), config(20)).run().unwrap();
     assert!(outcome.last_loss.is_finite());
 }

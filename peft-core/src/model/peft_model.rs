@@ -116,8 +116,8 @@ impl<M: Module> PeftModel<M> {
         }
     }
 
-    /// The device of the model's parameters, with gradients.
-    fn device(&self) -> Device {
+    /// Where adapters are made and trained: the device of the model's parameters, with autodiff.
+    pub fn device(&self) -> Device {
         self.model.devices().into_iter().next().unwrap_or_default().autodiff()
     }
 

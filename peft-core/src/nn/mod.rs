@@ -306,6 +306,14 @@ impl Dropout {
     }
 }
 
+/// The model for evaluation and generation: without dropout and without gradients, as the reference's `eval()` under
+/// `torch.no_grad()`. The parameters are shared with `model`.
+///
+/// Where gradients are wanted without dropout, use [`set_training`].
+pub fn eval<M: Module>(model: &M) -> M {
+    model.valid()
+}
+
 /// Switches dropout on or off everywhere, without touching gradients: the reference's `train()` and `eval()`.
 pub fn set_training<M: Module>(model: M, training: bool) -> M {
     struct Switch(bool);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
+use crate::erased::AnyModule;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
 
@@ -196,5 +197,19 @@ impl ModuleVisitor for ListParams {
         }
         let shape = param.lazy_shape().as_slice().to_vec();
         self.params.push(Arc::new(ParamSpec { module, name, owner, kind, shape }));
+    }
+}
+
+impl Adaptable for AnyModule<dyn Adaptable> {
+    fn spec(&self) -> ModelSpec {
+        (**self).spec()
+    }
+
+    fn is_tied(&self) -> bool {
+        (**self).is_tied()
+    }
+
+    fn untie_head(&mut self) {
+        (**self).untie_head();
     }
 }

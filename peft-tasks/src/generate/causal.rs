@@ -1,7 +1,7 @@
 //! Text from a causal language model, token by token or by beam search, with a cache of keys and values.
 
 use burn::tensor::Device;
-use peft_core::{PeftError, Result, forward};
+use peft_core::{PeftError, Result, forward, nn};
 use peft_models::{CausalLm, KvCache, ModelInput};
 
 use crate::data::tensors::{grid, line};
@@ -25,7 +25,7 @@ pub fn generate<M: CausalLm>(
     if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
         return Err(PeftError::Invalid("a prompt needs at least one token".into()));
     }
-    let model = model.valid();
+    let model = nn::eval(model);
     let rows = prompts.len();
     let tasks = tasks_of(plan, rows, forward::tasks(&model))?;
     let budget = plan.budget(prompts.iter().map(Vec::len).max().unwrap_or(0))?;

@@ -1,7 +1,7 @@
 //! Targets from a model that reads a source: token by token, or by beam search.
 
 use burn::tensor::{Device, Int, Tensor};
-use peft_core::{PeftError, Result, forward};
+use peft_core::{PeftError, Result, forward, nn};
 use peft_models::{Encoded, ModelInput, Seq2SeqCache, Seq2SeqLm};
 
 use crate::data::tensors::{grid, line};
@@ -22,7 +22,7 @@ pub fn generate_targets<M: Seq2SeqLm>(
     device: &Device,
     mut on_token: impl FnMut(usize, u32) -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
-    let model = model.valid();
+    let model = nn::eval(model);
     let start = plan.decoder_start.or_else(|| model.decoder_start()).or(plan.bos).ok_or_else(|| {
         PeftError::config("decoder_start_token_id", "is neither in generation_config.json nor in config.json")
     })?;

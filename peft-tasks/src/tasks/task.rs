@@ -20,7 +20,8 @@ pub trait Task<M: Module> {
     /// The loss of some items, summed over their targets; `[1]`.
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>>;
 
-    /// Loss and measures over all items, `batch_size` at a time. The model is in evaluation mode.
+    /// Loss and measures over all items, `batch_size` at a time. The model is in evaluation mode: see
+    /// [`nn::eval`](peft_core::nn::eval).
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation>;
 }
 

@@ -7,6 +7,7 @@ use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::data::rng;
+use crate::train::config::TrainConfig;
 
 /// How samples are put into batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,10 +105,61 @@ impl EpochPlan {
     }
 }
 
-/// The epoch and the batch within it of a step counted from 0 over all epochs.
-pub fn locate(step: usize, batches: usize) -> (u64, usize) {
-    let batches = batches.max(1);
-    ((step / batches) as u64, step % batches)
+/// The steps of a run, of which each takes several batches: the last one of an epoch perhaps fewer.
+#[derive(Debug, Clone)]
+pub struct Steps {
+    lengths: Vec<usize>,
+    options: BatchOptions,
+    batches_per_step: usize,
+    per_epoch: usize,
+    total: usize,
+    plan: Option<EpochPlan>,
+}
+
+impl Steps {
+    /// The steps that a configuration makes of samples of `lengths` tokens.
+    ///
+    /// # Errors
+    /// See [`BatchOptions::batches`].
+    pub fn new(lengths: Vec<usize>, config: &TrainConfig) -> Result<Self> {
+        let options = BatchOptions {
+            batch_size: config.batch_size,
+            shuffle: true,
+            group_by_length: config.group_by_length,
+            drop_last: false,
+            seed: config.seed,
+        };
+        let batches_per_step = config.gradient_accumulation_steps.max(1);
+        let per_epoch = options.batches(lengths.len())?.div_ceil(batches_per_step);
+        let of_epochs = (config.num_train_epochs * per_epoch as f64).ceil() as usize;
+        let total = config.max_steps.unwrap_or(of_epochs).max(1);
+        Ok(Self { lengths, options, batches_per_step, per_epoch, total, plan: None })
+    }
+
+    /// Steps in an epoch.
+    pub fn per_epoch(&self) -> usize {
+        self.per_epoch
+    }
+
+    /// Steps of the whole run, at least 1.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// The batches of a step, counted from 0 over all epochs, as indices of samples.
+    ///
+    /// # Errors
+    /// See [`BatchOptions::batches`].
+    pub fn batches(&mut self, step: usize) -> Result<&[Vec<usize>]> {
+        let epoch = (step / self.per_epoch) as u64;
+        let plan = match self.plan.take().filter(|it| it.epoch == epoch) {
+            Some(plan) => plan,
+            None => EpochPlan::new(&self.lengths, &self.options, epoch)?,
+        };
+        let all = &self.plan.insert(plan).batches;
+        let first = step % self.per_epoch * self.batches_per_step;
+        Ok(&all[first..all.len().min(first + self.batches_per_step)])
+    }
 }
 
 #[cfg(test)]
@@ -171,7 +223,16 @@ mod tests {
 
     #[test]
     fn steps_are_found_again() {
-        assert_eq!(locate(0, 10), (0, 0));
-        assert_eq!(locate(27, 10), (2, 7));
+        let config = TrainConfig { batch_size: 4, gradient_accumulation_steps: 2, ..TrainConfig::default() };
+        let mut steps = Steps::new(lengths(18), &config).unwrap();
+        assert_eq!((steps.per_epoch(), steps.total()), (3, 9));
+        let options = BatchOptions { batch_size: 4, ..BatchOptions::default() };
+        let plan = |epoch| EpochPlan::new(&lengths(18), &options, epoch).unwrap().batches;
+        // Five batches an epoch: two, two and one.
+        assert_eq!(steps.batches(0).unwrap(), &plan(0)[..2]);
+        assert_eq!(steps.batches(8).unwrap(), &plan(2)[4..]);
+        assert_eq!(steps.batches(4).unwrap(), &plan(1)[2..4]);
+        let longer = TrainConfig { max_steps: Some(20), ..config };
+        assert_eq!(Steps::new(lengths(18), &longer).unwrap().total(), 20);
     }
 }

@@ -11,6 +11,9 @@ use peft_core::{PeftError, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+/// Name of the log in the output folder of a run.
+pub const LOG_FILE: &str = "train_log.jsonl";
+
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -13,7 +13,7 @@ use peft_core::adapter::slots;
 use peft_core::model::state;
 use peft_core::{PeftError, PeftModel, Result};
 
-use crate::train::trainer::TrainConfig;
+use crate::train::config::TrainConfig;
 
 /// The optimizer for the adapter `name` of a model, and the parameters that it wants frozen.
 ///

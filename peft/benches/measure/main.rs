@@ -32,7 +32,7 @@ use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::sequence_classification::SequenceClassification;
 use peft::tasks::tasks::task::{Task, scalar};
 use peft::tasks::train::log::TrainRecord;
-use peft::tasks::train::trainer::{Observer, TrainConfig, train};
+use peft::tasks::train::{Observer, TrainConfig, Trainer};
 
 use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
 
@@ -228,7 +228,7 @@ impl Bench<'_> {
         };
         config.schedule.lr_scheduler_type = "constant".parse()?;
         let mut turns = self.loaded(peft.model());
-        train(&mut peft, DEFAULT_ADAPTER, task, None, &config, None, false, &self.device, &mut turns)?;
+        Trainer::new(&mut peft, task, config).observer(&mut turns).run()?;
         Ok(())
     }
 
@@ -244,7 +244,7 @@ impl Bench<'_> {
         let mut turns = self.loaded(peft.model());
         for name in names.iter().cycle() {
             peft.set_active(&[name])?;
-            let model = nn::set_training(peft.model().valid(), false);
+            let model = nn::eval(peft.model());
             let logits = logits(&model, &input);
             let [rows, classes] = logits.dims();
             let last = logits.slice([rows - 1..rows, classes - 1..classes]).reshape([1]);

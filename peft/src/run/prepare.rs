@@ -425,3 +425,16 @@ fn list(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Value>> {
         other => Err(data.bad_row(row, format!("column `{column}` holds {other}, expected a list"))),
     }
 }
+
+impl TextData {
+    /// A file.
+    pub fn file(file: impl Into<PathBuf>) -> Self {
+        Self { file: file.into(), ..Self::default() }
+    }
+
+    /// The task of a causal language model.
+    pub fn causal_lm(&self, base: &impl peft_models::Pretrained) -> Result<LanguageModelling> {
+        let folder = base.folder()?;
+        self.language_modelling(folder, &Tokenizer::load(folder)?)
+    }
+}
