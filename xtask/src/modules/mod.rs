@@ -52,7 +52,7 @@ const RULES: [Rules; 7] = [
         order: &["config", "start", "dense", "lstm", "tokens", "prefix", "p_tuning", "multitask", "adaption"],
         circles: &[],
     },
-    Rules { package: "peft-models", order: &[], circles: &[] },
+    Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
     Rules { package: "peft-tasks", order: &[], circles: &[] },
     Rules { package: "peft", order: &[], circles: &[] },
 ];
