@@ -6,8 +6,14 @@ pub mod dataset;
 mod jinja;
 pub mod labels;
 pub mod pack;
+pub mod questions;
 pub mod rng;
 pub mod sample;
 mod strftime;
+pub mod tags;
 pub mod tensors;
+pub mod text_data;
 pub mod tokenizer;
+pub mod windows;
+
+pub use text_data::TextData;

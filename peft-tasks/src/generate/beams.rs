@@ -5,20 +5,9 @@
 
 use peft_core::{PeftError, Result};
 
+use crate::generate::config::{EarlyStopping, GenerationPlan};
 use crate::generate::logits;
-use crate::generate::sampling::{GenerationPlan, process};
-
-/// When to stop looking for better texts: `early_stopping`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum EarlyStopping {
-    /// When the best running text, at its present length, is worse than the worst that has ended.
-    #[default]
-    Heuristic,
-    /// When as many texts have ended as there are beams.
-    FirstComplete,
-    /// When no running text can become better than the worst that has ended.
-    Never,
-}
+use crate::generate::sampling::process;
 
 const IMPOSSIBLE: f32 = -1e9;
 

@@ -6,7 +6,8 @@ use peft_models::{CausalLm, KvCache, ModelInput};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
-use crate::generate::sampling::{GenerationPlan, Sampler};
+use crate::generate::config::GenerationPlan;
+use crate::generate::sampling::Sampler;
 
 /// Continues every prompt. Returns the new tokens of each row, the end token included.
 ///

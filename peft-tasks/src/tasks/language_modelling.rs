@@ -1,13 +1,20 @@
 //! Learning to continue text.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result, forward, ops};
-use peft_models::CausalLm;
+use peft_models::{CausalLm, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::chat::{ChatTemplate, messages};
+use crate::data::columns::{Columns, required};
+use crate::data::dataset::{Dataset, Row};
 use crate::data::pack::{PackOrder, PackedRow, pack, pad_packed};
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::sample::{IGNORED, Padded, Padding, Sample, SampleBuilder, pad};
 use crate::data::tensors::line;
+use crate::data::text_data::TextData;
+use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -119,6 +126,70 @@ fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<Pa
     let rows = pack(samples, longest, PackOrder::BestFit)?;
     // To look at every parameter takes longer than all the rest.
     Ok(Some(rows).filter(|it| it.len() < samples.len() && !forward::rows_matter(model)))
+}
+
+impl TextData {
+    /// The task of a causal language model: documents, prompts with completions, or conversations.
+    ///
+    /// # Errors
+    /// If the file cannot be read, no column is a text, nothing is to be learned, or conversations have no chat template.
+    pub fn causal_lm(&self, base: &(impl Pretrained + ?Sized)) -> Result<LanguageModelling> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let samples = self.samples(folder, &tokenizer)?;
+        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
+        if self.packing {
+            LanguageModelling::packed(samples, self.row_length(folder)?, pad)
+        } else {
+            LanguageModelling::padded(samples, pad)
+        }
+    }
+
+    /// Samples of a language model: texts, prompts with completions, or conversations.
+    fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
+        let (data, columns) = self.read()?;
+        let max_length = self.row_length(folder)?;
+        let mut builder = SampleBuilder::new(tokenizer);
+        builder.train_on_prompt = self.train_on_prompt;
+        let mut samples = Vec::new();
+        let template =
+            match &columns.messages {
+                Some(_) => Some(ChatTemplate::load(folder, tokenizer.special())?.ok_or_else(|| {
+                    PeftError::bad_file(folder, "it has no chat template, which rows of messages need")
+                })?),
+                None => None,
+            };
+        for row in &data.rows {
+            let mut of_row = self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?;
+            let task_id = self.task_id(&data, row)?;
+            of_row.iter_mut().for_each(|it| it.task_id = task_id);
+            samples.extend(of_row);
+        }
+        Ok(samples)
+    }
+
+    fn language_row(
+        &self,
+        data: &Dataset,
+        row: &Row,
+        columns: &Columns,
+        template: Option<&ChatTemplate>,
+        builder: &mut SampleBuilder<'_>,
+        max_length: usize,
+    ) -> Result<Vec<Sample>> {
+        if let (Some(column), Some(template)) = (&columns.messages, template) {
+            builder.max_length = Some(max_length);
+            return Ok(vec![builder.chat(template, &messages(data, row, column)?)?]);
+        }
+        if let Some(column) = &columns.completion {
+            builder.max_length = Some(max_length);
+            let (prompt, completion) = (columns.prompt_of(data, row)?, data.text(row, column)?);
+            return Ok(vec![builder.completion(&prompt, &completion)?]);
+        }
+        builder.max_length = None;
+        let column = required("text", &columns.text)?;
+        Ok(builder.text(&data.text(row, column)?)?.chunks(max_length))
+    }
 }
 
 impl<M: CausalLm> Task<M> for LanguageModelling {

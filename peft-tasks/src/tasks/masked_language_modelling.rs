@@ -2,11 +2,13 @@
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
-use peft_models::MaskedLm;
+use peft_models::{MaskedLm, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::columns::required;
 use crate::data::rng;
 use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
 use crate::eval::metrics;
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -69,6 +71,40 @@ impl MaskedLanguageModelling {
 
     fn batch(&self, items: &[usize]) -> Result<Padded> {
         pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    }
+}
+
+impl TextData {
+    /// The task of a masked language model: sequences of one column, of which `share` of the tokens is masked, 0.15 in
+    /// BERT. `seed` decides which. Longer sequences are truncated.
+    ///
+    /// # Errors
+    /// If the file cannot be read, no column is a text, the tokenizer has no mask token, or `share` is not in (0, 1].
+    pub fn masked_lm(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        share: f64,
+        seed: u64,
+    ) -> Result<MaskedLanguageModelling> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(PeftError::config("masked", format!("is {share}, expected a share in (0, 1]")));
+        }
+        let mask = tokenizer.mask_id().ok_or_else(|| {
+            PeftError::bad_file(folder, "its tokenizer names no `mask_token`, which masked words need")
+        })?;
+        let masking = Masking { mask, vocab: tokenizer.vocab_size(), share, seed };
+        let (data, columns) = self.read()?;
+        let column = required("text", &columns.text)?;
+        let max_length = self.row_length(folder)?;
+        let mut samples = Vec::new();
+        for (number, row) in data.rows.iter().enumerate() {
+            let text = tokenizer.encode_within(&data.text(row, column)?, None, max_length)?;
+            let task_id = self.task_id(&data, row)?;
+            samples.push(Sample { task_id, ..masking.hide(number as u64, &text) });
+        }
+        MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
     }
 }
 

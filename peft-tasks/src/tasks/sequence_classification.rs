@@ -2,12 +2,14 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{PeftError, Result};
-use peft_models::SequenceClassifier;
+use peft_models::{Pretrained, SequenceClassifier};
 use serde_json::{Map, Value};
 
+use crate::data::columns::required;
 use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
-use crate::data::sample::{Padded, Padding, Sample, pad};
+use crate::data::sample::{Padded, Padding, Sample, SampleBuilder, Side, pad};
 use crate::data::tensors::line;
+use crate::data::text_data::TextData;
 use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
 use crate::tasks::loss::{self, Labels, ProblemType};
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -56,6 +58,39 @@ impl SequenceClassification {
             }
         };
         Ok(loss::classification(logits, labels, self.problem())?.mul_scalar(items.len() as f64))
+    }
+}
+
+impl TextData {
+    /// The task of a sequence classifier, with the labels of [`label_set`](TextData::label_set) or those of an adapter.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, a sequence is empty or a label is none of `set`.
+    pub fn sequence_classification(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        set: &LabelSet,
+    ) -> Result<SequenceClassification> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let (text, label) = (required("text", &columns.text)?, required("label", &columns.label)?);
+        let mut builder = SampleBuilder::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        builder.truncate = Side::Right;
+        let (mut samples, mut labels) = (Vec::new(), Vec::new());
+        for row in &data.rows {
+            let pair = columns.text_pair.as_ref().map(|it| data.text(row, it)).transpose()?;
+            let mut sample = builder.sequence(&data.text(row, text)?, pair.as_deref())?;
+            sample.task_id = self.task_id(&data, row)?;
+            if sample.is_empty() {
+                return Err(data.bad_row(row, "the text is empty"));
+            }
+            samples.push(sample);
+            labels.push(set.label(&data, row, label)?);
+        }
+        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
+        SequenceClassification::new(samples, labels, set.clone(), Padding::right(pad))
     }
 }
 

@@ -2,15 +2,17 @@
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result, ops};
-use peft_models::{ModelInput, Seq2SeqLm};
+use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
+use crate::data::columns::required;
 use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
 use crate::data::tensors::{grid, line};
+use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
-use crate::generate::sampling::GenerationPlan;
+use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -101,6 +103,35 @@ impl SequenceToSequence {
             ("rougeL", rouge[2] / count),
             ("bleu", bleu.score()),
         ])
+    }
+}
+
+impl TextData {
+    /// The task of an encoder with a decoder: prompts are sources, completions are targets.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing or a sequence is empty.
+    pub fn seq2seq_lm(&self, base: &(impl Pretrained + ?Sized)) -> Result<SequenceToSequence> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let completion = required("completion", &columns.completion)?;
+        let max_length = self.row_length(folder)?;
+        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        for row in &data.rows {
+            let encode = |text: &str| {
+                let encoded = tokenizer.encode_within(text, None, max_length)?;
+                if encoded.ids.is_empty() {
+                    return Err(data.bad_row(row, "a text is empty"));
+                }
+                Ok(Sample { input_ids: encoded.ids, ..Sample::default() })
+            };
+            let mut source = encode(&columns.prompt_of(&data, row)?)?;
+            source.task_id = self.task_id(&data, row)?;
+            sources.push(source);
+            targets.push(encode(&data.text(row, completion)?)?);
+        }
+        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
     }
 }
 

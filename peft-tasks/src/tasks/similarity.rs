@@ -4,12 +4,13 @@
 //! and others 2018, <https://arxiv.org/abs/1807.03748>), `CosineSimilarityLoss` for pairs with one.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::ops;
-use peft_core::{PeftError, Result};
-use peft_models::FeatureExtractor;
+use peft_core::{PeftError, Result, ops};
+use peft_models::{FeatureExtractor, Pretrained};
 use serde_json::{Map, Value};
 
-use crate::data::sample::{Padding, Sample, pad};
+use crate::data::columns::required;
+use crate::data::sample::{Padding, Sample, SampleBuilder, pad};
+use crate::data::text_data::TextData;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -107,6 +108,39 @@ pub fn cosine_similarity(first: Tensor<2>, second: Tensor<2>, scores: Tensor<1>)
     let [batch, _] = first.dims();
     let error = (first * second).sum_dim(1).reshape([batch]) - scores;
     (error.clone() * error).mean()
+}
+
+impl TextData {
+    /// The task of a model of sentence embeddings: pairs of sentences, and a score for each if a label column is named or
+    /// found.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, a sentence is empty or a score is no number.
+    pub fn similarity(&self, base: &(impl Pretrained + ?Sized)) -> Result<Similarity> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let first = required("text", &columns.text)?;
+        let second = required("text_pair", &columns.text_pair)?;
+        let mut builder = SampleBuilder::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        let (mut firsts, mut seconds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        for row in &data.rows {
+            for (texts, column) in [(&mut firsts, first), (&mut seconds, second)] {
+                let mut sample = builder.sequence(&data.text(row, column)?, None)?;
+                sample.task_id = self.task_id(&data, row)?;
+                texts.push(sample);
+            }
+            if let Some(column) = &columns.label {
+                let text = data.text(row, column)?;
+                let score = text.trim().parse();
+                scores.push(score.map_err(|_| {
+                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the texts are"))
+                })?);
+            }
+        }
+        Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id()))
+    }
 }
 
 impl<M: FeatureExtractor> Task<M> for Similarity {

@@ -2,10 +2,12 @@
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
-use peft_models::TokenClassifier;
-use serde_json::Map;
+use peft_models::{Pretrained, TokenClassifier};
+use serde_json::{Map, Value};
 
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::sample::{IGNORED, Padded, Padding, Sample, SampleBuilder, pad};
+use crate::data::tags::list;
+use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -42,6 +44,46 @@ impl TokenClassification {
 
     fn name(&self, tag: i64) -> &str {
         usize::try_from(tag).ok().and_then(|it| self.names.get(it)).map_or("O", String::as_str)
+    }
+}
+
+impl TextData {
+    /// The task of a token classifier, with the tags of [`tag_names`](TextData::tag_names) or those of an adapter. A word's
+    /// tag goes to its first token.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing or a tag is none of `names`.
+    pub fn token_classification(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        names: &[String],
+    ) -> Result<TokenClassification> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, words, tags) = self.words()?;
+        let mut builder = SampleBuilder::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        let mut samples = Vec::new();
+        for row in &data.rows {
+            let items = list(&data, row, &words)?;
+            let text = items.iter().map(|it| match it.as_str() {
+                Some(word) => Ok(word.to_owned()),
+                None => Err(data.bad_row(row, format!("column `{words}` holds {it}, expected words"))),
+            });
+            let text = text.collect::<Result<Vec<_>>>()?;
+            let number = |tag: &Value| {
+                let name = tag.as_str().map_or_else(|| tag.to_string(), str::to_owned);
+                let place = names.iter().position(|it| *it == name);
+                place
+                    .map(|it| it as i64)
+                    .ok_or_else(|| data.bad_row(row, format!("tag `{name}` is none of {}", names.join(", "))))
+            };
+            let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
+            let mut sample = builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?;
+            sample.task_id = self.task_id(&data, row)?;
+            samples.push(sample);
+        }
+        TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
     }
 }
 

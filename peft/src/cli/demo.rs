@@ -12,8 +12,8 @@ use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::run::prepare::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::{Evaluation, Task};
 use peft::tasks::train::{TrainConfig, Trainer};
@@ -118,7 +118,7 @@ fn load(folder: &Path, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
 }
 
 fn text(file: &Path, base: &Path, tokenizer: &Tokenizer) -> Result<LanguageModelling> {
-    TextData { file: file.to_path_buf(), ..TextData::default() }.language_modelling(base, tokenizer)
+    TextData::file(file).tokenizer(tokenizer.clone()).causal_lm(base)
 }
 
 fn perplexity(evaluation: &Evaluation) -> String {

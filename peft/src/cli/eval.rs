@@ -7,7 +7,7 @@ use peft::core::{PeftError, Result};
 use peft::run::prepare::TextData;
 use peft::tasks::data::labels::{LabelKind, LabelSet};
 use peft::tasks::data::tokenizer::Tokenizer;
-use peft::tasks::generate::sampling::GenerationConfig;
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::tasks::sequence_to_sequence::Written;
 use peft::tasks::tasks::task::{Evaluation, Task};
 
@@ -70,13 +70,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let evaluation = match args.task.as_str() {
         "causal-lm" => {
-            let task = options.language_modelling(&folder, &tokenizer)?;
+            let task = options.causal_lm(&folder)?;
             let peft = causal_lm(&folder, &adapters, &place)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "masked-lm" => {
             let (model, _) = peft::models::auto::load_masked_lm(&folder, &place)?;
-            let task = options.masked_language_modelling(&folder, &tokenizer, args.masked, args.seed)?;
+            let task = options.masked_lm(&folder, args.masked, args.seed)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let options_of_head = peft::forward::classifier_options(&adapters);
             let (model, _) = peft::models::auto::load_sequence_classifier(&folder, &place, &options_of_head)?;
             let set = peft::run::labels::for_head(&adapters, model.labels(), || options.label_set())?;
-            let task = options.classification(&folder, &tokenizer, &set)?;
+            let task = options.sequence_classification(&folder, &set)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
@@ -93,12 +93,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let (model, _) = peft::models::auto::load_token_classifier(&folder, &place, &options_of_head)?;
             let learn = || Ok(LabelSet::new(LabelKind::Single, options.tag_names()?));
             let names = peft::run::labels::for_head(&adapters, model.labels(), learn)?.names;
-            let task = options.token_classification(&folder, &tokenizer, &names)?;
+            let task = options.token_classification(&folder, &names)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "question-answering" => {
-            let task = options.question_answering(&folder, &tokenizer, !adapters.is_empty())?;
+            let task = options.question_answering(&folder, !adapters.is_empty())?;
             let (model, _) = peft::models::auto::load_question_answerer(&folder, &place, 0)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
@@ -107,12 +107,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut config = GenerationConfig::load(&folder)?;
             config.max_new_tokens = Some(args.max_new_tokens);
             let written = Written { tokenizer: tokenizer.clone(), plan: config.plan()? };
-            let task = options.sequence_to_sequence(&folder, &tokenizer)?.with_writing(written);
+            let task = options.seq2seq_lm(&folder)?.with_writing(written);
             let peft = seq2seq_lm(&folder, &adapters, &place)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?
         }
         "similarity" => {
-            let task = options.similarity(&folder, &tokenizer)?;
+            let task = options.similarity(&folder)?;
             let (model, _) = peft::models::auto::load_feature_extractor(&folder, &place)?;
             let peft = adapted(model, &adapters, device)?;
             task.evaluate(&peft.model().valid(), args.batch_size, device)?

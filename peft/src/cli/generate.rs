@@ -5,8 +5,8 @@ use std::io::Write;
 use peft::core::{PeftError, Result};
 use peft::tasks::data::chat::{ChatTemplate, Message};
 use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::GenerationConfig;
 
 use super::common::{Adapter, PlaceArgs, adapter_folders, causal_lm, model_folder};
 

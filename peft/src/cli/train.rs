@@ -260,6 +260,7 @@ impl Args {
             packing: self.packing,
             train_on_prompt: self.train_on_prompt,
             doc_stride: self.doc_stride,
+            tokenizer: None,
         })
     }
 }
@@ -272,8 +273,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     device.seed(args.seed);
     match args.task.as_str() {
         "causal-lm" => {
-            let task = args.data(&args.data)?.language_modelling(&folder, &tokenizer)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.language_modelling(&folder, &tokenizer));
+            let task = args.data(&args.data)?.causal_lm(&folder)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.causal_lm(&folder));
             let config = args.tuner("CAUSAL_LM", &folder)?;
             let (mut model, _) = auto::load_causal_lm(&folder, &place)?;
             if peft::forward::names_head(&peft::core::PeftConfig::to_json(&config)?) {
@@ -284,8 +285,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "seq-cls" => {
             let data = args.data(&args.data)?;
             let set = data.label_set()?;
-            let task = data.classification(&folder, &tokenizer, &set)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.classification(&folder, &tokenizer, &set));
+            let task = data.sequence_classification(&folder, &set)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.sequence_classification(&folder, &set));
             let options = ClassifierOptions {
                 num_labels: Some(set.outputs()),
                 problem_type: Some(set.kind.problem_type().to_owned()),
@@ -300,9 +301,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "token-cls" => {
             let data = args.data(&args.data)?;
             let names = data.tag_names()?;
-            let task = data.token_classification(&folder, &tokenizer, &names)?;
-            let eval =
-                args.eval_data.as_ref().map(|it| args.data(it)?.token_classification(&folder, &tokenizer, &names));
+            let task = data.token_classification(&folder, &names)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.token_classification(&folder, &names));
             let options = ClassifierOptions { num_labels: Some(names.len()), seed: args.seed, ..Default::default() };
             let (model, _) = auto::load_token_classifier(&folder, &place, &options)?;
             println!("tags: {}", names.join(", "));
@@ -310,8 +310,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fit(args, model, config, Some(labels), &task, eval.transpose()?.as_ref(), device)
         }
         "seq2seq-lm" => {
-            let task = args.data(&args.data)?.sequence_to_sequence(&folder, &tokenizer)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.sequence_to_sequence(&folder, &tokenizer));
+            let task = args.data(&args.data)?.seq2seq_lm(&folder)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.seq2seq_lm(&folder));
             let config = args.tuner("SEQ_2_SEQ_LM", &folder)?;
             let (mut model, _) = auto::load_seq2seq_lm(&folder, &place)?;
             if peft::forward::names_head(&peft::core::PeftConfig::to_json(&config)?) {
@@ -320,14 +320,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fit(args, model, config, None, &task, eval.transpose()?.as_ref(), device)
         }
         "question-answering" => {
-            let task = args.data(&args.data)?.question_answering(&folder, &tokenizer, true)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.question_answering(&folder, &tokenizer, true));
+            let task = args.data(&args.data)?.question_answering(&folder, true)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.question_answering(&folder, true));
             let (model, _) = auto::load_question_answerer(&folder, &place, args.seed)?;
             fit(args, model, args.tuner("QUESTION_ANS", &folder)?, None, &task, eval.transpose()?.as_ref(), device)
         }
         "similarity" => {
-            let task = args.data(&args.data)?.similarity(&folder, &tokenizer)?;
-            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.similarity(&folder, &tokenizer));
+            let task = args.data(&args.data)?.similarity(&folder)?;
+            let eval = args.eval_data.as_ref().map(|it| args.data(it)?.similarity(&folder));
             let (model, _) = auto::load_feature_extractor(&folder, &place)?;
             fit(
                 args,

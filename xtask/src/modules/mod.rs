@@ -38,7 +38,7 @@ const RULES: [Rules; 7] = [
     Rules { package: "peft-ia3", order: &[], circles: &[] },
     Rules { package: "peft-prompt", order: &[], circles: &[] },
     Rules { package: "peft-models", order: &[], circles: &[] },
-    Rules { package: "peft-tasks", order: &[], circles: &[] },
+    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
     Rules { package: "peft", order: &[], circles: &[] },
 ];
 
