@@ -17,7 +17,7 @@ pub struct Columns {
     pub prompt: Option<String>,
     /// More of what the model is given; put behind the prompt after a blank line where a row has some.
     pub context: Option<String>,
-    /// What the model is to answer.
+    /// What the model is to write after the prompt.
     pub completion: Option<String>,
     /// A conversation: a list of messages.
     pub messages: Option<String>,

@@ -8,14 +8,14 @@ use serde_json::Value;
 use crate::data::dataset::{Dataset, Row, TextRows};
 use crate::data::text_data::TextData;
 
-/// A question about a text, and where the text answers it.
+/// A question about a context, and where the context answers it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Question {
     /// What is asked.
     pub question: String,
-    /// The text.
+    /// The text that may hold the answer.
     pub context: String,
-    /// Right answers as bytes of the text; none if the text does not say. The first is learned.
+    /// Reference answers as bytes of the context; none if it does not say. The first is learned.
     pub answers: Vec<Range<usize>>,
 }
 

@@ -1,6 +1,6 @@
 //! Texts, prompts and conversations as training samples, and samples as rectangular batches.
 //!
-//! Labels stand where their tokens stand, as upstream: the shift by one (position `i` predicts label `i + 1`) is the
+//! Labels stand where their tokens stand, as in transformers: the shift by one (position `i` predicts label `i + 1`) is the
 //! loss function's.
 
 use std::borrow::Borrow;
@@ -115,9 +115,9 @@ fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
     token.start < span.end && span.start < token.end
 }
 
-/// Makes samples of text.
+/// Makes samples of text: the preprocessing that transformers does with a tokenizer.
 #[derive(Debug, Clone)]
-pub struct SampleBuilder<'a> {
+pub struct Preprocessor<'a> {
     /// Splits the text.
     pub tokenizer: &'a Tokenizer,
     /// The most tokens a sample has; `None` leaves texts whole.
@@ -130,7 +130,7 @@ pub struct SampleBuilder<'a> {
     pub append_eos: bool,
 }
 
-impl<'a> SampleBuilder<'a> {
+impl<'a> Preprocessor<'a> {
     /// The usual settings: texts whole, loss on completions alone, end token appended.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, max_length: None, truncate: Side::Right, train_on_prompt: false, append_eos: true }
@@ -256,9 +256,9 @@ impl Padding {
     }
 }
 
-/// A batch as flat vectors, row by row, each `[rows, width]`.
+/// A batch: flat vectors, row by row, each `[rows, width]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Padded {
+pub struct Batch {
     /// Number of sequences.
     pub rows: usize,
     /// Tokens a row, filling included.
@@ -279,18 +279,18 @@ pub struct Padded {
     pub task_ids: Option<Vec<i64>>,
 }
 
-/// Puts samples into one rectangle.
+/// Puts samples into a batch, shorter rows filled up: what a data collator does in transformers.
 ///
 /// # Errors
 /// No sample, an empty one, one wider than a fixed width, or samples with labels among samples without.
-pub fn pad<S: Borrow<Sample>>(samples: &[S], padding: &Padding) -> Result<Padded> {
+pub fn collate<S: Borrow<Sample>>(samples: &[S], padding: &Padding) -> Result<Batch> {
     let longest = samples.iter().map(|it| it.borrow().len()).max();
     let longest = longest.ok_or_else(|| PeftError::Invalid("a batch needs at least one row".to_owned()))?;
     let width = padding.width_for(longest)?;
     let labelled = !samples[0].borrow().labels.is_empty();
     let typed = samples.iter().any(|it| it.borrow().type_ids.is_some());
 
-    let mut out = Padded { rows: samples.len(), width, ..Padded::default() };
+    let mut out = Batch { rows: samples.len(), width, ..Batch::default() };
     let mut types = Vec::new();
     for (row, sample) in samples.iter().map(Borrow::borrow).enumerate() {
         let (tokens, odd) = (sample.len(), |what: &str| PeftError::Invalid(format!("row {row} of a batch {what}")));

@@ -1,9 +1,9 @@
-//! Padded batches as the tensors that a model takes.
+//! Batch batches as the tensors that a model takes.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_models::{ModelInput, Tokens};
 
-use crate::data::sample::Padded;
+use crate::data::sample::Batch;
 
 /// `[rows, width]` of integers.
 pub fn grid<T: Copy + Into<i64>>(values: &[T], rows: usize, width: usize, device: &Device) -> Tensor<2, Int> {
@@ -16,7 +16,7 @@ pub fn line(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
-impl Padded {
+impl Batch {
     /// The model's input.
     ///
     /// A mask is given only where there is padding, and positions only where they do not simply count: in packed rows

@@ -150,7 +150,7 @@ impl Tokenizer {
         Ok(std::iter::once(&whole).chain(whole.get_overflowing()).map(window).collect())
     }
 
-    /// The text of `ids`. Ids outside the vocabulary are left out, as upstream does.
+    /// The text of `ids`. Ids outside the vocabulary are left out, as transformers does.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(failed)
     }
@@ -190,7 +190,7 @@ impl Tokenizer {
         self.role_id("pad_token")
     }
 
-    /// The id that stands for a word that is to be guessed.
+    /// The mask token of fill-mask models.
     pub fn mask_id(&self) -> Option<u32> {
         self.role_id("mask_token")
     }

@@ -6,7 +6,7 @@ use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// `generation_config.json`, field for field. `None` means upstream's default.
+/// `generation_config.json`, field for field. `None` means the default of transformers.
 ///
 /// # Example
 /// ```
@@ -21,13 +21,13 @@ pub struct GenerationConfig {
     /// Most tokens to generate. Goes before `max_length`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
-    /// Most tokens of prompt and answer together.
+    /// Most tokens of prompt and completion together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
     /// Fewest tokens to generate before an end token is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_new_tokens: Option<usize>,
-    /// Fewest tokens of prompt and answer together before an end token is allowed.
+    /// Fewest tokens of prompt and completion together before an end token is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_length: Option<usize>,
     /// Draws tokens by their probability; otherwise the likeliest is taken. Default: false.
@@ -78,7 +78,7 @@ pub struct GenerationConfig {
     /// When beam search stops: `false`, `true` or `"never"`. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<Value>,
-    /// What the drawn tokens depend on. Not a field of upstream's. Default: 42.
+    /// What the drawn tokens depend on. Not a field of transformers. Default: 42.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Fields that are not read. Those that would change the text are refused by [`GenerationConfig::plan`] unless they
@@ -227,11 +227,11 @@ impl GenerationConfig {
 pub struct GenerationPlan {
     /// Most tokens to generate.
     pub max_new_tokens: Option<usize>,
-    /// Most tokens of prompt and answer together.
+    /// Most tokens of prompt and completion together.
     pub max_length: Option<usize>,
     /// Fewest tokens to generate.
     pub min_new_tokens: usize,
-    /// Fewest tokens of prompt and answer together.
+    /// Fewest tokens of prompt and completion together.
     pub min_length: usize,
     /// 1 for none.
     pub repetition_penalty: f32,
@@ -274,7 +274,7 @@ pub struct Sampling {
     pub min_p: Option<f32>,
 }
 
-/// New tokens where a configuration names no bound, as upstream.
+/// New tokens where a configuration names no bound, as in transformers.
 const DEFAULT_NEW_TOKENS: usize = 20;
 
 impl GenerationPlan {

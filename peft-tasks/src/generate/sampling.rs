@@ -16,7 +16,7 @@ pub struct Sampler {
     generator: ChaCha8Rng,
 }
 
-/// What is done to the scores of the next token whether it is drawn or not, in upstream's order: repetition penalty,
+/// What is done to the scores of the next token whether it is drawn or not, in the order of transformers: repetition penalty,
 /// n-grams, shortest length, forced tokens. `budget` bounds the new tokens.
 pub(crate) fn process(
     logits: &mut [f32],
@@ -52,9 +52,9 @@ impl Sampler {
         Self { budget: Some(budget), ..self }
     }
 
-    /// Chooses the token that follows `tokens`, prompt and answer so far, without filling.
+    /// Chooses the token that follows `tokens`, prompt and completion so far, without filling.
     ///
-    /// `logits` are changed on the way, in upstream's order (`GenerationMixin._get_logits_processor`): repetition
+    /// `logits` are changed on the way, in the order of transformers (`GenerationMixin._get_logits_processor`): repetition
     /// penalty, n-grams, shortest length; when sampling temperature, top-k, top-p, min-p.
     ///
     /// # Shapes
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_upstreams() {
+    fn the_order_is_that_of_transformers() {
         // LogitsProcessorList([RepetitionPenalty(1.2), NoRepeatNGram(2), MinNewTokensLength(5, 3, [4]),
         // Temperature(0.8), TopK(5), TopP(0.9), MinP(0.02)]) of transformers 5.23 on these logits and tokens.
         let config = config(

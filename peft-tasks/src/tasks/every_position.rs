@@ -2,11 +2,11 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::data::sample::{IGNORED, Padded};
+use crate::data::sample::{Batch, IGNORED};
 use crate::data::tensors::grid;
 use crate::tasks::loss;
 
-impl Padded {
+impl Batch {
     /// The loss of logits of every position, `[rows, prompt + width, classes]`, summed over the labels; `[1]`.
     pub fn loss_of_labels(&self, logits: Tensor<3>, device: &Device) -> Tensor<1> {
         let count = self.labels.iter().filter(|it| **it != IGNORED).count();
@@ -15,9 +15,9 @@ impl Padded {
     }
 
     /// The likeliest class of every position, `rows · width`. Behind virtual tokens the text comes last.
-    pub fn guesses(&self, logits: Tensor<3>) -> Vec<i64> {
+    pub fn predictions(&self, logits: Tensor<3>) -> Vec<i64> {
         let seq = logits.dims()[1];
-        let guesses = logits.narrow(1, seq - self.width, self.width).argmax(2);
-        guesses.into_data().iter::<i64>().collect()
+        let predictions = logits.narrow(1, seq - self.width, self.width).argmax(2);
+        predictions.into_data().iter::<i64>().collect()
     }
 }

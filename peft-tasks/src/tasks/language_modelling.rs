@@ -1,4 +1,4 @@
-//! Learning to continue text.
+//! Causal language modelling: every token predicts the next one.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use crate::data::chat::{ChatTemplate, messages};
 use crate::data::columns::{Columns, required};
 use crate::data::dataset::{Dataset, Row};
-use crate::data::pack::{PackOrder, PackedRow, pack, pad_packed};
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, SampleBuilder, pad};
+use crate::data::pack::{PackOrder, PackedRow, collate_packed, pack};
+use crate::data::sample::{Batch, IGNORED, Padding, Preprocessor, Sample, collate};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
@@ -50,7 +50,7 @@ impl LanguageModelling {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.is_empty() {
             return Err(PeftError::Invalid(
-                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+                "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
         Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
@@ -68,7 +68,7 @@ impl LanguageModelling {
         let rows = pack(&samples, max_length, PackOrder::BestFit)?;
         if rows.is_empty() {
             return Err(PeftError::Invalid(
-                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+                "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
         Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
@@ -91,16 +91,16 @@ impl LanguageModelling {
     ///
     /// # Errors
     /// If there is no item, or some have a task and others none.
-    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Padded> {
+    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Batch> {
         match &self.rows {
             Rows::Samples(rows) => {
                 let samples: Vec<&Sample> = items.iter().map(|it| &rows[*it]).collect();
                 match together(model, &samples)? {
-                    Some(rows) => pad_packed(&rows, &self.padding),
-                    None => pad(&samples, &self.padding),
+                    Some(rows) => collate_packed(&rows, &self.padding),
+                    None => collate(&samples, &self.padding),
                 }
             }
-            Rows::Packed(rows) => pad_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+            Rows::Packed(rows) => collate_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
         }
     }
 
@@ -149,7 +149,7 @@ impl TextData {
     fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
         let (data, columns) = self.read()?;
         let max_length = self.row_length(folder)?;
-        let mut builder = SampleBuilder::new(tokenizer);
+        let mut builder = Preprocessor::new(tokenizer);
         builder.train_on_prompt = self.train_on_prompt;
         let mut samples = Vec::new();
         let template =
@@ -174,7 +174,7 @@ impl TextData {
         row: &Row,
         columns: &Columns,
         template: Option<&ChatTemplate>,
-        builder: &mut SampleBuilder<'_>,
+        builder: &mut Preprocessor<'_>,
         max_length: usize,
     ) -> Result<Vec<Sample>> {
         if let (Some(column), Some(template)) = (&columns.messages, template) {

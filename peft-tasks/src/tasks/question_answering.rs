@@ -1,7 +1,7 @@
-//! Learning to find the answer to a question in a text.
+//! Extractive question answering: the answer to a question is a span of a context.
 //!
-//! Follows transformers' `examples/pytorch/question-answering/run_qa.py`: long texts in windows that overlap, an answer
-//! outside a window is the first token, and the best pair of places over all windows of a text is its answer.
+//! Follows transformers' `examples/pytorch/question-answering/run_qa.py`: long contexts in windows that overlap, an answer
+//! outside a window is the first token, and the best span over all windows of a context is its answer.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use serde_json::Map;
 
 use crate::data::dataset::Row;
 use crate::data::questions::Question;
-use crate::data::sample::{Padded, Padding, pad};
+use crate::data::sample::{Batch, Padding, collate};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::windows::{Window, windows};
@@ -21,7 +21,7 @@ use crate::eval::squad;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
-/// The task of a model that finds answers.
+/// The task of extractive question answering.
 #[derive(Debug, Clone)]
 pub struct QuestionAnswering {
     questions: Vec<Question>,
@@ -52,8 +52,8 @@ impl QuestionAnswering {
         Ok(Self { questions, windows, of, padding, max_answer_length: 30, n_best: 20 })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.windows[*it].sample).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.windows[*it].sample).collect::<Vec<_>>(), &self.padding)
     }
 
     /// Behind virtual tokens the places are counted from the first of those, as in the reference: its adapters have
@@ -70,9 +70,9 @@ impl QuestionAnswering {
     fn measure(&self, found: &[String]) -> (f64, f64) {
         let (mut exact, mut f1) = (0.0, 0.0);
         for (asked, found) in self.questions.iter().zip(found) {
-            let right: Vec<String> = asked.answers.iter().map(|it| asked.context[it.clone()].to_owned()).collect();
-            exact += squad::exact_match(&right, found);
-            f1 += squad::f1(&right, found);
+            let references: Vec<String> = asked.answers.iter().map(|it| asked.context[it.clone()].to_owned()).collect();
+            exact += squad::exact_match(&references, found);
+            f1 += squad::f1(&references, found);
         }
         let share = 100.0 / self.questions.len() as f64;
         (exact * share, f1 * share)

@@ -1,4 +1,4 @@
-//! Learning to label whole sequences.
+//! Sequence classification: labels for whole sequences.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{PeftError, Result};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::data::columns::required;
 use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
-use crate::data::sample::{Padded, Padding, Sample, SampleBuilder, Side, pad};
+use crate::data::sample::{Batch, Padding, Preprocessor, Sample, Side, collate};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
@@ -36,8 +36,8 @@ impl SequenceClassification {
         Ok(Self { samples, labels, set, padding })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
 
     fn problem(&self) -> ProblemType {
@@ -75,7 +75,7 @@ impl TextData {
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
         let (text, label) = (required("text", &columns.text)?, required("label", &columns.label)?);
-        let mut builder = SampleBuilder::new(&tokenizer);
+        let mut builder = Preprocessor::new(&tokenizer);
         builder.max_length = Some(self.row_length(folder)?);
         builder.truncate = Side::Right;
         let (mut samples, mut labels) = (Vec::new(), Vec::new());
@@ -147,15 +147,15 @@ impl SequenceClassification {
                 for (output, label) in outputs.iter().zip(&self.labels) {
                     if let Label::Classes(on) = label {
                         let truth: Vec<bool> = (0..classes).map(|it| on.contains(&it)).collect();
-                        let guess: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
-                        confusion.add(&truth, &guess)?;
+                        let predicted: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
+                        confusion.add(&truth, &predicted)?;
                     }
                 }
                 measures.insert("accuracy".into(), confusion.accuracy().into());
                 measures.insert("f1".into(), confusion.average(Average::Micro).f1.into());
             }
             LabelKind::Regression => {
-                let (guess, truth): (Vec<f64>, Vec<f64>) = outputs
+                let (predicted, truth): (Vec<f64>, Vec<f64>) = outputs
                     .iter()
                     .zip(&self.labels)
                     .filter_map(|(output, label)| match label {
@@ -163,8 +163,8 @@ impl SequenceClassification {
                         _ => None,
                     })
                     .unzip();
-                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &guess)?.into());
-                measures.insert("pearson".into(), metrics::pearson(&truth, &guess)?.into());
+                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &predicted)?.into());
+                measures.insert("pearson".into(), metrics::pearson(&truth, &predicted)?.into());
             }
         }
         Ok(measures)

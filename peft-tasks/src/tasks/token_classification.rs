@@ -1,11 +1,11 @@
-//! Learning to tag words.
+//! Token classification: a tag for every word.
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
 use peft_models::{Pretrained, TokenClassifier};
 use serde_json::{Map, Value};
 
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, SampleBuilder, pad};
+use crate::data::sample::{Batch, IGNORED, Padding, Preprocessor, Sample, collate};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
@@ -21,7 +21,7 @@ pub struct TokenClassification {
 
 impl TokenClassification {
     /// Samples whose labels are numbers of tags at the first token of each word, as
-    /// [`SampleBuilder::words`](crate::data::sample::SampleBuilder::words) makes them; `names` are the tags.
+    /// [`Preprocessor::words`](crate::data::sample::Preprocessor::words) makes them; `names` are the tags.
     ///
     /// # Errors
     /// If no sample has a label, or a label has no name.
@@ -38,8 +38,8 @@ impl TokenClassification {
         Ok(Self { samples, names, padding })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
 
     fn name(&self, tag: i64) -> &str {
@@ -61,7 +61,7 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, words, tags) = self.words()?;
-        let mut builder = SampleBuilder::new(&tokenizer);
+        let mut builder = Preprocessor::new(&tokenizer);
         builder.max_length = Some(self.row_length(folder)?);
         let mut samples = Vec::new();
         for row in &data.rows {
@@ -112,12 +112,12 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
             sum += scalar(&batch.loss_of_labels(logits.clone(), device));
-            let guesses = batch.guesses(logits);
-            for (labels, guesses) in batch.labels.chunks(batch.width).zip(guesses.chunks(batch.width)) {
-                let words = || labels.iter().zip(guesses).filter(|(label, _)| **label != IGNORED);
-                let right: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();
-                let guess: Vec<&str> = words().map(|(_, guess)| self.name(*guess)).collect();
-                scores.add(&right, &guess)?;
+            let predictions = batch.predictions(logits);
+            for (labels, predictions) in batch.labels.chunks(batch.width).zip(predictions.chunks(batch.width)) {
+                let words = || labels.iter().zip(predictions).filter(|(label, _)| **label != IGNORED);
+                let labelled: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();
+                let predicted: Vec<&str> = words().map(|(_, predicted)| self.name(*predicted)).collect();
+                scores.add(&labelled, &predicted)?;
             }
         }
         let found = scores.scores();
