@@ -56,8 +56,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("base     on the slope  {base_loss:.5}");
 
     // The layers' paths are the names of the fields: `hidden`, `output`.
-    let mut model = PeftModel::new(base, &device);
-    println!("{}", model.add_adapter("slope", LoraConfig::new(4, 8.0).targets(["hidden", "output"]), 0)?);
+    let mut model = PeftModel::of_module(base);
+    println!("{}", model.add_adapter_as("slope", LoraConfig::new(4, 8.0).targets(["hidden", "output"]), 0)?);
     let trained = train(model.model().clone(), 0.02, 300, &input, &sloped);
     model.set_model(trained);
     let adapted_loss = value(model.loss(&input, &sloped));

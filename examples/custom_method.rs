@@ -24,8 +24,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    Adaptable, Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, MethodRegistry, ModelSpec, Names,
-    ParamKind, ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, MethodRegistry, ModelSpec, Names, ParamKind,
+    ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
 };
 use peft_models::auto::{AutoCausalLm, load_causal_lm};
 use peft_models::{CausalLm, ModelInput};
@@ -140,7 +140,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
     let mut model = tiny_gpt2(&device)?;
     let config = RowScaleConfig { target_modules: Names::list(["c_attn", "c_proj", "c_fc"]) };
-    println!("{}", model.add_adapter("default", config, 0)?);
+    println!("{}", model.add_adapter_as("default", config, 0)?);
     let before = model.logits(&input, None);
 
     // An ordinary Burn training loop. Only the adapter has gradients, so only the adapter moves.
@@ -180,8 +180,7 @@ fn tiny_gpt2(device: &Device) -> Result<PeftModel<AutoCausalLm>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models/gpt2-tiny");
     let (model, _) = load_causal_lm(folder, device)?;
     let model = nn::set_training(model, false);
-    let spec = model.spec();
-    Ok(PeftModel::with_spec(model, spec, device))
+    Ok(PeftModel::new(model))
 }
 
 fn distance(a: &Tensor<3>, b: &Tensor<3>) -> f32 {

@@ -9,7 +9,7 @@
 
 #![allow(clippy::print_stdout)] // an example may speak
 
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
 use peft::tasks::data::TextData;
@@ -43,11 +43,10 @@ fn main() -> Result<()> {
     let eval = data(eval_file).causal_lm(&folder)?;
 
     let (base, _) = load_causal_lm(&folder, &device)?;
-    let spec = base.spec();
-    let mut peft = PeftModel::with_spec(base, spec, &device);
-    peft.base_name = Some(model.clone());
-    peft.task_type = Some("CAUSAL_LM".into());
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
+    let mut peft = PeftModel::new(base);
+    peft.set_base_name(model.clone());
+    peft.set_task_type("CAUSAL_LM");
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0).targets(["q_proj", "v_proj"]), 42)?;
     println!("{plan}");
 
     println!("before: {:?}", eval.evaluate(&nn::eval(peft.model()), 4, &device)?.metrics);

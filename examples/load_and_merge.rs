@@ -7,7 +7,7 @@
 #![allow(clippy::print_stdout)] // an example may speak
 
 use peft::core::files::checkpoint::{FloatType, model_tensors, write_tensors};
-use peft::core::{Adaptable, PeftError, PeftModel, Result};
+use peft::core::{PeftError, PeftModel, Result};
 use peft::models::auto::load_causal_lm;
 
 fn main() -> Result<()> {
@@ -17,8 +17,7 @@ fn main() -> Result<()> {
     };
     let device = peft::device::device("flex")?;
     let (base, _report) = load_causal_lm(base, &device)?;
-    let spec = base.spec();
-    let mut model = PeftModel::with_spec(base, spec, &device);
+    let mut model = PeftModel::new(base);
 
     // Any method, any name; more adapters may follow, and `set_active` chooses among them.
     model.load_adapter(adapter, "mine", &peft::methods())?;

@@ -8,7 +8,7 @@
 
 #![allow(clippy::print_stdout)] // an example may speak
 
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
 use peft::tasks::data::TextData;
@@ -30,11 +30,10 @@ fn main() -> Result<()> {
     // The checkpoint has no classifier: a fresh one is made, trained whole and saved with the adapter.
     let options = ClassifierOptions { num_labels: Some(labels.outputs()), seed: 42, ..ClassifierOptions::default() };
     let (base, _) = load_sequence_classifier(&folder, &device, &options)?;
-    let spec = base.spec();
-    let mut peft = PeftModel::with_spec(base, spec, &device);
-    peft.base_name = Some(model.clone());
+    let mut peft = PeftModel::new(base);
+    peft.set_base_name(model.clone());
     let lora = LoraConfig { task_type: Some("SEQ_CLS".into()), ..LoraConfig::new(8, 16.0) };
-    println!("{}", peft.add_adapter(DEFAULT_ADAPTER, lora, 42)?);
+    println!("{}", peft.add_adapter_as(DEFAULT_ADAPTER, lora, 42)?);
 
     println!("before: {:?}", test.evaluate(&nn::eval(peft.model()), 16, &device)?.metrics);
     let mut config =

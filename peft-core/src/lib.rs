@@ -7,6 +7,9 @@
 //!
 //! This crate knows neither a method nor a model.
 
+/// The version of Burn that this crate is built on.
+pub use burn;
+
 pub mod adapter;
 pub mod config;
 pub mod erased;
@@ -34,7 +37,7 @@ pub use files::folder::{
     write_folder_with_encoder,
 };
 pub use forward::gradient_checkpointing;
-pub use model::peft_model::{Adaptable, AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION};
+pub use model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION};
 pub use model::state;
 pub use model::status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use model::update::Update;
@@ -42,8 +45,8 @@ pub use plan::init::{Init, stable_hash};
 pub use plan::plan::{AdapterBuilder, BaseTensor, Plan, PlanRow, thousands};
 pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use plan::targets::{
-    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole, is_suffix,
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole,
     no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
-pub use spec::{Layout, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape};
+pub use spec::{Adaptable, Layout, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, is_suffix};

@@ -132,6 +132,10 @@ impl PeftConfig for Ia3Config {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &[])?;

@@ -4,6 +4,7 @@
 //! each, with fields named after checkpoint keys. [`CausalLm`], [`SequenceClassifier`] and [`FeatureExtractor`] are what
 //! a task may ask of a model.
 
+pub mod architecture;
 pub mod auto;
 pub mod common;
 pub mod text;

@@ -1,7 +1,19 @@
 //! Other ways to say the same to a model.
 
 use burn::tensor::{Distribution, Tensor};
+use peft_core::nn::Embedding;
 use peft_models::auto::{AutoCausalLm, AutoFeatureExtractor, load_feature_extractor};
+use peft_models::bert::BertModel;
+use peft_models::bloom::BloomForCausalLm;
+use peft_models::chatglm::ChatGlmForConditionalGeneration;
+use peft_models::gemma::GemmaForCausalLm;
+use peft_models::gpt_neo::GptNeoForCausalLm;
+use peft_models::gpt_neox::GptNeoXForCausalLm;
+use peft_models::gpt2::Gpt2LmHeadModel;
+use peft_models::gptj::GptJForCausalLm;
+use peft_models::llama::LlamaForCausalLm;
+use peft_models::opt::OptForCausalLm;
+use peft_models::phi3::Phi3ForCausalLm;
 use peft_models::{CausalLm, Decoder, FeatureExtractor, ModelInput, Tokens};
 
 use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
@@ -74,23 +86,13 @@ fn embeddings_say_what_ids_say() {
     let by_vectors = |vectors| ModelInput::new(Tokens::Embeddings(vectors)).with_mask(mask.clone());
     for name in DECODERS {
         let model = causal_lm(name);
-        let vectors = match &model {
-            AutoCausalLm::Gpt2(it) => it.transformer.wte.forward(words.clone()),
-            AutoCausalLm::Llama(it) => it.model.embed_tokens.forward(words.clone()),
-            AutoCausalLm::Gemma(it) => it.model.embedding().forward(words.clone()),
-            AutoCausalLm::Phi3(it) => it.model.embedding().forward(words.clone()),
-            AutoCausalLm::Bloom(it) => it.transformer.embedding().forward(words.clone()),
-            AutoCausalLm::Opt(it) => it.model.embedding().forward(words.clone()),
-            AutoCausalLm::GptNeo(it) => it.transformer.embedding().forward(words.clone()),
-            AutoCausalLm::GptJ(it) => it.transformer.embedding().forward(words.clone()),
-            AutoCausalLm::GptNeoX(it) => it.gpt_neox.embedding().forward(words.clone()),
-            AutoCausalLm::ChatGlm(it) => it.transformer.embedding().forward(words.clone()),
-        };
+        let table = embedding_matrix(&model);
+        let vectors = table.forward(words.clone());
         let (got, want) = (logits(&model, &by_vectors(vectors), None), logits(&model, &by_ids, None));
         assert_close(name, got.into_data(), want.into_data());
     }
     let model = encoder("bert-tiny");
-    let AutoFeatureExtractor::Bert(bert) = &model else { unreachable!() };
+    let bert = model.downcast_ref::<BertModel>().unwrap();
     let vectors = bert.embeddings.word_embeddings.forward(words);
     let (got, want) = (model.last_hidden_state(&by_vectors(vectors)), model.last_hidden_state(&by_ids));
     assert_close("bert", got.into_data(), want.into_data());
@@ -132,4 +134,29 @@ fn a_gradient_reaches_the_input_and_no_weight() {
 
 fn encoder(name: &str) -> AutoFeatureExtractor {
     still(load_feature_extractor(model_folder(name), &device()).unwrap().0)
+}
+
+/// The matrix that ids are looked up in.
+fn embedding_matrix(model: &AutoCausalLm) -> &Embedding {
+    macro_rules! first {
+        ($($kind:ty: $get:expr;)+) => {{
+            $(if let Some(it) = model.downcast_ref::<$kind>() {
+                let get: fn(&$kind) -> &Embedding = $get;
+                return get(it);
+            })+
+            panic!("no case for {model:?}")
+        }};
+    }
+    first! {
+        Gpt2LmHeadModel: |it| &it.transformer.wte;
+        LlamaForCausalLm: |it| &it.model.embed_tokens;
+        GemmaForCausalLm: |it| it.model.embedding();
+        Phi3ForCausalLm: |it| it.model.embedding();
+        BloomForCausalLm: |it| it.transformer.embedding();
+        OptForCausalLm: |it| it.model.embedding();
+        GptNeoForCausalLm: |it| it.transformer.embedding();
+        GptJForCausalLm: |it| it.transformer.embedding();
+        GptNeoXForCausalLm: |it| it.gpt_neox.embedding();
+        ChatGlmForConditionalGeneration: |it| it.transformer.embedding();
+    }
 }

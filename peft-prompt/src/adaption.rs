@@ -120,6 +120,10 @@ impl PeftConfig for AdaptionPromptConfig {
         ADAPTION_PROMPT
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         let kind = spec.model_type.as_deref().unwrap_or("none");

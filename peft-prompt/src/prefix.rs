@@ -233,6 +233,10 @@ impl PeftConfig for PrefixTuningConfig {
         PREFIX_TUNING
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.prompt.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         let sizes = self.prompt.sizes(spec, Kind::Prefix)?;

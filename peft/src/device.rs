@@ -13,6 +13,22 @@ pub fn devices() -> Vec<&'static str> {
     names
 }
 
+/// The device of a name, or the best one of this build.
+///
+/// # Errors
+/// As [`device`].
+pub fn best_device(name: Option<&str>) -> Result<Device> {
+    device(name.unwrap_or_else(|| devices().first().copied().unwrap_or("flex")))
+}
+
+/// The CPU, for what takes no more than reading files; the best device where the build has no `flex`.
+///
+/// # Errors
+/// As [`device`].
+pub fn cpu_device() -> Result<Device> {
+    best_device(cfg!(feature = "flex").then_some("flex"))
+}
+
 /// The device of a name: `flex` (CPU), `wgpu` (Vulkan, Metal, DirectX 12), `cuda`, `cuda:1`, `tch`.
 ///
 /// # Errors

@@ -6,12 +6,16 @@
 //! [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the allocator what training is
 //! like. The `peft` command is built on these.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod device;
 pub mod folder;
-pub mod forward;
 pub mod load;
 pub mod memory;
+mod methods;
+pub mod prelude;
 pub mod run;
+pub mod task;
 
 pub use peft_core as core;
 #[cfg(feature = "ia3")]
@@ -23,35 +27,5 @@ pub use peft_models as models;
 pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
-use peft_core::MethodRegistry;
-
-/// The methods that this build knows.
-pub fn methods() -> MethodRegistry {
-    let methods = MethodRegistry::new();
-    #[cfg(feature = "lora")]
-    let methods = methods
-        .with_method::<peft_lora::LoraConfig>()
-        .with_method::<peft_lora::AdaLoraConfig>()
-        .with_method::<peft_lora::LoHaConfig>()
-        .with_method::<peft_lora::LoKrConfig>()
-        .with_method::<peft_lora::LnTuningConfig>()
-        .with_method::<peft_lora::TrainableTokensConfig>()
-        .with_method::<peft_lora::MissConfig>()
-        .with_method::<peft_lora::HiraConfig>()
-        .with_method::<peft_lora::ShiraConfig>()
-        .with_method::<peft_lora::OftConfig>()
-        .with_method::<peft_lora::BoftConfig>()
-        .with_method::<peft_lora::FourierFtConfig>()
-        .with_method::<peft_lora::RandLoraConfig>()
-        .with_method::<peft_lora::VeraConfig>();
-    #[cfg(feature = "ia3")]
-    let methods = methods.with_method::<peft_ia3::Ia3Config>();
-    #[cfg(feature = "prompt")]
-    let methods = methods
-        .with_method::<peft_prompt::PromptTuningConfig>()
-        .with_method::<peft_prompt::PromptEncoderConfig>()
-        .with_method::<peft_prompt::PrefixTuningConfig>()
-        .with_method::<peft_prompt::MultitaskPromptTuningConfig>()
-        .with_method::<peft_prompt::AdaptionPromptConfig>();
-    methods
-}
+pub use methods::methods;
+pub use run::registry::Registry;

@@ -88,11 +88,11 @@ fn adapted(layers: usize, batch: usize, seq: usize) -> (PeftModel<Gpt2LmHeadMode
         r#"{{"model_type": "gpt2", "vocab_size": 97, "n_positions": {seq}, "n_embd": {D_MODEL}, "n_layer": {layers},
             "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}"#
     );
-    let config = Gpt2Config::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
+    let config =
+        <Gpt2Config as peft::models::auto::ModelConfig>::from_raw(&RawConfig::parse_text(&json).unwrap()).unwrap();
     let model = Gpt2LmHeadModel::new(&config, &device);
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device);
-    peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
+    let mut peft = PeftModel::new(model);
+    peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(8, 16.0), 0).unwrap();
     let rows = (0..batch).map(|row| Sample::language((0..seq).map(|at| ((row * seq + at) * 31 % 97) as u32).collect()));
     (peft, LanguageModelling::padded(rows.collect(), 0).unwrap())
 }
@@ -149,7 +149,8 @@ fn ten_adapted_models_take_the_memory_of_one_base() {
     let device = device("flex").unwrap();
     let json = r#"{"model_type": "gpt2", "vocab_size": 4001, "n_positions": 8, "n_embd": 128, "n_layer": 2,
         "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}"#;
-    let config = Gpt2Config::from_raw(&RawConfig::parse_text(json).unwrap()).unwrap();
+    let config =
+        <Gpt2Config as peft::models::auto::ModelConfig>::from_raw(&RawConfig::parse_text(json).unwrap()).unwrap();
     let base = Gpt2LmHeadModel::new(&config, &device);
     let task = LanguageModelling::padded(vec![Sample::language(vec![5, 17])], 0).unwrap();
     // Weights are lazy.
@@ -157,8 +158,8 @@ fn ten_adapted_models_take_the_memory_of_one_base() {
     let size = base.num_params() * size_of::<f32>();
 
     let adapted = |seed: u64| {
-        let mut peft = PeftModel::with_spec(base.clone(), base.spec(), &device);
-        peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), seed).unwrap();
+        let mut peft = PeftModel::with_spec(base.clone(), base.spec());
+        peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), seed).unwrap();
         let loss = task.loss_sum(peft.model(), &[0], &device).unwrap();
         let gradients = GradientsParams::from_grads(loss.backward(), peft.model());
         let trained = AdamWConfig::new().init().step(1e-2, peft.model().clone(), gradients);
@@ -190,9 +191,9 @@ fn halves_are_read_where_they_lie_and_never_kept_in_single_precision() {
         let before = HELD.get();
         let (model, _) = load_causal_lm(folder.path(), Placement::on(&device).with_dtype(dtype)).unwrap();
         let base = HELD.get() - before;
-        let mut peft = PeftModel::with_spec(model.clone(), model.spec(), &device);
+        let mut peft = PeftModel::with_spec(model.clone(), model.spec());
         let lora = LoraConfig { use_dora: dora, ..LoraConfig::new(2, 4.0).all_linear() };
-        peft.add_adapter(DEFAULT_ADAPTER, lora, 0).unwrap();
+        peft.add_adapter_as(DEFAULT_ADAPTER, lora, 0).unwrap();
         drop(task.loss_sum(peft.model(), &[0], &device).unwrap().backward());
         let before = HELD.get();
         let loss = task.loss_sum(peft.model(), &[0], &device).unwrap();
@@ -293,8 +294,8 @@ fn a_model_of_7_billion_parameters_is_planned_and_inspected_in_a_few_megabytes()
     let lora = LoraConfig { task_type: task, ..LoraConfig::new(1, 2.0) };
     let tuners: [(Box<dyn PeftConfig>, usize); 2] = [(Box::new(ia3), 614_400), (Box::new(lora), 524_288)];
     for (tuner, parameters) in tuners {
-        let mut peft = PeftModel::with_spec(model.clone(), spec.clone(), &device);
-        peft.add_adapter(DEFAULT_ADAPTER, tuner, 0).unwrap();
+        let mut peft = PeftModel::with_spec(model.clone(), spec.clone());
+        peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 0).unwrap();
         let folder = tempfile::tempdir().unwrap();
         peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
         let before = BYTES.get();

@@ -3,23 +3,22 @@
 use std::fs;
 use std::path::Path;
 
-use peft::core::{Adaptable, DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::run::prepare::TextData;
+use peft::tasks::data::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 
 use crate::support::{device, fixtures};
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn refused(config: LoraConfig) -> String {
     let mut peft = base("llama-tiny");
-    let error = peft.add_adapter(DEFAULT_ADAPTER, config, 0).unwrap_err().to_string();
+    let error = peft.add_adapter_as(DEFAULT_ADAPTER, config, 0).unwrap_err().to_string();
     assert!(peft.adapters().is_empty(), "a refused adapter leaves nothing behind");
     error
 }
@@ -46,7 +45,7 @@ fn parameters_that_cannot_be_targets_are_named() {
         refused(LoraConfig { r: 5, init_lora_weights: "orthogonal".into(), ..alone("q_proj.weight") }).contains("even")
     );
     let mut both = base("llama-tiny");
-    let plan = both.add_adapter(DEFAULT_ADAPTER, on("o_proj.weight"), 0).unwrap();
+    let plan = both.add_adapter_as(DEFAULT_ADAPTER, on("o_proj.weight"), 0).unwrap();
     assert_eq!(plan.rows.len(), 6);
 }
 
@@ -109,7 +108,7 @@ fn damaged_adapter_folders_are_refused() {
 #[test]
 fn a_save_that_fails_leaves_the_old_folder_whole() {
     let mut peft = base("llama-tiny");
-    peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(4, 6.0), 0).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(4, 6.0), 0).unwrap();
     let folder = tempfile::tempdir().unwrap();
     peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
     let before = fs::read(folder.path().join("adapter_model.safetensors")).unwrap();

@@ -39,7 +39,7 @@ impl Mlp {
 
 fn mlp() -> PeftModel<Mlp> {
     let net = Mlp { lin0: LinearConfig::new(12, 20).init(&device()), lin1: LinearConfig::new(20, 8).init(&device()) };
-    PeftModel::new(net, &device())
+    PeftModel::of_module(net)
 }
 
 fn input() -> Tensor<2> {
@@ -101,8 +101,8 @@ fn of_two_adapters_the_chosen_one_is_trained_on_the_same_layers_and_on_others() 
     for (first, second) in [(["lin0"], ["lin0"]), (["lin0"], ["lin1"])] {
         for ((what, one), (_, two)) in methods(&first).into_iter().zip(methods(&second)) {
             let mut peft = mlp();
-            peft.add_adapter("one", one, 1).unwrap();
-            peft.add_adapter("two", two, 2).unwrap();
+            peft.add_adapter_as("one", one, 1).unwrap();
+            peft.add_adapter_as("two", two, 2).unwrap();
             for name in ["one", "two"] {
                 laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
             }
@@ -126,8 +126,8 @@ fn several_active_adapters_act_together_and_merge_together() {
         }
         let mut peft = mlp();
         let base = output(&peft);
-        peft.add_adapter("one", one, 1).unwrap();
-        peft.add_adapter("two", two, 2).unwrap();
+        peft.add_adapter_as("one", one, 1).unwrap();
+        peft.add_adapter_as("two", two, 2).unwrap();
         for name in ["one", "two"] {
             laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
         }
@@ -150,9 +150,9 @@ fn several_active_adapters_act_together_and_merge_together() {
         if ["lora", "ia3", "loha", "lokr", "miss", "shira", "fourierft", "randlora", "adalora"].contains(&what) {
             of(&mut peft, &["one"]);
             let half = peft.merge().unwrap();
-            let mut rest = PeftModel::new(half, &device());
+            let mut rest = PeftModel::of_module(half);
             let config = methods(&["lin0"]).into_iter().find(|it| it.0 == what).unwrap().1;
-            rest.add_adapter("two", config, 2).unwrap();
+            rest.add_adapter_as("two", config, 2).unwrap();
             rest.assign_adapter("two", peft.adapter_tensors("two").unwrap()).unwrap();
             assert!(distance(&output(&rest), &both) < 1e-4, "{what}");
         }
@@ -164,9 +164,9 @@ fn several_active_adapters_act_together_and_merge_together() {
 fn a_copy_that_would_hide_another_is_not_activated_beside_it() {
     let mut peft = mlp();
     let saved = |targets: &[&str]| LoraConfig { modules_to_save: Some(vec!["lin1".into()]), ..lora(targets) };
-    peft.add_adapter("one", saved(&["lin0"]), 1).unwrap();
-    peft.add_adapter("two", saved(&["lin0"]), 2).unwrap();
-    peft.add_adapter("three", lora(&["lin0"]), 3).unwrap();
+    peft.add_adapter_as("one", saved(&["lin0"]), 1).unwrap();
+    peft.add_adapter_as("two", saved(&["lin0"]), 2).unwrap();
+    peft.add_adapter_as("three", lora(&["lin0"]), 3).unwrap();
     let error = peft.set_active(&["one", "two"]).unwrap_err().to_string();
     assert!(error.contains("lin1") && error.contains("at a time"), "{error}");
     assert_eq!(peft.active(), ["three"]);
@@ -178,8 +178,8 @@ fn a_copy_that_would_hide_another_is_not_activated_beside_it() {
     assert_eq!((peft.adapters().len(), peft.active().len()), (3, 2));
     let biased = |name: &str| LoraConfig { bias: Bias::All, ..lora(&[name]) };
     let mut peft = mlp();
-    peft.add_adapter("one", biased("lin0"), 1).unwrap();
-    peft.add_adapter("two", biased("lin1"), 2).unwrap();
+    peft.add_adapter_as("one", biased("lin0"), 1).unwrap();
+    peft.add_adapter_as("two", biased("lin1"), 2).unwrap();
     assert!(peft.set_active(&["one", "two"]).is_err());
 }
 
@@ -188,8 +188,8 @@ fn saved_modules_belong_to_their_adapter() {
     let saved = LoraConfig { modules_to_save: Some(vec!["lin1".into()]), ..lora(&["lin0"]) };
     let mut peft = mlp();
     let base = output(&peft);
-    peft.add_adapter("one", saved.clone(), 1).unwrap();
-    peft.add_adapter("two", lora(&["lin0"]), 2).unwrap();
+    peft.add_adapter_as("one", saved.clone(), 1).unwrap();
+    peft.add_adapter_as("two", lora(&["lin0"]), 2).unwrap();
     peft.set_active(&["one"]).unwrap();
     peft.set_trainable(&["one"]).unwrap();
     let keys = reached(&peft, "one");
@@ -217,8 +217,8 @@ fn a_deleted_adapter_leaves_the_others_and_nothing_of_itself() {
     for ((what, one), (_, two)) in methods(&["lin0"]).into_iter().zip(methods(&["lin1"])) {
         let mut peft = mlp();
         let base = output(&peft);
-        peft.add_adapter("one", one, 1).unwrap();
-        peft.add_adapter("two", two, 2).unwrap();
+        peft.add_adapter_as("one", one, 1).unwrap();
+        peft.add_adapter_as("two", two, 2).unwrap();
         laws::disturb(&mut peft, "two", 0.1, &device()).unwrap();
         let acting = output(&peft);
         // An inactive one: nothing changes.
@@ -229,7 +229,7 @@ fn a_deleted_adapter_leaves_the_others_and_nothing_of_itself() {
         peft.delete_adapter("two").unwrap();
         assert_eq!(numbers(&output(&peft)), numbers(&base), "{what}");
         assert!(peft.active().is_empty() && peft.status().layers.is_empty(), "{what}");
-        peft.add_adapter("one", lora(&["lin0"]), 1).unwrap();
+        peft.add_adapter_as("one", lora(&["lin0"]), 1).unwrap();
     }
 }
 
@@ -237,7 +237,7 @@ fn a_deleted_adapter_leaves_the_others_and_nothing_of_itself() {
 fn names_that_contain_one_another_are_kept_apart() {
     let mut peft = mlp();
     for (seed, name) in ["adapter", "adapter1", "my_adapter", "lora", "weight", "lin0"].into_iter().enumerate() {
-        peft.add_adapter(name, lora(&["lin0"]), seed as u64).unwrap();
+        peft.add_adapter_as(name, lora(&["lin0"]), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.1 + seed as f64, &device()).unwrap();
     }
     let names: Vec<String> = peft.adapters().keys().cloned().collect();
@@ -259,18 +259,18 @@ fn names_that_contain_one_another_are_kept_apart() {
 #[test]
 fn the_name_of_an_adapter_makes_no_difference_to_what_is_loaded() {
     let mut peft = mlp();
-    peft.add_adapter("one", lora(&["lin0", "lin1"]), 1).unwrap();
+    peft.add_adapter_as("one", lora(&["lin0", "lin1"]), 1).unwrap();
     laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     peft.save_adapter(folder.path(), "one").unwrap();
     let wanted = output(&peft);
     let base = peft.unload();
     for name in ["default", "other", "lin0", "lora_A", "weight"] {
-        let mut again = PeftModel::new(base.clone(), &device());
+        let mut again = PeftModel::of_module(base.clone());
         again.load_adapter(folder.path(), name, &peft::methods()).unwrap();
         assert_eq!(numbers(&output(&again)), numbers(&wanted), "{name}");
     }
-    assert!(PeftModel::new(base, &device()).add_adapter("a.b", lora(&["lin0"]), 1).is_err());
+    assert!(PeftModel::of_module(base).add_adapter_as("a.b", lora(&["lin0"]), 1).is_err());
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn a_folder_keeps_the_files_of_others() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("README.md"), "mine").unwrap();
     let mut peft = mlp();
-    peft.add_adapter("one", lora(&["lin0"]), 1).unwrap();
+    peft.add_adapter_as("one", lora(&["lin0"]), 1).unwrap();
     peft.save_adapter(folder.path(), "one").unwrap();
     assert_eq!(std::fs::read_to_string(folder.path().join("README.md")).unwrap(), "mine");
     let mut files: Vec<String> =
@@ -296,7 +296,7 @@ fn what_is_no_number_is_not_merged_and_the_base_stays_as_it_is() {
         for (what, config) in methods(&["lin0"]) {
             let mut peft = mlp();
             let before = output(&peft);
-            peft.add_adapter("one", config, 1).unwrap();
+            peft.add_adapter_as("one", config, 1).unwrap();
             let spoil = |it: Stored| {
                 let shape = it.data.shape().clone();
                 if !it.data.dtype().is_float() {
@@ -323,14 +323,14 @@ fn an_adapter_is_swapped_for_another_of_other_rank_and_scale() {
     let mut made = mlp();
     let mut outputs = Vec::new();
     for (folder, config) in [(&one, lora(&["lin0"])), (&two, LoraConfig::new(5, 9.0).targets(["lin0", "lin1"]))] {
-        made.add_adapter("one", config, 1).unwrap();
+        made.add_adapter_as("one", config, 1).unwrap();
         laws::disturb(&mut made, "one", 0.1, &device()).unwrap();
         made.save_adapter(folder.path(), "one").unwrap();
         outputs.push(output(&made));
         made.delete_adapter("one").unwrap();
     }
     let base = model_tensors(made.model());
-    let mut peft = PeftModel::new(made.unload(), &device());
+    let mut peft = PeftModel::of_module(made.unload());
     for at in [0, 1, 0, 1] {
         peft.load_adapter([&one, &two][at].path(), "one", &peft::methods()).unwrap();
         assert_eq!(numbers(&output(&peft)), numbers(&outputs[at]));
@@ -364,10 +364,10 @@ fn fresh_factors_are_spread_as_in_the_reference() {
             table: EmbeddingConfig::new(500, 100).init(&device()),
             conv: Conv2dConfig::new([40, 60], [3, 3]).init(&device()),
         };
-        let mut peft = PeftModel::new(net, &device());
+        let mut peft = PeftModel::of_module(net);
         let config =
             LoraConfig { init_lora_weights: init, ..LoraConfig::new(40, 40.0).targets(["linear", "table", "conv"]) };
-        peft.add_adapter("one", config, 7).unwrap();
+        peft.add_adapter_as("one", config, 7).unwrap();
         peft.adapter_tensors("one").unwrap()
     };
     let of = |tensors: &[Stored], key: &str| spread(find(tensors, &format!("base_model.model.{key}")));
@@ -409,9 +409,9 @@ fn fresh_factors_are_spread_as_in_the_reference() {
 fn an_orthogonal_start_is_orthogonal_and_wants_an_even_rank() {
     let mut peft = mlp();
     let config = |r| LoraConfig { r, init_lora_weights: "orthogonal".into(), ..lora(&["lin0"]) };
-    assert!(peft.add_adapter("one", config(5), 1).unwrap_err().to_string().contains("even"));
+    assert!(peft.add_adapter_as("one", config(5), 1).unwrap_err().to_string().contains("even"));
     let base = output(&peft);
-    peft.add_adapter("one", config(6), 1).unwrap();
+    peft.add_adapter_as("one", config(6), 1).unwrap();
     assert!(distance(&output(&peft), &base) < 1e-5);
     let tensors = peft.adapter_tensors("one").unwrap();
     let matrix = |name: &str| {
@@ -425,7 +425,7 @@ fn an_orthogonal_start_is_orthogonal_and_wants_an_even_rank() {
 #[test]
 fn what_contradicts_itself_is_refused() {
     let refused =
-        |config: Box<dyn PeftConfig>| mlp().add_adapter("one", config, 1).map(|_| ()).unwrap_err().to_string();
+        |config: Box<dyn PeftConfig>| mlp().add_adapter_as("one", config, 1).map(|_| ()).unwrap_err().to_string();
     // A regular expression says all there is to say about layers.
     let regex = Some(Names::Pattern("lin.".into()));
     let indexed = LoraConfig {
@@ -472,7 +472,7 @@ fn what_contradicts_itself_is_refused() {
 fn llama() -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
     let spec = peft::core::Adaptable::spec(&model);
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::with_spec(model, spec)
 }
 
 fn ids(rows: usize) -> Tensor<2, Int> {
@@ -508,7 +508,7 @@ fn rows_with_adapters_of_their_own_equal_batches_with_one() {
         ),
     ];
     for (name, config) in configs {
-        peft.add_adapter(name, config, 1).unwrap();
+        peft.add_adapter_as(name, config, 1).unwrap();
         laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
     }
     let names = [Some("plain"), None, Some("overlap"), Some("table"), Some("dora"), Some("loha"), Some("plain")];
@@ -524,7 +524,7 @@ fn rows_with_adapters_of_their_own_equal_batches_with_one() {
 #[test]
 fn rows_that_cannot_be_told_apart_are_refused() {
     let mut peft = llama();
-    peft.add_adapter("plain", LoraConfig::new(4, 6.0).targets(["q_proj"]), 1).unwrap();
+    peft.add_adapter_as("plain", LoraConfig::new(4, 6.0).targets(["q_proj"]), 1).unwrap();
     let run = |peft: &PeftModel<AutoCausalLm>, names: &[Option<&str>]| {
         peft.with_adapter_names(names, |model| logits(&model.valid(), 2)).map(|_| ()).map_err(|it| it.to_string())
     };
@@ -540,9 +540,9 @@ fn rows_that_cannot_be_told_apart_are_refused() {
 #[test]
 fn status_says_what_there_is() {
     let mut peft = mlp();
-    peft.add_adapter("one", lora(&["lin0"]), 1).unwrap();
+    peft.add_adapter_as("one", lora(&["lin0"]), 1).unwrap();
     let loha = LoHaConfig { r: 2, target_modules: Some(Names::list(["lin0", "lin1"])), ..LoHaConfig::default() };
-    peft.add_adapter("two", loha, 1).unwrap();
+    peft.add_adapter_as("two", loha, 1).unwrap();
     peft.set_strength("two", 0.5).unwrap();
     let status = peft.status();
     let base = 12 * 20 + 20 + 20 * 8 + 8;
@@ -582,7 +582,7 @@ fn strength_is_set_anew_each_time_and_zero_is_the_base() {
         }
         let mut peft = mlp();
         let base = output(&peft);
-        peft.add_adapter("one", config, 1).unwrap();
+        peft.add_adapter_as("one", config, 1).unwrap();
         laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
         let full = output(&peft);
         for strength in [0.5, 0.0, 2.0] {
@@ -605,8 +605,8 @@ fn deltas(peft: &PeftModel<Mlp>, name: &str) -> Vec<Vec<f64>> {
 fn combinations_add_updates_with_their_signs() {
     let mut peft = mlp();
     let pattern = LoraConfig { rank_pattern: [("lin1".to_owned(), 5)].into(), ..lora(&["lin0", "lin1"]) };
-    peft.add_adapter("one", pattern, 1).unwrap();
-    peft.add_adapter("two", LoraConfig::new(4, 9.0).targets(["lin0", "lin1"]), 2).unwrap();
+    peft.add_adapter_as("one", pattern, 1).unwrap();
+    peft.add_adapter_as("two", LoraConfig::new(4, 9.0).targets(["lin0", "lin1"]), 2).unwrap();
     for name in ["one", "two"] {
         laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
     }
@@ -645,7 +645,7 @@ fn combinations_add_updates_with_their_signs() {
 fn every_weight_method_becomes_lora() {
     for (what, config) in methods(&["lin0", "lin1"]) {
         let mut peft = mlp();
-        peft.add_adapter("one", config, 1).unwrap();
+        peft.add_adapter_as("one", config, 1).unwrap();
         laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
         let wanted = output(&peft);
         if ["ia3", "ln_tuning"].contains(&what) {
@@ -680,7 +680,7 @@ fn every_weight_method_becomes_lora() {
         }
     }
     let mut peft = llama();
-    peft.add_adapter("prompt", peft::prompt::PromptTuningConfig::new(2, "CAUSAL_LM"), 1).unwrap();
+    peft.add_adapter_as("prompt", peft::prompt::PromptTuningConfig::new(2, "CAUSAL_LM"), 1).unwrap();
     assert!(peft.convert_to_lora("prompt", "low", Rank::Fixed(2)).is_err());
 }
 
@@ -693,7 +693,7 @@ fn rows_of_tables_are_trained_by_one_adapter_each() {
     };
     let mut peft = llama();
     for (name, rows) in [("one", [3, 5]), ("two", [5, 7]), ("three", [7, 9])] {
-        peft.add_adapter(name, tokens(&rows), 1).unwrap();
+        peft.add_adapter_as(name, tokens(&rows), 1).unwrap();
         laws::disturb(&mut peft, name, 0.3, &device()).unwrap();
     }
     let table = |peft: &PeftModel<AutoCausalLm>| {
@@ -721,7 +721,7 @@ fn rows_of_tables_are_trained_by_one_adapter_each() {
         trainable_token_indices: Some(serde_json::from_str("[7]").unwrap()),
         ..LoraConfig::new(2, 4.0).targets(["q_proj"])
     };
-    peft.add_adapter("beside", beside, 1).unwrap();
+    peft.add_adapter_as("beside", beside, 1).unwrap();
     assert!(peft.set_active(&["three", "beside"]).is_err());
 }
 
@@ -729,18 +729,19 @@ fn rows_of_tables_are_trained_by_one_adapter_each() {
 fn adapters_that_save_modules_are_not_combined() {
     let mut peft = mlp();
     let saved = LoraConfig { modules_to_save: Some(vec!["lin1".into()]), ..lora(&["lin0"]) };
-    peft.add_adapter("saved", saved, 1).unwrap();
-    peft.add_adapter("dora", LoraConfig { use_dora: true, ..lora(&["lin0"]) }, 1).unwrap();
-    peft.add_adapter("biased", LoraConfig { bias: Bias::AdaptedOnly, ..lora(&["lin0"]) }, 1).unwrap();
-    peft.add_adapter("pissa", LoraConfig { init_lora_weights: "pissa".into(), ..lora(&["lin0"]) }, 1).unwrap();
-    peft.add_adapter(
+    peft.add_adapter_as("saved", saved, 1).unwrap();
+    peft.add_adapter_as("dora", LoraConfig { use_dora: true, ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as("biased", LoraConfig { bias: Bias::AdaptedOnly, ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as("pissa", LoraConfig { init_lora_weights: "pissa".into(), ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as(
         "oft",
         OftConfig { oft_block_size: 4, target_modules: Some(Names::list(["lin0"])), ..OftConfig::default() },
         1,
     )
     .unwrap();
     let parameters = Some(vec!["lin0.weight".into()]);
-    peft.add_adapter("parameters", LoraConfig { target_parameters: parameters, ..LoraConfig::new(4, 6.0) }, 1).unwrap();
+    peft.add_adapter_as("parameters", LoraConfig { target_parameters: parameters, ..LoraConfig::new(4, 6.0) }, 1)
+        .unwrap();
     for name in ["saved", "dora", "biased", "pissa", "oft", "parameters"] {
         let error = peft.combine("new", &[(name, 1.0)], Combination::Cat, 0).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
@@ -752,16 +753,16 @@ fn adapters_that_save_modules_are_not_combined() {
 fn what_is_loaded_is_trained_or_not_as_told() {
     let mut peft = mlp();
     let saved = LoraConfig { modules_to_save: Some(vec!["lin1".into()]), ..lora(&["lin0"]) };
-    peft.add_adapter("one", saved, 1).unwrap();
+    peft.add_adapter_as("one", saved, 1).unwrap();
     laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     peft.save_adapter(folder.path(), "one").unwrap();
-    let mut again = PeftModel::new(peft.unload(), &device());
+    let mut again = PeftModel::of_module(peft.unload());
     again.load_adapter(folder.path(), "one", &peft::methods()).unwrap();
     assert_eq!(reached(&again, "one").len(), 4);
     again.set_trainable::<&str>(&[]).unwrap();
     assert!(reached_quietly(&again, "one").is_empty());
-    again.add_adapter("two", lora(&["lin0"]), 1).unwrap();
+    again.add_adapter_as("two", lora(&["lin0"]), 1).unwrap();
     again.set_active(&["one", "two"]).unwrap();
     assert!(reached(&again, "one").is_empty() && !reached(&again, "two").is_empty());
     again.set_trainable(&["one", "two"]).unwrap();
@@ -787,7 +788,7 @@ fn moved_starts_become_lora_with_patterns_and_rslora() {
         ] {
             let mut peft = mlp();
             let base = output(&peft);
-            peft.add_adapter("one", LoraConfig { init_lora_weights: start.into(), ..config }, 1).unwrap();
+            peft.add_adapter_as("one", LoraConfig { init_lora_weights: start.into(), ..config }, 1).unwrap();
             assert!(distance(&output(&peft), &base) < 1e-5);
             laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
             let wanted = output(&peft);
@@ -807,8 +808,8 @@ fn all_linear_means_the_same_layers_beside_another_adapter() {
         let rows = &peft.adapters()[name].plan.rows;
         rows.iter().map(|it| it.param.module.clone()).collect::<Vec<_>>()
     };
-    peft.add_adapter("one", LoraConfig::new(2, 4.0).all_linear(), 1).unwrap();
-    peft.add_adapter("two", LoraConfig::new(3, 4.0).all_linear(), 1).unwrap();
+    peft.add_adapter_as("one", LoraConfig::new(2, 4.0).all_linear(), 1).unwrap();
+    peft.add_adapter_as("two", LoraConfig::new(3, 4.0).all_linear(), 1).unwrap();
     assert_eq!(paths(&peft, "one"), paths(&peft, "two"));
     assert_eq!(paths(&peft, "one").len(), 14);
     assert!(!paths(&peft, "one").contains(&"lm_head".to_owned()));
@@ -824,9 +825,9 @@ fn different_methods_act_together_on_one_layer_and_on_others() {
             let mut peft = mlp();
             let base = output(&peft);
             let (one, config) = methods(&["lin0"]).remove(first);
-            peft.add_adapter("one", config, 1).unwrap();
+            peft.add_adapter_as("one", config, 1).unwrap();
             let (two, config) = methods(targets).remove(second);
-            peft.add_adapter("two", config, 2).unwrap();
+            peft.add_adapter_as("two", config, 2).unwrap();
             for name in ["one", "two"] {
                 laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
             }
@@ -841,7 +842,7 @@ fn different_methods_act_together_on_one_layer_and_on_others() {
             let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
             peft.save_adapter(folders[0].path(), "one").unwrap();
             peft.save_adapter(folders[1].path(), "two").unwrap();
-            let mut again = PeftModel::new(peft.unload(), &device());
+            let mut again = PeftModel::of_module(peft.unload());
             again.load_adapter(folders[0].path(), "one", &peft::methods()).unwrap();
             again.load_adapter(folders[1].path(), "two", &peft::methods()).unwrap();
             assert!(distance(&output(&again), &both) < 1e-6, "{one} and {two} on {targets:?}");
@@ -861,7 +862,7 @@ fn conversion_takes_saved_modules_along() {
             ..MissConfig::default()
         };
         let mut peft = mlp();
-        peft.add_adapter("one", config, 1).unwrap();
+        peft.add_adapter_as("one", config, 1).unwrap();
         laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
         let wanted = output(&peft);
         peft.convert_to_lora("one", "plain", Rank::Fixed(12)).unwrap();
@@ -877,7 +878,7 @@ fn gated_prompts_are_added_switched_and_deleted() {
     let of = |peft: &PeftModel<AutoCausalLm>| logits(&peft.model().valid(), 2);
     let base = of(&peft);
     for (seed, name) in ["one", "two"].into_iter().enumerate() {
-        peft.add_adapter(name, AdaptionPromptConfig::new(3, 1 + seed), seed as u64).unwrap();
+        peft.add_adapter_as(name, AdaptionPromptConfig::new(3, 1 + seed), seed as u64).unwrap();
         assert!(distance(&of(&peft), &base) < 1e-6, "its gate starts at zero");
         laws::disturb(&mut peft, name, 0.5, &device()).unwrap();
     }
@@ -889,7 +890,7 @@ fn gated_prompts_are_added_switched_and_deleted() {
     // Added and chosen while nothing acts.
     peft.set_enabled(false);
     assert_eq!(numbers(&of(&peft)), numbers(&base));
-    peft.add_adapter("three", AdaptionPromptConfig::new(2, 2), 9).unwrap();
+    peft.add_adapter_as("three", AdaptionPromptConfig::new(2, 2), 9).unwrap();
     peft.set_active(&["two"]).unwrap();
     assert_eq!(numbers(&of(&peft)), numbers(&base));
     peft.set_enabled(true);
@@ -904,7 +905,7 @@ fn gated_prompts_are_added_switched_and_deleted() {
 fn rows_keep_their_adapters_while_they_are_continued() {
     let mut peft = llama();
     for (seed, name) in ["one", "two"].into_iter().enumerate() {
-        peft.add_adapter(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
+        peft.add_adapter_as(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.4, &device()).unwrap();
     }
     let prompts = [vec![5u32, 17, 3], vec![60, 2, 77], vec![9, 41, 8], vec![5, 17, 3]];
@@ -925,9 +926,9 @@ fn rows_keep_their_adapters_while_they_are_continued() {
 fn beams_keep_the_adapters_of_their_rows() {
     let (model, _) = auto::load_seq2seq_lm(fixtures().join("models/t5-tiny"), &device()).unwrap();
     let spec = peft::core::Adaptable::spec(&model);
-    let mut peft = PeftModel::with_spec(model, spec, &device());
+    let mut peft = PeftModel::with_spec(model, spec);
     for (seed, name) in ["one", "two"].into_iter().enumerate() {
-        peft.add_adapter(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
+        peft.add_adapter_as(name, LoraConfig::new(4, 30.0).all_linear(), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.4, &device()).unwrap();
     }
     let config = GenerationConfig {
@@ -956,7 +957,7 @@ fn an_old_file_of_boft_with_its_permutations_is_read() {
     let config =
         BoftConfig { boft_block_size: 4, target_modules: Some(Names::list(["lin0"])), ..BoftConfig::default() };
     let mut peft = mlp();
-    peft.add_adapter("one", config, 1).unwrap();
+    peft.add_adapter_as("one", config, 1).unwrap();
     laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
     let wanted = output(&peft);
     let mut tensors = peft.adapter_tensors("one").unwrap();
@@ -965,7 +966,7 @@ fn an_old_file_of_boft_with_its_permutations_is_read() {
     tensors.push(old);
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), &peft.adapter_config("one").unwrap(), tensors).unwrap();
-    let mut again = PeftModel::new(peft.unload(), &device());
+    let mut again = PeftModel::of_module(peft.unload());
     again.load_adapter(folder.path(), "one", &peft::methods()).unwrap();
     assert_eq!(numbers(&output(&again)), numbers(&wanted));
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Tensor, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
-use peft::core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, PeftModel, laws, nn};
+use peft::core::{AdapterFolder, DEFAULT_ADAPTER, PeftModel, laws, nn};
 use peft::lora::lora::data_init::{corda, eva};
 use peft::lora::{CordaConfig, EvaConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
@@ -25,8 +25,7 @@ fn about(name: &str) -> Map<String, Value> {
 fn base(name: &str) -> PeftModel<AutoCausalLm> {
     let model = about(name)["model"].as_str().unwrap().to_owned();
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn config(name: &str) -> LoraConfig {
@@ -73,7 +72,7 @@ fn eva_started(name: &str) -> PeftModel<AutoCausalLm> {
     let batches = batches(name, config.eva_config.as_ref().unwrap().use_label_mask);
     let forward = |model: &AutoCausalLm, batch: &&Batch| drop(model.logits(&batch.input, None));
     let config = eva::start(&peft, config, batches.iter(), forward, |it| it.counted.clone()).unwrap();
-    peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, config, 1).unwrap();
     peft
 }
 
@@ -123,7 +122,7 @@ fn corda_started(name: &str) -> PeftModel<AutoCausalLm> {
     let mut peft = base(name);
     let forward = |model: &AutoCausalLm, batch: &Batch| drop(model.logits(&batch.input, None));
     let config = corda::start(&peft, config(name), batches(name, false), forward).unwrap();
-    peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, config, 1).unwrap();
     peft
 }
 
@@ -210,7 +209,7 @@ fn corda_starts_llama_as_the_reference_does() {
 fn a_start_from_data_needs_data() {
     let mut peft = base("eva_gpt2");
     let refused = |peft: &mut PeftModel<AutoCausalLm>, config: LoraConfig| {
-        peft.add_adapter(DEFAULT_ADAPTER, config, 0).unwrap_err().to_string()
+        peft.add_adapter_as(DEFAULT_ADAPTER, config, 0).unwrap_err().to_string()
     };
     assert!(refused(&mut peft, config("eva_gpt2")).contains("eva::start"));
     assert!(refused(&mut peft, config("corda_gpt2")).contains("corda::start"));

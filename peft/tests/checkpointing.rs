@@ -90,9 +90,8 @@ fn ids(rows: usize) -> Tensor<2, Int> {
 }
 
 fn adapted<M: Module + Adaptable>(model: M, tuner: Box<dyn PeftConfig>) -> M {
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device());
-    peft.add_adapter(DEFAULT_ADAPTER, tuner, 1).unwrap();
+    let mut peft = PeftModel::new(model);
+    peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 1).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.3, &device()).unwrap();
     peft.model().clone()
 }
@@ -202,10 +201,9 @@ fn virtual_tokens_have_theirs() {
 #[test]
 fn rows_keep_their_adapters() {
     let model = auto::load_causal_lm(folder("llama-tiny"), &device()).unwrap().0;
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device());
+    let mut peft = PeftModel::new(model);
     for (seed, name) in ["first", "second"].into_iter().enumerate() {
-        peft.add_adapter(name, lora(), seed as u64).unwrap();
+        peft.add_adapter_as(name, lora(), seed as u64).unwrap();
         laws::disturb(&mut peft, name, 0.3, &device()).unwrap();
     }
     peft.set_trainable(&["first", "second"]).unwrap();

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::laws::{self, distance};
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::ia3::CombineIa3;
 use peft::lora::combine::convert::{ConvertToLora, Rank};
 use peft::lora::combine::weighted::{Combination, Combine, Majority};
@@ -17,8 +17,7 @@ const WEIGHTS: [(&str, f64); 3] = [("first", 0.7), ("second", -1.3), ("third", 0
 
 fn base() -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn loaded() -> PeftModel<AutoCausalLm> {
@@ -92,7 +91,7 @@ fn vectors_are_added_up_as_in_the_reference() {
     for (key, wanted) in wanted {
         assert_close(key, find(&tensors, key), wanted);
     }
-    peft.add_adapter("lora", LoraConfig::new(2, 4.0).targets(["q_proj"]), 1).unwrap();
+    peft.add_adapter_as("lora", LoraConfig::new(2, 4.0).targets(["q_proj"]), 1).unwrap();
     assert!(peft.combine_ia3("more", &[("lora", 1.0)]).unwrap_err().to_string().contains("not IA3"));
     assert!(peft.combine_ia3("more", &[]).is_err());
 }
@@ -146,7 +145,7 @@ fn rows_use_their_own_adapters() {
 fn an_orthogonal_adapter_becomes_lora() {
     let mut peft = base();
     let config = OftConfig { oft_block_size: 8, ..OftConfig::default() };
-    peft.add_adapter(DEFAULT_ADAPTER, config, 1).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, config, 1).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.2, &device()).unwrap();
     let wanted = logits(&peft.model().valid(), ids());
     let low = peft.convert_to_lora(DEFAULT_ADAPTER, "low", Rank::Fixed(4)).unwrap();
@@ -159,8 +158,8 @@ fn an_orthogonal_adapter_becomes_lora() {
 #[test]
 fn strength_is_a_factor_of_loras_scale_live_and_merged() {
     let (mut half, mut plain) = (base(), base());
-    plain.add_adapter("a", LoraConfig::new(4, 3.0).all_linear(), 1).unwrap();
-    half.add_adapter("a", LoraConfig::new(4, 6.0).all_linear(), 1).unwrap();
+    plain.add_adapter_as("a", LoraConfig::new(4, 3.0).all_linear(), 1).unwrap();
+    half.add_adapter_as("a", LoraConfig::new(4, 6.0).all_linear(), 1).unwrap();
     laws::disturb(&mut plain, "a", 0.1, &device()).unwrap();
     laws::disturb(&mut half, "a", 0.1, &device()).unwrap();
     half.set_strength("a", 0.5).unwrap();

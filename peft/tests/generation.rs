@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel};
+use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::models::{ModelInput, auto};
 use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::seq2seq::generate_targets;
@@ -32,8 +32,7 @@ fn check(name: &str) {
     let case = case(name);
     let folder = fixtures().join("cases").join(name);
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(&case.model), &device()).unwrap();
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device());
+    let mut peft = PeftModel::new(model);
     for adapter in &case.adapters {
         peft.load_adapter(folder.join(adapter), DEFAULT_ADAPTER, &peft::methods()).unwrap();
     }
@@ -71,8 +70,7 @@ fn check_targets(name: &str) {
     let case = case(name);
     let folder = fixtures().join("cases").join(name);
     let (model, _) = auto::load_seq2seq_lm(fixtures().join("models").join(&case.model), &device()).unwrap();
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device());
+    let mut peft = PeftModel::new(model);
     for adapter in &case.adapters {
         peft.load_adapter(folder.join(adapter), DEFAULT_ADAPTER, &peft::methods()).unwrap();
     }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use peft::core::files::checkpoint::{
     BaseDtype, FloatType, Placement, Stored, TensorFile, model_tensors, write_tensors,
 };
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PathStack, PeftConfig, PeftModel, laws};
+use peft::core::{DEFAULT_ADAPTER, PathStack, PeftConfig, PeftModel, laws};
 use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
@@ -112,8 +112,7 @@ fn every_recorded_case_computes_the_same_bits_last_third() {
 
 fn load(folder: &Path, place: &Placement) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(folder, place).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &place.device)
+    PeftModel::new(model)
 }
 
 /// Loss and gradients of a training step, dropout included, as [`Task`]s compute them.
@@ -131,7 +130,7 @@ fn step<M: CausalLm>(peft: &PeftModel<M>) -> Vec<Stored> {
 
 /// What an adapter makes of a base: its start, a step with dropout, and the logits live, disabled, and merged.
 fn outcome(mut peft: PeftModel<AutoCausalLm>, tuner: Box<dyn PeftConfig>) -> Vec<Stored> {
-    peft.add_adapter(DEFAULT_ADAPTER, tuner, 3).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 3).unwrap();
     let mut found = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
     found.extend(step(&peft));
@@ -211,7 +210,7 @@ fn a_merged_and_a_resized_weight_are_in_single_precision_and_the_numbers_stay() 
         peft.resize_vocabulary(107).unwrap();
         let stored = model_tensors(peft.model());
         let lora = LoraConfig::new(2, 5.0).targets(["q_proj"]);
-        peft.add_adapter(DEFAULT_ADAPTER, lora, 0).unwrap();
+        peft.add_adapter_as(DEFAULT_ADAPTER, lora, 0).unwrap();
         laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
         let merged = peft.merge().unwrap();
         let dtypes = dtypes(&merged);

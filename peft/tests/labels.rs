@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peft::core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
+use peft::core::{AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
 use serde_json::{Value, json};
@@ -39,8 +39,7 @@ pub(crate) fn at(folder: &TempDir, name: &str) -> String {
 fn classifier() -> PeftModel<AutoSequenceClassifier> {
     let folder = fixtures().join("models/llama-cls");
     let (model, _) = auto::load_sequence_classifier(folder, &device(), &ClassifierOptions::default()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn labels(names: &[&str]) -> Labels {
@@ -51,7 +50,7 @@ fn labels(names: &[&str]) -> Labels {
 #[test]
 fn they_are_saved_loaded_and_saved_again() {
     let mut peft = classifier();
-    peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), 0).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), 0).unwrap();
     let wanted = labels(&["spam", "ham", "eggs"]);
     peft.set_labels(DEFAULT_ADAPTER, Some(wanted.clone())).unwrap();
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

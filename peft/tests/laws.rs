@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::adapter::slots;
 use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::laws::{distance, numbers};
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, laws};
+use peft::core::{DEFAULT_ADAPTER, PeftConfig, PeftModel, laws};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -14,8 +14,7 @@ use crate::support::{device, fixtures};
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn ids() -> Tensor<2, Int> {
@@ -70,7 +69,7 @@ fn for_all(law: impl Fn(&str, &Names, &Row, PeftModel<AutoCausalLm>, TensorData)
         for row in rows() {
             let mut peft = base(names.model);
             let untouched = logits(&peft.model().valid());
-            peft.add_adapter(DEFAULT_ADAPTER, (row.config)(names), 3).unwrap();
+            peft.add_adapter_as(DEFAULT_ADAPTER, (row.config)(names), 3).unwrap();
             law(&format!("{} on {}", row.name, names.model), names, &row, peft, untouched);
         }
     }
@@ -121,7 +120,7 @@ fn folders_for_python() {
     for_all(|what, names, row, mut peft, _| {
         laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
         let folder = target.join(what.replace([' ', ','], "_"));
-        peft.task_type = Some("CAUSAL_LM".into());
+        peft.set_task_type("CAUSAL_LM");
         peft.save_adapter(folder.join("adapter"), DEFAULT_ADAPTER).unwrap();
         let ids = Stored { key: "input_ids".into(), data: ids().into_data() };
         write_tensors(folder.join("inputs.safetensors"), vec![ids], FloatType::F32).unwrap();
@@ -150,7 +149,8 @@ fn adapters_are_named_activated_stacked_and_deleted() {
     let mut peft = base("llama-tiny");
     let untouched = logits(&peft.model().valid());
     for (seed, name) in ["one", "two"].into_iter().enumerate() {
-        peft.add_adapter(name, LoraConfig::new(2 + seed, 5.0).targets(["q_proj", "down_proj"]), seed as u64).unwrap();
+        peft.add_adapter_as(name, LoraConfig::new(2 + seed, 5.0).targets(["q_proj", "down_proj"]), seed as u64)
+            .unwrap();
         laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
     }
     let of = |peft: &mut PeftModel<AutoCausalLm>, names: &[&str]| {
@@ -162,7 +162,7 @@ fn adapters_are_named_activated_stacked_and_deleted() {
         assert!(distance(a, b) > 1e-3);
     }
     assert!(peft.set_active(&["three"]).unwrap_err().to_string().contains("there are one, two"));
-    assert!(peft.add_adapter("one", LoraConfig::new(2, 5.0), 0).unwrap_err().to_string().contains("already"));
+    assert!(peft.add_adapter_as("one", LoraConfig::new(2, 5.0), 0).unwrap_err().to_string().contains("already"));
     peft.delete_adapter("two").unwrap();
     assert_eq!(numbers(&of(&mut peft, &["one"])), numbers(&one));
     assert_eq!(slots::collect(peft.model()).iter().map(|it| it.adapters().len()).max(), Some(1));

@@ -44,7 +44,7 @@ fn run_described<L: Module + ModuleDisplay, const D: usize>(
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
     let net = Net { layer };
     let spec = spec(&net);
-    let mut peft = PeftModel::with_spec(net, spec, &device());
+    let mut peft = PeftModel::with_spec(net, spec);
     assert_close("y_base", &forward(&peft.layer, &inputs).into_data(), &wanted["y_base"]);
     peft.load_adapter(folder.join("default"), DEFAULT_ADAPTER, &peft::methods()).unwrap();
 
@@ -192,7 +192,7 @@ fn a_grouped_convolution_refuses_the_references_ungrouped_factors() {
     let config = Conv2dConfig::new([d_in, d_out], sizes(&layer, "kernel")).with_groups(sizes::<1>(&layer, "groups")[0]);
     let mut conv: Conv2d = config.init(&device());
     conv.weight = frozen(floats(&base, "layer.weight"));
-    let mut peft = PeftModel::new(Net { layer: conv }, &device());
+    let mut peft = PeftModel::of_module(Net { layer: conv });
     let folder = fixtures().join("layers/conv2d_lora_groups/default");
     let error = peft.load_adapter(folder, DEFAULT_ADAPTER, &peft::methods()).unwrap_err().to_string();
     assert!(error.contains("lora_A.weight: file"), "{error}");

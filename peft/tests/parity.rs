@@ -144,9 +144,8 @@ fn check_weights_and_folder(name: &str) {
 }
 
 fn weights_and_folder<M: Module + Adaptable>(name: &str, model: M, adapters: &[PathBuf]) {
-    let spec = model.spec();
-    let mut peft = PeftModel::with_spec(model, spec, &device());
-    peft.base_name = Some(fixtures().join("models").join(case(name).model).display().to_string());
+    let mut peft = PeftModel::new(model);
+    peft.set_base_name(fixtures().join("models").join(case(name).model).display().to_string());
     for folder in adapters {
         if peft.adapters().is_empty() {
             peft.adopt_tables(&AdapterFolder::open(folder).unwrap()).unwrap();

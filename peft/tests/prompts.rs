@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::core::laws::{self, distance, numbers};
-use peft::core::{Adaptable, DEFAULT_ADAPTER, ENCODER_FILE, PeftConfig, PeftModel, WEIGHTS_FILE};
+use peft::core::{DEFAULT_ADAPTER, ENCODER_FILE, PeftConfig, PeftModel, WEIGHTS_FILE};
 use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
@@ -27,18 +27,17 @@ const TASK: &str = "CAUSAL_LM";
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    let spec = model.spec();
-    PeftModel::with_spec(model, spec, &device())
+    PeftModel::new(model)
 }
 
 fn with(model: &str, config: impl PeftConfig + 'static) -> PeftModel<AutoCausalLm> {
     let mut peft = base(model);
-    peft.add_adapter(DEFAULT_ADAPTER, config, 3).unwrap();
+    peft.add_adapter_as(DEFAULT_ADAPTER, config, 3).unwrap();
     peft
 }
 
 fn refused(config: impl PeftConfig + 'static) -> String {
-    base("gpt2-tiny").add_adapter(DEFAULT_ADAPTER, config, 3).unwrap_err().to_string()
+    base("gpt2-tiny").add_adapter_as(DEFAULT_ADAPTER, config, 3).unwrap_err().to_string()
 }
 
 fn ids(rows: &[&[i64]]) -> Tensor<2, Int> {
@@ -181,7 +180,7 @@ fn sizes_that_the_model_does_not_have_are_refused() {
     assert!(refused(deep).contains("`num_layers` is 1, but the model has 2"));
     assert!(refused(AdaptionPromptConfig::new(2, 3)).contains("has 2 layers"));
     assert!(refused(AdaptionPromptConfig::default()).contains("`adapter_len`"));
-    let qwen = base("qwen2-tiny").add_adapter("a", AdaptionPromptConfig::new(2, 1), 0).unwrap_err().to_string();
+    let qwen = base("qwen2-tiny").add_adapter_as("a", AdaptionPromptConfig::new(2, 1), 0).unwrap_err().to_string();
     assert!(qwen.contains("llama, mistral and gpt2"), "{qwen}");
 }
 
@@ -229,14 +228,14 @@ fn an_encoder_is_kept_beside_what_it_makes() {
 fn a_prompt_and_a_lora_act_together() {
     let mut peft = with("llama-tiny", PromptTuningConfig::new(3, TASK));
     let prompted = logits(&peft);
-    peft.add_adapter("lora", LoraConfig::new(2, 5.0).targets(["q_proj", "embed_tokens"]), 1).unwrap();
+    peft.add_adapter_as("lora", LoraConfig::new(2, 5.0).targets(["q_proj", "embed_tokens"]), 1).unwrap();
     laws::disturb(&mut peft, "lora", 0.2, &device()).unwrap();
     let adapted = logits(&peft);
     peft.set_active(&[DEFAULT_ADAPTER, "lora"]).unwrap();
     let both = logits(&peft);
     assert_eq!(both.shape(), prompted.shape());
     assert!(distance(&both, &prompted) > 1e-3 && both.shape() != adapted.shape());
-    peft.add_adapter("prefix", PrefixTuningConfig::new(2, TASK), 2).unwrap();
+    peft.add_adapter_as("prefix", PrefixTuningConfig::new(2, TASK), 2).unwrap();
     peft.set_active(&[DEFAULT_ADAPTER, "lora", "prefix"]).unwrap();
     assert!(distance(&logits(&peft), &both) > 1e-3);
     for name in ["prefix", DEFAULT_ADAPTER] {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use peft::run::prepare::TextData;
+use peft::tasks::data::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use serde_json::{Value, json};

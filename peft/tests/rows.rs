@@ -29,9 +29,9 @@ fn biased(targets: &[&str]) -> Box<dyn PeftConfig> {
 type Adapters = Vec<(&'static str, Box<dyn PeftConfig>)>;
 
 fn adapted<M: Module>(model: M, spec: peft::core::ModelSpec, adapters: Adapters) -> PeftModel<M> {
-    let mut peft = PeftModel::with_spec(model, spec, &device());
+    let mut peft = PeftModel::with_spec(model, spec);
     for (name, config) in adapters {
-        peft.add_adapter(name, config, 1).unwrap();
+        peft.add_adapter_as(name, config, 1).unwrap();
         laws::disturb(&mut peft, name, 0.3, &device()).unwrap();
     }
     peft

@@ -1,7 +1,7 @@
 //! The chores of this workspace, in plain Rust and with hardly a dependency, so that they start at once.
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
-//! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the README's support
+//! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
 //! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -26,7 +26,7 @@ usage: cargo xtask check [--quick] [--device wgpu]
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
-  support          writes the support table of README.md from the tests that passed; --check compares
+  support          writes the support table of the book from the tests that passed; --check compares
 
   bench            measures; `cargo xtask bench --help` says what and how
 

@@ -1,8 +1,8 @@
-//! The support table of the README, made from the tests that ran.
+//! The support table of the book (`docs/src/support.md`), made from the tests that ran.
 //!
 //! A parity test is named after a recorded case. The files of the case say which cell it is about: the model's
 //! `config.json` the row, `case.json` the column, `adapter_config.json` the letter. So a new row of a test table reaches
-//! the README by itself, and a letter without a test that passed cannot stay there.
+//! the page by itself, and a letter without a test that passed cannot stay there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,11 +13,11 @@ use super::{cargo, read, root, run_and_keep};
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask support [--check] [--from FILE]
 
-  writes the support table of README.md; runs the parity tests for it
+  writes the support table of docs/src/support.md; runs the parity tests for it
     --check      compares instead of writing
     --from FILE  takes what `cargo test --workspace` printed from a file instead of running it";
 
-/// A column's task, its title, and its cells in the reference's tables (PEFT 0.6.2): model types with letters of
+/// A column's task, its title, and its cells in PEFT's support tables (PEFT 0.6.2): model types with letters of
 /// [`METHODS`].
 type Column = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
@@ -36,10 +36,10 @@ const TASKS: [Column; 11] = [
             ("chatglm", "LPTSI"),
         ],
     ),
-    ("seq2seq-lm", "sequence to sequence", &[("t5", "LPTSI"), ("bart", "LPTSI")]),
+    ("seq2seq-lm", "sequence-to-sequence LM", &[("t5", "LPTSI"), ("bart", "LPTSI")]),
     (
         "seq-cls",
-        "sequence classes",
+        "sequence classification",
         &[
             ("bert", "LPTSI"),
             ("roberta", "LPTSI"),
@@ -54,7 +54,7 @@ const TASKS: [Column; 11] = [
     ),
     (
         "token-cls",
-        "token classes",
+        "token classification",
         &[
             ("bert", "LP"),
             ("roberta", "LP"),
@@ -67,13 +67,13 @@ const TASKS: [Column; 11] = [
             ("deberta-v2", "L"),
         ],
     ),
-    ("question-answering", "answers", &[]),
-    ("masked-lm", "masked words", &[]),
-    ("feature-extraction", "features", &[]),
-    ("text-to-image", "text to image", &[("stable-diffusion", "L")]),
-    ("image-classification", "image classes", &[("vit", "L"), ("swin", "L")]),
-    ("image-to-text", "image to text", &[("blip-2", "L")]),
-    ("semantic-segmentation", "segmentation", &[("segformer", "L")]),
+    ("question-answering", "question answering", &[]),
+    ("masked-lm", "masked LM", &[]),
+    ("feature-extraction", "feature extraction", &[]),
+    ("text-to-image", "text-to-image", &[("stable-diffusion", "L")]),
+    ("image-classification", "image classification", &[("vit", "L"), ("swin", "L")]),
+    ("image-to-text", "image-to-text", &[("blip-2", "L")]),
+    ("semantic-segmentation", "semantic segmentation", &[("segformer", "L")]),
 ];
 
 /// The methods that have a letter, in the order of the letters in a cell.
@@ -87,6 +87,8 @@ const METHODS: [(&str, char); 7] = [
     ("ADAPTION_PROMPT", 'A'),
 ];
 
+/// The page of the book that holds the table.
+const PAGE: &str = "docs/src/support.md";
 const BEGIN: &str = "<!-- from here on written by `cargo xtask support` -->";
 const END: &str = "<!-- as far as here -->";
 
@@ -116,10 +118,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if check {
         return compare(&printed);
     }
-    let path = root().join("README.md");
-    let readme = read(&path)?;
-    let new = replaced(&readme, &table(&printed)?)?;
-    if new != readme {
+    let path = root().join(PAGE);
+    let page = read(&path)?;
+    let new = replaced(&page, &table(&printed)?)?;
+    if new != page {
         fs::write(&path, new).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     let failed = failed(&printed);
@@ -130,15 +132,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
 }
 
-/// Whether the README says what the tests say that printed this.
+/// Whether the page says what the tests say that printed this.
 pub(crate) fn compare(printed: &str) -> Result<(), String> {
-    let readme = read(&root().join("README.md"))?;
-    let new = replaced(&readme, &table(printed)?)?;
-    let differences = differences(&readme, &new);
+    let page = read(&root().join(PAGE))?;
+    let new = replaced(&page, &table(printed)?)?;
+    let differences = differences(&page, &new);
     if differences.is_empty() {
         return Ok(());
     }
-    Err(format!("README.md and the tests differ; run `cargo xtask support`\n{}", differences.join("\n")))
+    Err(format!("{PAGE} and the tests differ; run `cargo xtask support`\n{}", differences.join("\n")))
 }
 
 fn differences(old: &str, new: &str) -> Vec<String> {
@@ -150,9 +152,9 @@ fn differences(old: &str, new: &str) -> Vec<String> {
 }
 
 /// The text with another table between the marks.
-fn replaced(readme: &str, table: &str) -> Result<String, String> {
-    let parts = readme.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
-    let (head, tail) = parts.ok_or_else(|| format!("README.md lacks the lines `{BEGIN}` and `{END}`"))?;
+fn replaced(page: &str, table: &str) -> Result<String, String> {
+    let parts = page.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+    let (head, tail) = parts.ok_or_else(|| format!("{PAGE} lacks the lines `{BEGIN}` and `{END}`"))?;
     Ok(format!("{head}{BEGIN}\n\n{table}\n{END}{tail}"))
 }
 
@@ -281,9 +283,9 @@ fn show(cells: &Cells) -> String {
         }
     }
     let mut text =
-        format!("{reached} of the {all} cells of the reference's tables. Not begun: {}.\n\n", absent.join(", "));
+        format!("{reached} of the {all} cells of PEFT's support tables. Not started: {}.\n\n", absent.join(", "));
 
-    // The reference's models first, in its order, then the others by name.
+    // The models of PEFT's tables first, in their order, then the others by name.
     let mut models: Vec<&str> = Vec::new();
     let theirs = columns.iter().flat_map(|it| TASKS[*it].2.iter().map(|it| it.0));
     for model in theirs.chain(cells.keys().map(|it| it.1.as_str()).collect::<BTreeSet<_>>()) {
@@ -343,7 +345,8 @@ test peft-core/src/lib.rs - parity (line 3) ... ok
             cells.insert(("causal-lm".to_owned(), model.to_owned()), cell(&[("LORA", true, true)]));
         }
         let text = show(&cells);
-        assert!(text.starts_with("1 of the 107 cells of the reference's tables. Not begun: sequence to "), "{text}");
+        let start = "1 of the 107 cells of PEFT's support tables. Not started: sequence-to-sequence LM (";
+        assert!(text.starts_with(start), "{text}");
         assert!(text.contains("| model type | causal LM |\n| --- | --- |\n| `gpt2` | L · · · · |\n"), "{text}");
         let end = "| `chatglm` | · · · · · |\n| `qwen9` | L |\n| cells reached | 1 of 40 |\n";
         assert!(text.ends_with(end), "{text}");
@@ -359,8 +362,8 @@ test peft-core/src/lib.rs - parity (line 3) ... ok
 
     #[test]
     fn only_what_is_between_the_marks_changes() {
-        let readme = format!("a\n{BEGIN}\nold\n{END}\nb\n");
-        assert_eq!(replaced(&readme, "new\n").unwrap(), format!("a\n{BEGIN}\n\nnew\n\n{END}\nb\n"));
+        let page = format!("a\n{BEGIN}\nold\n{END}\nb\n");
+        assert_eq!(replaced(&page, "new\n").unwrap(), format!("a\n{BEGIN}\n\nnew\n\n{END}\nb\n"));
         assert!(replaced("a", "new").unwrap_err().contains("lacks"));
         assert_eq!(differences("a\nb\n", "a\nc\n"), ["- b", "+ c"]);
     }

@@ -22,9 +22,8 @@ use burn::tensor::{Device, Int, Tensor};
 use self::prompt::{GatedPrompt, Prompt};
 use crate::erased::{Erase, ErasedMapper, ErasedVisitor, Ranked, Restore, with_rank};
 use crate::forward::{EmbeddingBelow, LinearBelow};
-use crate::model::state::KEY_PREFIX;
 use crate::ops;
-use crate::spec::{ParamSpec, PathStack};
+use crate::spec::{KEY_PREFIX, ParamSpec, PathStack};
 
 /// One adapter on one parameter: the trait that a method implements.
 ///

@@ -25,6 +25,20 @@ pub trait PeftConfig: Debug + Send + Sync {
     /// Says what the configuration does to a model, or everything that keeps it from it.
     fn plan(&self, spec: &ModelSpec) -> Result<Plan>;
 
+    /// The field `task_type`, if the configuration has one. A fresh adapter whose configuration leaves it open takes that
+    /// of the model.
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        None
+    }
+
+    /// Whether a tied head stays tied although layers of the configuration may bear its name.
+    ///
+    /// Otherwise a head that the configuration adapts gets a weight of its own when the adapter is added.
+    fn keeps_head_tied(&self, spec: &ModelSpec) -> bool {
+        let _ = spec;
+        false
+    }
+
     /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
     fn to_json(&self) -> Result<Map<String, Value>>;
 
@@ -114,6 +128,12 @@ impl<T: PeftConfig + ?Sized> PeftConfig for Box<T> {
     }
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         (**self).plan(spec)
+    }
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        (**self).task_type_mut()
+    }
+    fn keeps_head_tied(&self, spec: &ModelSpec) -> bool {
+        (**self).keeps_head_tied(spec)
     }
     fn to_json(&self) -> Result<Map<String, Value>> {
         (**self).to_json()

@@ -8,9 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically, write_together};
-use crate::model::state::KEY_PREFIX;
-use crate::model::vocabulary::frozen_path;
-use crate::spec::ModelSpec;
+use crate::spec::{KEY_PREFIX, ModelSpec, frozen_path};
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";

@@ -9,30 +9,24 @@ use burn::tensor::{Device, Gradients};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use crate::adapter::AdapterSet;
 use crate::adapter::mixed_batch::{self, Misuse};
 use crate::adapter::slots;
+use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::files::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::model::state;
-use crate::model::vocabulary::{HALF_PRECISION, frozen_path, is_close, value_of};
+use crate::model::vocabulary::{HALF_PRECISION, is_close, value_of};
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{ModelSpec, ParamKind, ParamSpec};
+use crate::spec::{Adaptable, ModelSpec, ParamKind, ParamSpec, frozen_path};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
 pub const DEFAULT_ADAPTER: &str = "default";
 
 /// Release of the reference whose files and numbers this workspace follows.
 pub const REFERENCE_VERSION: &str = "0.21.2";
-
-/// What a model says of itself to a planner.
-pub trait Adaptable {
-    /// Parameters, architecture and heads.
-    fn spec(&self) -> ModelSpec;
-}
 
 /// An adapter's configuration and what came of it.
 #[derive(Debug)]
@@ -58,14 +52,26 @@ pub struct PeftModel<M> {
     adapters: IndexMap<String, AdapterInfo>,
     active: Vec<String>,
     enabled: bool,
-    device: Device,
-    /// Written into `adapter_config.json` as `base_model_name_or_path`.
-    pub base_name: Option<String>,
-    /// Written into `adapter_config.json` as `task_type`.
-    pub task_type: Option<String>,
+    head: Option<HeadOf<M>>,
     /// Whether a saved folder holds the tables of words, as one must whose vocabulary was resized. `None` decides by the
-    /// `vocab_size` in the `config.json` of [`base_name`](Self::base_name), if that is a folder.
+    /// `vocab_size` in the `config.json` of [`ModelSpec::base_name`], if that is a folder.
     pub save_embedding_layers: Option<bool>,
+}
+
+/// What [`Adaptable`] says of a model's head, for a [`PeftModel`] whose methods know its model as a [`Module`] only.
+#[derive(Debug, Clone, Copy)]
+struct HeadOf<M> {
+    is_tied: fn(&M) -> bool,
+    untie: fn(&mut M),
+    spec: fn(&M) -> ModelSpec,
+}
+
+/// A base that takes in an adapter, and what the adapter will do to it.
+struct Planned<M> {
+    model: M,
+    /// Another description of the base, if its head was untied.
+    spec: Option<ModelSpec>,
+    plan: Plan,
 }
 
 impl<M> Deref for PeftModel<M> {
@@ -77,25 +83,53 @@ impl<M> Deref for PeftModel<M> {
 }
 
 impl<M: Module> PeftModel<M> {
-    /// Wraps a model whose architecture has no name: targets must be given.
-    pub fn new(model: M, device: &Device) -> Self {
-        let spec = ModelSpec::of(&model);
-        Self::with_spec(model, spec, device)
+    /// Wraps a model. What it says of itself picks default targets, places prompts and names heads; adapters lie on the
+    /// device of its parameters.
+    ///
+    /// A tied head is untied when an adapter names it. A module that is not [`Adaptable`] goes into
+    /// [`PeftModel::of_module`], or with a description of yours into [`PeftModel::with_spec`].
+    pub fn new(model: M) -> Self
+    where
+        M: Adaptable,
+    {
+        let spec = model.spec();
+        let head = HeadOf { is_tied: M::is_tied, untie: M::untie_head, spec: M::spec };
+        Self { head: Some(head), ..Self::with_spec(model, spec) }
     }
 
-    /// Wraps a model with what a planner should know about it.
-    pub fn with_spec(model: M, spec: ModelSpec, device: &Device) -> Self {
+    /// Wraps any module, of which nothing is known but its parameters: configurations must name their targets.
+    pub fn of_module(model: M) -> Self {
+        let spec = ModelSpec::of(&model);
+        Self::with_spec(model, spec)
+    }
+
+    /// Wraps any module with what a planner should know about it: [`ModelSpec::of`], and whatever else you can say.
+    pub fn with_spec(model: M, spec: ModelSpec) -> Self {
         Self {
             model,
             spec,
             adapters: IndexMap::new(),
             active: Vec::new(),
             enabled: true,
-            device: device.clone().autodiff(),
-            base_name: None,
-            task_type: None,
+            head: None,
             save_embedding_layers: None,
         }
+    }
+
+    /// Where adapters are made and trained: the device of the model's parameters, with autodiff.
+    pub fn device(&self) -> Device {
+        self.model.devices().into_iter().next().unwrap_or_default().autodiff()
+    }
+
+    /// Says where the base came from, a folder or a hub id: `base_model_name_or_path` of the folders that are saved.
+    pub fn set_base_name(&mut self, base_name: impl Into<String>) {
+        self.spec.base_name = Some(base_name.into());
+    }
+
+    /// Says what the model is for, as `adapter_config.json` spells it: `CAUSAL_LM`. Adapters that are added later, and
+    /// folders that are saved, take it where their configuration has none.
+    pub fn set_task_type(&mut self, task_type: impl Into<String>) {
+        self.spec.task_type = Some(task_type.into());
     }
 
     /// Another base, while there are no adapters.
@@ -106,11 +140,6 @@ impl<M: Module> PeftModel<M> {
     /// The model with its adapters.
     pub fn model(&self) -> &M {
         &self.model
-    }
-
-    /// Where adapters are made and trained: the device of the model, with autodiff.
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 
     /// Replaces the configuration of an adapter by one that has changed in training.
@@ -152,15 +181,59 @@ impl<M: Module> PeftModel<M> {
         &self.active
     }
 
-    /// Adds an adapter with fresh values and makes it the active, trainable one.
+    /// Adds an adapter with the name [`DEFAULT_ADAPTER`] and fresh values, and makes it the active, trainable one.
+    ///
+    /// # Errors
+    /// As [`PeftModel::add_adapter_as`].
+    pub fn add_adapter(&mut self, config: impl PeftConfig + 'static) -> Result<&Plan> {
+        self.add_adapter_as(DEFAULT_ADAPTER, config, 0)
+    }
+
+    /// Adds an adapter with fresh values and makes it the active, trainable one. `seed` decides what is drawn at random.
+    ///
+    /// A configuration without a `task_type` takes that of the model.
     ///
     /// # Errors
     /// If the name is taken, or the configuration does not go with the model; then nothing has changed.
-    pub fn add_adapter(&mut self, name: &str, config: impl PeftConfig + 'static, seed: u64) -> Result<&Plan> {
-        let plan = config.plan(&self.spec)?;
+    pub fn add_adapter_as(&mut self, name: &str, mut config: impl PeftConfig + 'static, seed: u64) -> Result<&Plan> {
+        if let Some(task_type) = config.task_type_mut() {
+            *task_type = task_type.take().or_else(|| self.spec.task_type.clone());
+        }
+        self.add(name, Box::new(config), seed)?;
+        Ok(&self.adapters[name].plan)
+    }
+
+    /// Adds an adapter with given tensors, keyed as in its file, and leaves alone what is active and what is trained.
+    ///
+    /// # Errors
+    /// As [`PeftModel::add_adapter_as`], or if a tensor is missing, unexpected or misshapen; then nothing has changed.
+    pub fn add_adapter_with(
+        &mut self,
+        name: &str,
+        config: impl PeftConfig + 'static,
+        tensors: Vec<Stored>,
+    ) -> Result<()> {
+        let before = (self.model.clone(), self.spec.clone());
+        let active = self.active.clone();
+        let trained = self.adapters.iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone());
+        let trained: Vec<String> = trained.collect();
+        self.add(name, Box::new(config), 0)?;
+        let assigned = self.assign_adapter(name, tensors);
+        if assigned.is_err() {
+            self.adapters.shift_remove(name);
+            (self.model, self.spec) = before;
+        }
+        self.set_active(&active)?;
+        self.set_trainable(&trained)?;
+        assigned
+    }
+
+    fn add(&mut self, name: &str, config: Box<dyn PeftConfig>, seed: u64) -> Result<()> {
+        let Planned { model, spec: untied, plan } = self.planned(name, config.as_ref())?;
+        let spec = untied.as_ref().unwrap_or(&self.spec);
         if !plan.unmatched.is_empty() {
             let leaves: Vec<&str> =
-                self.spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
+                spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
             let near = plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect();
             let mut available: Vec<String> = leaves.iter().map(|it| (*it).to_owned()).collect();
             available.sort();
@@ -169,47 +242,54 @@ impl<M: Module> PeftModel<M> {
             return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
         }
         if !plan.unmatched_parameters.is_empty() {
-            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, &self.spec));
+            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, spec));
         }
         if let Some(reason) = plan.missing_data {
             return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
         }
-        self.insert(name, Box::new(config), plan, seed)?;
-        self.set_active(&[name])?;
-        self.set_trainable(&[name])?;
-        Ok(&self.adapters[name].plan)
-    }
-
-    /// Adds an adapter with given tensors, keyed as in its file, and leaves alone what is active and what is trained.
-    ///
-    /// # Errors
-    /// As [`PeftModel::add_adapter`], or if a tensor is missing, unexpected or misshapen; then nothing has changed.
-    pub fn add_adapter_with(
-        &mut self,
-        name: &str,
-        config: impl PeftConfig + 'static,
-        tensors: Vec<Stored>,
-    ) -> Result<()> {
-        let active = self.active.clone();
-        let trained = self.adapters.iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone());
-        let trained: Vec<String> = trained.collect();
-        self.add_adapter(name, config, 0)?;
-        let assigned = self.assign_adapter(name, tensors);
-        if assigned.is_err() {
-            self.delete_adapter(name)?;
-        }
-        self.set_active(&active)?;
-        self.set_trainable(&trained)?;
-        assigned
-    }
-
-    fn insert(&mut self, name: &str, config: Box<dyn PeftConfig>, plan: Plan, seed: u64) -> Result<()> {
         self.check_free(name)?;
         if plan.trainable() == 0 {
             return Err(PeftError::config("target_modules", "leaves the adapter without a single parameter"));
         }
-        self.model = plan.apply(self.model.clone(), name, seed, &self.device);
+        self.model = plan.apply(model, name, seed, &self.device());
+        self.spec = untied.unwrap_or_else(|| std::mem::take(&mut self.spec));
         self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels: None });
+        self.set_active(&[name])?;
+        self.set_trainable(&[name])
+    }
+
+    /// Plans an adapter, on a base whose tied head is untied if the adapter names it.
+    fn planned(&self, name: &str, config: &dyn PeftConfig) -> Result<Planned<M>> {
+        if let Some(head) = self.head.as_ref().filter(|it| (it.is_tied)(&self.model))
+            && !config.keeps_head_tied(&self.spec)
+        {
+            let mut model = self.model.clone();
+            (head.untie)(&mut model);
+            let mut spec = (head.spec)(&model);
+            (spec.base_name, spec.task_type) = (self.spec.base_name.clone(), self.spec.task_type.clone());
+            let on_head = |plan: &Plan| {
+                plan.rows.iter().any(|it| spec.is_head(&it.param.module) && self.spec.get(&it.param.path()).is_none())
+            };
+            if let Some(plan) = config.plan(&spec).ok().filter(on_head) {
+                self.check_head_is_free(name)?;
+                return Ok(Planned { model, spec: Some(spec), plan });
+            }
+        }
+        Ok(Planned { model: self.model.clone(), spec: None, plan: config.plan(&self.spec)? })
+    }
+
+    /// Refuses to untie a head that an adapter on the embedding matrix moves along.
+    fn check_head_is_free(&self, name: &str) -> Result<()> {
+        for set in slots::collect(&self.model) {
+            let moves = |it: &&String| set.get(it).is_some_and(AnyAdapter::moves_tied_head);
+            if let Some(other) = self.adapters.keys().find(moves) {
+                let reason = format!(
+                    "`{name}` names the head, but `{other}` trains it together with the embedding matrix it is tied to: \
+                     delete `{other}` first, or load the two into models of their own"
+                );
+                return Err(PeftError::Invalid(reason));
+            }
+        }
         Ok(())
     }
 
@@ -243,12 +323,13 @@ impl<M: Module> PeftModel<M> {
         let folder = AdapterFolder::open(folder)?;
         self.check_free(name)?;
         let config = methods.parse(folder.config.clone())?;
-        let mut plan = config.plan(&self.spec)?;
+        let Planned { model, spec, mut plan } = self.planned(name, config.as_ref())?;
+        let spec = spec.unwrap_or_else(|| self.spec.clone());
         if folder.encoder.is_none() {
             plan = plan.without_encoders();
         }
-        let model = plan.apply(self.model.clone(), name, 0, &self.device);
-        let model = self.filled(model, name, &folder, config.as_ref())?;
+        let model = plan.apply(model, name, 0, &self.device());
+        let model = filled(model, &spec, name, &folder, config.as_ref())?;
         let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.param()).err());
         if let Some(reason) = wrong {
             return Err(PeftError::bad_file(&folder.path, reason));
@@ -259,6 +340,7 @@ impl<M: Module> PeftModel<M> {
         self.model = slots::edit(model, |set| {
             set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
         });
+        self.spec = spec;
         let info = AdapterInfo { config, plan, trainable: true, labels: folder.labels };
         self.adapters.insert(name.to_owned(), info);
         self.set_active(&active)
@@ -274,55 +356,8 @@ impl<M: Module> PeftModel<M> {
         if let Some(tensors) = config.read_back(&folder.tensors)? {
             return self.assign_adapter(name, tensors);
         }
-        self.model = self.filled(self.model.clone(), name, folder, config)?;
+        self.model = filled(self.model.clone(), &self.spec, name, folder, config)?;
         Ok(())
-    }
-
-    /// A model with the values of a folder in the adapter `name`.
-    fn filled(&self, model: M, name: &str, folder: &AdapterFolder, config: &dyn PeftConfig) -> Result<M> {
-        let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
-        let mut rows: Vec<(String, &TensorFile)> = Vec::new();
-        for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
-            rows.extend(file.keys().into_iter().filter(|key| !made.contains(key)).map(|key| (key, file)));
-        }
-        let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
-        let mut report = state::compare(&model, name, shapes);
-        report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
-        // The reference adds the frozen table when an embedding is a target, or when the vocabulary was resized.
-        report.unexpected.retain(|key| !folder.is_copy(key, &self.spec) && !config.passes_over(key));
-        for (key, file) in &rows {
-            let Some(path) = frozen_path(key) else { continue };
-            let holds_words = |it: &ParamSpec| it.kind == ParamKind::Embedding || self.spec.heads.contains(&it.module);
-            let Some(param) = self.spec.get(&path).filter(|it| holds_words(it)) else { continue };
-            if state::has_key(&model, name, key) {
-                continue;
-            }
-            let wanted = param.shape_on_disk();
-            if file.shape(key) != Some(&wanted[..])
-                || !is_close(&file.floats(key)?, &value_of(&model, param), HALF_PRECISION)
-            {
-                let reason = format!(
-                    "holds another `{path}` than the base has, as for a vocabulary that was resized: take it with \
-                     `adopt_tables` before adapters are added"
-                );
-                return Err(PeftError::bad_file(&folder.path, reason));
-            }
-        }
-        if !report.is_clean() {
-            return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
-        }
-        let values = rows.into_iter().map(|(key, file)| Ok((key.clone(), file.floats(&key)?)));
-        let model = state::assign(model, name, values.collect::<Result<HashMap<_, _>>>()?);
-        for Stored { key, data } in state::encoders(&model, name).0 {
-            if !is_close(&data, &folder.tensors.floats(&key)?, 1e-3) {
-                let reason = format!(
-                    "{ENCODER_FILE} does not give the `{key}` of {WEIGHTS_FILE}: they are of two adapters; without the \
-                     first the prompt loads as it is"
-                );
-                return Err(PeftError::bad_file(&folder.path, reason));
-            }
-        }
-        Ok(model)
     }
 
     /// Chooses the adapters that act, in order of application.
@@ -521,7 +556,7 @@ impl<M: Module> PeftModel<M> {
         json.insert("peft_type".into(), config.peft_type().into());
         json.insert("inference_mode".into(), true.into());
         json.insert("peft_version".into(), REFERENCE_VERSION.into());
-        for (field, value) in [("base_model_name_or_path", &self.base_name), ("task_type", &self.task_type)] {
+        for (field, value) in [("base_model_name_or_path", &self.spec.base_name), ("task_type", &self.spec.task_type)] {
             if json.get(field).is_none_or(Value::is_null) {
                 json.insert(field.into(), value.clone().into());
             }
@@ -532,7 +567,28 @@ impl<M: Module> PeftModel<M> {
         Ok(json)
     }
 
-    /// Writes an adapter folder that the reference reads.
+    /// Writes the folder of the adapter [`DEFAULT_ADAPTER`], or of the only one there is. PEFT reads it.
+    ///
+    /// # Errors
+    /// If there are several adapters with other names, or none, or as [`PeftModel::save_adapter`].
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let names: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
+        let name = match names[..] {
+            [only] => only,
+            _ if names.contains(&DEFAULT_ADAPTER) => DEFAULT_ADAPTER,
+            [] => return Err(PeftError::AdapterName("there is no adapter to save: add or load one first".into())),
+            _ => {
+                let reason = format!(
+                    "there are several adapters, {}: save one of them by its name with `save_adapter`",
+                    names.join(", ")
+                );
+                return Err(PeftError::AdapterName(reason));
+            }
+        };
+        self.save_adapter(folder, name)
+    }
+
+    /// Writes the folder of an adapter. PEFT reads it.
     ///
     /// # Errors
     /// If a value is not finite or the disk says no; a folder that was there stays whole.
@@ -568,4 +624,57 @@ fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A model with the values of a folder in the adapter `name`.
+fn filled<M: Module>(
+    model: M,
+    spec: &ModelSpec,
+    name: &str,
+    folder: &AdapterFolder,
+    config: &dyn PeftConfig,
+) -> Result<M> {
+    let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
+    let mut rows: Vec<(String, &TensorFile)> = Vec::new();
+    for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
+        rows.extend(file.keys().into_iter().filter(|key| !made.contains(key)).map(|key| (key, file)));
+    }
+    let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
+    let mut report = state::compare(&model, name, shapes);
+    report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
+    // The reference adds the frozen table when an embedding is a target, or when the vocabulary was resized.
+    report.unexpected.retain(|key| !folder.is_copy(key, spec) && !config.passes_over(key));
+    for (key, file) in &rows {
+        let Some(path) = frozen_path(key) else { continue };
+        let holds_words = |it: &ParamSpec| it.kind == ParamKind::Embedding || spec.heads.contains(&it.module);
+        let Some(param) = spec.get(&path).filter(|it| holds_words(it)) else { continue };
+        if state::has_key(&model, name, key) {
+            continue;
+        }
+        let wanted = param.shape_on_disk();
+        if file.shape(key) != Some(&wanted[..])
+            || !is_close(&file.floats(key)?, &value_of(&model, param), HALF_PRECISION)
+        {
+            let reason = format!(
+                "holds another `{path}` than the base has, as for a vocabulary that was resized: take it with \
+                 `adopt_tables` before adapters are added"
+            );
+            return Err(PeftError::bad_file(&folder.path, reason));
+        }
+    }
+    if !report.is_clean() {
+        return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
+    }
+    let values = rows.into_iter().map(|(key, file)| Ok((key.clone(), file.floats(&key)?)));
+    let model = state::assign(model, name, values.collect::<Result<HashMap<_, _>>>()?);
+    for Stored { key, data } in state::encoders(&model, name).0 {
+        if !is_close(&data, &folder.tensors.floats(&key)?, 1e-3) {
+            let reason = format!(
+                "{ENCODER_FILE} does not give the `{key}` of {WEIGHTS_FILE}: they are of two adapters; without the \
+                 first the prompt loads as it is"
+            );
+            return Err(PeftError::bad_file(&folder.path, reason));
+        }
+    }
+    Ok(model)
 }

@@ -14,10 +14,8 @@ use crate::adapter::slots;
 use crate::adapter::{AnyAdapter, ParamRole};
 use crate::error::LoadReport;
 use crate::files::checkpoint::Stored;
+pub use crate::spec::KEY_PREFIX;
 use crate::spec::{ParamSpec, PathStack};
-
-/// Prefix of every key that the reference writes for a wrapped model.
-pub const KEY_PREFIX: &str = "base_model.model.";
 
 /// The tensors of the adapter `name`: all that it trains, keyed as in `adapter_model.safetensors`, or as in
 /// [`ENCODER_FILE`](crate::ENCODER_FILE) what is not saved there.

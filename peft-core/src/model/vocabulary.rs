@@ -17,10 +17,10 @@ use crate::error::{PeftError, Result};
 use crate::files::checkpoint::Stored;
 use crate::files::folder::AdapterFolder;
 use crate::model::peft_model::PeftModel;
-use crate::model::state::{self, KEY_PREFIX};
+use crate::model::state;
 use crate::ops;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{ModelSpec, ParamKind, ParamSpec, PathStack};
+use crate::spec::{KEY_PREFIX, ModelSpec, ParamKind, ParamSpec, PathStack, WRAPPED, WRAPPED_ROWS};
 
 impl<M: Module> PeftModel<M> {
     /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
@@ -131,9 +131,7 @@ impl<M: Module> PeftModel<M> {
         if let Some(error) = mapper.error {
             return Err(error);
         }
-        let mut spec = ModelSpec::of(&model);
-        let old = self.spec();
-        (spec.model_type, spec.heads, spec.prompts) = (old.model_type.clone(), old.heads.clone(), old.prompts.clone());
+        let spec = self.spec().with_parameters_of(&model);
         self.replace_base(model, spec);
         Ok(())
     }
@@ -142,7 +140,7 @@ impl<M: Module> PeftModel<M> {
     pub(crate) fn tables_to_save(&self, name: &str) -> Vec<Stored> {
         let Ok(tables) = Tables::of(self.spec()) else { return Vec::new() };
         let resized = || {
-            let config = Path::new(self.base_name.as_deref()?).join("config.json");
+            let config = Path::new(self.spec().base_name.as_deref()?).join("config.json");
             let config: Value = serde_json::from_str(&std::fs::read_to_string(config).ok()?).ok()?;
             config.get("vocab_size")?.as_u64()
         };
@@ -167,16 +165,6 @@ impl<M: Module> PeftModel<M> {
         };
         [&tables.table].into_iter().chain(&tables.heads).filter_map(stored).collect()
     }
-}
-
-/// How the reference names a frozen layer that an adapter wraps, and one of which rows are trained beside LoRA.
-const WRAPPED: &str = ".base_layer";
-const WRAPPED_ROWS: &str = ".token_adapter.base_layer";
-
-/// The path of a frozen parameter whose copy has this key in an adapter file.
-pub(crate) fn frozen_path(key: &str) -> Option<String> {
-    let path = key.strip_prefix(KEY_PREFIX)?;
-    Some([WRAPPED_ROWS, WRAPPED].iter().fold(path.to_owned(), |path, it| path.replace(&format!("{it}."), ".")))
 }
 
 /// The parameters of a model that have a row for every token.

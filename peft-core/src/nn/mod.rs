@@ -206,7 +206,15 @@ impl Embedding {
 
     /// An output layer of its own that starts as the table and shares its memory.
     pub fn as_head(&self) -> Projection {
-        Projection { weight: Param::initialized(ParamId::new(), self.weight.base()), bias: None }
+        if self.weight.is_initialized() {
+            return Projection { weight: Param::initialized(ParamId::new(), self.weight.base()), bias: None };
+        }
+        let table = self.weight.clone();
+        let shape = table.lazy_shape().dims::<2>();
+        Projection {
+            weight: lazy(shape, &table.lazy_device(), move |device| table.base().to_device(device)),
+            bias: None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor};
 #[cfg(feature = "flex")]
 use super::kernel;
 use super::plain;
-use crate::spec::Layout;
+use crate::ops::Layout;
 
 /// Labels of this value are left out of a loss: torch's default.
 pub const IGNORE_INDEX: i64 = -100;

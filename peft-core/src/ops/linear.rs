@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use super::kernel;
 use super::plain;
-use crate::spec::Layout;
+use crate::ops::Layout;
 
 /// `x W + b` with leading axes folded into one, so that it is a single matrix product.
 ///

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::kernel;
 use super::plain;
 use crate::nn::Dropout;
-use crate::spec::Layout;
+use crate::ops::Layout;
 
 /// A low-rank update `scale · (drop(x) Aᵀ) Bᵀ` and how it is applied.
 #[derive(Debug)]

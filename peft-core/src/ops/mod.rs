@@ -10,6 +10,7 @@ mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
 mod kernel;
+mod layout;
 mod linear;
 mod low_rank;
 mod norm;
@@ -28,6 +29,7 @@ pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
+pub use layout::Layout;
 pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};

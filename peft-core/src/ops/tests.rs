@@ -4,7 +4,7 @@ use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
 use crate::nn::Dropout;
-use crate::spec::Layout;
+use crate::ops::Layout;
 
 fn device() -> Device {
     Device::flex()

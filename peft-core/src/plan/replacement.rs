@@ -7,10 +7,9 @@ use burn::tensor::Tensor;
 
 use crate::adapter::{Adapter, AnyAdapter};
 use crate::erased::with_rank;
-use crate::model::state::KEY_PREFIX;
 use crate::plan::init::Init;
 use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};
-use crate::spec::ParamSpec;
+use crate::spec::{KEY_PREFIX, ParamSpec};
 
 /// A copy of a parameter that is trained and saved whole. The frozen original stays where it is.
 #[derive(Module, Debug)]

@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PeftError, Result, nearest};
-use crate::spec::{ModelSpec, ParamKind, ParamSpec};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, is_suffix};
 
 /// The name that stands for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -238,11 +238,6 @@ fn named(pattern: &str) -> String {
 
 fn is_container(spec: &ModelSpec, module: &str) -> bool {
     !spec.layers().any(|it| it.module == module)
-}
-
-/// `name` itself, or anything that ends in `.name`.
-pub fn is_suffix(path: &str, name: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
 /// The error of `target_parameters` that match nothing, with the parameters that they may have meant.

@@ -299,6 +299,19 @@ impl PeftConfig for LoraConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
+    fn keeps_head_tied(&self, spec: &ModelSpec) -> bool {
+        // Rows of a tied head are those of its table.
+        let has_rows = |head: &String| match &self.trainable_token_indices {
+            Some(TokenIndices::ByLayer(tables)) => tables.keys().any(|name| head.ends_with(name.as_str())),
+            _ => false,
+        };
+        self.ensure_weight_tying || spec.heads.iter().any(has_rows)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &HARMLESS)?;

@@ -281,6 +281,14 @@ impl PeftConfig for AdaLoraConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.lora.task_type)
+    }
+
+    fn keeps_head_tied(&self, spec: &ModelSpec) -> bool {
+        self.lora.keeps_head_tied(spec)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         let selected = self.lora.selection().resolve(spec, spec.model_type.as_deref().and_then(defaults))?;

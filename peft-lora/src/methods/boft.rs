@@ -250,6 +250,10 @@ impl PeftConfig for BoftConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     /// Files of before 0.13 hold the permutations.
     fn passes_over(&self, key: &str) -> bool {
         key.ends_with(".boft_P")

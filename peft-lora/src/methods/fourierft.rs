@@ -189,6 +189,10 @@ impl PeftConfig for FourierFtConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         let Some(seed) = self.random_loc_seed else {
             return Err(PeftError::config(

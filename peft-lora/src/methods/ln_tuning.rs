@@ -60,6 +60,10 @@ impl PeftConfig for LnTuningConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         let saved = self.saved();

@@ -350,6 +350,10 @@ impl PeftConfig for LoKrConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_dropout("rank_dropout", self.rank_dropout)?;
         fields::check_dropout("module_dropout", self.module_dropout)?;

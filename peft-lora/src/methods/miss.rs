@@ -224,6 +224,10 @@ impl PeftConfig for MissConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_positive("mini_r", self.mini_r)?;

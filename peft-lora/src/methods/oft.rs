@@ -278,6 +278,10 @@ impl PeftConfig for OftConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         if (self.r == 0) == (self.oft_block_size == 0) {
             let reason = format!(

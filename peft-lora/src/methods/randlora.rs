@@ -213,6 +213,10 @@ impl PeftConfig for RandLoraConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         fields::check_dropout("randlora_dropout", self.randlora_dropout)?;

@@ -171,6 +171,10 @@ impl PeftConfig for ShiraConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         fields::check_positive("r", self.r)?;
         let mut plan = self.common().plan(spec, defaults, |param| self.row(param))?;

@@ -265,6 +265,10 @@ impl PeftConfig for TrainableTokensConfig {
         PEFT_TYPE
     }
 
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         refuse_unknown(&self.other, &[])?;
         if self.token_indices.is_empty() {

@@ -106,6 +106,14 @@ macro_rules! decoder_heads {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads(["lm_head"])
             }
+
+            fn is_tied(&self) -> bool {
+                $crate::common::task::CausalLm::is_tied(self)
+            }
+
+            fn untie_head(&mut self) {
+                $crate::common::task::CausalLm::untie(self);
+            }
         }
 
         impl $crate::common::task::CausalLm for $causal {
@@ -177,11 +185,6 @@ macro_rules! decoder_heads {
                     labels: config.labels.clone(),
                 }
             }
-
-            /// What the labels are.
-            pub fn labels(&self) -> &$crate::common::config::LabelConfig {
-                &self.labels
-            }
         }
 
         impl peft_core::Adaptable for $classifier {
@@ -196,12 +199,12 @@ macro_rules! decoder_heads {
                 self.score.forward($crate::common::task::pool_last_token(hidden, input, self.labels.pad_token_id))
             }
 
-            fn num_labels(&self) -> usize {
-                self.labels.num_labels()
+            fn labels(&self) -> &$crate::common::config::LabelConfig {
+                &self.labels
             }
 
-            fn problem_type(&self) -> Option<&str> {
-                self.labels.problem_type.as_deref()
+            fn pools_last_token(&self) -> bool {
+                true
             }
         }
     };

@@ -6,6 +6,7 @@ use burn::tensor::{Int, Tensor};
 use peft_core::ops::IGNORE_INDEX;
 use peft_core::{PeftError, Result};
 
+use crate::common::config::LabelConfig;
 use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
 
 /// A model that predicts the next token.
@@ -131,11 +132,24 @@ pub trait SequenceClassifier: Module {
     /// `[batch, num_labels]`
     fn logits(&self, input: &ModelInput) -> Tensor<2>;
 
+    /// What the outputs mean.
+    fn labels(&self) -> &LabelConfig;
+
     /// Number of outputs.
-    fn num_labels(&self) -> usize;
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
 
     /// `problem_type` of `config.json`.
-    fn problem_type(&self) -> Option<&str>;
+    fn problem_type(&self) -> Option<&str> {
+        self.labels().problem_type.as_deref()
+    }
+
+    /// Whether the last token of a row is what is classified, as decoders do: a batch then needs to know which tokens are
+    /// padding.
+    fn pools_last_token(&self) -> bool {
+        false
+    }
 }
 
 /// A model that scores every token.
@@ -143,8 +157,13 @@ pub trait TokenClassifier: Module {
     /// `[batch, seq, num_labels]`
     fn logits(&self, input: &ModelInput) -> Tensor<3>;
 
+    /// What the outputs mean.
+    fn labels(&self) -> &LabelConfig;
+
     /// Number of outputs for each token.
-    fn num_labels(&self) -> usize;
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
 }
 
 /// A model that guesses the words behind masks.

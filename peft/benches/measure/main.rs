@@ -23,6 +23,8 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
 use peft::models::common::config::RawConfig;
+use peft::models::text::decoder::gpt2::Gpt2LmHeadModel;
+use peft::models::text::encoder::bert::BertForSequenceClassification;
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
 use peft::tasks::data::sample::{Padding, Sample};
@@ -121,11 +123,12 @@ fn run(args: &Args) -> Result<()> {
                     let [batch, seq, vocab] = logits.dims();
                     logits.reshape([batch * seq, vocab])
                 }),
-                Tuner::BurnLora => match model {
-                    AutoCausalLm::Gpt2(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
-                    AutoCausalLm::Llama(it) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
-                    #[allow(unreachable_patterns)]
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out")),
+                Tuner::BurnLora => match model.downcast::<Gpt2LmHeadModel>().map_err(AutoCausalLm::downcast) {
+                    Ok(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
+                    Err(Ok(it)) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
+                    Err(Err(_)) => {
+                        Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out"))
+                    }
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
@@ -137,9 +140,9 @@ fn run(args: &Args) -> Result<()> {
             let task = bench.classification(model.num_labels())?;
             match args.method {
                 Tuner::Adapters => bench.infer(model, SequenceClassifier::logits),
-                Tuner::BurnLora => match model {
-                    AutoSequenceClassifier::Bert(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
-                    _ => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
+                Tuner::BurnLora => match model.downcast::<BertForSequenceClassification>() {
+                    Ok(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
+                    Err(_) => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
                 },
                 Tuner::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
@@ -201,8 +204,7 @@ impl Bench<'_> {
     }
 
     fn peft<M: Module + Adaptable>(&self, model: M) -> PeftModel<M> {
-        let spec = model.spec();
-        PeftModel::with_spec(model, spec, &self.device)
+        PeftModel::new(model)
     }
 
     fn loaded<M: Module>(&self, model: &M) -> Turns {
@@ -215,7 +217,7 @@ impl Bench<'_> {
     /// The trainer that users run, with its clipping and its checks.
     fn lora<M: Module + Adaptable, T: Task<M>>(&self, model: M, task: &T) -> Result<()> {
         let mut peft = self.peft(model);
-        peft.add_adapter(DEFAULT_ADAPTER, self.lora_config(), 0)?;
+        peft.add_adapter_as(DEFAULT_ADAPTER, self.lora_config(), 0)?;
         let mut config = TrainConfig {
             learning_rate: LEARNING_RATE,
             batch_size: self.args.batch,
@@ -234,7 +236,7 @@ impl Bench<'_> {
         let mut peft = self.peft(model);
         let names: Vec<String> = (0..self.args.adapters).map(|it| format!("adapter{it}")).collect();
         for (seed, name) in names.iter().enumerate() {
-            peft.add_adapter(name, self.lora_config(), seed as u64)?;
+            peft.add_adapter_as(name, self.lora_config(), seed as u64)?;
         }
         let ids: Vec<i64> = self.rows()?.into_iter().flatten().map(i64::from).collect();
         let ids = TensorData::new(ids, [self.args.batch, self.args.seq]);

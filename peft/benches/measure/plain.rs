@@ -6,7 +6,7 @@ use burn::nn::attention::generate_autoregressive_mask;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use peft::core::nn as ours;
-use peft::models::common::config::RawConfig;
+use peft::models::common::config::{LabelConfig, RawConfig};
 use peft::models::text::decoder::gpt2::{Gpt2Block, Gpt2LmHeadModel};
 use peft::models::text::decoder::llama::{LlamaForCausalLm, LlamaLayer};
 use peft::models::text::encoder::bert::{BertForSequenceClassification, BertLayer, BertOutput};
@@ -324,12 +324,15 @@ pub(crate) struct PlainBert {
     layers: Vec<BertBlock>,
     pooler_dense: Linear,
     classifier: Linear,
+    #[module(skip)]
+    labels: LabelConfig,
 }
 
 impl PlainBert {
     pub(crate) fn new(from: BertForSequenceClassification, config: &RawConfig) -> Self {
         let d_head = number(config, "hidden_size") as usize / number(config, "num_attention_heads") as usize;
         let epsilon = number(config, "layer_norm_eps");
+        let labels = from.labels().clone();
         let (tables, encoder) = (from.bert.embeddings, from.bert.encoder);
         Self {
             words: embedding(tables.word_embeddings),
@@ -339,6 +342,7 @@ impl PlainBert {
             layers: encoder.layer.into_iter().map(|it| BertBlock::new(it, d_head, epsilon)).collect(),
             pooler_dense: linear(from.bert.pooler.expect("a classifier has a pooler").dense),
             classifier: linear(from.classifier),
+            labels,
         }
     }
 }
@@ -355,11 +359,7 @@ impl SequenceClassifier for PlainBert {
         self.classifier.forward(self.pooler_dense.forward(first).tanh())
     }
 
-    fn num_labels(&self) -> usize {
-        self.classifier.weight.base().dims()[1]
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        None
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }

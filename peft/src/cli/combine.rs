@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
-use peft::core::{PeftError, Result};
-use peft::folder::combine;
-use peft::lora::combine::weighted::{Combination, Majority};
+use crate::folder::combine::combine;
+use peft_core::{PeftError, Result};
+use peft_lora::combine::weighted::{Combination, Majority};
 
-use super::common::{Adapter, device, model_folder};
+use super::common::Adapter;
+use crate::device::cpu_device;
+use crate::load::names::model_folder;
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
@@ -40,7 +43,7 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let majority = match args.majority.as_str() {
         "total" => Majority::Total,
         "frequency" => Majority::Frequency,
@@ -59,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let adapters = args.adapter.iter().map(|it| Ok((it.folder()?, it.weight))).collect::<Result<Vec<_>>>()?;
     let base = model_folder(&args.model)?;
-    combine::combine(&adapters, &base, how, args.seed, &args.output, &device(Some("flex"))?)?;
+    combine(&adapters, &base, how, args.seed, &args.output, registry, &cpu_device()?)?;
     println!("{} adapters combined ({}) in {}", adapters.len(), args.kind, args.output.display());
     Ok(())
 }

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use peft::core::Result;
-use peft::folder::combine;
-use peft::lora::combine::convert::{Conversion, Rank};
+use crate::folder::convert::{convert, total_error};
+use peft_core::Result;
+use peft_lora::combine::convert::{Conversion, Rank};
 
-use super::common::{Adapter, device, model_folder};
+use crate::device::cpu_device;
+use crate::load::names::{adapter_folder, model_folder};
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
@@ -27,14 +29,14 @@ pub(crate) struct Args {
     output: PathBuf,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let adapter = Adapter::unscaled(&args.adapter).folder()?;
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    let adapter = adapter_folder(&args.adapter)?;
     let base = model_folder(&args.model)?;
     let rank = match (args.rank, args.keep) {
         (_, Some(share)) => Rank::Share(share),
         (rank, None) => Rank::Fixed(rank.unwrap_or(0)),
     };
-    let layers = combine::convert(&adapter, &base, rank, &args.output, &device(Some("flex"))?)?;
+    let layers = convert(&adapter, &base, rank, &args.output, registry, &cpu_device()?)?;
     print(&layers);
     let rank = layers.iter().map(|it| it.rank).max().unwrap_or(0);
     println!("LoRA of rank {rank} written to {}", args.output.display());
@@ -47,5 +49,5 @@ pub(super) fn print(layers: &[Conversion]) {
     for Conversion { module, rank, error, rank_needed, .. } in layers {
         println!("{module:width$}  rank {rank:3}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error);
     }
-    println!("{:width$}            error {:7.3} %", "all together", 100.0 * combine::total_error(layers));
+    println!("{:width$}            error {:7.3} %", "all together", 100.0 * total_error(layers));
 }

@@ -4,24 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::tensor::Device;
-use peft::core::files::checkpoint::write_atomically;
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result};
-use peft::lora::LoraConfig;
-use peft::models::auto::{self, AutoCausalLm};
-use peft::run::prepare::TextData;
-use peft::tasks::data::tokenizer::Tokenizer;
-use peft::tasks::generate::GenerationConfig;
-use peft::tasks::generate::causal::generate;
-use peft::tasks::tasks::language_modelling::LanguageModelling;
-use peft::tasks::tasks::task::{Evaluation, Task};
-use peft::tasks::train::{TrainConfig, Trainer};
+use peft_core::files::checkpoint::write_atomically;
+use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
+use peft_lora::LoraConfig;
+use peft_models::auto::AutoCausalLm;
+use peft_tasks::data::text_data::TextData;
+use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::generate::GenerationConfig;
+use peft_tasks::generate::causal::generate;
+use peft_tasks::tasks::task::{Evaluation, Task};
+use peft_tasks::train::{TrainConfig, Trainer};
 
-use super::common::{Bar, device};
+use super::bar::Bar;
+use crate::device::best_device;
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Folder for the base model, the texts and the adapter.
     #[arg(long, value_name = "DIR", default_value = "peft-demo")]
     output: PathBuf,
@@ -45,24 +45,28 @@ const FILES: [(&str, &[u8]); 6] = [
 
 const PROMPT: &str = "In the morning";
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let device = device(args.device.as_deref())?;
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    let device = best_device(args.device.as_deref())?;
     for (name, bytes) in FILES {
         write_atomically(args.output.join(name), bytes)?;
     }
     let base_folder = args.output.join("base");
     println!("base model: a small GPT-2 that has read Jane Austen, in {}", base_folder.display());
+    let data = TextData::file(args.output.join("voice_train.txt")).causal_lm(&base_folder)?;
+    let held_out = TextData::file(args.output.join("voice_eval.txt")).causal_lm(&base_folder)?;
     let tokenizer = Tokenizer::load(&base_folder)?;
-    let task = text(&args.output.join("voice_train.txt"), &base_folder, &tokenizer)?;
-    let eval = text(&args.output.join("voice_eval.txt"), &base_folder, &tokenizer)?;
-    let mut peft = load(&base_folder, &device)?;
+    let load = || {
+        let mut model = PeftModel::new(registry.architectures.load_causal_lm(&base_folder, &device)?.0);
+        model.set_base_name(base_folder.display().to_string());
+        Ok::<_, PeftError>(model)
+    };
+    let mut model = load()?;
 
-    let before = eval.evaluate(&peft.model().valid(), 16, &device)?;
+    let before = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
     println!("\nperplexity on Genesis before: {}", perplexity(&before));
-    println!("  {}\n", sample(peft.model(), &tokenizer, &device)?);
+    println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
 
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?;
-    println!("{plan}\n");
+    println!("{}\n", model.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?);
     let mut training = TrainConfig {
         learning_rate: 1e-2,
         batch_size: 8,
@@ -74,27 +78,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     training.schedule.warmup_steps = 10.0;
     let started = Instant::now();
     let mut bar = Bar::new();
-    let result = Trainer::new(&mut peft, &task, training).observer(&mut bar).run();
+    let result = Trainer::new(&mut model, &data, training).observer(&mut bar).run();
     bar.finish();
     let outcome = result?;
     println!("{} steps in {:.0} s, last loss {:.3}", outcome.steps, started.elapsed().as_secs_f64(), outcome.last_loss);
 
-    let after = eval.evaluate(&peft.model().valid(), 16, &device)?;
+    let after = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
     println!("\nperplexity on Genesis after: {}", perplexity(&after));
-    println!("  {}\n", sample(peft.model(), &tokenizer, &device)?);
+    println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
 
     let adapter = args.output.join("adapter");
-    peft.base_name = Some(base_folder.display().to_string());
-    peft.task_type = Some("CAUSAL_LM".into());
-    peft.save_adapter(&adapter, DEFAULT_ADAPTER)?;
-    let mut again = load(&base_folder, &device)?;
-    again.load_adapter(&adapter, DEFAULT_ADAPTER, &peft::methods())?;
-    let reloaded = eval.evaluate(&again.model().valid(), 16, &device)?;
+    model.save(&adapter)?;
+    let mut again = load()?;
+    again.load_adapter(&adapter, DEFAULT_ADAPTER, &registry.methods)?;
+    let reloaded = held_out.evaluate(&nn::eval(again.model()), 16, &device)?;
     println!("adapter saved to {}: {} bytes", adapter.display(), folder_size(&adapter));
     println!("loaded into a fresh base it gives perplexity {}\n", perplexity(&reloaded));
     if (reloaded.loss - after.loss).abs() > 1e-4 * after.loss {
         let reason = "the reloaded adapter does not give the same loss; please report this".to_owned();
-        return Err(peft::core::PeftError::Invalid(reason));
+        return Err(PeftError::Invalid(reason));
     }
     print_next(&args.output);
     Ok(())
@@ -109,16 +111,6 @@ fn print_next(output: &Path) {
     println!("  peft inspect {at}/adapter --model {at}/base");
     println!("  peft merge --model {at}/base --adapter {at}/adapter --output {at}/merged");
     println!("  peft train --model {at}/base --data YOUR.txt --output {at}/yours --targets all-linear --lr 5e-3");
-}
-
-fn load(folder: &Path, device: &Device) -> Result<PeftModel<AutoCausalLm>> {
-    let (model, _) = auto::load_causal_lm(folder, device)?;
-    let spec = model.spec();
-    Ok(PeftModel::with_spec(model, spec, device))
-}
-
-fn text(file: &Path, base: &Path, tokenizer: &Tokenizer) -> Result<LanguageModelling> {
-    TextData::file(file).tokenizer(tokenizer.clone()).causal_lm(base)
 }
 
 fn perplexity(evaluation: &Evaluation) -> String {

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use peft::core::Result;
-use peft::folder::export::{ExportOptions, export};
+use crate::folder::export::{ExportOptions, export};
+use peft_core::Result;
 
-use super::common::{Adapter, device, model_folder};
 use super::convert::print;
+use crate::device::cpu_device;
+use crate::load::names::{adapter_folder, model_folder};
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Adapter folder or hub id.
     #[arg(long, value_name = "DIR or ID")]
     adapter: String,
@@ -30,15 +32,15 @@ pub(crate) struct Args {
     component: Option<String>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let options = ExportOptions {
         format: args.format.parse()?,
         base: args.model.as_deref().map(model_folder).transpose()?,
         rank: args.rank,
         component: args.component.clone(),
     };
-    let adapter = Adapter::unscaled(&args.adapter).folder()?;
-    let exported = export(&adapter, &args.output, &options, &device(Some("flex"))?)?;
+    let adapter = adapter_folder(&args.adapter)?;
+    let exported = export(&adapter, &args.output, &options, registry, &cpu_device()?)?;
     if !exported.converted.is_empty() {
         print(&exported.converted);
     }

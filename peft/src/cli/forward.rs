@@ -2,24 +2,27 @@
 
 use std::path::PathBuf;
 
-use peft::core::Result;
-use peft::core::files::checkpoint::{FloatType, write_tensors};
-use peft::forward::{ForwardRequest, forward};
+use peft_core::Result;
+use peft_core::files::checkpoint::{FloatType, write_tensors};
 
-use super::common::{Adapter, PlaceArgs, adapter_folders, model_folder};
+use super::common::{Adapter, PlaceArgs, adapter_sources};
+use crate::load::names::model_folder;
+use crate::run::actions;
+use crate::run::forward::ForwardRequest;
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// causal-lm, seq-cls, feature-extraction.
+    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or feature-extraction.
     #[arg(long)]
     task: String,
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// Safetensors file with the tensors of the reference's forward, by keyword.
+    /// Safetensors file with the keyword arguments of the model's forward in transformers.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
     /// Safetensors file to write.
@@ -35,17 +38,15 @@ pub(crate) struct Args {
     place: PlaceArgs,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let adapters = adapter_folders(&args.adapter)?;
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let request = ForwardRequest {
         model: model_folder(&args.model)?,
         task: args.task.clone(),
-        adapters: adapters.to_vec(),
-        strengths: adapters.strengths,
+        adapters: adapter_sources(&args.adapter)?,
         inputs: args.inputs.clone(),
         grads: args.grads,
         merge: args.merge,
     };
-    let stored = forward(&request, &args.place.placement()?)?;
+    let stored = actions::forward(&request, registry, &args.place.placement()?)?;
     write_tensors(&args.output, stored, FloatType::F32)
 }

@@ -2,16 +2,19 @@
 
 use std::io::Write;
 
-use peft::core::{PeftError, Result};
-use peft::tasks::data::chat::{ChatTemplate, Message};
-use peft::tasks::data::tokenizer::Tokenizer;
-use peft::tasks::generate::GenerationConfig;
-use peft::tasks::generate::causal::generate;
+use peft_core::{PeftError, Result};
+use peft_tasks::data::chat::{ChatTemplate, Message};
+use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::generate::GenerationConfig;
+use peft_tasks::generate::causal::generate;
 
-use super::common::{Adapter, PlaceArgs, adapter_folders, causal_lm, model_folder};
+use super::common::{Adapter, PlaceArgs, adapter_sources};
+use crate::load::adapters::with_adapters;
+use crate::load::names::model_folder;
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
@@ -61,8 +64,8 @@ pub(crate) struct Args {
     place: PlaceArgs,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let (folder, adapters) = (model_folder(&args.model)?, adapter_folders(&args.adapter)?);
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    let (folder, adapters) = (model_folder(&args.model)?, adapter_sources(&args.adapter)?);
     let place = args.place.placement()?;
     let tokenizer = Tokenizer::load(&folder)?;
     let mut config = GenerationConfig::load(&folder)?;
@@ -92,7 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         tokenizer.ids(&args.prompt, true)?
     };
-    let peft = causal_lm(&folder, &adapters, &place)?;
+    let (base, _) = registry.architectures.load_causal_lm(&folder, &place)?;
+    let peft = with_adapters(base, &adapters, &registry.methods)?;
     if !args.chat {
         print!("{}", args.prompt);
     }

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use peft::core::{PeftError, Result};
+use peft_core::{PeftError, Result};
+
+use crate::folder::inspect::inspect;
+use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Adapter folder.
     adapter: PathBuf,
     /// Base model to check the adapter against.
@@ -16,8 +19,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let inspection = peft::folder::inspect::inspect(&args.adapter, args.model.as_deref())?;
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    let inspection = inspect(&args.adapter, args.model.as_deref(), registry)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection);
         println!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?);

@@ -1,10 +1,12 @@
 //! `peft methods`
 
-use peft::core::{PeftError, RegisteredMethod, Result};
+use peft_core::{PeftError, RegisteredMethod, Result};
 use serde_json::{Map, Value, json};
 
+use crate::run::registry::Registry;
+
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// Only this one, by its name or `peft_type`, with its parameters.
     method: Option<String>,
     /// Print JSON.
@@ -12,8 +14,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let methods = peft::methods();
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    let methods = &registry.methods;
     let wanted = |it: &&RegisteredMethod| {
         let same = |name: &str, given: &str| name.replace([' ', '-', '_'], "").eq_ignore_ascii_case(given);
         args.method.as_ref().is_none_or(|given| {

@@ -1,10 +1,27 @@
 //! The `peft` command: what the user types and sees. The work is in the libraries.
+//!
+//! [`run`] is a whole command line. A program that registers a method, an architecture or a task of its own has them in
+//! every subcommand:
+//!
+//! ```no_run
+//! fn main() -> std::process::ExitCode {
+//!     peft::cli::run(peft::Registry::builtin()) // .with_method::<…>().with_architecture(…).with_task(…)
+//! }
+//! ```
 
+// The terminal is this module's business.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bar;
+#[cfg(feature = "lora")]
 mod combine;
 mod common;
+#[cfg(feature = "lora")]
 mod convert;
+#[cfg(feature = "lora")]
 mod demo;
 mod eval;
+#[cfg(feature = "lora")]
 mod export;
 mod forward;
 mod generate;
@@ -13,13 +30,18 @@ mod merge;
 mod methods;
 mod train;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use peft::core::Result;
+use peft_core::Result;
+use tracing_subscriber::EnvFilter;
+
+use crate::run::registry::Registry;
 
 /// Fine-tune large models by training a few parameters. Reads Hugging Face checkpoints, writes adapters that PEFT reads.
 #[derive(Debug, Parser)]
 #[command(name = "peft", version, max_term_width = 100)]
-pub(crate) struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -27,6 +49,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Fine-tune a small built-in model, save the adapter, load it again: see it work in a minute.
+    #[cfg(feature = "lora")]
     Demo(demo::Args),
     /// Train an adapter.
     Train(Box<train::Args>),
@@ -39,10 +62,13 @@ enum Command {
     /// Say what an adapter folder holds and who can load it.
     Inspect(inspect::Args),
     /// Make one LoRA adapter of several, each with a weight.
+    #[cfg(feature = "lora")]
     Combine(combine::Args),
     /// Turn an adapter of any method that changes weights into LoRA, and say what is lost.
+    #[cfg(feature = "lora")]
     Convert(convert::Args),
     /// Write a LoRA adapter in the form of another program.
+    #[cfg(feature = "lora")]
     Export(export::Args),
     /// List the methods of this build: papers, parameters, defaults.
     Methods(methods::Args),
@@ -50,20 +76,44 @@ enum Command {
     Forward(forward::Args),
 }
 
-impl Cli {
-    pub(crate) fn run(self) -> Result<()> {
-        match self.command {
-            Command::Demo(args) => demo::run(&args),
-            Command::Train(args) => train::run(&args),
-            Command::Eval(args) => eval::run(&args),
-            Command::Generate(args) => generate::run(&args),
-            Command::Merge(args) => merge::run(&args),
-            Command::Inspect(args) => inspect::run(&args),
-            Command::Combine(args) => combine::run(&args),
-            Command::Convert(args) => convert::run(&args),
-            Command::Export(args) => export::run(&args),
-            Command::Methods(args) => methods::run(&args),
-            Command::Forward(args) => forward::run(&args),
+/// Runs the command line of this process, with all that `registry` knows.
+pub fn run(registry: Registry) -> ExitCode {
+    crate::memory::keep_pages();
+    let filter = EnvFilter::try_from_env("PEFT_LOG").unwrap_or_else(|_| EnvFilter::new("warn,cubecl=error,wgpu=error"));
+    // A program that has a subscriber of its own keeps it.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .without_time()
+        .with_writer(std::io::stderr)
+        .try_init();
+    match Cli::parse().command.run(&registry) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn run(self, registry: &Registry) -> Result<()> {
+        match self {
+            #[cfg(feature = "lora")]
+            Self::Demo(args) => demo::run(&args, registry),
+            Self::Train(args) => train::run(&args, registry),
+            Self::Eval(args) => eval::run(&args, registry),
+            Self::Generate(args) => generate::run(&args, registry),
+            Self::Merge(args) => merge::run(&args, registry),
+            Self::Inspect(args) => inspect::run(&args, registry),
+            #[cfg(feature = "lora")]
+            Self::Combine(args) => combine::run(&args, registry),
+            #[cfg(feature = "lora")]
+            Self::Convert(args) => convert::run(&args, registry),
+            #[cfg(feature = "lora")]
+            Self::Export(args) => export::run(&args, registry),
+            Self::Methods(args) => methods::run(&args, registry),
+            Self::Forward(args) => forward::run(&args, registry),
         }
     }
 }

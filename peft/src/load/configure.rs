@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use peft_core::{PeftConfig, Result};
+use peft_core::{MethodRegistry, PeftConfig, Result};
 use serde_json::{Map, Value};
-
-use crate::methods;
 
 /// The configuration that a JSON object describes, ready for a fresh adapter on the model in `folder`.
 ///
 /// A prompt that starts from a text needs its ids: the tokenizer is that of `tokenizer_name_or_path`, if it is a folder,
 /// or else the model's.
-pub fn configure(#[allow(unused_mut)] mut json: Map<String, Value>, folder: &Path) -> Result<Box<dyn PeftConfig>> {
+pub fn configure(
+    #[allow(unused_mut)] mut json: Map<String, Value>,
+    folder: &Path,
+    methods: &MethodRegistry,
+) -> Result<Box<dyn PeftConfig>> {
     #[cfg(feature = "prompt")]
     if let Some(text) = initial_text(&json) {
         let named = json.get("tokenizer_name_or_path").and_then(Value::as_str).map(Path::new);
@@ -35,7 +37,7 @@ pub fn configure(#[allow(unused_mut)] mut json: Map<String, Value>, folder: &Pat
     }
     // Without methods that start from a text the folder has nothing to add.
     let _ = folder;
-    methods().parse(json)
+    methods.parse(json)
 }
 
 #[cfg(feature = "prompt")]

@@ -1,5 +1,11 @@
-//! Loading: models and adapters by name, and the two together.
+//! Loading: models and adapters by name, configurations, and adapters on a base.
 
-pub mod adapted;
+pub mod adapters;
+pub mod any_model;
 pub mod configure;
-pub mod hub;
+pub mod names;
+
+pub use adapters::{AdapterSource, with_adapters};
+pub use any_model::{AnyModel, any_model};
+pub use names::{adapter_folder, model_folder};
+pub use peft_models::auto::hub;

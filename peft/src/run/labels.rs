@@ -1,19 +1,21 @@
 //! What the outputs of a classifier mean: said by the adapter, by the base, or learned from the data.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use peft_core::{LABELS_FILE, Labels, PeftError, Result};
 use peft_models::common::config::LabelConfig;
 use peft_tasks::data::labels::{LabelKind, LabelSet};
 use serde_json::{Map, Value};
 
+use crate::load::adapters::AdapterSource;
+
 /// The labels that adapters bring. Those that bring none do not count.
 ///
 /// # Errors
 /// If two of them name their outputs differently.
-pub fn of_adapters(adapters: &[PathBuf]) -> Result<Option<Labels>> {
-    let mut found: Option<(&PathBuf, Labels)> = None;
-    for folder in adapters {
+pub fn of_adapters(adapters: &[AdapterSource]) -> Result<Option<Labels>> {
+    let mut found: Option<(&Path, Labels)> = None;
+    for AdapterSource { folder, .. } in adapters {
         let Some(labels) = Labels::read(folder)? else { continue };
         match &found {
             Some((first, known)) if *known != labels => {
@@ -33,7 +35,7 @@ pub fn of_adapters(adapters: &[PathBuf]) -> Result<Option<Labels>> {
 /// # Errors
 /// If there are not as many as the head has outputs.
 pub fn for_head(
-    adapters: &[PathBuf],
+    adapters: &[AdapterSource],
     head: &LabelConfig,
     learn: impl FnOnce() -> Result<LabelSet>,
 ) -> Result<LabelSet> {

@@ -1,8 +1,17 @@
-//! A run: from a data file to a task.
+//! A run as data, and what a program does with any task: train, evaluate, compute one pass.
 
+pub mod actions;
+pub mod config;
+pub mod evaluate;
+pub mod fit;
+pub mod forward;
 pub mod labels;
+pub mod prepare;
+pub mod registry;
 
-/// The file of a run, where it was before it moved to `peft_tasks`.
-pub mod prepare {
-    pub use peft_tasks::data::text_data::TextData;
-}
+pub use actions::{evaluate, forward, train};
+pub use config::{DataConfig, RUN_FILE, RunConfig};
+pub use evaluate::EvalRequest;
+pub use fit::{RunObserver, RunReport};
+pub use forward::ForwardRequest;
+pub use registry::{KnownTask, Registry, TaskRegistry};

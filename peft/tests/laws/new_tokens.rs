@@ -62,7 +62,7 @@ fn resized_tables_are_trained_whole_beside_every_method() {
             let untouched = logits(&peft.model().valid());
             assert_eq!(untouched.shape().as_slice(), [2, 4, NEW]);
 
-            peft.add_adapter(DEFAULT_ADAPTER, peft::methods().parse(json).unwrap(), 3).unwrap();
+            peft.add_adapter_as(DEFAULT_ADAPTER, peft::methods().parse(json).unwrap(), 3).unwrap();
             laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
             let ids = Tensor::from_data(TensorData::from([[5i64, 102, 3, 104]]), &device());
             let output = peft::core::nn::set_training(peft.model().clone(), false).logits(&ModelInput::ids(ids), None);
@@ -97,7 +97,7 @@ fn resized_tables_come_with_the_folder_of_every_method() {
         for row in weight_methods() {
             let what = format!("{} on {}", row.name, names.model);
             let mut peft = resized(names);
-            peft.add_adapter(DEFAULT_ADAPTER, (row.config)(names), 3).unwrap();
+            peft.add_adapter_as(DEFAULT_ADAPTER, (row.config)(names), 3).unwrap();
             laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
             let wanted = logits(&peft.model().valid());
             let folder = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ fn new_rows_are_the_mean_and_old_ones_stay() {
             let mean = old.iter().sum::<f64>() / OLD as f64;
             assert!(new[OLD..].iter().all(|it| (it - mean).abs() < 1e-4), "{mean} {:?}", &new[OLD..]);
         }
-        peft.add_adapter(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), 0).unwrap();
+        peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0), 0).unwrap();
         assert!(peft.resize_vocabulary(OLD).unwrap_err().to_string().contains("before adapters are added"));
     }
 }
@@ -152,7 +152,7 @@ fn new_rows_are_trained_alone() {
         for tuner in tuners {
             let mut peft = resized(names);
             let untouched = logits(&peft.model().valid());
-            peft.add_adapter(DEFAULT_ADAPTER, tuner, 3).unwrap();
+            peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 3).unwrap();
             laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
             assert!(distance(&logits(&peft.model().valid()), &untouched) > 1e-3);
             let tensors = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();

@@ -60,7 +60,7 @@ layers! {
 }
 
 fn net() -> PeftModel<Net<Experts>> {
-    PeftModel::new(Net { layer: Experts::recorded("experts_lora") }, &device())
+    PeftModel::of_module(Net { layer: Experts::recorded("experts_lora") })
 }
 
 fn on(names: &[&str]) -> LoraConfig {
@@ -77,7 +77,7 @@ fn a_fresh_adapter_on_experts_is_spread_as_in_the_reference_and_changes_nothing(
     let mut peft = net();
     let untouched = numbers(&output(&peft));
     let config = LoraConfig { init_lora_weights: "gaussian".into(), ..on(&["gate_up_proj", "down_proj"]) };
-    let plan = peft.add_adapter(DEFAULT_ADAPTER, config, 0).unwrap();
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, config, 0).unwrap();
     assert_eq!(plan.trainable(), 2 * 3 * (6 + 20 + 10 + 6));
     let tensors = plan.tensors().unwrap();
     let ours = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
@@ -95,9 +95,9 @@ fn a_fresh_adapter_on_experts_is_spread_as_in_the_reference_and_changes_nothing(
 fn adapters_on_parameters_need_not_name_the_same() {
     let mut peft = net();
     let random = |names: &[&str]| LoraConfig { init_lora_weights: false.into(), ..on(names) };
-    peft.add_adapter("first", random(&["gate_up_proj", "mix"]), 1).unwrap();
+    peft.add_adapter_as("first", random(&["gate_up_proj", "mix"]), 1).unwrap();
     let first = numbers(&output(&peft));
-    peft.add_adapter("second", random(&["down_proj"]), 2).unwrap();
+    peft.add_adapter_as("second", random(&["down_proj"]), 2).unwrap();
     let second = numbers(&output(&peft));
     assert_ne!(first, second);
     peft.set_active(&["first", "second"]).unwrap();
@@ -108,7 +108,7 @@ fn adapters_on_parameters_need_not_name_the_same() {
     };
     assert_eq!(keys(&peft, "second"), ["lora_A.weight", "lora_B.weight"]);
     assert_eq!(keys(&peft, "first")[0], "base_layer.lora_A.weight");
-    let merged = PeftModel::new(peft.merge().unwrap(), &device());
+    let merged = PeftModel::of_module(peft.merge().unwrap());
     for (merged, live) in numbers(&output(&merged)).iter().zip(&live) {
         assert!((merged - live).abs() < 1e-4, "{merged} for {live}");
     }
@@ -120,7 +120,7 @@ fn adapters_on_parameters_need_not_name_the_same() {
 fn what_parameters_cannot_have_is_refused() {
     let refused = |config: LoraConfig| {
         let mut peft = net();
-        let error = peft.add_adapter(DEFAULT_ADAPTER, config, 0).map(|_| ()).unwrap_err().to_string();
+        let error = peft.add_adapter_as(DEFAULT_ADAPTER, config, 0).map(|_| ()).unwrap_err().to_string();
         assert!(peft.adapters().is_empty());
         error
     };
@@ -144,7 +144,7 @@ fn what_parameters_cannot_have_is_refused() {
     let text = serde_json::from_str(r#"{"peft_type": "LORA", "target_parameters": "mix"}"#).unwrap();
     assert!(LoraConfig::parse(text).is_err());
     // A parameter of the model itself has no module that could name its file's keys.
-    let own = PeftModel::new(Experts::recorded("experts_lora"), &device());
+    let own = PeftModel::of_module(Experts::recorded("experts_lora"));
     let top: Result<()> = on(&["mix"]).plan(own.spec()).map(|_| ());
     assert!(matches!(&top, Err(PeftError::NothingMatched { .. } | PeftError::Config { .. })), "{top:?}");
 }

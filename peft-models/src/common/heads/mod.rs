@@ -1,4 +1,5 @@
 //! Heads that differ between architectures in names only.
 
 pub(crate) mod masked_lm;
+pub mod missing;
 pub(crate) mod token_heads;

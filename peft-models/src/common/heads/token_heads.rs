@@ -52,11 +52,6 @@ macro_rules! word_heads {
                     labels,
                 }
             }
-
-            /// What the labels are.
-            pub fn labels(&self) -> &$crate::common::config::LabelConfig {
-                &self.labels
-            }
         }
 
         impl peft_core::Adaptable for $tokens {
@@ -71,8 +66,8 @@ macro_rules! word_heads {
                 self.$head.forward(self.dropout.forward(hidden))
             }
 
-            fn num_labels(&self) -> usize {
-                self.labels.num_labels()
+            fn labels(&self) -> &$crate::common::config::LabelConfig {
+                &self.labels
             }
         }
     };

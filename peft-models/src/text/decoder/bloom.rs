@@ -7,6 +7,7 @@ use peft_core::ops::{self, AttentionMask, attention, split};
 use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -16,6 +17,15 @@ use crate::common::mask;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["bloom"], BASE_PREFIX)
+        .causal_lm(BloomForCausalLm::new)
+        .sequence_classifier(BloomForSequenceClassification::new)
+        .token_classifier(BloomForTokenClassification::new)
+        .feature_extractor(BloomModel::new)
+}
 
 /// `config.json` of a Bloom. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,9 +66,8 @@ impl Default for BloomConfig {
     }
 }
 
-impl BloomConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for BloomConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let names = [("n_embed", "hidden_size"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head")];
         let config: Self = raw.renamed(&names).parse(&[])?;
         heads_divide(("n_head", config.n_head), ("hidden_size", config.hidden_size))?;

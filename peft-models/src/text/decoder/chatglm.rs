@@ -12,6 +12,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::input::{KvCache, ModelInput, Target, Tokens, extend_cache};
@@ -23,6 +24,13 @@ use crate::common::task::CausalLm;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["chatglm"], BASE_PREFIX)
+        .causal_lm(ChatGlmForConditionalGeneration::new)
+        .feature_extractor(ChatGlmModel::new)
+}
 
 const THETA: f32 = 10_000.0;
 
@@ -130,9 +138,8 @@ impl SecondConfig {
     }
 }
 
-impl ChatGlmConfig {
-    /// Understands a `config.json`: the later generations name a `padded_vocab_size`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for ChatGlmConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         // Checkpoints may carry prefixes that their own code trained.
         let unknown = ["pre_seq_len", "prefix_projection", "quantization_bit"];
         // Absent and null are one.
@@ -644,6 +651,14 @@ impl Adaptable for ChatGlmForConditionalGeneration {
     // The head of the later generations is not declared as one there: `all-linear` takes it in.
     fn spec(&self) -> ModelSpec {
         self.transformer.spec_within(ModelSpec::of(self), "transformer").with_heads(["lm_head"])
+    }
+
+    fn is_tied(&self) -> bool {
+        CausalLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        CausalLm::untie(self);
     }
 }
 

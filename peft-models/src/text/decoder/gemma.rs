@@ -10,6 +10,7 @@ use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{
     Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION, heads_divide, windows_of,
 };
@@ -23,6 +24,15 @@ use crate::common::rope::Rope;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["gemma2", "gemma3_text"], BASE_PREFIX)
+        .causal_lm(GemmaForCausalLm::new)
+        .sequence_classifier(GemmaForSequenceClassification::new)
+        .token_classifier(GemmaForTokenClassification::new)
+        .feature_extractor(GemmaModel::new)
+}
 
 /// Which of the two it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -129,9 +139,8 @@ pub struct GemmaConfig {
     pub labels: LabelConfig,
 }
 
-impl GemmaConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for GemmaConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         let generation = Generation::deserialize(raw.json.get("model_type").unwrap_or(&Value::Null))
             .map_err(|error| PeftError::config("model_type", error))?;

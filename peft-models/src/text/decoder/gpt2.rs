@@ -7,6 +7,7 @@ use peft_core::ops::{AttentionMask, attention, split};
 use peft_core::{Adaptable, ModelSpec, PromptShape, Result, forward};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::token_heads::word_heads;
 use crate::common::input::{KvCache, ModelInput, extend_cache};
@@ -17,6 +18,16 @@ use crate::common::task::{CausalLm, FeatureExtractor, SequenceClassifier, pool_l
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["gpt2"], BASE_PREFIX)
+        .causal_lm(Gpt2LmHeadModel::new)
+        .sequence_classifier(Gpt2ForSequenceClassification::new)
+        .token_classifier(Gpt2ForTokenClassification::new)
+        .question_answerer(Gpt2ForQuestionAnswering::new)
+        .feature_extractor(Gpt2Model::new)
+}
 
 /// `config.json` of a GPT-2. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -67,9 +78,8 @@ impl Default for Gpt2Config {
     }
 }
 
-impl Gpt2Config {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for Gpt2Config {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         // `reorder_and_upcast_attn` only moves half-precision products to f32, where ours always are.
         let config: Self = raw.parse(&[])?;
         if !config.n_embd.is_multiple_of(config.n_head) {
@@ -295,6 +305,14 @@ impl Adaptable for Gpt2LmHeadModel {
     fn spec(&self) -> ModelSpec {
         self.transformer.spec_with_head(ModelSpec::of(self)).with_heads(["lm_head"])
     }
+
+    fn is_tied(&self) -> bool {
+        CausalLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        CausalLm::untie(self);
+    }
 }
 
 impl CausalLm for Gpt2LmHeadModel {
@@ -349,11 +367,6 @@ impl Gpt2ForSequenceClassification {
             labels: config.labels.clone(),
         }
     }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
 }
 
 impl Adaptable for Gpt2ForSequenceClassification {
@@ -368,12 +381,12 @@ impl SequenceClassifier for Gpt2ForSequenceClassification {
         self.score.forward(pool_last_token(hidden, input, self.labels.pad_token_id))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn pools_last_token(&self) -> bool {
+        true
     }
 }
 

@@ -7,6 +7,7 @@ use peft_core::ops::{AttentionMask, attention};
 use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -16,6 +17,15 @@ use crate::common::mask;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["gpt_neo"], BASE_PREFIX)
+        .causal_lm(GptNeoForCausalLm::new)
+        .sequence_classifier(GptNeoForSequenceClassification::new)
+        .token_classifier(GptNeoForTokenClassification::new)
+        .feature_extractor(GptNeoModel::new)
+}
 
 /// `config.json` of a GPT-Neo. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -74,9 +84,8 @@ impl Default for GptNeoConfig {
     }
 }
 
-impl GptNeoConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for GptNeoConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let names = [("num_hidden_layers", "num_layers"), ("num_attention_heads", "num_heads")];
         let mut config: Self = raw.renamed(&names).parse(&[])?;
         heads_divide(("num_heads", config.num_heads), ("hidden_size", config.hidden_size))?;

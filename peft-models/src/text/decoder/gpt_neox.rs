@@ -8,6 +8,7 @@ use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -18,6 +19,15 @@ use crate::common::rope::Rope;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "gpt_neox.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["gpt_neox"], BASE_PREFIX)
+        .causal_lm(GptNeoXForCausalLm::new)
+        .sequence_classifier(GptNeoXForSequenceClassification::new)
+        .token_classifier(GptNeoXForTokenClassification::new)
+        .feature_extractor(GptNeoXModel::new)
+}
 
 /// What of a head is rotated where `config.json` is silent.
 const DEFAULT_ROTARY_SHARE: f64 = 0.25;
@@ -73,9 +83,8 @@ impl Default for GptNeoXConfig {
     }
 }
 
-impl GptNeoXConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for GptNeoXConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.renamed(&[("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")]);
         raw.json.entry("partial_rotary_factor").or_insert(json!(DEFAULT_ROTARY_SHARE));
         let mut config: Self = raw.parse(&[])?;

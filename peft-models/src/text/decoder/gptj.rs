@@ -7,6 +7,7 @@ use peft_core::ops::{AttentionMask, Pairing, RotaryTable, attention};
 use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -17,6 +18,15 @@ use crate::common::rope::Rope;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["gptj"], BASE_PREFIX)
+        .causal_lm(GptJForCausalLm::new)
+        .sequence_classifier(GptJForSequenceClassification::new)
+        .token_classifier(GptJForTokenClassification::new)
+        .feature_extractor(GptJModel::new)
+}
 
 /// `config.json` of a GPT-J. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,9 +69,8 @@ impl Default for GptJConfig {
     }
 }
 
-impl GptJConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for GptJConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let names = [
             ("max_position_embeddings", "n_positions"),
             ("hidden_size", "n_embd"),
@@ -78,7 +87,9 @@ impl GptJConfig {
         }
         Ok(config)
     }
+}
 
+impl GptJConfig {
     fn rotary(&self) -> usize {
         self.rotary_dim.unwrap_or(self.n_embd)
     }

@@ -10,6 +10,7 @@ use peft_core::{PeftError, PromptShape, Result, forward};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, windows_of};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::gated_mlp::GatedMlp;
@@ -21,6 +22,15 @@ use crate::common::rope::Rope;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["llama", "mistral", "qwen2", "qwen3"], BASE_PREFIX)
+        .causal_lm(LlamaForCausalLm::new)
+        .sequence_classifier(LlamaForSequenceClassification::new)
+        .token_classifier(LlamaForTokenClassification::new)
+        .feature_extractor(LlamaModel::new)
+}
 
 /// Whose `config.json` it is: the families differ in their defaults and in what they read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -162,9 +172,8 @@ pub struct LlamaConfig {
     pub labels: LabelConfig,
 }
 
-impl LlamaConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for LlamaConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         let family = Family::deserialize(raw.json.get("model_type").unwrap_or(&Value::Null))
             .map_err(|error| PeftError::config("model_type", error))?;

@@ -7,6 +7,7 @@ use peft_core::ops::{AttentionMask, attention};
 use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -16,6 +17,15 @@ use crate::common::mask;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["opt"], BASE_PREFIX)
+        .causal_lm(OptForCausalLm::new)
+        .sequence_classifier(OptForSequenceClassification::new)
+        .token_classifier(OptForTokenClassification::new)
+        .feature_extractor(OptModel::new)
+}
 
 /// The table of positions starts with rows for no position.
 const POSITION_OFFSET: usize = 2;
@@ -74,9 +84,8 @@ impl Default for OptConfig {
     }
 }
 
-impl OptConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for OptConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         // A `pad_token_id` of null is none, a file that does not speak of it has 1.
         raw.json.entry("pad_token_id").or_insert(1.into());
@@ -89,7 +98,9 @@ impl OptConfig {
         config.d_embed = config.word_embed_proj_dim.unwrap_or(config.hidden_size);
         Ok(config)
     }
+}
 
+impl OptConfig {
     fn norm(&self, device: &Device) -> LayerNorm {
         LayerNorm::new(self.hidden_size, LAYER_NORM_EPSILON, device)
     }

@@ -8,6 +8,7 @@ use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::decoder::{Decoder, decoder_heads};
 use crate::common::heads::token_heads::word_heads;
@@ -18,6 +19,15 @@ use crate::common::rope::Rope;
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["phi3"], BASE_PREFIX)
+        .causal_lm(Phi3ForCausalLm::new)
+        .sequence_classifier(Phi3ForSequenceClassification::new)
+        .token_classifier(Phi3ForTokenClassification::new)
+        .feature_extractor(Phi3Model::new)
+}
 
 /// `config.json` of a Phi-3. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,9 +78,8 @@ impl Default for Phi3Config {
     }
 }
 
-impl Phi3Config {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for Phi3Config {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         raw.json.entry("pad_token_id").or_insert(json!(32000));
         raw.json.entry("original_max_position_embeddings").or_insert(json!(4096));
@@ -89,7 +98,9 @@ impl Phi3Config {
         config.rope = Some(Rope::from_raw(&raw, config.d_head(), config.max_position_embeddings)?);
         Ok(config)
     }
+}
 
+impl Phi3Config {
     fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }

@@ -10,6 +10,7 @@ use peft_core::ops::{AttentionMask, attention};
 use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{HeadShape, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
@@ -21,6 +22,16 @@ use crate::common::task::{FeatureExtractor, SequenceClassifier};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "bert.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["bert"], BASE_PREFIX)
+        .sequence_classifier(BertForSequenceClassification::new)
+        .token_classifier(BertForTokenClassification::new)
+        .question_answerer(BertForQuestionAnswering::new)
+        .masked_lm(BertForMaskedLm::new)
+        .feature_extractor(BertModel::new)
+}
 
 /// `config.json` of a BERT. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -65,9 +76,8 @@ impl Default for BertConfig {
     }
 }
 
-impl BertConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for BertConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let config: Self = raw.parse(&["is_decoder"])?;
         if let Some(kind) = config.position_embedding_type.as_deref().filter(|it| *it != "absolute") {
             let what = format!("position_embedding_type `{kind}`");
@@ -415,11 +425,6 @@ impl BertForSequenceClassification {
             labels: config.labels.clone(),
         }
     }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
 }
 
 impl Adaptable for BertForSequenceClassification {
@@ -437,12 +442,8 @@ impl SequenceClassifier for BertForSequenceClassification {
         self.classifier.forward(self.dropout.forward(pooled))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 

@@ -12,6 +12,7 @@ use peft_core::ops::{self, AttentionMask};
 use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{HeadShape, LmPredictions, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
@@ -23,6 +24,16 @@ use crate::text::encoder::disentangled::{Distances, Positions, disentangled_atte
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "deberta.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["deberta"], BASE_PREFIX)
+        .sequence_classifier(DebertaForSequenceClassification::new)
+        .token_classifier(DebertaForTokenClassification::new)
+        .question_answerer(DebertaForQuestionAnswering::new)
+        .masked_lm(DebertaForMaskedLm::new)
+        .feature_extractor(DebertaModel::new)
+}
 
 /// `config.json` of a DeBERTa. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -84,14 +95,15 @@ impl Default for DebertaConfig {
     }
 }
 
-impl DebertaConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for DebertaConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let config: Self = raw.parse(&["talking_head"])?;
         config.check()?;
         Ok(config)
     }
+}
 
+impl DebertaConfig {
     /// What holds for both generations of the model.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
@@ -535,11 +547,6 @@ impl DebertaForSequenceClassification {
             labels: config.labels.clone(),
         }
     }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
 }
 
 impl Adaptable for DebertaForSequenceClassification {
@@ -554,12 +561,8 @@ impl SequenceClassifier for DebertaForSequenceClassification {
         self.classifier.forward(self.dropout.forward(pooled))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 

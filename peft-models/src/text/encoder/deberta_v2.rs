@@ -17,6 +17,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{LmPredictions, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
@@ -31,6 +32,16 @@ use crate::text::encoder::disentangled::{Distances, Positions, disentangled_atte
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "deberta.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["deberta-v2"], BASE_PREFIX)
+        .sequence_classifier(DebertaV2ForSequenceClassification::new)
+        .token_classifier(DebertaV2ForTokenClassification::new)
+        .question_answerer(DebertaV2ForQuestionAnswering::new)
+        .masked_lm(DebertaV2ForMaskedLm::new)
+        .feature_extractor(DebertaV2Model::new)
+}
 
 /// `config.json` of a DeBERTa v2: that of the first generation, with other defaults and more fields.
 #[derive(Debug, Clone)]
@@ -76,9 +87,8 @@ impl Default for More {
     }
 }
 
-impl DebertaV2Config {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for DebertaV2Config {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         for (field, value) in [
             ("vocab_size", 128_100),
@@ -115,7 +125,9 @@ impl DebertaV2Config {
             conv_act: more.conv_act,
         })
     }
+}
 
+impl DebertaV2Config {
     /// Half the rows of the table of distances.
     fn span(&self) -> usize {
         self.position_buckets.unwrap_or_else(|| self.base.span())
@@ -427,11 +439,6 @@ impl DebertaV2ForSequenceClassification {
             labels: config.base.labels.clone(),
         }
     }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
 }
 
 impl Adaptable for DebertaV2ForSequenceClassification {
@@ -446,12 +453,8 @@ impl SequenceClassifier for DebertaV2ForSequenceClassification {
         self.classifier.forward(self.dropout.forward(pooled))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 

@@ -13,6 +13,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::input::ModelInput;
 use crate::common::mask;
@@ -21,6 +22,16 @@ use crate::common::task::{FeatureExtractor, MaskedLm, QuestionAnswerer, Sequence
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["modernbert"], BASE_PREFIX)
+        .sequence_classifier(ModernBertForSequenceClassification::new)
+        .token_classifier(ModernBertForTokenClassification::new)
+        .question_answerer(ModernBertForQuestionAnswering::new)
+        .masked_lm(ModernBertForMaskedLm::new)
+        .feature_extractor(ModernBertModel::new)
+}
 
 /// `config.json` of a ModernBERT. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -106,9 +117,8 @@ impl Default for ModernBertConfig {
     }
 }
 
-impl ModernBertConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for ModernBertConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut config: Self = raw.parse(&["rope_scaling"])?;
         let (d_model, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || !d_model.is_multiple_of(2 * heads) {
@@ -134,7 +144,9 @@ impl ModernBertConfig {
         }
         Ok(config)
     }
+}
 
+impl ModernBertConfig {
     fn layer_types(&self) -> Vec<LayerType> {
         self.layer_types.clone().unwrap_or_else(|| {
             let every = self.global_attn_every_n_layers.max(1);
@@ -418,11 +430,6 @@ macro_rules! heads {
                     }
                 }
 
-                /// What the labels are.
-                pub fn labels(&self) -> &LabelConfig {
-                    &self.labels
-                }
-
                 fn score<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
                     self.classifier.forward(self.drop.forward(self.head.forward(hidden)))
                 }
@@ -465,12 +472,8 @@ impl SequenceClassifier for ModernBertForSequenceClassification {
         self.score(pooled.reshape([batch, d_model]))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 
@@ -479,8 +482,8 @@ impl TokenClassifier for ModernBertForTokenClassification {
         self.score(self.model.forward(input))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 

@@ -12,6 +12,7 @@ use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
 use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde_json::json;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{RobertaHead, masked_lm};
 use crate::common::heads::token_heads::word_heads;
@@ -24,6 +25,16 @@ use crate::text::encoder::bert::{BertConfig, BertEncoder, BertPooler, OutputToke
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "roberta.";
 
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["roberta", "xlm-roberta"], BASE_PREFIX)
+        .sequence_classifier(RobertaForSequenceClassification::new)
+        .token_classifier(RobertaForTokenClassification::new)
+        .question_answerer(RobertaForQuestionAnswering::new)
+        .masked_lm(RobertaForMaskedLm::new)
+        .feature_extractor(RobertaModel::new)
+}
+
 /// `config.json` of a RoBERTa: that of a BERT, with other defaults.
 #[derive(Debug, Clone)]
 pub struct RobertaConfig {
@@ -35,9 +46,8 @@ pub struct RobertaConfig {
     pub pad_token_id: i64,
 }
 
-impl RobertaConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for RobertaConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let model_type = raw.model_type()?.to_owned();
         let mut raw = raw.clone();
         if model_type == "roberta" {
@@ -52,7 +62,9 @@ impl RobertaConfig {
             .ok_or_else(|| PeftError::config("pad_token_id", "is not set, and positions count from it"))?;
         Ok(Self { model_type, bert, pad_token_id })
     }
+}
 
+impl RobertaConfig {
     fn dropout_of_head(&self) -> Dropout {
         Dropout::new(self.bert.classifier_dropout.unwrap_or(self.bert.hidden_dropout_prob))
     }
@@ -231,11 +243,6 @@ impl RobertaForSequenceClassification {
             labels: config.bert.labels.clone(),
         }
     }
-
-    /// What the labels are.
-    pub fn labels(&self) -> &LabelConfig {
-        &self.labels
-    }
 }
 
 impl Adaptable for RobertaForSequenceClassification {
@@ -249,12 +256,8 @@ impl SequenceClassifier for RobertaForSequenceClassification {
         self.classifier.forward(self.roberta.hidden(input, OutputTokens::ClsOnly))
     }
 
-    fn num_labels(&self) -> usize {
-        self.labels.num_labels()
-    }
-
-    fn problem_type(&self) -> Option<&str> {
-        self.labels.problem_type.as_deref()
+    fn labels(&self) -> &LabelConfig {
+        &self.labels
     }
 }
 

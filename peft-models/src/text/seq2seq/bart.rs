@@ -8,6 +8,7 @@ use peft_core::ops::{AttentionMask, attention};
 use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, RawConfig};
 use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, Tokens, extend_cache};
 use crate::common::layers;
@@ -17,6 +18,11 @@ use crate::common::task::{Encoded, Seq2SeqLm, shift_right};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "model.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["bart", "mbart"], BASE_PREFIX).seq2seq_lm(BartForConditionalGeneration::new)
+}
 
 /// Rows at the start of a table of positions that no position uses.
 const OFFSET: i64 = 2;
@@ -76,9 +82,8 @@ impl Default for BartConfig {
     }
 }
 
-impl BartConfig {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for BartConfig {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         // Switches of models that the first BART was converted from.
         let config: Self = raw.parse_encoder_decoder(&["is_decoder", "normalize_before", "add_final_layer_norm"])?;
         for (field, heads) in [
@@ -92,7 +97,9 @@ impl BartConfig {
         }
         Ok(config)
     }
+}
 
+impl BartConfig {
     /// Whether norms stand before what they norm, and one more at the end: mBART.
     fn norms_first(&self) -> bool {
         self.model_type == "mbart"
@@ -440,6 +447,14 @@ impl Adaptable for BartForConditionalGeneration {
         let prompts =
             PromptShape::even("shared", config.d_model, config.encoder_layers, config.decoder_attention_heads);
         ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
+    }
+
+    fn is_tied(&self) -> bool {
+        Seq2SeqLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        Seq2SeqLm::untie(self);
     }
 }
 

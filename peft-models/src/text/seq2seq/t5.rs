@@ -12,6 +12,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::architecture::{Architecture, ModelConfig};
 use crate::common::config::{Activation, RawConfig};
 use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, extend_cache};
 use crate::common::layers;
@@ -21,6 +22,11 @@ use crate::common::task::{Encoded, Seq2SeqLm, shift_right};
 
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
+
+/// The architecture, for the list of built-in ones.
+pub fn architecture() -> Architecture {
+    Architecture::new(["t5", "mt5"], BASE_PREFIX).seq2seq_lm(T5ForConditionalGeneration::new)
+}
 
 /// `config.json` of a T5. Defaults are transformers' own.
 #[derive(Debug, Clone, Deserialize)]
@@ -72,9 +78,8 @@ impl Default for T5Config {
     }
 }
 
-impl T5Config {
-    /// Understands a `config.json`.
-    pub fn from_raw(raw: &RawConfig) -> Result<Self> {
+impl ModelConfig for T5Config {
+    fn from_raw(raw: &RawConfig) -> Result<Self> {
         let mut raw = raw.clone();
         if raw.model_type()? == "mt5" {
             for (field, value) in [
@@ -99,7 +104,9 @@ impl T5Config {
         }
         Ok(config)
     }
+}
 
+impl T5Config {
     /// The activation, and whether a second matrix gates it.
     fn act(&self) -> Result<(Activation, bool)> {
         let unknown =
@@ -520,6 +527,14 @@ impl Adaptable for T5ForConditionalGeneration {
             d_head: config.d_kv,
         };
         ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("", prompts)
+    }
+
+    fn is_tied(&self) -> bool {
+        Seq2SeqLm::is_tied(self)
+    }
+
+    fn untie_head(&mut self) {
+        Seq2SeqLm::untie(self);
     }
 }
 

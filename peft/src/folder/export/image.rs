@@ -8,7 +8,7 @@ use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft_core::{PeftError, Result};
 
-use super::Exported;
+use super::form::Exported;
 use super::pairs::{Allowed, Pairs, scaled};
 
 /// The name that diffusers looks for.

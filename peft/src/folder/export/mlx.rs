@@ -9,7 +9,7 @@ use peft_core::files::checkpoint::{FloatType, Stored, serialize, write_together}
 use peft_core::{CONFIG_FILE, PeftError, Result};
 use serde_json::json;
 
-use super::Exported;
+use super::form::Exported;
 use super::pairs::{Allowed, Pairs};
 
 const WEIGHTS: &str = "adapters.safetensors";

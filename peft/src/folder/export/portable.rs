@@ -14,14 +14,15 @@ use peft_core::{
 use peft_lora::LoraConfig;
 use serde_json::Value;
 
-use super::Exported;
+use super::form::Exported;
 use super::pairs::{Allowed, Pair, Pairs};
-use crate::folder::inspect::sites_of;
+use crate::folder::inspect::spec_of;
+use crate::run::registry::Registry;
 
 /// The rank that vLLM takes without a switch.
 const SMALL_RANK: usize = 16;
 
-pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>) -> Result<Exported> {
+pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>, registry: &Registry) -> Result<Exported> {
     found.refuse("the portable form", Allowed::default())?;
     let saves_head =
         found.config.task_type.as_deref().is_some_and(|it| ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"].contains(&it));
@@ -30,7 +31,7 @@ pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>) -> Res
         let reason = "its head is trained whole, which is no LoRA: merge the adapter into the base";
         return Err(PeftError::unsupported(format!("task_type {task} in the portable form"), reason));
     }
-    let spec = base.map(|base| sites_of(base, &found.json)).transpose()?;
+    let spec = base.map(|base| spec_of(base, &found.json, registry)).transpose()?;
     let named = found.json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
     let base_name = named.or_else(|| base.map(|it| it.display().to_string()));
     let Some(base_name) = base_name else {

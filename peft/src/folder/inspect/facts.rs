@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::model::state::KEY_PREFIX;
-use peft_core::{AdapterFolder, PeftError, Result, is_off};
+use peft_core::{AdapterFolder, MethodRegistry, PeftError, Result, is_off};
 use serde_json::{Map, Value};
 
-use super::{Flags, shorten};
-use crate::methods;
+use super::inspection::{Flags, shorten};
 
 /// What a tensor is to its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,9 +258,8 @@ impl Facts {
         (!odd.is_empty()).then(|| format!("the configuration says r={rank}{also}, but tensors have rank {odd:?}"))
     }
 
-    pub(super) fn warnings(&self, folder: &AdapterFolder) -> Vec<String> {
+    pub(super) fn warnings(&self, folder: &AdapterFolder, methods: &MethodRegistry) -> Vec<String> {
         let mut list = Vec::new();
-        let methods = methods();
         if !methods.names().any(|it| it == self.peft_type) {
             let known: Vec<&str> = methods.names().collect();
             let known = known.join(", ");

@@ -6,7 +6,7 @@ use peft_core::model::state::KEY_PREFIX;
 use serde_json::Value;
 
 use super::facts::{Facts, Role, leaf, split};
-use super::{Outcome, Reason, Verdict, shorten};
+use super::inspection::{Outcome, Reason, Verdict, shorten};
 
 /// `peft_type`s of the reference.
 const REFERENCE_TYPES: &str = " PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING LORA ADALORA ADAMSS BOFT \

@@ -1,8 +1,7 @@
-//! Walking an adapter without knowing its type.
+//! Parameters carried across a border that knows no types.
 //!
-//! [`ModuleVisitor`] and [`ModuleMapper`] have const-generic methods, so neither is object-safe, and an
-//! [`AdapterSet`](crate::AdapterSet) holds adapters of any method. This file carries parameters across that border as
-//! `(rank, Any)` pairs: [`Erase`] turns typed calls into erased ones, [`Restore`] turns them back.
+//! [`ModuleVisitor`] and [`ModuleMapper`] have const-generic methods, so neither is object-safe. Here a parameter is a
+//! pair of its rank and an `Any`: [`Erase`] turns typed calls into erased ones, [`Restore`] turns them back.
 
 use std::any::Any;
 

@@ -1,0 +1,215 @@
+//! What a planner knows about a model: all of its parameters, and where heads and prompts are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::erased::AnyModule;
+use crate::spec::param::{ParamKind, ParamSpec, kind_of};
+use crate::spec::path::{PathStack, is_below, is_suffix, join};
+
+/// A model that says of itself what a planner must know: what [`PeftModel::new`](crate::PeftModel::new) takes.
+pub trait Adaptable {
+    /// Parameters, architecture and heads.
+    fn spec(&self) -> ModelSpec;
+
+    /// Whether the output layer has no weight of its own, but reads the embedding matrix the other way.
+    fn is_tied(&self) -> bool {
+        false
+    }
+
+    /// Gives a tied model an output layer of its own that starts as the embedding matrix and shares its memory.
+    ///
+    /// An adapter that names the head rides on the head's own weight. [`PeftModel`](crate::PeftModel) calls this when it
+    /// takes in such an adapter. Nothing happens to a model that [is not tied](Adaptable::is_tied).
+    fn untie_head(&mut self) {}
+}
+
+/// Where prompts go into a model, and the sizes that they must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptShape {
+    /// Path of the table that tokens are looked up in: `transformer.wte`.
+    pub table: String,
+    /// Width of the hidden states, `hidden_size`.
+    pub d_model: usize,
+    /// Number of layers whose cache takes a prefix; of the decoder, where there is an encoder too.
+    pub layers: usize,
+    /// Number of query heads, `num_attention_heads`.
+    pub heads: usize,
+    /// Number of key heads.
+    pub kv_heads: usize,
+    /// Width of a key head.
+    pub d_head: usize,
+}
+
+impl PromptShape {
+    /// Of a model whose heads share `d_model` evenly, each with keys of its own.
+    pub fn even(table: &str, d_model: usize, layers: usize, heads: usize) -> Self {
+        Self { table: table.to_owned(), d_model, layers, heads, kv_heads: heads, d_head: d_model / heads }
+    }
+}
+
+/// All parameters of a model, and what a plan must know about the model as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct ModelSpec {
+    params: Vec<Arc<ParamSpec>>,
+    modules: BTreeSet<String>,
+    /// `model_type` of `config.json`: picks default targets.
+    pub model_type: Option<String>,
+    /// Layers that `all-linear` leaves out: the language-model head, the classifier.
+    pub heads: Vec<String>,
+    /// Modules whose stacks of matrices lie as `[experts, in, out]`, not `[experts, out, in]`: `is_transposed` in Python.
+    pub transposed: Vec<String>,
+    /// Where prompts go in; nothing in models that take none.
+    pub prompts: Option<PromptShape>,
+    /// Folder or hub id that the weights came from. Adapter folders name it as `base_model_name_or_path`.
+    pub base_name: Option<String>,
+    /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
+    pub task_type: Option<String>,
+}
+
+impl ModelSpec {
+    /// Lists the parameters of a model. Lazy ones stay lazy.
+    pub fn of<M: Module>(model: &M) -> Self {
+        let mut visitor = ListParams::default();
+        model.visit(&mut visitor);
+        Self { params: visitor.params, modules: visitor.modules, ..Self::default() }
+    }
+
+    /// Names the architecture, as `config.json` does.
+    pub fn with_model_type(mut self, model_type: impl Into<String>) -> Self {
+        self.model_type = Some(model_type.into());
+        self
+    }
+
+    /// Says where the weights came from: a folder or a hub id.
+    pub fn with_base_name(mut self, base_name: impl Into<String>) -> Self {
+        self.base_name = Some(base_name.into());
+        self
+    }
+
+    /// Says what the model is for: `CAUSAL_LM`, `SEQ_CLS`, …. A fresh adapter takes it over, and with it the heads that
+    /// the task trains.
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.task_type = Some(task_type.into());
+        self
+    }
+
+    /// The same description of a model whose parameters have changed.
+    pub(crate) fn with_parameters_of<M: Module>(&self, model: &M) -> Self {
+        let Self { params, modules, .. } = Self::of(model);
+        Self { params, modules, ..self.clone() }
+    }
+
+    /// Names the output layers that `all-linear` leaves out.
+    pub fn with_heads<S: Into<String>>(mut self, heads: impl IntoIterator<Item = S>) -> Self {
+        self.heads = heads.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Names the modules, by path or its end, whose stacks of matrices lie as `[experts, in, out]`.
+    pub fn with_transposed<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.transposed = modules.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether a stack of matrices lies as `[experts, in, out]`.
+    pub fn is_transposed(&self, param: &ParamSpec) -> bool {
+        self.transposed.iter().any(|it| is_suffix(&param.module, it))
+    }
+
+    /// Says where prompts go in. `prompts.table` is relative to `stack`, which is empty for a model without a head.
+    pub fn with_prompts(mut self, stack: &str, prompts: PromptShape) -> Self {
+        let table = join(stack, &prompts.table);
+        self.prompts = Some(PromptShape { table, ..prompts });
+        self
+    }
+
+    /// Whether a module is one of the output layers, or inside one.
+    pub fn is_head(&self, module: &str) -> bool {
+        self.heads.iter().any(|head| module == head || is_below(module, head))
+    }
+
+    /// Every parameter, in the model's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
+        self.params.iter()
+    }
+
+    /// The weights of linear layers, embeddings and convolutions.
+    pub fn layers(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
+        self.params.iter().filter(|it| it.is_layer_weight())
+    }
+
+    /// The parameters at or below a module.
+    pub fn below<'a>(&'a self, module: &'a str) -> impl Iterator<Item = &'a Arc<ParamSpec>> {
+        self.params.iter().filter(move |it| it.module == module || is_below(&it.module, module))
+    }
+
+    /// Every module path, with all its prefixes.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(String::as_str)
+    }
+
+    /// The parameter at a path.
+    pub fn get(&self, path: &str) -> Option<&Arc<ParamSpec>> {
+        self.params.iter().find(|it| it.path() == path)
+    }
+
+    /// Whether the layer of a weight has a bias.
+    pub fn has_bias(&self, param: &ParamSpec) -> bool {
+        self.get(&join(&param.module, "bias")).is_some()
+    }
+
+    /// Number of elements of all parameters. Buffers are none.
+    pub fn parameters(&self) -> usize {
+        self.params.iter().filter(|it| it.kind != ParamKind::Buffer).map(|it| it.len()).sum()
+    }
+}
+
+#[derive(Default)]
+struct ListParams {
+    at: PathStack,
+    params: Vec<Arc<ParamSpec>>,
+    modules: BTreeSet<String>,
+}
+
+impl ModuleVisitor for ListParams {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.at.in_adapters() {
+            return;
+        }
+        let (module, name) = self.at.split();
+        let owner = self.at.owner().to_owned();
+        let kind = kind_of(&owner, &name, D);
+        let mut prefix = module.as_str();
+        while !prefix.is_empty() && self.modules.insert(prefix.to_owned()) {
+            prefix = prefix.rsplit_once('.').map_or("", |(head, _)| head);
+        }
+        let shape = param.lazy_shape().as_slice().to_vec();
+        self.params.push(Arc::new(ParamSpec { module, name, owner, kind, shape }));
+    }
+}
+
+impl Adaptable for AnyModule<dyn Adaptable> {
+    fn spec(&self) -> ModelSpec {
+        (**self).spec()
+    }
+
+    fn is_tied(&self) -> bool {
+        (**self).is_tied()
+    }
+
+    fn untie_head(&mut self) {
+        (**self).untie_head();
+    }
+}

@@ -1,0 +1,13 @@
+//! What an architecture is, and models of any architecture.
+
+mod declaration;
+mod models;
+mod origin;
+
+pub(crate) use declaration::Constructor;
+pub use declaration::{Architecture, ModelConfig};
+pub use models::{
+    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoTokenClassifier,
+};
+pub(crate) use origin::Origin;

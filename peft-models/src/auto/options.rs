@@ -1,0 +1,34 @@
+//! What a caller asks of a head.
+
+use serde_json::{Value, json};
+
+use crate::common::config::RawConfig;
+
+/// What a classifier is to be, where its folder does not say or says something else.
+#[derive(Debug, Clone, Default)]
+pub struct ClassifierOptions {
+    /// Number of outputs.
+    pub num_labels: Option<usize>,
+    /// `regression`, `single_label_classification` or `multi_label_classification`.
+    pub problem_type: Option<String>,
+    /// The padding token, which decoders must know to find the last token of a row.
+    pub pad_token_id: Option<i64>,
+    /// Seed of a head that the checkpoint lacks.
+    pub seed: u64,
+}
+
+impl ClassifierOptions {
+    /// Has `config.json` say what was asked for.
+    pub(super) fn write_into(&self, raw: &mut RawConfig) {
+        let mut set = |field: &str, value: Value| raw.json.insert(field.to_owned(), value);
+        if let Some(labels) = self.num_labels {
+            set("num_labels", json!(labels));
+        }
+        if let Some(kind) = &self.problem_type {
+            set("problem_type", json!(kind));
+        }
+        if let Some(pad) = self.pad_token_id {
+            set("pad_token_id", json!(pad));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Heads that are the embedding matrix read the other way, and where a checkpoint has it.
+
+use peft_core::files::checkpoint::{BaseDtype, Checkpoint};
+use peft_core::{Adaptable, Result};
+
+/// Names of heads that score words.
+pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a str> {
+    checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))
+}
+
+/// An embedding matrix that is read in several places is stored once, under the name of any of them.
+pub(super) fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
+    let Some(prompts) = model.spec().prompts else { return };
+    if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
+        checkpoint.also_under(format!("{}.weight", prompts.table), key);
+    }
+}
+
+/// Whether a checkpoint holds a head that is not its embedding table.
+///
+/// The reference then unties the two whatever `config.json` says.
+pub(super) fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
+    let find = |ending: &str| {
+        let key = key_with_ending(checkpoint, ending)?;
+        Some((checkpoint.file(key)?, key))
+    };
+    let table = ["wte", "shared", "embed_tokens", "word_embeddings", "embed_in", "tok_embeddings"]
+        .iter()
+        .find_map(|it| find(&format!("{it}.weight")));
+    let head = HEADS.into_iter().chain(["decoder.weight"]).find_map(find);
+    let (Some((head_file, head)), Some((table_file, table))) = (head, table) else {
+        return Ok(false);
+    };
+    if head_file.shape(head) != table_file.shape(table) {
+        return Ok(true);
+    }
+    if head_file.dtype(head) == table_file.dtype(table) {
+        return Ok(head_file.kept(head, BaseDtype::Auto)? != table_file.kept(table, BaseDtype::Auto)?);
+    }
+    Ok(head_file.floats(head)? != table_file.floats(table)?)
+}

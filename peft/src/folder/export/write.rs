@@ -1,0 +1,49 @@
+//! Writing an adapter in the form of another program.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use peft_core::{PeftError, Result};
+use peft_lora::combine::convert::Rank;
+
+use super::form::{ExportOptions, Exported, Format};
+use super::pairs::Pairs;
+use super::{image, mlx, portable};
+use crate::folder::convert::convert;
+use crate::load::adapters::is_same_folder;
+use crate::run::registry::Registry;
+
+/// Writes the adapter in the folder `adapter` in another form into the folder `output`.
+///
+/// # Errors
+/// If the folder cannot be read, or holds what the form cannot say; the message names it and the next step.
+pub fn export(
+    adapter: &Path,
+    output: &Path,
+    options: &ExportOptions,
+    registry: &Registry,
+    device: &Device,
+) -> Result<Exported> {
+    if is_same_folder(adapter, output) {
+        return Err(PeftError::config("output", "is the adapter's own folder: give another one"));
+    }
+    let plain = tempfile::tempdir().map_err(PeftError::io("create", "a temporary folder"))?;
+    let (adapter, converted) = match options.rank {
+        None => (adapter, Vec::new()),
+        Some(rank) => {
+            let Some(base) = &options.base else {
+                return Err(PeftError::config("rank", "needs the base model to convert the adapter: name it too"));
+            };
+            (plain.path(), convert(adapter, base, Rank::Fixed(rank), plain.path(), registry, device)?)
+        }
+    };
+    let pairs = Pairs::read(adapter)?;
+    let mut exported = match options.format {
+        Format::Portable => portable::write(pairs, output, options.base.as_deref(), registry)?,
+        Format::Diffusers => image::write_diffusers(&pairs, output, options.component.as_deref())?,
+        Format::Kohya => image::write_kohya(&pairs, output, options.component.as_deref())?,
+        Format::Mlx => mlx::write(&pairs, output)?,
+    };
+    exported.converted = converted;
+    Ok(exported)
+}

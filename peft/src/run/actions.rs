@@ -1,0 +1,56 @@
+//! The three things that a program does with any task: train, evaluate, compute one pass.
+
+use std::path::Path;
+
+use peft_core::Result;
+use peft_core::files::checkpoint::{Placement, Stored};
+use peft_tasks::tasks::task::Evaluation;
+
+use crate::device::best_device;
+use crate::load::names::model_folder;
+use crate::run::config::RunConfig;
+use crate::run::evaluate::EvalRequest;
+use crate::run::fit::{RunContext, RunObserver, RunReport};
+use crate::run::forward::ForwardRequest;
+use crate::run::registry::Registry;
+
+/// Trains an adapter as `run` says, and leaves it in `run.output` with its log, its loss curve and the run itself. With
+/// `resume` the last checkpoint there is gone on from, if there is one.
+///
+/// # Errors
+/// If anything that the run names is missing, unknown or does not fit; if a loss is not finite; if the disk says no.
+pub fn train(run: &RunConfig, registry: &Registry, resume: bool, observer: &mut dyn RunObserver) -> Result<RunReport> {
+    run.check()?;
+    let task = registry.tasks.get(&run.task)?;
+    let place = Placement::on(&best_device(run.device.as_deref())?).with_dtype(run.dtype);
+    let base = model_folder(&run.model)?;
+    task.fit(run, &context(registry, &base, &place), resume, observer)
+}
+
+/// Measures the base model in `base`, with the adapters of `request`, as the task of this name does.
+///
+/// # Errors
+/// If something cannot be read or does not fit.
+pub fn evaluate(
+    task: &str,
+    base: &Path,
+    request: &EvalRequest,
+    registry: &Registry,
+    place: impl Into<Placement>,
+) -> Result<Evaluation> {
+    registry.tasks.get(task)?.evaluate(request, &context(registry, base, &place.into()))
+}
+
+/// Computes one forward pass: `logits` (or `last_hidden_state`), `loss` if there are labels, and `grad.<key>` if asked
+/// for.
+///
+/// # Errors
+/// If something cannot be read or does not fit.
+pub fn forward(request: &ForwardRequest, registry: &Registry, place: impl Into<Placement>) -> Result<Vec<Stored>> {
+    let task = registry.tasks.get(&request.task)?;
+    task.pass(request, &context(registry, &request.model, &place.into()))
+}
+
+fn context<'a>(registry: &'a Registry, base: &'a Path, place: &'a Placement) -> RunContext<'a> {
+    RunContext { methods: &registry.methods, architectures: &registry.architectures, base, place }
+}

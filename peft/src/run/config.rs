@@ -1,0 +1,221 @@
+//! A training run as data: what a run file holds, and what the flags of `peft train` fill.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use peft_core::files::checkpoint::{BaseDtype, write_atomically};
+use peft_core::{PeftError, Result, nearest};
+use peft_tasks::data::columns::Columns;
+use peft_tasks::data::text_data::TextData;
+use peft_tasks::train::TrainConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::load::configure::{tasks, virtual_positions};
+use crate::task::TaskOptions;
+
+/// Name of the run file that lies beside a trained adapter. PEFT passes over it.
+pub const RUN_FILE: &str = "run.yaml";
+
+/// A training run, whole: the same file gives the same adapter.
+///
+/// ```
+/// let run = peft::run::RunConfig::parse(
+///     "
+///     model: models/gpt2
+///     data: { train: poems.txt }
+///     method: { peft_type: LORA, r: 16, target_modules: [c_attn] }
+///     training: { learning_rate: 1e-3, max_steps: 200 }
+///     output: poems
+///     ",
+/// )?;
+/// assert_eq!((run.task.as_str(), run.training.batch_size), ("causal-lm", 8));
+/// # Ok::<(), peft::core::PeftError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Folder of the base model, or its id on the hub.
+    pub model: String,
+    /// Name of the task: `causal-lm`, `seq-cls`, ….
+    pub task: String,
+    /// The data files, and how their rows become samples.
+    pub data: DataConfig,
+    /// The method and its settings, as `adapter_config.json` has them. Without `peft_type` it is LoRA.
+    pub method: Map<String, Value>,
+    /// Settings of the training loop.
+    pub training: TrainConfig,
+    /// Folder for the adapter, the log, the loss curve and checkpoints.
+    pub output: PathBuf,
+    /// `flex`, `wgpu`, `cuda`, `tch`; by default the best one of the build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// What the frozen matrices of the base are kept in: `float32`, `auto`, `bfloat16`, `float16`.
+    #[serde(with = "dtype")]
+    pub dtype: BaseDtype,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            task: "causal-lm".to_owned(),
+            data: DataConfig::default(),
+            method: Map::from_iter([("peft_type".to_owned(), "LORA".into())]),
+            training: TrainConfig::default(),
+            output: PathBuf::new(),
+            device: None,
+            dtype: BaseDtype::default(),
+        }
+    }
+}
+
+/// The data of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSONL, JSON, CSV, TSV or plain text to train on.
+    pub train: PathBuf,
+    /// The same to evaluate on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<PathBuf>,
+    /// Which column is what; the usual names are recognised.
+    #[serde(skip_serializing_if = "has_no_column")]
+    pub columns: Columns,
+    /// Longest sample in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    /// Put several short texts into a row; none sees another.
+    pub packing: bool,
+    /// Learn prompts too, not only completions.
+    pub train_on_prompt: bool,
+    /// Tokens that two windows of a long context share, for question answering.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doc_stride: Option<usize>,
+    /// Share of the tokens that a masked language model predicts.
+    pub masked_share: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: PathBuf::new(),
+            eval: None,
+            columns: Columns::default(),
+            max_length: None,
+            packing: false,
+            train_on_prompt: false,
+            doc_stride: None,
+            masked_share: TaskOptions::default().masked_share,
+        }
+    }
+}
+
+fn has_no_column(columns: &Columns) -> bool {
+    *columns == Columns::default()
+}
+
+impl RunConfig {
+    /// Reads a run from YAML, of which JSON is a part.
+    ///
+    /// # Errors
+    /// If it is no YAML, or a field is unknown or wrong.
+    pub fn parse(text: &str) -> Result<Self> {
+        let run: Self = serde_saphyr::from_str(text).map_err(|error| {
+            // The reader shows the lines around the fault, too.
+            let error = error.to_string();
+            PeftError::config("run file", error.lines().next().unwrap_or("cannot be read").to_owned())
+        })?;
+        Ok(run.with_peft_type())
+    }
+
+    /// Reads a run file.
+    ///
+    /// # Errors
+    /// As [`RunConfig::parse`], or if there is no such file.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+        Self::parse(&text).map_err(|error| PeftError::bad_file(path, error))
+    }
+
+    fn with_peft_type(mut self) -> Self {
+        if !self.method.contains_key("peft_type") {
+            self.method.insert("peft_type".into(), "LORA".into());
+        }
+        self
+    }
+
+    /// The run as YAML.
+    ///
+    /// # Errors
+    /// If a number cannot be written.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(self).map_err(|error| PeftError::Invalid(format!("the run cannot be written: {error}")))
+    }
+
+    /// Writes the run into the folder of its adapter.
+    ///
+    /// # Errors
+    /// If the disk says no.
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
+        write_atomically(folder.as_ref().join(RUN_FILE), self.to_yaml()?.as_bytes())
+    }
+
+    /// Says what is missing before anything is loaded.
+    ///
+    /// # Errors
+    /// If the model, the training data or the output is not given.
+    pub fn check(&self) -> Result<()> {
+        let missing = [
+            ("model", self.model.is_empty()),
+            ("data.train", self.data.train.as_os_str().is_empty()),
+            ("output", self.output.as_os_str().is_empty()),
+        ];
+        match missing.into_iter().find(|it| it.1) {
+            Some((field, _)) => Err(PeftError::config(field, "is not given")),
+            None => Ok(()),
+        }
+    }
+
+    /// How the rows of a file become samples, positions for the method's prompt put aside.
+    pub fn text_data(&self, file: &Path) -> TextData {
+        TextData {
+            file: file.to_path_buf(),
+            columns: self.data.columns.clone(),
+            max_length: self.data.max_length,
+            reserved: virtual_positions(&self.method),
+            tasks: tasks(&self.method),
+            packing: self.data.packing,
+            train_on_prompt: self.data.train_on_prompt,
+            doc_stride: self.data.doc_stride,
+            ..TextData::default()
+        }
+    }
+
+    /// Settings that only some kinds of tasks read.
+    pub fn task_options(&self) -> TaskOptions {
+        TaskOptions { masked_share: self.data.masked_share, seed: self.training.seed, ..TaskOptions::default() }
+    }
+}
+
+/// A dtype by its name.
+mod dtype {
+    use peft_core::files::checkpoint::BaseDtype;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(dtype: &BaseDtype, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(dtype)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BaseDtype, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The name of a task that was meant, for an error.
+pub(crate) fn unknown_task(given: &str, known: &[&str]) -> PeftError {
+    let near = nearest(given, known.iter().copied());
+    let hint = near.first().map_or(String::new(), |it| format!("; did you mean `{it}`?"));
+    PeftError::config("task", format!("is `{given}`, expected {}{hint}", known.join(", ")))
+}

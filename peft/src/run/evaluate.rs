@@ -1,0 +1,50 @@
+//! Measuring a model, with or without adapters, whatever the task.
+
+use std::sync::Arc;
+
+use peft_core::{Result, nn};
+use peft_tasks::data::text_data::TextData;
+use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::tasks::task::{Evaluation, Task};
+
+use crate::load::adapters::{AdapterSource, head_of, with_adapters};
+use crate::run::fit::RunContext;
+use crate::run::labels::for_head;
+use crate::task::{TaskKind, TaskOptions, TaskSource};
+
+/// What to measure, and on what.
+#[derive(Debug, Clone)]
+pub struct EvalRequest {
+    /// The file, and how its rows become samples.
+    pub data: TextData,
+    /// Adapters, all active, in this order.
+    pub adapters: Vec<AdapterSource>,
+    /// Samples in a forward pass.
+    pub batch_size: usize,
+    /// Settings that only some kinds of tasks read.
+    pub options: TaskOptions,
+}
+
+/// Loss and measures over all rows of the data.
+pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
+    let tokenizer = Arc::new(Tokenizer::load(context.base)?);
+    let data = request.data.clone().tokenizer(tokenizer.clone());
+    let adapters = &request.adapters;
+    let model = kind.load(context.architectures, context.base, context.place, &head_of(adapters))?;
+    let learn = || match kind.learn_labels(&data)? {
+        Some(labels) => Ok(labels),
+        None => Err(peft_core::PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
+    };
+    let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
+    let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };
+    let source = TaskSource {
+        data: &data,
+        base: context.base,
+        tokenizer: &tokenizer,
+        labels: labels.as_ref(),
+        options: &options,
+    };
+    let task = kind.task(&source)?;
+    let model = with_adapters(model, adapters, context.methods)?;
+    task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)
+}

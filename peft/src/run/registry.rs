@@ -1,0 +1,270 @@
+//! What a program knows: methods, architectures and kinds of tasks. All three are open.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::Device;
+use peft_core::files::checkpoint::{Placement, Stored};
+use peft_core::{MethodRegistry, PeftError, Result};
+use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
+use peft_models::common::config::RawConfig;
+use peft_tasks::tasks::task::Evaluation;
+
+use crate::load::any_model::{AnyModel, any_model};
+use crate::run::config::{RunConfig, unknown_task};
+use crate::run::evaluate::{EvalRequest, evaluate};
+use crate::run::fit::{RunContext, RunObserver, RunReport, fit};
+use crate::run::forward::{ForwardRequest, pass};
+use crate::task::TaskKind;
+use crate::task::causal_lm::CausalLmKind;
+use crate::task::masked_lm::MaskedLmKind;
+use crate::task::question_answering::QuestionAnsweringKind;
+use crate::task::seq2seq_lm::Seq2SeqLmKind;
+use crate::task::sequence_classification::SequenceClassificationKind;
+use crate::task::similarity::SimilarityKind;
+use crate::task::token_classification::TokenClassificationKind;
+
+/// What a program knows. [`Registry::builtin`] has all of this build; a program adds its own:
+///
+/// ```
+/// use peft::Registry;
+///
+/// let registry = Registry::builtin();
+/// assert!(registry.tasks.names().contains(&"causal-lm"));
+/// // let registry = registry.with_method::<RoadConfig>().with_architecture(albert::architecture()).with_task(Ranking);
+/// ```
+#[derive(Debug)]
+pub struct Registry {
+    /// Methods, by `peft_type`.
+    pub methods: MethodRegistry,
+    /// Architectures, by `model_type`.
+    pub architectures: ArchitectureRegistry,
+    /// Kinds of tasks, by name.
+    pub tasks: TaskRegistry,
+}
+
+impl Registry {
+    /// All that this build has.
+    pub fn builtin() -> Self {
+        Self {
+            methods: crate::methods::methods(),
+            architectures: ArchitectureRegistry::builtin(),
+            tasks: TaskRegistry::builtin(),
+        }
+    }
+
+    /// Knows one method more.
+    pub fn with_method<T: peft_core::Tuner>(mut self) -> Self {
+        self.methods = self.methods.with_method::<T>();
+        self
+    }
+
+    /// Knows one architecture more.
+    pub fn with_architecture(mut self, architecture: peft_models::auto::Architecture) -> Self {
+        self.architectures = self.architectures.with(architecture);
+        self
+    }
+
+    /// Knows one kind of task more.
+    pub fn with_task(mut self, kind: impl TaskKind) -> Self {
+        self.tasks = self.tasks.with(kind);
+        self
+    }
+}
+
+/// The object-safe side of [`TaskKind`]: what commands do with any of them.
+trait AnyKind: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn aliases(&self) -> &'static [&'static str];
+    fn task_type(&self) -> Option<&'static str>;
+    fn load(
+        &self,
+        architectures: &ArchitectureRegistry,
+        base: &Path,
+        place: &Placement,
+        head: &ClassifierOptions,
+    ) -> Result<AnyModel>;
+    fn unallocated(&self, architectures: &ArchitectureRegistry, raw: &RawConfig, device: &Device) -> Result<AnyModel>;
+    fn fit(
+        &self,
+        run: &RunConfig,
+        context: &RunContext<'_>,
+        resume: bool,
+        observer: &mut dyn RunObserver,
+    ) -> Result<RunReport>;
+    fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation>;
+    fn pass(&self, request: &ForwardRequest, context: &RunContext<'_>) -> Result<Vec<Stored>>;
+}
+
+impl<K: TaskKind> AnyKind for K {
+    fn name(&self) -> &'static str {
+        TaskKind::name(self)
+    }
+    fn aliases(&self) -> &'static [&'static str] {
+        TaskKind::aliases(self)
+    }
+    fn task_type(&self) -> Option<&'static str> {
+        TaskKind::task_type(self)
+    }
+    fn load(
+        &self,
+        architectures: &ArchitectureRegistry,
+        base: &Path,
+        place: &Placement,
+        head: &ClassifierOptions,
+    ) -> Result<AnyModel> {
+        Ok(any_model(TaskKind::load(self, architectures, base, place, head)?))
+    }
+    fn unallocated(&self, architectures: &ArchitectureRegistry, raw: &RawConfig, device: &Device) -> Result<AnyModel> {
+        Ok(any_model(TaskKind::unallocated(self, architectures, raw, device)?))
+    }
+    fn fit(
+        &self,
+        run: &RunConfig,
+        context: &RunContext<'_>,
+        resume: bool,
+        observer: &mut dyn RunObserver,
+    ) -> Result<RunReport> {
+        fit(self, run, context, resume, observer)
+    }
+    fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
+        evaluate(self, request, context)
+    }
+    fn pass(&self, request: &ForwardRequest, context: &RunContext<'_>) -> Result<Vec<Stored>> {
+        pass(self, request, context)
+    }
+}
+
+/// Kinds of tasks, by name.
+pub struct TaskRegistry {
+    kinds: Vec<Box<dyn AnyKind>>,
+}
+
+impl fmt::Debug for TaskRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+impl TaskRegistry {
+    /// Knows nothing.
+    pub fn new() -> Self {
+        Self { kinds: Vec::new() }
+    }
+
+    /// All that this build has.
+    pub fn builtin() -> Self {
+        Self::new()
+            .with(CausalLmKind)
+            .with(Seq2SeqLmKind)
+            .with(MaskedLmKind)
+            .with(SequenceClassificationKind)
+            .with(TokenClassificationKind)
+            .with(QuestionAnsweringKind)
+            .with(SimilarityKind)
+    }
+
+    /// Knows one kind more; one of the same name is replaced.
+    pub fn with(mut self, kind: impl TaskKind) -> Self {
+        self.kinds.retain(|it| it.name() != TaskKind::name(&kind));
+        self.kinds.push(Box::new(kind));
+        self
+    }
+
+    /// Their names.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.kinds.iter().map(|it| it.name()).collect()
+    }
+
+    /// The kind of a name, or of another name that means the same.
+    ///
+    /// # Errors
+    /// If there is none; the error lists those that there are.
+    pub fn get(&self, name: &str) -> Result<KnownTask<'_>> {
+        let found = self.kinds.iter().find(|it| it.name() == name || it.aliases().contains(&name));
+        found.map(|it| KnownTask(it.as_ref())).ok_or_else(|| unknown_task(name, &self.names()))
+    }
+
+    /// The kind that `task_type` of an `adapter_config.json` names.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn of_type(&self, task_type: &str) -> Result<KnownTask<'_>> {
+        let found = self.kinds.iter().find(|it| it.task_type() == Some(task_type));
+        found.map(|it| KnownTask(it.as_ref())).ok_or_else(|| {
+            PeftError::unsupported(format!("task_type {task_type}"), "its models are not there in this version")
+        })
+    }
+
+    /// All of them, in the order in which they were registered.
+    pub fn iter(&self) -> impl Iterator<Item = KnownTask<'_>> {
+        self.kinds.iter().map(|it| KnownTask(it.as_ref()))
+    }
+}
+
+impl Default for TaskRegistry {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+/// A kind of task whose types are forgotten: what a command can do with any of them.
+#[derive(Clone, Copy)]
+pub struct KnownTask<'a>(&'a dyn AnyKind);
+
+impl KnownTask<'_> {
+    /// Its name: `causal-lm`.
+    pub fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// `task_type` of `adapter_config.json`, where PEFT has one.
+    pub fn task_type(&self) -> Option<&'static str> {
+        self.0.task_type()
+    }
+
+    /// Loads the base model in a folder; see [`TaskKind::load`].
+    ///
+    /// # Errors
+    /// If it cannot be read, or is of an unknown architecture.
+    pub fn load(
+        &self,
+        architectures: &ArchitectureRegistry,
+        base: &Path,
+        place: impl Into<Placement>,
+        head: &ClassifierOptions,
+    ) -> Result<AnyModel> {
+        self.0.load(architectures, base, &place.into(), head)
+    }
+
+    /// The model of a `config.json`, without its weights.
+    ///
+    /// # Errors
+    /// If it is of an unknown architecture.
+    pub fn unallocated(
+        &self,
+        architectures: &ArchitectureRegistry,
+        raw: &RawConfig,
+        device: &Device,
+    ) -> Result<AnyModel> {
+        self.0.unallocated(architectures, raw, device)
+    }
+
+    pub(crate) fn fit(
+        &self,
+        run: &RunConfig,
+        context: &RunContext<'_>,
+        resume: bool,
+        observer: &mut dyn RunObserver,
+    ) -> Result<RunReport> {
+        self.0.fit(run, context, resume, observer)
+    }
+
+    pub(crate) fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
+        self.0.evaluate(request, context)
+    }
+
+    pub(crate) fn pass(&self, request: &ForwardRequest, context: &RunContext<'_>) -> Result<Vec<Stored>> {
+        self.0.pass(request, context)
+    }
+}

@@ -1,0 +1,173 @@
+//! What a kind of task is: the class of model that it loads, and what it makes of a data file.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::{Device, Tensor, TensorData};
+use peft_core::files::checkpoint::Placement;
+use peft_core::{Adaptable, Labels, PeftError, Result};
+use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
+use peft_models::common::config::{LabelConfig, RawConfig};
+use peft_tasks::data::labels::LabelSet;
+use peft_tasks::data::text_data::TextData;
+use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::tasks::task::Task;
+
+use crate::task::inputs::ForwardInputs;
+
+/// A kind of task, such as `causal-lm`: which class of model it loads, and the [`Task`] that it makes of a data file.
+///
+/// Every command that trains, evaluates, merges, inspects or combines goes through this trait, so a kind that a program
+/// registers ([`TaskRegistry::with`](crate::run::TaskRegistry::with)) works in all of them.
+pub trait TaskKind: Send + Sync + 'static {
+    /// The class of model: `AutoCausalLm`.
+    type Model: Module + ModuleDisplay + Adaptable + Sync + 'static;
+    /// What is learned, and measured.
+    type Task: Task<Self::Model>;
+
+    /// Its name on the command line and in run files: `causal-lm`.
+    fn name(&self) -> &'static str;
+
+    /// Other names that mean the same.
+    fn aliases(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// `task_type` of `adapter_config.json`, where PEFT has one.
+    fn task_type(&self) -> Option<&'static str>;
+
+    /// Loads the base model in a folder. `head` says what the head is to be, for kinds that have one of their own.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or no architecture of the registry has such a model.
+    fn load(
+        &self,
+        architectures: &ArchitectureRegistry,
+        base: &Path,
+        place: &Placement,
+        head: &ClassifierOptions,
+    ) -> Result<Self::Model>;
+
+    /// The model of a `config.json`, without its weights: enough to plan and to count.
+    ///
+    /// # Errors
+    /// If no architecture of the registry has such a model.
+    fn unallocated(
+        &self,
+        architectures: &ArchitectureRegistry,
+        raw: &RawConfig,
+        device: &Device,
+    ) -> Result<Self::Model>;
+
+    /// The labels that a data file holds, for kinds with labels.
+    ///
+    /// # Errors
+    /// If the column of labels is missing or holds something else.
+    fn learn_labels(&self, data: &TextData) -> Result<Option<LabelSet>> {
+        let _ = data;
+        Ok(None)
+    }
+
+    /// What the outputs of a loaded model mean, for kinds with labels.
+    fn head<'a>(&self, model: &'a Self::Model) -> Option<&'a LabelConfig> {
+        let _ = model;
+        None
+    }
+
+    /// The head that fits these labels.
+    fn head_for(&self, labels: &LabelSet, tokenizer: &Tokenizer) -> ClassifierOptions {
+        let _ = tokenizer;
+        ClassifierOptions { num_labels: Some(labels.outputs()), ..ClassifierOptions::default() }
+    }
+
+    /// How labels are written beside an adapter.
+    fn labels_to_save(&self, labels: &LabelSet) -> Labels {
+        labels.to_labels()
+    }
+
+    /// The task that a data file is.
+    ///
+    /// # Errors
+    /// If the file cannot be read or does not hold what the task needs.
+    fn task(&self, source: &TaskSource<'_>) -> Result<Self::Task>;
+
+    /// One forward pass over recorded inputs: `peft forward`.
+    ///
+    /// # Errors
+    /// If the inputs do not go with the task. By default: there is no such pass.
+    fn forward(&self, model: &Self::Model, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
+        let _ = (model, inputs);
+        Err(PeftError::unsupported(format!("a recorded forward pass of {}", self.name()), "the task does not say how"))
+    }
+
+    /// Names of inputs that [`forward`](TaskKind::forward) takes beside the usual ones.
+    fn more_inputs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The input without which there is no loss.
+    fn labels_input(&self) -> &'static str {
+        "`labels`"
+    }
+}
+
+/// What a task is made of.
+#[derive(Clone, Copy)]
+pub struct TaskSource<'a> {
+    /// The file, and how its rows become samples.
+    pub data: &'a TextData,
+    /// Folder of the base model.
+    pub base: &'a Path,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// What the labels are, for kinds with labels.
+    pub labels: Option<&'a LabelSet>,
+    /// Settings that only some kinds read.
+    pub options: &'a TaskOptions,
+}
+
+impl<'a> TaskSource<'a> {
+    /// The labels, which a kind with labels must have.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn labels(&self) -> Result<&'a LabelSet> {
+        self.labels.ok_or_else(|| PeftError::Invalid("the task needs labels, and nobody said what they are".into()))
+    }
+}
+
+/// Settings that only some kinds of tasks read.
+#[derive(Debug, Clone)]
+pub struct TaskOptions {
+    /// Whether the model has an adapter.
+    pub adapted: bool,
+    /// Share of the tokens that a masked language model predicts.
+    pub masked_share: f64,
+    /// What the choice of masked tokens depends on.
+    pub seed: u64,
+    /// Most tokens of a target that an evaluation generates; nothing is generated if it is not set.
+    pub max_new_tokens: Option<usize>,
+}
+
+impl Default for TaskOptions {
+    fn default() -> Self {
+        Self { adapted: true, masked_share: 0.15, seed: 42, max_new_tokens: None }
+    }
+}
+
+/// What a recorded forward pass gives.
+pub struct ForwardOutput {
+    /// `logits` or `last_hidden_state`.
+    pub name: &'static str,
+    /// Its numbers.
+    pub data: TensorData,
+    /// The loss, if there were labels; `[1]`.
+    pub loss: Option<Tensor<1>>,
+}
+
+impl ForwardOutput {
+    /// Logits, with their loss.
+    pub fn logits<const D: usize>(logits: Tensor<D>, loss: Option<Tensor<1>>) -> Self {
+        Self { name: "logits", data: logits.into_data(), loss }
+    }
+}

@@ -1,0 +1,14 @@
+//! Kinds of tasks, one a file: which model each loads, and what it makes of a data file.
+
+pub mod causal_lm;
+pub mod inputs;
+pub mod kind;
+pub mod masked_lm;
+pub mod question_answering;
+pub mod seq2seq_lm;
+pub mod sequence_classification;
+pub mod similarity;
+pub mod token_classification;
+
+pub use inputs::ForwardInputs;
+pub use kind::{ForwardOutput, TaskKind, TaskOptions, TaskSource};

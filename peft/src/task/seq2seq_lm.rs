@@ -1,0 +1,84 @@
+//! `seq2seq-lm`: a target text for a source text.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use peft_core::files::checkpoint::Placement;
+use peft_core::{PeftError, Result};
+use peft_models::auto::{ArchitectureRegistry, AutoSeq2SeqLm, ClassifierOptions};
+use peft_models::common::config::RawConfig;
+use peft_models::{ModelInput, Seq2SeqLm, Tokens};
+use peft_tasks::generate::GenerationConfig;
+use peft_tasks::tasks::loss;
+use peft_tasks::tasks::sequence_to_sequence::{SequenceToSequence, Written};
+
+use crate::task::inputs::ForwardInputs;
+use crate::task::kind::{ForwardOutput, TaskKind, TaskSource};
+
+/// Writes a target for a source. An evaluation generates targets if it is told how long they may be.
+pub struct Seq2SeqLmKind;
+
+impl TaskKind for Seq2SeqLmKind {
+    type Model = AutoSeq2SeqLm;
+    type Task = SequenceToSequence;
+
+    fn name(&self) -> &'static str {
+        "seq2seq-lm"
+    }
+
+    fn task_type(&self) -> Option<&'static str> {
+        Some("SEQ_2_SEQ_LM")
+    }
+
+    fn load(
+        &self,
+        architectures: &ArchitectureRegistry,
+        base: &Path,
+        place: &Placement,
+        _head: &ClassifierOptions,
+    ) -> Result<AutoSeq2SeqLm> {
+        Ok(architectures.load_seq2seq_lm(base, place)?.0)
+    }
+
+    fn unallocated(
+        &self,
+        architectures: &ArchitectureRegistry,
+        raw: &RawConfig,
+        device: &Device,
+    ) -> Result<AutoSeq2SeqLm> {
+        architectures.seq2seq_lm(raw, device)
+    }
+
+    fn task(&self, source: &TaskSource<'_>) -> Result<SequenceToSequence> {
+        let task = source.data.seq2seq_lm(source.base)?;
+        let Some(max_new_tokens) = source.options.max_new_tokens else { return Ok(task) };
+        let mut config = GenerationConfig::load(source.base)?;
+        config.max_new_tokens = Some(max_new_tokens);
+        Ok(task.with_writing(Written { tokenizer: source.tokenizer.clone(), plan: config.plan()? }))
+    }
+
+    fn forward(&self, model: &AutoSeq2SeqLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
+        let source = inputs.model_input()?;
+        let labels = inputs.integers("labels")?;
+        let tokens = match (inputs.integers("decoder_input_ids")?, inputs.embeddings("decoder_inputs_embeds")?, &labels)
+        {
+            (Some(ids), _, _) => Tokens::Ids(ids),
+            (None, Some(embeddings), _) => Tokens::Embeddings(embeddings),
+            // What a decoder reads while it learns: the labels, one position late.
+            (None, None, Some(labels)) => Tokens::Ids(model.shift_right(labels.clone())?),
+            (None, None, None) => {
+                let reason = "it holds neither `labels` nor `decoder_input_ids`, so there is nothing to write";
+                return Err(PeftError::bad_file(inputs.path(), reason));
+            }
+        };
+        let attention_mask = inputs.integers("decoder_attention_mask")?;
+        let target = ModelInput { attention_mask, task_ids: source.task_ids.clone(), ..ModelInput::new(tokens) };
+        let logits: Tensor<3> = model.logits(&source, &target);
+        let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));
+        Ok(ForwardOutput::logits(logits, loss))
+    }
+
+    fn more_inputs(&self) -> &'static [&'static str] {
+        &["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"]
+    }
+}
