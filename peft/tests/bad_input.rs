@@ -7,7 +7,6 @@ use peft::core::{DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::tasks::data::TextData;
-use peft::tasks::data::tokenizer::Tokenizer;
 
 use crate::support::{device, fixtures};
 
