@@ -20,7 +20,7 @@ pub struct Question {
 }
 
 impl TextData {
-    /// Questions about texts in SQuAD's columns, or those that were given for text, prompt and label.
+    /// Questions about contexts in SQuAD's columns, or those that were given for text, prompt and label.
     pub(crate) fn questions(&self) -> Result<(Dataset, Vec<Question>)> {
         let data = Dataset::read(&self.file, TextRows::Lines)?;
         let columns = data.columns();

@@ -22,7 +22,7 @@ pub struct Sample {
     pub input_ids: Vec<u32>,
     /// What to predict, `[seq]`, [`IGNORED`] where nothing is; empty where the target is one for the whole sequence.
     pub labels: Vec<i64>,
-    /// 0 for the first text of a pair, 1 for the second, `[seq]`.
+    /// 0 for the first sequence of a pair, 1 for the second, `[seq]`.
     pub type_ids: Option<Vec<u32>>,
     /// Number of the task that the sequence is of, for prompts that tell tasks apart.
     pub task_id: Option<i64>,
@@ -120,18 +120,18 @@ fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
 pub struct Preprocessor<'a> {
     /// Splits the text.
     pub tokenizer: &'a Tokenizer,
-    /// The most tokens a sample has; `None` leaves texts whole.
+    /// The most tokens a sample has; `None` truncates nothing.
     pub max_length: Option<usize>,
     /// The end at which a language-model sample is cut. `Left` keeps the answer of a long conversation.
     pub truncate: Side,
     /// Whether the loss also counts what the model is given: prompts, and the turns of others.
     pub train_on_prompt: bool,
-    /// Whether texts and completions end with the end token, so that a model learns to stop.
+    /// Whether documents and completions end with the end token, so that a model learns to stop.
     pub append_eos: bool,
 }
 
 impl<'a> Preprocessor<'a> {
-    /// The usual settings: texts whole, loss on completions alone, end token appended.
+    /// The usual settings: no truncation, loss on completions alone, end token appended.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, max_length: None, truncate: Side::Right, train_on_prompt: false, append_eos: true }
     }
@@ -164,7 +164,7 @@ impl<'a> Preprocessor<'a> {
         Ok(self.finish(sample, false))
     }
 
-    /// A text or a pair of texts with one target for all of it. Truncation keeps the special tokens.
+    /// A sequence or a pair of sequences with one target for all of it. Truncation keeps the special tokens.
     pub fn sequence(&self, text: &str, pair: Option<&str>) -> Result<Sample> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let encoded = self.tokenizer.encode_within(text, pair, max_length)?;

@@ -1,4 +1,4 @@
-//! A file of texts, and how its rows become samples.
+//! A data file, and how its rows become samples of text.
 //!
 //! What task the rows are is said by a method: `causal_lm`, `sequence_classification`, and so on. Each of them is written
 //! beside its task, in the files of [`tasks`](crate::tasks).
@@ -15,10 +15,10 @@ use crate::data::dataset::{Dataset, Row, TextRows};
 use crate::data::labels::LabelSet;
 use crate::data::tokenizer::Tokenizer;
 
-/// A file of texts, and how its rows become samples of a task.
+/// A data file, and how its rows become samples of a task on text.
 ///
-/// The methods that make a task take the base model, or the path of its folder: its tokenizer splits the texts, and its
-/// configuration says how long they may be.
+/// The methods that make a task take the base model, or the path of its folder: its tokenizer splits the text, and its
+/// configuration says how long rows may be.
 ///
 /// ```no_run
 /// # fn main() -> peft_core::Result<()> {

@@ -8,22 +8,22 @@ use crate::data::questions::Question;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 
-/// A question with as much of its text as fits into a row.
+/// A question with as much of its context as fits into a row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
     /// The tokens of both, without labels.
     pub sample: Sample,
-    /// For every token of the text its bytes there; `None` for the question and special tokens, `[seq]`.
+    /// For every token of the context its bytes there; `None` for the question and special tokens, `[seq]`.
     pub places: Vec<Option<Range<usize>>>,
     /// First and last token of the answer.
     pub answer: (usize, usize),
 }
 
-/// Cuts a question and its text into windows of at most `max_length` tokens, of which `stride` are those of the window
+/// Cuts a question and its context into windows of at most `max_length` tokens, of which `stride` are those of the window
 /// before.
 ///
 /// # Errors
-/// The question leaves no room for more than `stride` tokens of the text.
+/// The question leaves no room for more than `stride` tokens of the context.
 pub fn windows(tokenizer: &Tokenizer, asked: &Question, max_length: usize, stride: usize) -> Result<Vec<Window>> {
     let encoded = tokenizer.encode_windows(&asked.question, &asked.context, max_length, stride)?;
     let windows = encoded.into_iter().map(|(encoded, of_context)| {
@@ -65,7 +65,7 @@ mod tests {
         Question { question: "q".into(), context: "0123456789".into(), answers: answer.into_iter().collect() }
     }
 
-    /// A token a byte: `<s> q </s>` and 5 of the text, of which the window before has 2.
+    /// A token a byte: `<s> q </s>` and 5 of the context, of which the window before has 2.
     #[test]
     fn windows_overlap_and_know_where_the_answer_is() {
         let tokenizer = testing::bytes();

@@ -10,7 +10,7 @@ use crate::eval::metrics::Scores;
 /// An entity: its type, its first word and its last.
 type Entity<'a> = (&'a str, usize, usize);
 
-/// Counts over many texts.
+/// Counts over many sequences.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EntityScores {
     labelled: usize,
@@ -21,7 +21,7 @@ pub struct EntityScores {
 }
 
 impl EntityScores {
-    /// Counts one text: a tag for every word, such as `O`, `B-PER`, `I-PER`.
+    /// Counts one sequence: a tag for every word, such as `O`, `B-PER`, `I-PER`.
     ///
     /// # Errors
     /// Not as many tags of one as of the other.
@@ -54,7 +54,7 @@ impl EntityScores {
     }
 }
 
-/// The entities of a text. Schemes mix: `B` starts, `I` goes on, `E` ends and `S` stands alone; an `I` without a `B`
+/// The entities of a sequence. Schemes mix: `B` starts, `I` goes on, `E` ends and `S` stands alone; an `I` without a `B`
 /// before it starts an entity all the same.
 fn entities<T: AsRef<str>>(tags: &[T]) -> Vec<Entity<'_>> {
     let mut found = Vec::new();

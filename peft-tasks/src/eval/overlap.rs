@@ -70,7 +70,7 @@ pub struct Bleu {
 }
 
 impl Bleu {
-    /// Counts one text.
+    /// Counts one prediction.
     pub fn add(&mut self, reference: &str, prediction: &str) {
         let (reference, prediction) = (bleu_words(reference), bleu_words(prediction));
         self.reference_length += reference.len();
@@ -82,7 +82,7 @@ impl Bleu {
         }
     }
 
-    /// The score of all texts together.
+    /// The score of all predictions together.
     pub fn score(&self) -> f64 {
         if self.matches[0] == 0 {
             return 0.0;

@@ -1,6 +1,6 @@
 //! Beam search, apart from any model. Source: `_beam_search` in `transformers/generation/utils.py` (5.23).
 //!
-//! Numbers are those of the reference down to its −10⁹ for "impossible", in single precision, so that the same texts
+//! Numbers are those of the reference down to its −10⁹ for "impossible", in single precision, so that the same sequences
 //! come out where scores are close.
 
 use peft_core::{PeftError, Result};
@@ -31,7 +31,7 @@ struct Row {
 /// What comes next.
 #[derive(Debug)]
 pub enum Step {
-    /// The rows, among those of the last scores, that the running texts go on from.
+    /// The rows, among those of the last scores, that the running sequences go on from.
     Go(Vec<usize>),
     /// Nothing better will come.
     Done,
@@ -144,7 +144,7 @@ impl Beams {
         Ok(if improvable && !complete && !all_end { Step::Go(origins) } else { Step::Done })
     }
 
-    /// What the best text of every row adds to its prompt.
+    /// What the best sequence of every row adds to its prompt.
     pub fn into_texts(self) -> Vec<Vec<u32>> {
         self.rows.into_iter().map(|mut row| row.ended.swap_remove(0).tokens.split_off(row.prompt)).collect()
     }

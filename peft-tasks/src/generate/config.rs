@@ -51,28 +51,28 @@ pub struct GenerationConfig {
     /// No run of so many tokens occurs twice; 0 allows all. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_repeat_ngram_size: Option<usize>,
-    /// Ends the text: one id or several.
+    /// Ends a sequence: one id or several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<OneOrMany>,
     /// Fills up rows that have ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// Starts a text that has no prompt.
+    /// Starts a sequence that has no prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
     /// Starts a target behind a source. Default: what `config.json` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoder_start_token_id: Option<u32>,
-    /// The first token of a text that would else begin with the model's choice.
+    /// The first token of a sequence that would else begin with the model's choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forced_bos_token_id: Option<u32>,
-    /// The last token of a text that reaches its bound.
+    /// The last token of a sequence that reaches its bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forced_eos_token_id: Option<OneOrMany>,
-    /// How many texts are followed at once; 1 is greedy search or sampling. Default: 1.
+    /// How many sequences are followed at once; 1 is greedy search or sampling. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_beams: Option<usize>,
-    /// Above 0 favours long texts in beam search, below 0 short ones. Default: 1.
+    /// Above 0 favours long sequences in beam search, below 0 short ones. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_penalty: Option<f64>,
     /// When beam search stops: `false`, `true` or `"never"`. Default: false.
@@ -222,7 +222,7 @@ impl GenerationConfig {
     }
 }
 
-/// What a text is generated with, checked and without gaps.
+/// What a sequence is generated with, checked and without gaps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationPlan {
     /// Most tokens to generate.
@@ -239,23 +239,23 @@ pub struct GenerationPlan {
     pub no_repeat_ngram_size: usize,
     /// How to draw; `None` takes the likeliest token.
     pub sampling: Option<Sampling>,
-    /// Tokens that end a text.
+    /// Tokens that end a sequence.
     pub eos: Vec<u32>,
     /// What the drawn tokens depend on.
     pub seed: u64,
-    /// Number of the task of every text, or one for all, where a prompt tells tasks apart.
+    /// Number of the task of every sequence, or one for all, where a prompt tells tasks apart.
     pub tasks: Vec<i64>,
-    /// Starts a text that has no prompt.
+    /// Starts a sequence that has no prompt.
     pub bos: Option<u32>,
     /// Starts a target behind a source.
     pub decoder_start: Option<u32>,
     /// Follows a single first token.
     pub forced_bos: Option<u32>,
-    /// Ends a text that reaches its bound.
+    /// Ends a sequence that reaches its bound.
     pub forced_eos: Vec<u32>,
     /// 1 for no search.
     pub num_beams: usize,
-    /// The power of a text's length that its score is divided by.
+    /// The power of a sequence's length that its score is divided by.
     pub length_penalty: f32,
     /// When beam search stops.
     pub early_stopping: EarlyStopping,
@@ -295,15 +295,15 @@ impl GenerationPlan {
     }
 }
 
-/// When to stop looking for better texts: `early_stopping`.
+/// When to stop looking for better sequences: `early_stopping`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EarlyStopping {
-    /// When the best running text, at its present length, is worse than the worst that has ended.
+    /// When the best running sequence, at its present length, is worse than the worst that has ended.
     #[default]
     Heuristic,
-    /// When as many texts have ended as there are beams.
+    /// When as many sequences have ended as there are beams.
     FirstComplete,
-    /// When no running text can become better than the worst that has ended.
+    /// When no running sequence can become better than the worst that has ended.
     Never,
 }
 

@@ -47,7 +47,7 @@ impl Sampler {
         Self { plan: plan.clone(), prompt_length, budget: None, generator: rng::generator(plan.seed, row) }
     }
 
-    /// A text that ends after so many new tokens, the last of which may be forced.
+    /// A sequence that ends after so many new tokens, the last of which may be forced.
     pub fn ending_within(self, budget: usize) -> Self {
         Self { budget: Some(budget), ..self }
     }
@@ -87,7 +87,7 @@ impl Sampler {
         })
     }
 
-    /// Whether a token ends the text.
+    /// Whether a token ends the sequence.
     pub fn ends(&self, token: u32) -> bool {
         self.plan.eos.contains(&token)
     }

@@ -19,7 +19,7 @@ use crate::eval::metrics;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
-/// Texts, one in a row or several.
+/// Documents, one in a row or several.
 #[derive(Debug, Clone)]
 enum Rows {
     Samples(Vec<Sample>),
@@ -28,13 +28,13 @@ enum Rows {
 
 /// The task of a causal language model.
 ///
-/// The texts of a batch are laid out in rows as wide as the longest of them, several short ones in one row: each is read as
-/// in a row of its own, so that the loss is that of a row for each text, and little is computed for filling. Which texts make
-/// a batch, and how their losses are weighted, has nothing to do with it. Dropout draws for other places.
+/// A batch is laid out in rows as wide as its longest document, with several short ones in a row where they fit. A document
+/// is read as if it had a row of its own, so the loss is the same, and less is computed for padding. Which documents make a
+/// batch, and how their losses are weighted, does not depend on the layout; dropout draws for other places.
 ///
-/// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
-/// types, if rows have adapters of their own ([`forward::rows_matter`]), in models that do not
-/// [keep texts apart](CausalLm::supports_packing); and where no row would be saved.
+/// Every document has a row to itself in models that do not [support packing](CausalLm::supports_packing); behind virtual
+/// tokens or a prefix; with task ids or token type ids; if rows have adapters of their own ([`forward::rows_matter`]); and
+/// where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
     rows: Rows,
@@ -42,10 +42,10 @@ pub struct LanguageModelling {
 }
 
 impl LanguageModelling {
-    /// Batches of whole texts; what is filled up has the id `pad_id`. Texts that predict nothing are left out.
+    /// A row for every document, padded with `pad_id`. Documents that predict nothing are left out.
     ///
     /// # Errors
-    /// If no text is left.
+    /// If no document is left.
     pub fn padded(samples: Vec<Sample>, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.is_empty() {
@@ -56,14 +56,14 @@ impl LanguageModelling {
         Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
     }
 
-    /// Several short texts in rows of `max_length` tokens; no text sees another.
+    /// Several short documents in rows of `max_length` tokens; no document attends to another.
     ///
     /// # Errors
-    /// If no text predicts anything, or `max_length` is below 2.
+    /// If no document predicts anything, or `max_length` is below 2.
     pub fn packed(samples: Vec<Sample>, max_length: usize, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.iter().any(|it| it.task_id.is_some()) {
-            return Err(PeftError::config("packing", "puts texts of several tasks into a row; leave it out"));
+            return Err(PeftError::config("packing", "puts documents of several tasks into a row; leave it out"));
         }
         let rows = pack(&samples, max_length, PackOrder::BestFit)?;
         if rows.is_empty() {
@@ -112,7 +112,7 @@ impl LanguageModelling {
     }
 }
 
-/// Texts in fewer rows than there are texts, none longer than the longest of them; none if they are to stay apart.
+/// Documents in fewer rows than there are documents, none longer than the longest of them; `None` if each has its own row.
 fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<PackedRow>>> {
     let bound = |it: &&Sample| it.task_id.is_some() || it.type_ids.is_some();
     if !model.supports_packing() || samples.iter().any(bound) {
@@ -145,7 +145,7 @@ impl TextData {
         }
     }
 
-    /// Samples of a language model: texts, prompts with completions, or conversations.
+    /// Samples of a language model: documents, prompts with completions, or conversations.
     fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
         let (data, columns) = self.read()?;
         let max_length = self.row_length(folder)?;

@@ -99,7 +99,7 @@ impl QuestionAnswering {
     }
 }
 
-/// The best answer over the windows of a text with its score, and the score of there being none.
+/// The best answer over the windows of a context with its score, and the score of there being none.
 fn best<'a>(
     rows: impl Iterator<Item = (&'a Window, &'a [[f32; 2]])>,
     n_best: usize,

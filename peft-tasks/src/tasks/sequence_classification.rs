@@ -30,8 +30,10 @@ impl SequenceClassification {
     /// If there are none, or not as many of one as of the other.
     pub fn new(samples: Vec<Sample>, labels: Vec<Label>, set: LabelSet, padding: Padding) -> Result<Self> {
         if samples.is_empty() || samples.len() != labels.len() {
-            let counts = format!("{} texts and {} labels", samples.len(), labels.len());
-            return Err(PeftError::Invalid(format!("a classifier needs as many labels as texts, and some: {counts}")));
+            let counts = format!("{} sequences and {} labels", samples.len(), labels.len());
+            return Err(PeftError::Invalid(format!(
+                "a classifier needs as many labels as sequences, and some: {counts}"
+            )));
         }
         Ok(Self { samples, labels, set, padding })
     }

@@ -51,7 +51,7 @@ impl Similarity {
         Ok(Self { first, second, scores, padding })
     }
 
-    /// One vector of length 1 for each text, `[items, d_model]`.
+    /// One vector of length 1 for each sentence, `[items, d_model]`.
     fn vectors<M: FeatureExtractor>(
         &self,
         model: &M,
@@ -76,7 +76,7 @@ impl Similarity {
     }
 }
 
-/// The mean of a text's hidden states at length 1, without the virtual tokens of a prompt.
+/// The mean of a sentence's hidden states at length 1, without the virtual tokens of a prompt.
 ///
 /// # Shapes
 /// - output: `[batch, d_model]`
@@ -135,7 +135,7 @@ impl TextData {
                 let text = data.text(row, column)?;
                 let score = text.trim().parse();
                 scores.push(score.map_err(|_| {
-                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the texts are"))
+                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the sentences are"))
                 })?);
             }
         }
@@ -162,7 +162,7 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
         Ok(self.loss_of(first, second, items, device))
     }
 
-    /// Without scores: `accuracy`, how often the partner of a text is the nearest among all second texts of the file,
+    /// Without scores: `accuracy`, how often the partner of a sentence is the nearest among all second sentences of the file,
     /// and `mrr`, the mean of one over its place. With scores: `pearson` and `spearman`, of scores and cosines.
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.first.len()).collect();
