@@ -11,8 +11,8 @@
 use peft::core::Result;
 use peft::models::FeatureExtractor;
 use peft::models::auto::load_feature_extractor;
-use peft::tasks::data::sample::{Padding, Preprocessor, collate};
 use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::data::{Padding, Preprocessor, collate};
 use peft::tasks::tasks::features::{mean_pooling, normalise};
 
 const TEXTS: [&str; 3] = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."];

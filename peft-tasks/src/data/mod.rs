@@ -1,5 +1,6 @@
 //! Data: from a file of rows to batches of tensors.
 
+pub mod batch;
 pub mod chat;
 pub mod columns;
 pub mod dataset;
@@ -16,4 +17,7 @@ pub mod text_data;
 pub mod tokenizer;
 pub mod windows;
 
+pub use batch::{Batch, Padding, collate};
+pub use sample::{IGNORED, Preprocessor, Sample};
 pub use text_data::TextData;
+pub use tokenizer::Tokenizer;

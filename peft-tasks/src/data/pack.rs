@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::data::sample::{Batch, IGNORED, Padding, Sample, Side, fill};
+use crate::data::batch::{Batch, Padding, fill};
+use crate::data::sample::{IGNORED, Sample, Side};
 
 /// Which document goes into which row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_models::{ModelInput, Tokens};
 
-use crate::data::sample::Batch;
+use crate::data::batch::Batch;
 
 /// `[rows, width]` of integers.
 pub fn grid<T: Copy + Into<i64>>(values: &[T], rows: usize, width: usize, device: &Device) -> Tensor<2, Int> {

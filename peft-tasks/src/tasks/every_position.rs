@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::data::sample::{Batch, IGNORED};
+use crate::data::batch::Batch;
+use crate::data::sample::IGNORED;
 use crate::data::tensors::grid;
 use crate::tasks::loss;
 

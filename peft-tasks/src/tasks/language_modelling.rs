@@ -7,11 +7,12 @@ use peft_core::{PeftError, Result, forward, ops};
 use peft_models::{CausalLm, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
 use crate::data::chat::{ChatTemplate, messages};
 use crate::data::columns::{Columns, required};
 use crate::data::dataset::{Dataset, Row};
 use crate::data::pack::{PackOrder, PackedRow, collate_packed, pack};
-use crate::data::sample::{Batch, IGNORED, Padding, Preprocessor, Sample, collate};
+use crate::data::sample::{IGNORED, Preprocessor, Sample};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;

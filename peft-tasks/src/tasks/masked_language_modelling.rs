@@ -5,9 +5,10 @@ use peft_core::{PeftError, Result};
 use peft_models::{MaskedLm, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
 use crate::data::rng;
-use crate::data::sample::{Batch, IGNORED, Padding, Sample, collate};
+use crate::data::sample::{IGNORED, Sample};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
 use crate::eval::metrics;

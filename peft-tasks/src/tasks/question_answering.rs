@@ -11,9 +11,9 @@ use peft_core::{PeftError, Result};
 use peft_models::{Pretrained, QuestionAnswerer};
 use serde_json::Map;
 
+use crate::data::batch::{Batch, Padding, collate};
 use crate::data::dataset::Row;
 use crate::data::questions::Question;
-use crate::data::sample::{Batch, Padding, collate};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::windows::{Window, windows};

@@ -5,9 +5,10 @@ use peft_core::{PeftError, Result};
 use peft_models::{Pretrained, SequenceClassifier};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
 use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
-use crate::data::sample::{Batch, Padding, Preprocessor, Sample, Side, collate};
+use crate::data::sample::{Preprocessor, Sample, Side};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::eval::metrics::{self, Average, Confusion, MultiLabel};

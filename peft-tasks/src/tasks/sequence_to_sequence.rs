@@ -5,8 +5,9 @@ use peft_core::{PeftError, Result, ops};
 use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
-use crate::data::sample::{Batch, IGNORED, Padding, Sample, collate};
+use crate::data::sample::{IGNORED, Sample};
 use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;

@@ -8,8 +8,9 @@ use peft_core::{PeftError, Result, ops};
 use peft_models::{FeatureExtractor, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Padding, collate};
 use crate::data::columns::required;
-use crate::data::sample::{Padding, Preprocessor, Sample, collate};
+use crate::data::sample::{Preprocessor, Sample};
 use crate::data::text_data::TextData;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};

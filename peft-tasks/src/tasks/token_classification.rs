@@ -5,7 +5,8 @@ use peft_core::{PeftError, Result};
 use peft_models::{Pretrained, TokenClassifier};
 use serde_json::{Map, Value};
 
-use crate::data::sample::{Batch, IGNORED, Padding, Preprocessor, Sample, collate};
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::sample::{IGNORED, Preprocessor, Sample};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
