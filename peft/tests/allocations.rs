@@ -20,7 +20,7 @@ use peft::models::auto::{AutoCausalLm, load_causal_lm};
 use peft::models::common::config::RawConfig;
 use peft::models::common::mask;
 use peft::models::text::decoder::gpt2::{Gpt2Config, Gpt2LmHeadModel};
-use peft::tasks::data::sample::Sample;
+use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 

@@ -18,8 +18,8 @@ use peft::lora::{
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
 use peft::models::{CausalLm, ModelInput};
 use peft::prompt::AdaptionPromptConfig;
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::generate::seq2seq::generate_targets;
 
 use crate::support::{device, find, fixtures, numbers};

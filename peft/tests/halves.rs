@@ -13,7 +13,7 @@ use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
-use peft::tasks::data::sample::Sample;
+use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use tempfile::TempDir;

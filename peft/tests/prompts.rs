@@ -15,7 +15,7 @@ use peft::prompt::{
     AdaptionPromptConfig, EncoderType, MultitaskInit, MultitaskPromptTuningConfig, PrefixTuningConfig,
     PromptEncoderConfig, PromptTuningConfig, PromptTuningInit,
 };
-use peft::tasks::data::sample::Sample;
+use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::{Record, read};

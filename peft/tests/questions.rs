@@ -1,8 +1,9 @@
 //! Questions about texts, from file to measures.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use peft::run::prepare::TextData;
+use peft::tasks::data::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use serde_json::{Value, json};
@@ -35,14 +36,14 @@ fn answers_are_learned_and_measured() {
 #[test]
 fn rows_in_all_their_forms() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base");
-    let tokenizer = Tokenizer::load(&base).unwrap();
+    let tokenizer = Arc::new(Tokenizer::load(&base).unwrap());
     let (model, _) = peft::models::auto::load_question_answerer(&base, &device(), 0).unwrap();
     let read = |name: &str, contents: &str| {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(name);
         std::fs::write(&file, contents).unwrap();
-        let options = TextData { file, max_length: Some(24), ..TextData::default() };
-        let task = options.question_answering(&base, &tokenizer, true).map_err(|it| it.to_string())?;
+        let data = TextData::file(file).max_length(24).tokenizer(tokenizer.clone());
+        let task = data.question_answering(&base, true).map_err(|it| it.to_string())?;
         Ok::<_, String>(Task::evaluate(&task, &model, 4, &device()).unwrap().loss)
     };
     let whole = read("a.jsonl", &row("Who?", &[("Élise", 0)]).to_string()).unwrap();

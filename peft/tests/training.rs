@@ -12,7 +12,7 @@ use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier};
 use peft::prompt::{AdaptionPromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig, PromptTuningConfig};
-use peft::tasks::data::sample::{IGNORED, Padding, Sample};
+use peft::tasks::data::{IGNORED, Padding, Sample};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::sequence_to_sequence::SequenceToSequence;
