@@ -25,30 +25,38 @@ macro_rules! parity {
     };
 }
 
-mod decoder_cells;
+mod beams;
+mod chosen_weights;
+mod decoder_methods;
 mod decoders;
 mod encoder_prompts;
 mod encoders;
+mod ia3;
+mod llama_family;
 mod lora;
-mod parameters;
+mod lora_on_parameters;
+mod low_rank;
+mod new_tokens;
+mod projections;
 mod prompts;
-mod recent;
-mod relatives;
-mod variants;
-mod vocabulary;
+mod rotations;
 
 const TABLES: &[&[&str]] = &[
-    decoder_cells::CASES,
+    beams::CASES,
+    chosen_weights::CASES,
+    decoder_methods::CASES,
     decoders::CASES,
     encoder_prompts::CASES,
     encoders::CASES,
+    ia3::CASES,
+    llama_family::CASES,
     lora::CASES,
-    parameters::CASES,
+    lora_on_parameters::CASES,
+    low_rank::CASES,
+    new_tokens::CASES,
+    projections::CASES,
     prompts::CASES,
-    recent::CASES,
-    relatives::CASES,
-    variants::CASES,
-    vocabulary::CASES,
+    rotations::CASES,
 ];
 
 fn check(name: &str) {
