@@ -7,8 +7,8 @@ use peft::core::{Names, PeftConfig, PeftModel};
 use peft::lora::{LoHaConfig, LoraConfig};
 use peft::models::ModelInput;
 use peft::models::auto::{self, AutoCausalLm, AutoSeq2SeqLm};
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::generate::seq2seq::generate_targets;
 
 use super::nets::{ids, llama, loaded, logits, logits_of};

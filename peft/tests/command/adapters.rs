@@ -7,7 +7,7 @@ use peft::core::files::checkpoint::TensorFile;
 use peft::core::read_config;
 use peft::lora::combine::weighted::{Combination, Majority};
 
-use crate::support::{assert_close, device, expected, fixtures};
+use crate::support::{assert_close, device, expected, fixtures, registry};
 
 /// What it prints, if it succeeds; what it complains about, if it fails.
 pub(super) fn peft(arguments: &[&str]) -> Result<String, String> {
@@ -38,7 +38,7 @@ fn combine_writes_what_the_library_makes() {
     assert!(printed.contains("2 adapters combined (ties)"), "{printed}");
     let how = Combination::parse("ties", Some(0.6), Majority::Total, None).unwrap();
     let adapters = [(PathBuf::from(&first), 0.7), (PathBuf::from(&second), -1.3)];
-    peft::folder::combine::combine(&adapters, Path::new(&base), how, 42, wanted.path(), &device()).unwrap();
+    peft::folder::combine::combine(&adapters, Path::new(&base), how, 42, wanted.path(), registry(), &device()).unwrap();
     let wanted = expected(&tensors(wanted.path()));
     let ours = expected(&tensors(output.path()));
     assert_eq!(ours.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());

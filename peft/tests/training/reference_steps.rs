@@ -5,12 +5,14 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
 use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
+use peft::load::AdapterSource;
+use peft::load::adapters::head_of;
 use peft::models::auto::{self};
 use peft::models::{CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
+use peft::tasks::train::TrainConfig;
 use peft::tasks::train::optimizer::{optimizer, set_frozen};
-use peft::tasks::train::trainer::TrainConfig;
 use serde_json::Value;
 
 use crate::support::{assert_close, case, device, expected, find, fixtures, numbers};
@@ -93,7 +95,7 @@ fn causal_steps(name: &str) {
 
 fn classifier_steps(name: &str) {
     let folder = fixtures().join("models").join(case(name).model);
-    let options = peft::forward::classifier_options(&[fixtures().join("cases").join(name).join(DEFAULT_ADAPTER)]);
+    let options = head_of(&[AdapterSource::new(fixtures().join("cases").join(name).join(DEFAULT_ADAPTER))]);
     let (model, _) = auto::load_sequence_classifier(folder, &device(), &options).unwrap();
     let file = inputs(name);
     ten_steps(name, model, |model| {

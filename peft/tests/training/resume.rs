@@ -9,7 +9,7 @@ use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::train::{TrainConfig, Trainer};
 
 use super::runs::{config, copy_tree, fresh, losses, samples, with};
-use crate::support::{device, numbers};
+use crate::support::numbers;
 
 /// Killed after step 5 with a checkpoint at 4, resumed: the losses are those of a run that was never killed, bit for
 /// bit, dropout and all.

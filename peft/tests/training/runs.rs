@@ -6,8 +6,8 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::tasks::data::sample::Sample;
+use peft::tasks::train::TrainConfig;
 use peft::tasks::train::log::{Record, read};
-use peft::tasks::train::trainer::TrainConfig;
 
 use crate::support::{device, fixtures};
 

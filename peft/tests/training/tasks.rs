@@ -7,7 +7,7 @@ use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{FeatureExtractor, ModelInput};
 use peft::prompt::{MultitaskPromptTuningConfig, PromptTuningConfig};
-use peft::tasks::data::sample::{Padding, Sample};
+use peft::tasks::data::{Padding, Sample};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::sequence_to_sequence::SequenceToSequence;
 use peft::tasks::tasks::similarity::{self, Similarity};
