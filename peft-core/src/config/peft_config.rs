@@ -6,7 +6,6 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::adapter::AdapterSet;
-use crate::config::after_step::AfterStep;
 use crate::config::fields::COMMON_FIELDS;
 use crate::config::projected::ProjectedPair;
 use crate::error::{PeftError, Result};
@@ -78,6 +77,24 @@ pub trait PeftConfig: Debug + Send + Sync {
         let reason = format!("it is for LoRA, and this adapter is {}; train without it", self.peft_type());
         Err(PeftError::unsupported("LoRA-FA", reason))
     }
+}
+
+/// Changes an adapter after every optimizer step, as AdaLoRA does when it takes ranks away.
+///
+/// A [`PeftConfig`] makes one for a run. Tensors are keyed as in the adapter file, whole.
+pub trait AfterStep: Debug + Send {
+    /// Looks at the tensors after step number `step`, counted from 0, and at the gradients that moved them. Returns
+    /// the tensors that change.
+    fn after_step(&mut self, step: usize, tensors: &[Stored], gradients: &[Stored]) -> Result<Vec<Stored>>;
+
+    /// The configuration as it now is.
+    fn config(&self) -> Box<dyn PeftConfig>;
+
+    /// What a resumed run must know, as tensors of floats.
+    fn state(&self) -> Vec<Stored>;
+
+    /// Goes on from a [`state`](AfterStep::state).
+    fn restore(&mut self, state: Vec<Stored>) -> Result<()>;
 }
 
 /// What a method is called and where it comes from, for people.

@@ -4,4 +4,5 @@ pub mod peft_model;
 pub mod state;
 pub mod status;
 pub mod update;
+mod values;
 pub mod vocabulary;

@@ -9,15 +9,16 @@ use burn::tensor::{Device, Gradients};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use crate::adapter::mixed_batch::{self, Misuse};
+use crate::adapter::mixed_batch;
 use crate::adapter::slots;
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
+use crate::context::Misuse;
 use crate::error::{LoadReport, PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::files::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::model::state;
-use crate::model::vocabulary::{HALF_PRECISION, is_close, value_of};
+use crate::model::values::{HALF_PRECISION, is_close, value_of};
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
 use crate::spec::{Adaptable, ModelSpec, ParamKind, ParamSpec, frozen_path};
@@ -53,7 +54,7 @@ pub struct PeftModel<M> {
     active: Vec<String>,
     enabled: bool,
     head: Option<HeadOf<M>>,
-    /// Whether a saved folder holds the tables of words, as one must whose vocabulary was resized. `None` decides by the
+    /// Whether a saved folder holds the embedding matrices, as one must whose vocabulary was resized. `None` decides by the
     /// `vocab_size` in the `config.json` of [`ModelSpec::base_name`], if that is a folder.
     pub save_embedding_layers: Option<bool>,
 }

@@ -34,7 +34,7 @@ enum Rows {
 /// batch, and how their losses are weighted, does not depend on the layout; dropout draws for other places.
 ///
 /// Every document has a row to itself in models that do not [support packing](CausalLm::supports_packing); behind virtual
-/// tokens or a prefix; with task ids or token type ids; if rows have adapters of their own ([`forward::rows_matter`]); and
+/// tokens or a prefix; with task ids or token type ids; if rows have adapters of their own ([`forward::can_pack`]); and
 /// where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
@@ -126,7 +126,7 @@ fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<Pa
     }
     let rows = pack(samples, longest, PackOrder::BestFit)?;
     // To look at every parameter takes longer than all the rest.
-    Ok(Some(rows).filter(|it| it.len() < samples.len() && !forward::rows_matter(model)))
+    Ok(Some(rows).filter(|it| it.len() < samples.len() && forward::can_pack(model)))
 }
 
 impl TextData {

@@ -12,7 +12,7 @@ use peft_core::config::fields::{self, SavedModules};
 use peft_core::forward::{EmbeddingBelow, LinearBelow};
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec,
-    PeftConfig, PeftError, Plan, PlanRow, Result, Selection, Tuner, refuse_unknown,
+    PeftConfig, PeftError, Plan, PlanRow, Result, Selection, TableAdapter, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -71,17 +71,23 @@ impl Adapter for TokenRows {
         trained.mask_where(is_frozen, rows)
     }
 
+    fn as_table(&self) -> Option<&dyn TableAdapter> {
+        Some(self)
+    }
+
+    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
+        let inner = inner(self.beside_lora);
+        format!("{}.{inner}{field}", param.module)
+    }
+}
+
+impl TableAdapter for TokenRows {
     fn replaced_rows(&self) -> Vec<usize> {
         self.indices.to_data().iter::<i64>().map(|it| it as usize).collect()
     }
 
     fn moves_tied_head(&self) -> bool {
         true
-    }
-
-    fn file_key(&self, param: &ParamSpec, field: &str) -> String {
-        let inner = inner(self.beside_lora);
-        format!("{}.{inner}{field}", param.module)
     }
 }
 
@@ -250,7 +256,7 @@ impl Tuner for TrainableTokensConfig {
     const INFO: MethodInfo = MethodInfo {
         name: "trainable tokens",
         peft_type: PEFT_TYPE,
-        what: "some rows of the table of words",
+        what: "some rows of the embedding matrix",
         paper: "peft/tuners/trainable_tokens",
         package: env!("CARGO_PKG_NAME"),
     };
