@@ -1,17 +1,19 @@
 //! Base models for Burn that load Hugging Face checkpoints and take adapters in.
 //!
-//! [`auto`] reads a folder and picks the architecture; [`gpt2`], [`llama`] and [`bert`] are the architectures, one file
-//! each, with fields named after checkpoint keys. [`CausalLm`], [`SequenceClassifier`] and [`FeatureExtractor`] are what
-//! a task may ask of a model.
+//! [`auto`] reads a folder, or a repository of the Hugging Face Hub, and picks the architecture; it also says how a model
+//! of your own joins. [`text`] holds the architectures, one file each, with fields named after checkpoint keys.
+//! [`CausalLm`], [`SequenceClassifier`] and their like are what a task needs of a model, and [`common`] is what
+//! architectures share.
 
 pub mod architecture;
 pub mod auto;
 pub mod common;
 pub mod text;
 
+pub use common::cache::{KvCache, Seq2SeqCache};
 pub use common::decoder::Decoder;
 pub use common::gated_mlp::GatedMlp;
-pub use common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+pub use common::input::{ModelInput, Tokens};
 pub use common::pretrained::Pretrained;
 pub use common::task::{
     CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,

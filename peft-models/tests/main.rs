@@ -1,5 +1,6 @@
 //! Base models against the reference's numbers, and against themselves.
 
+mod architectures;
 mod cache;
 mod input;
 mod loading;

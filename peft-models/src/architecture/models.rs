@@ -8,8 +8,9 @@ use peft_core::erased::AnyModule;
 use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 
 use super::origin::Origin;
+use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
-use crate::common::input::{KvCache, ModelInput, Seq2SeqCache};
+use crate::common::input::ModelInput;
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
     CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,

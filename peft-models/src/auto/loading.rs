@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
-use super::tied::{HEADS, has_another_head, table_is_also_under};
+use super::tied::{HEADS, embedding_is_also_under, has_another_head};
 use crate::architecture::{
     AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier, Origin,
@@ -53,7 +53,7 @@ impl ArchitectureRegistry {
             model = self.causal_lm(&raw, device)?;
         }
         if model.is_tied() {
-            table_is_also_under(&mut checkpoint, &model, &HEADS);
+            embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
         let (model, report) = checkpoint.load(model, prefix, &[])?;
         Ok((model.with_origin(origin(folder)), report))
@@ -78,9 +78,13 @@ impl ArchitectureRegistry {
         raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
         let (model, prefix) = self.build::<AutoSeq2SeqLm>(&raw, device)?;
         if tied {
-            table_is_also_under(&mut checkpoint, &model, &HEADS);
+            embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        table_is_also_under(&mut checkpoint, &model, &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]);
+        embedding_is_also_under(
+            &mut checkpoint,
+            &model,
+            &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+        );
         let (model, report) = checkpoint.load(model, prefix, &["final_logits_bias"])?;
         Ok((model.with_origin(origin(folder)), report))
     }
@@ -167,7 +171,7 @@ impl ArchitectureRegistry {
 }
 
 fn warn_untied() {
-    tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding table and is used");
+    tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding matrix and is used");
 }
 
 /// The model with values for what its checkpoint lacks.

@@ -3,7 +3,7 @@
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint};
 use peft_core::{Adaptable, Result};
 
-/// Names of heads that score words.
+/// Keys of language-model heads.
 pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 
 fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a str> {
@@ -11,14 +11,14 @@ fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a s
 }
 
 /// An embedding matrix that is read in several places is stored once, under the name of any of them.
-pub(super) fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
+pub(super) fn embedding_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
     let Some(prompts) = model.spec().prompts else { return };
     if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
         checkpoint.also_under(format!("{}.weight", prompts.table), key);
     }
 }
 
-/// Whether a checkpoint holds a head that is not its embedding table.
+/// Whether a checkpoint holds a head that is not its embedding matrix.
 ///
 /// The reference then unties the two whatever `config.json` says.
 pub(super) fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {

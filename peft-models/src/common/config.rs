@@ -88,7 +88,10 @@ impl RawConfig {
 }
 
 /// Refuses a width that its number of heads does not divide; both with the names of their fields.
-pub(crate) fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
+///
+/// # Errors
+/// Names the field of the heads.
+pub fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
     if heads.1 > 0 && width.1.is_multiple_of(heads.1) {
         return Ok(());
     }
@@ -139,7 +142,7 @@ pub struct LabelConfig {
     id2label: Option<Map<String, Value>>,
     /// `regression`, `single_label_classification` or `multi_label_classification`.
     pub problem_type: Option<String>,
-    /// Padding token, which decoders must know to find a row's last word.
+    /// Padding token, which decoders must know to find a row's last token.
     pub pad_token_id: Option<i64>,
     classifier_dropout: Option<f64>,
     tie_word_embeddings: Option<bool>,
@@ -151,7 +154,7 @@ impl LabelConfig {
         self.num_labels.or_else(|| self.id2label.as_ref().map(Map::len)).unwrap_or(2)
     }
 
-    /// Whether the table of words read the other way gives the scores of masked words.
+    /// Whether the masked-LM head is the embedding matrix read the other way.
     pub(crate) fn is_tied(&self) -> bool {
         self.tie_word_embeddings.unwrap_or(true)
     }

@@ -1,4 +1,4 @@
-//! The gated layers between attentions, which LLaMA and its followers share.
+//! The gated layers between attentions, which LLaMA and later models share.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -20,7 +20,8 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    pub(crate) fn new(d_model: usize, d_inner: usize, bias: bool, act: Activation, device: &Device) -> Self {
+    /// Layers whose parameters are not allocated yet.
+    pub fn new(d_model: usize, d_inner: usize, bias: bool, act: Activation, device: &Device) -> Self {
         let projection = |d_input, d_output| Projection::new(d_input, d_output, bias, device);
         Self {
             gate_proj: projection(d_model, d_inner),
@@ -30,7 +31,8 @@ impl GatedMlp {
         }
     }
 
-    pub(crate) fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+    /// `[batch, seq, d_model]` to the same.
+    pub fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
         let (gate, up) = (self.gate_proj.forward(hidden.clone()), self.up_proj.forward(hidden));
         self.down_proj.forward(self.act.gate(gate, up))
     }

@@ -1,19 +1,20 @@
-//! How a stack calls its layers.
+//! How a stack calls its layers, so that gradient checkpointing can come in.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::forward::gradient_checkpointing::{self, Inputs};
 
-use crate::common::input::KvCache;
+use crate::common::cache::{KvCache, SourceCache};
 
-/// Layer `at` of a stack, of which within a [`gradient_checkpointing::scope`] only the inputs are kept.
+/// Runs layer `at` of a stack. Within a [`gradient_checkpointing::scope`] only its inputs are kept, and the backward pass
+/// computes it again.
 ///
-/// `inputs` are what it reads beside the hidden state; `forward` may use nothing else that has gradients. A layer with a
-/// cache that somebody goes on with is computed as ever: what it put there must not be thrown away.
+/// `inputs` are what the layer reads beside the hidden state: masks, rotary tables. `forward` may capture nothing that has
+/// gradients. A layer whose cache outlives the forward is not computed again: what it put into the cache must stay.
 ///
 /// # Shapes
 /// - hidden, output: `[batch, seq, d_model]`
-pub(crate) fn run<L: Module + 'static, I: Inputs>(
+pub fn run<L: Module + 'static, I: Inputs>(
     (layer, at): (&L, usize),
     hidden: Tensor<3>,
     inputs: &I,
@@ -43,4 +44,22 @@ pub(crate) fn run<L: Module + 'static, I: Inputs>(
         }
     };
     forward(layer, hidden, inputs, cache)
+}
+
+/// [`run`] for a decoder layer that reads an encoded source, whose keys and values have a cache too.
+///
+/// A source cache outlives the forward, so that a layer that has one is not computed again either.
+pub fn run_decoder<L: Module + 'static, I: Inputs>(
+    layer: (&L, usize),
+    hidden: Tensor<3>,
+    inputs: &I,
+    (cache, source_cache): (Option<&mut KvCache>, Option<&mut SourceCache>),
+    forward: impl Fn(&L, Tensor<3>, &I, (Option<&mut KvCache>, Option<&mut SourceCache>)) -> Tensor<3> + Send + 'static,
+) -> Tensor<3> {
+    match source_cache {
+        Some(source_cache) => forward(layer.0, hidden, inputs, (cache, Some(source_cache))),
+        None => run(layer, hidden, inputs, cache, move |layer, hidden, inputs, cache| {
+            forward(layer, hidden, inputs, (cache, None))
+        }),
+    }
 }

@@ -1,5 +1,7 @@
 //! What architectures share: configuration, input and cache, masks, positions, heads.
 
+pub mod attention_heads;
+pub mod cache;
 pub mod config;
 pub mod decoder;
 pub mod gated_mlp;

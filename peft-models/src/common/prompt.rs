@@ -7,51 +7,8 @@ use peft_core::nn::Embedding;
 use peft_core::ops::Visibility;
 use peft_core::{Prompt, forward};
 
-use crate::common::input::{KvCache, ModelInput, Tokens};
-
-/// How much stands before the first token.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PromptLength {
-    /// Virtual tokens that went through the layers.
-    tokens: usize,
-    /// Positions that went straight into the cache.
-    keys: usize,
-    drops_token_types: bool,
-}
-
-impl PromptLength {
-    fn of(prompt: &Prompt) -> Self {
-        Self { tokens: prompt.tokens_len(), keys: prompt.keys_len(), drops_token_types: prompt.drops_token_types }
-    }
-
-    /// Positions that went straight into the cache.
-    pub(crate) fn keys(self) -> usize {
-        self.keys
-    }
-
-    fn total(self) -> usize {
-        self.tokens + self.keys
-    }
-
-    /// An input whose tokens come after this prompt.
-    fn shift(self, input: &ModelInput) -> ModelInput {
-        if self.total() == 0 {
-            return input.clone();
-        }
-        let positions = input.position_ids.clone();
-        ModelInput {
-            attention_mask: input.attention_mask.clone().map(|it| before(it, self.total(), 1)),
-            // Behind virtual tokens the reference drops positions, so that they count from the first of them. Those of
-            // packed rows it does not know.
-            position_ids: match self.tokens > 0 && input.segment_ids.is_none() {
-                true => None,
-                false => positions.map(|it| it.add_scalar(self.total() as i64)),
-            },
-            token_type_ids: input.token_type_ids.clone().filter(|_| !self.drops_token_types),
-            ..input.clone()
-        }
-    }
-}
+use crate::common::cache::{KvCache, PromptLength};
+use crate::common::input::{ModelInput, Tokens};
 
 /// Runs the layers of a decoder, or of an encoder that stands alone, on an input and on what active prompts put before
 /// it. Every stack's forward is one call of this; `layers` is the plain model.
@@ -64,7 +21,7 @@ pub fn around<T>(
     layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
 ) -> T {
     match cache {
-        Some(cache) if !cache.is_empty() => layers(&cache.prompt.shift(input), Some(cache)),
+        Some(cache) if !cache.is_empty() => layers(&shift(cache.prompt, input), Some(cache)),
         cache => match forward::prompt(&table.weight, input.task_ids.as_ref()) {
             Some(prompt) => behind(prompt, table, input, cache, layers),
             None => layers(input, cache),
@@ -94,7 +51,7 @@ pub fn around_decoder<T>(
     layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
 ) -> T {
     match cache {
-        Some(cache) if !cache.is_empty() => layers(&cache.prompt.shift(input), Some(cache)),
+        Some(cache) if !cache.is_empty() => layers(&shift(cache.prompt, input), Some(cache)),
         cache => {
             // Which task it is makes no difference to what is left of the prompt then.
             let any = cache.is_some().then(|| Tensor::zeros([input.dims()[0]], &input.device()));
@@ -141,7 +98,7 @@ fn start(prefix: Vec<peft_core::KeyValue>, prompt: PromptLength, batch: usize) -
 
 /// The input behind a prompt, with the vectors of virtual tokens in front.
 fn with_tokens(table: &Embedding, vectors: Option<Tensor<3>>, length: PromptLength, input: &ModelInput) -> ModelInput {
-    let mut shifted = length.shift(input);
+    let mut shifted = shift(length, input);
     let Some(vectors) = vectors else { return shifted };
     let [batch, _] = input.dims();
     let [_, virtual_tokens, d_model] = vectors.dims();
@@ -167,4 +124,23 @@ fn before(tensor: Tensor<2, Int>, count: usize, value: i64) -> Tensor<2, Int> {
     let [batch, _] = tensor.dims();
     let columns = Tensor::full([batch, count], value, &tensor.device());
     Tensor::cat(vec![columns, tensor], 1)
+}
+
+/// An input whose tokens come after a prompt of this length.
+fn shift(length: PromptLength, input: &ModelInput) -> ModelInput {
+    if length.total() == 0 {
+        return input.clone();
+    }
+    let positions = input.position_ids.clone();
+    ModelInput {
+        attention_mask: input.attention_mask.clone().map(|it| before(it, length.total(), 1)),
+        // Behind virtual tokens the reference drops positions, so that they count from the first of them. Those of
+        // packed rows it does not know.
+        position_ids: match length.tokens > 0 && input.segment_ids.is_none() {
+            true => None,
+            false => positions.map(|it| it.add_scalar(length.total() as i64)),
+        },
+        token_type_ids: input.token_type_ids.clone().filter(|_| !length.drops_token_types),
+        ..input.clone()
+    }
 }

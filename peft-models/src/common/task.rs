@@ -1,4 +1,4 @@
-//! What a model can be asked for. Heads implement these; tasks use nothing else.
+//! What a task needs of a model. Models with a head implement these traits, and tasks use nothing else.
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
@@ -6,15 +6,16 @@ use burn::tensor::{Int, Tensor};
 use peft_core::ops::IGNORE_INDEX;
 use peft_core::{PeftError, Result};
 
+use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
-use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, Tokens};
+use crate::common::input::{ModelInput, Tokens};
 
-/// A model that predicts the next token.
+/// A causal language model.
 pub trait CausalLm: Module {
     /// The last hidden state, `[batch, seq, d_model]`; virtual tokens of an active prompt are part of `seq`, in front.
     fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
 
-    /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
+    /// Logits over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
     ///
     /// Apart from [`CausalLm::hidden`], so that a loss computes only the rows that it needs.
     fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
@@ -41,7 +42,7 @@ pub trait CausalLm: Module {
     /// Whether the head is the embedding table read the other way.
     fn is_tied(&self) -> bool;
 
-    /// Gives a tied model a head of its own, a copy of the table that shares its memory.
+    /// Gives a tied model a head of its own, a copy of the embedding matrix that shares its memory.
     ///
     /// Adapters that name the head need this: a tied head has no parameter that they could ride on.
     fn untie(&mut self);
@@ -52,7 +53,7 @@ pub trait CausalLm: Module {
         self
     }
 
-    /// Scores of every position, `[batch, seq, vocab]`.
+    /// Logits of every position, `[batch, seq, vocab]`.
     fn logits(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3> {
         let hidden = self.hidden(input, cache);
         let [batch, seq, d_model] = hidden.dims();
@@ -62,7 +63,7 @@ pub trait CausalLm: Module {
     }
 }
 
-/// A model that reads a source text and writes a target text.
+/// A sequence-to-sequence model: an encoder reads the source, a decoder writes the target.
 pub trait Seq2SeqLm: Module {
     /// What the encoder makes of the source, `[batch, source, d_model]`, with the mask that goes with it.
     fn encode(&self, source: &ModelInput) -> Encoded;
@@ -70,7 +71,7 @@ pub trait Seq2SeqLm: Module {
     /// The last hidden state of the decoder, `[batch, target, d_model]`, scaled as the head wants it.
     fn decode(&self, target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
 
-    /// Scores over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
+    /// Logits over the vocabulary, `[rows, d_model]` to `[rows, vocab]`.
     fn head(&self, hidden: Tensor<2>) -> Tensor<2>;
 
     /// What the decoder reads while it learns to write `labels`: the same, one token later, behind the start token.
@@ -86,7 +87,7 @@ pub trait Seq2SeqLm: Module {
     /// The token that a target starts with, where `config.json` names it.
     fn decoder_start(&self) -> Option<u32>;
 
-    /// Whether the head is the table of words read the other way.
+    /// Whether the head is the embedding matrix read the other way.
     fn is_tied(&self) -> bool;
 
     /// Gives a tied model a head of its own, as [`CausalLm::untie`] does.
@@ -98,7 +99,7 @@ pub trait Seq2SeqLm: Module {
         self
     }
 
-    /// Scores of every target position, `[batch, target, vocab]`.
+    /// Logits of every target position, `[batch, target, vocab]`.
     fn logits(&self, source: &ModelInput, target: &ModelInput) -> Tensor<3> {
         let hidden = self.decode(target, &self.encode(source), None);
         let [batch, seq, d_model] = hidden.dims();
@@ -127,7 +128,7 @@ impl Encoded {
     }
 }
 
-/// A model that scores a whole sequence.
+/// A sequence classifier.
 pub trait SequenceClassifier: Module {
     /// `[batch, num_labels]`
     fn logits(&self, input: &ModelInput) -> Tensor<2>;
@@ -152,7 +153,7 @@ pub trait SequenceClassifier: Module {
     }
 }
 
-/// A model that scores every token.
+/// A token classifier.
 pub trait TokenClassifier: Module {
     /// `[batch, seq, num_labels]`
     fn logits(&self, input: &ModelInput) -> Tensor<3>;
@@ -166,19 +167,19 @@ pub trait TokenClassifier: Module {
     }
 }
 
-/// A model that guesses the words behind masks.
+/// A masked language model.
 pub trait MaskedLm: Module {
-    /// Scores of words at every position, `[batch, seq, vocab]`.
+    /// Logits of every position, `[batch, seq, vocab]`.
     fn logits(&self, input: &ModelInput) -> Tensor<3>;
 }
 
-/// A model that finds the answer to a question in a text.
+/// An extractive question-answering model.
 pub trait QuestionAnswerer: Module {
-    /// How well the answer starts with a token, and how well it ends with it; `[batch, seq, 2]`.
+    /// Logits of the start and of the end of the answer span, `[batch, seq, 2]`.
     fn logits(&self, input: &ModelInput) -> Tensor<3>;
 }
 
-/// A model that turns tokens into vectors.
+/// A model without a head: tokens in, vectors out.
 pub trait FeatureExtractor: Module {
     /// `[batch, seq, d_model]`
     fn last_hidden_state(&self, input: &ModelInput) -> Tensor<3>;
@@ -188,7 +189,7 @@ pub trait FeatureExtractor: Module {
 ///
 /// Source: `GenericForSequenceClassification` of transformers: the rightmost token whose id is not `pad`; without a
 /// padding token, or without ids, the last position. Behind virtual tokens the reference has no ids any more.
-pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
+pub fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option<i64>) -> Tensor<2> {
     let [batch, seq, d_model] = hidden.dims();
     let last = match (&input.tokens, pad) {
         (Tokens::Ids(ids), Some(pad)) if ids.dims()[1] == seq => {
@@ -202,8 +203,11 @@ pub(crate) fn pool_last_token(hidden: Tensor<3>, input: &ModelInput, pad: Option
     hidden.gather(1, index).squeeze_dim(1)
 }
 
-/// Labels one position later, with `start` in front and `pad` where nothing was to be learned.
-pub(crate) fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
+/// Labels one position later, with `start` in front and `pad` where nothing was to be learned; `[batch, target]`.
+///
+/// # Errors
+/// If one of the two tokens is not known.
+pub fn shift_right(labels: Tensor<2, Int>, pad: Option<i64>, start: Option<i64>) -> Result<Tensor<2, Int>> {
     let needed = |field: &str, value: Option<i64>| {
         value.ok_or_else(|| PeftError::config(field, "is not in config.json, and targets need it"))
     };

@@ -52,9 +52,13 @@ const RULES: [Rules; 7] = [
         order: &["config", "start", "dense", "lstm", "tokens", "prefix", "p_tuning", "multitask", "adaption"],
         circles: &[],
     },
-    Rules { package: "peft-models", order: &[], circles: &[] },
-    Rules { package: "peft-tasks", order: &[], circles: &[] },
-    Rules { package: "peft", order: &[], circles: &[] },
+    Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
+    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
+    Rules {
+        package: "peft",
+        order: &["device", "memory", "methods", "load", "task", "run", "folder", "prelude", "cli"],
+        circles: &[],
+    },
 ];
 
 /// The files that a crate starts from, as far as it has them.

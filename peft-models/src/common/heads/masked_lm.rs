@@ -1,4 +1,4 @@
-//! Heads that guess the words behind masks.
+//! Heads of masked language models.
 
 // Fields are named after checkpoint keys, and those say `LayerNorm`.
 #![allow(non_snake_case)]
@@ -10,8 +10,8 @@ use peft_core::nn::{Embedding, LayerNorm, Projection, lazy};
 
 use crate::common::config::Activation;
 
-/// What turns hidden states into scores of words.
-pub(crate) trait WordScores {
+/// What turns hidden states into logits over the vocabulary.
+pub(crate) trait MaskedLmHead {
     /// # Shapes
     /// - hidden: `[batch, seq, d_model]`
     /// - output: `[batch, seq, vocab]`
@@ -21,12 +21,12 @@ pub(crate) trait WordScores {
 /// How wide the parts of a head are.
 pub(crate) struct HeadShape {
     pub(crate) d_model: usize,
-    /// Width of the table of words.
+    /// Width of the embedding matrix.
     pub(crate) d_table: usize,
     pub(crate) vocab: usize,
     pub(crate) epsilon: f64,
     pub(crate) act: Activation,
-    /// Whether the table read the other way gives the scores.
+    /// Whether the logits come from the embedding matrix, read the other way.
     pub(crate) is_tied: bool,
 }
 
@@ -41,7 +41,7 @@ impl HeadShape {
     }
 }
 
-/// The scores of a head: its own layer's, or those of the table and a bias.
+/// The logits of a head: from its own layer, or from the embedding matrix and a bias.
 fn decode(hidden: Tensor<3>, decoder: Option<&Projection>, table: &Embedding, bias: &Param<Tensor<1>>) -> Tensor<3> {
     match decoder {
         Some(decoder) => decoder.forward(hidden),
@@ -63,7 +63,7 @@ pub struct Predictions {
     pub transform: PredictionTransform,
     /// `[vocab]`
     pub bias: Param<Tensor<1>>,
-    /// `[vocab, d_table]`, unless it is the embedding table read the other way.
+    /// `[vocab, d_table]`, unless it is the embedding matrix read the other way.
     pub decoder: Option<Projection>,
 }
 
@@ -88,7 +88,7 @@ impl MaskedHead {
     }
 }
 
-impl WordScores for MaskedHead {
+impl MaskedLmHead for MaskedHead {
     fn scores(&self, hidden: Tensor<3>, table: &Embedding) -> Tensor<3> {
         let Predictions { transform: it, bias, decoder } = &self.predictions;
         let hidden = it.LayerNorm.forward(it.act.apply(it.dense.forward(hidden)));
@@ -105,7 +105,7 @@ pub struct RobertaHead {
     pub layer_norm: LayerNorm,
     /// `[vocab]`
     pub bias: Param<Tensor<1>>,
-    /// `[vocab, d_model]`, unless it is the embedding table read the other way.
+    /// `[vocab, d_model]`, unless it is the embedding matrix read the other way.
     pub decoder: Option<Projection>,
 }
 
@@ -120,7 +120,7 @@ impl RobertaHead {
     }
 }
 
-impl WordScores for RobertaHead {
+impl MaskedLmHead for RobertaHead {
     fn scores(&self, hidden: Tensor<3>, table: &Embedding) -> Tensor<3> {
         // A GELU whatever the layers have.
         let hidden = self.layer_norm.forward(Activation::Gelu.apply(self.dense.forward(hidden)));
@@ -135,7 +135,7 @@ pub struct LmPredictions {
     pub lm_head: LmPredictionHead,
 }
 
-/// The head of DeBERTa as its authors have it; the table of words always gives the scores.
+/// The head of DeBERTa as its authors have it; the logits always come from the embedding matrix.
 #[derive(Module, Debug)]
 pub struct LmPredictionHead {
     /// `[d_model, d_model]`
@@ -160,7 +160,7 @@ impl LmPredictions {
     }
 }
 
-impl WordScores for LmPredictions {
+impl MaskedLmHead for LmPredictions {
     fn scores(&self, hidden: Tensor<3>, table: &Embedding) -> Tensor<3> {
         let it = &self.lm_head;
         let hidden = it.LayerNorm.forward(it.act.apply(it.dense.forward(hidden)));
@@ -177,7 +177,7 @@ macro_rules! masked_lm {
         $($head:ident: $kind:ty = $build:expr),+;
         left_out: $left_out:expr
     ) => {
-        /// The encoder that guesses the words behind masks.
+        /// The encoder with a masked-LM head.
         #[derive(burn::module::Module, Debug)]
         #[allow(missing_docs)]
         pub struct $name {
@@ -203,8 +203,8 @@ macro_rules! masked_lm {
             fn logits(&self, input: &$crate::common::input::ModelInput) -> burn::tensor::Tensor<3> {
                 let table = &self.$field.embeddings.word_embeddings;
                 let hidden = self.$field.forward(input);
-                let heads: Vec<&dyn $crate::common::heads::masked_lm::WordScores> =
-                    [$(self.$head.as_ref().map(|it| it as &dyn $crate::common::heads::masked_lm::WordScores)),+]
+                let heads: Vec<&dyn $crate::common::heads::masked_lm::MaskedLmHead> =
+                    [$(self.$head.as_ref().map(|it| it as &dyn $crate::common::heads::masked_lm::MaskedLmHead)),+]
                         .into_iter()
                         .flatten()
                         .collect();

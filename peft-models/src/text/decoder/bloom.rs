@@ -8,10 +8,13 @@ use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::merge_heads;
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 
@@ -112,7 +115,7 @@ impl BloomAttention {
         let (key, value) = extend_cache(cache, layer, key, value);
         let scale = (d_head as f64).powf(-0.5);
         let mixed = attention(query, key, value, Some(mask), scale, &self.attention_dropout);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
+        let mixed = merge_heads(mixed);
         self.hidden_dropout.forward(self.dense.forward(mixed))
     }
 }
@@ -239,7 +242,7 @@ decoder_heads! {
     classifier: BloomForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     BloomModel, BloomConfig, transformer: BloomModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

@@ -11,13 +11,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{
     Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION, heads_divide, windows_of,
 };
-use crate::common::decoder::{Decoder, decoder_heads};
+use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::rope::Rope;
@@ -129,7 +132,7 @@ pub struct GemmaConfig {
     pub attention_scale: f64,
     /// What scores of attention are bent to; the third generation has none.
     pub attention_cap: Option<f64>,
-    /// What scores of words are bent to.
+    /// Soft cap of the logits over the vocabulary.
     pub logit_cap: Option<f64>,
     /// Of layers without a window.
     pub rope: Rope,
@@ -258,11 +261,7 @@ impl GemmaAttention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, _] = hidden.dims();
-        let split = |projected: Tensor<3>| {
-            let heads = projected.dims()[2] / self.d_head;
-            projected.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
-        };
+        let split = |projected| split_heads(projected, self.d_head);
         let normal = |norm: &Option<RmsNorm>, heads: Tensor<4>| match norm {
             Some(norm) => norm.forward(heads),
             None => heads,
@@ -275,8 +274,7 @@ impl GemmaAttention {
             Some(cap) => attention_capped(query, key, value, mask, self.scale, cap, &self.dropout),
             None => attention(query, key, value, mask, self.scale, &self.dropout),
         };
-        let d_mixed = mixed.dims()[1] * self.d_head;
-        self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_mixed]))
+        self.o_proj.forward(merge_heads(mixed))
     }
 }
 
@@ -396,7 +394,7 @@ decoder_heads! {
     classifier: GemmaForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GemmaModel, GemmaConfig, model: GemmaModel::new,
     width: |it| it.d_model,
     labels: |it| &it.labels,

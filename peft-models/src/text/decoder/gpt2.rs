@@ -8,9 +8,11 @@ use peft_core::{Adaptable, ModelSpec, PromptShape, Result, forward};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, LabelConfig, RawConfig};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
@@ -82,10 +84,7 @@ impl ModelConfig for Gpt2Config {
     fn from_raw(raw: &RawConfig) -> Result<Self> {
         // `reorder_and_upcast_attn` only moves half-precision products to f32, where ours always are.
         let config: Self = raw.parse(&[])?;
-        if !config.n_embd.is_multiple_of(config.n_head) {
-            let reason = format!("is {}, which `n_head` = {} does not divide", config.n_embd, config.n_head);
-            return Err(peft_core::PeftError::config("n_embd", reason));
-        }
+        heads_divide(("n_head", config.n_head), ("n_embd", config.n_embd))?;
         Ok(config)
     }
 }
@@ -130,12 +129,10 @@ impl Gpt2Attention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
-        let d_head = d_model / self.heads;
-        let parts = |tokens: Tensor<3>| {
-            let [batch, seq, _] = tokens.dims();
+        let d_model = hidden.dims()[2];
+        let parts = |tokens| {
             let parts = split(self.c_attn.forward(tokens), [d_model; 3]);
-            parts.map(|it| it.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2))
+            parts.map(|it| split_heads(it, d_model / self.heads))
         };
         let [query, key, value] = parts(hidden);
         let prompted = forward::gated(&self.c_proj.weight, &query, |tokens| {
@@ -144,11 +141,11 @@ impl Gpt2Attention {
         });
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, self.scale, &self.attn_dropout);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
+        let mixed = merge_heads(mixed);
         let output = self.resid_dropout.forward(self.c_proj.forward(mixed));
         match prompted {
             // As in the reference, what a gated prompt adds is not projected here.
-            Some(prompted) => output + prompted.swap_dims(1, 2).reshape([batch, seq, d_model]),
+            Some(prompted) => output + merge_heads(prompted),
             None => output,
         }
     }
@@ -289,7 +286,7 @@ impl FeatureExtractor for Gpt2Model {
 pub struct Gpt2LmHeadModel {
     /// The stack.
     pub transformer: Gpt2Model,
-    /// The head, unless it is the embedding table read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
 }
 
@@ -390,11 +387,11 @@ impl SequenceClassifier for Gpt2ForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     Gpt2Model, Gpt2Config, transformer: Gpt2Model::new,
     width: |it| it.n_embd,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.or(it.hidden_dropout).unwrap_or(0.1)),
     tokens: Gpt2ForTokenClassification(classifier),
-    answers: Gpt2ForQuestionAnswering,
+    spans: Gpt2ForQuestionAnswering,
 }

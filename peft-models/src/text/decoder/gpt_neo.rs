@@ -8,10 +8,13 @@ use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 
@@ -135,15 +138,14 @@ impl GptNeoSelfAttention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
-        let d_head = d_model / self.heads;
-        let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
+        let d_head = hidden.dims()[2] / self.heads;
+        let split = |projected| split_heads(projected, d_head);
         let query = split(self.q_proj.forward(hidden.clone()));
         let key = split(self.k_proj.forward(hidden.clone()));
         let value = split(self.v_proj.forward(hidden));
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, 1.0, &self.attn_dropout);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
+        let mixed = merge_heads(mixed);
         self.resid_dropout.forward(self.out_proj.forward(mixed))
     }
 }
@@ -285,7 +287,7 @@ decoder_heads! {
     classifier: GptNeoForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GptNeoModel, GptNeoConfig, transformer: GptNeoModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

@@ -9,10 +9,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::merge_heads;
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::rope::Rope;
@@ -131,7 +134,7 @@ impl GptNeoXAttention {
         let [query, key, value] = split(fused, [d_head; 3]).map(|it| it.swap_dims(1, 2));
         let (key, value) = extend_cache(cache, layer, rotary.rotate(key), value);
         let mixed = attention(rotary.rotate(query), key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
-        self.dense.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model]))
+        self.dense.forward(merge_heads(mixed))
     }
 }
 
@@ -268,7 +271,7 @@ decoder_heads! {
     classifier: GptNeoXForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GptNeoXModel, GptNeoXConfig, gpt_neox: GptNeoXModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

@@ -8,10 +8,13 @@ use peft_core::{PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::rope::Rope;
@@ -130,15 +133,14 @@ impl GptJAttention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
-        let d_head = d_model / self.heads;
-        let split = |projected: Tensor<3>| projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2);
+        let d_head = hidden.dims()[2] / self.heads;
+        let split = |projected| split_heads(projected, d_head);
         let query = rotary.rotate(split(self.q_proj.forward(hidden.clone())));
         let key = rotary.rotate(split(self.k_proj.forward(hidden.clone())));
         let value = split(self.v_proj.forward(hidden));
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.attn_dropout);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, seq, d_model]);
+        let mixed = merge_heads(mixed);
         self.resid_dropout.forward(self.out_proj.forward(mixed))
     }
 }
@@ -269,7 +271,7 @@ decoder_heads! {
     classifier: GptJForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     GptJModel, GptJConfig, transformer: GptJModel::new,
     width: |it| it.n_embd,
     labels: |it| &it.labels,

@@ -11,11 +11,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, LabelConfig, RawConfig, windows_of};
-use crate::common::decoder::{Decoder, decoder_heads};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide, windows_of};
+use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::rope::Rope;
@@ -183,15 +186,11 @@ impl ModelConfig for LlamaConfig {
         let file: LlamaFile = raw.parse(&[])?;
 
         let heads = file.num_attention_heads;
-        let divides = |field: &str, of: usize, value: usize| match value > 0 && of.is_multiple_of(value) {
-            true => Ok(()),
-            false => Err(PeftError::config(field, format!("is {value}, which does not divide {of}"))),
-        };
         if file.head_dim.is_none() {
-            divides("num_attention_heads", file.hidden_size, heads)?;
+            heads_divide(("num_attention_heads", heads), ("hidden_size", file.hidden_size))?;
         }
         let kv_heads = file.num_key_value_heads.unwrap_or(heads);
-        divides("num_key_value_heads", heads, kv_heads)?;
+        heads_divide(("num_key_value_heads", kv_heads), ("num_attention_heads", heads))?;
         let d_head = file.head_dim.unwrap_or_else(|| file.hidden_size / heads);
         let rope = Rope::from_raw(&raw, d_head, file.max_position_embeddings)?;
         if rope.rotary() != d_head {
@@ -269,11 +268,7 @@ impl LlamaAttention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, _] = hidden.dims();
-        let split = |projected: Tensor<3>| {
-            let [batch, seq, width] = projected.dims();
-            projected.reshape([batch, seq, width / self.d_head, self.d_head]).swap_dims(1, 2)
-        };
+        let split = |projected| split_heads(projected, self.d_head);
         let normal = |norm: &Option<RmsNorm>, heads: Tensor<4>| match norm {
             Some(norm) => norm.forward(heads),
             None => heads,
@@ -287,10 +282,7 @@ impl LlamaAttention {
         let (key, value) = extend_cache(cache, layer, key, value);
         let scale = (self.d_head as f64).powf(-0.5);
         let mixed = attention(query, key, value, mask, scale, &self.dropout);
-        let project = |mixed: Tensor<4>| {
-            let d_mixed = mixed.dims()[1] * self.d_head;
-            self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_mixed]))
-        };
+        let project = |mixed| self.o_proj.forward(merge_heads(mixed));
         match prompted {
             Some(prompted) => project(mixed) + project(prompted),
             None => project(mixed),
@@ -406,7 +398,7 @@ decoder_heads! {
     classifier: LlamaForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     LlamaModel, LlamaConfig, model: LlamaModel::new,
     width: |it| it.d_model,
     labels: |it| &it.labels,

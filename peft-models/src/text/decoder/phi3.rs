@@ -9,10 +9,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
-use crate::common::decoder::{Decoder, decoder_heads};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::decoder::Decoder;
+use crate::common::heads::decoder::decoder_heads;
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::rope::Rope;
@@ -144,15 +147,12 @@ impl Phi3Attention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [batch, seq, _] = hidden.dims();
         let sizes = [self.heads, self.kv_heads, self.kv_heads].map(|it| it * self.d_head);
-        let [query, key, value] = split(self.qkv_proj.forward(hidden), sizes).map(|it| {
-            let heads = it.dims()[2] / self.d_head;
-            it.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2)
-        });
+        let parts = split(self.qkv_proj.forward(hidden), sizes);
+        let [query, key, value] = parts.map(|it| split_heads(it, self.d_head));
         let (key, value) = extend_cache(cache, layer, rotary.rotate(key), value);
         let mixed = attention(rotary.rotate(query), key, value, mask, (self.d_head as f64).powf(-0.5), &self.dropout);
-        self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, self.heads * self.d_head]))
+        self.o_proj.forward(merge_heads(mixed))
     }
 }
 
@@ -294,7 +294,7 @@ decoder_heads! {
     classifier: Phi3ForSequenceClassification,
 }
 
-word_heads! {
+token_heads! {
     Phi3Model, Phi3Config, model: Phi3Model::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,

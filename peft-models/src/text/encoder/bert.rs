@@ -11,10 +11,12 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, LabelConfig, RawConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, extend_cache};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, extend_cache};
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
@@ -83,11 +85,7 @@ impl ModelConfig for BertConfig {
             let what = format!("position_embedding_type `{kind}`");
             return Err(PeftError::unsupported(what, "only `absolute` positions are"));
         }
-        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            let heads = config.num_attention_heads;
-            let reason = format!("is {}, which `num_attention_heads` = {heads} does not divide", config.hidden_size);
-            return Err(PeftError::config("hidden_size", reason));
-        }
+        heads_divide(("num_attention_heads", config.num_attention_heads), ("hidden_size", config.hidden_size))?;
         Ok(config)
     }
 }
@@ -105,7 +103,7 @@ impl BertConfig {
     }
 }
 
-/// Words, positions and sentences, added up and normalised.
+/// Token, position and segment embeddings, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BertEmbeddings {
@@ -171,18 +169,14 @@ impl BertSelfAttention {
         mask: Option<&AttentionMask>,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let shape = looking.dims();
-        let d_head = shape[2] / self.heads;
-        let split = |projected: Tensor<3>| {
-            let [batch, seq, _] = projected.dims();
-            projected.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2)
-        };
+        let d_head = looking.dims()[2] / self.heads;
+        let split = |projected| split_heads(projected, d_head);
         let query = split(self.query.forward(looking));
         let key = split(self.key.forward(hidden.clone()));
         let value = split(self.value.forward(hidden));
         let (key, value) = extend_cache(cache, layer, key, value);
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
-        mixed.swap_dims(1, 2).reshape(shape)
+        merge_heads(mixed)
     }
 }
 
@@ -447,13 +441,13 @@ impl SequenceClassifier for BertForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     BertModel, BertConfig, bert: BertModel::without_pooler,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.classifier_dropout.unwrap_or(it.hidden_dropout_prob)),
     tokens: BertForTokenClassification(classifier),
-    answers: BertForQuestionAnswering,
+    spans: BertForQuestionAnswering,
 }
 
 masked_lm! {

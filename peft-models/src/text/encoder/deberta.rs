@@ -13,9 +13,10 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, LabelConfig, RawConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, LmPredictions, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::mask;
 use crate::common::prompt;
@@ -60,7 +61,7 @@ pub struct DebertaConfig {
     pub pooler_hidden_act: Activation,
     pub pooler_dropout: f64,
     pub cls_dropout: Option<f64>,
-    /// Whether the head of masked words is BERT's, and not that of DeBERTa's authors.
+    /// Whether the masked-LM head is BERT's, and not that of DeBERTa's authors.
     pub legacy: bool,
     #[serde(flatten)]
     pub labels: LabelConfig,
@@ -106,11 +107,7 @@ impl ModelConfig for DebertaConfig {
 impl DebertaConfig {
     /// What holds for both generations of the model.
     pub(crate) fn check(&self) -> Result<()> {
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let heads = self.num_attention_heads;
-            let reason = format!("is {}, which `num_attention_heads` = {heads} does not divide", self.hidden_size);
-            return Err(PeftError::config("hidden_size", reason));
-        }
+        heads_divide(("num_attention_heads", self.num_attention_heads), ("hidden_size", self.hidden_size))?;
         if let Some(width) = self.pooler_hidden_size.filter(|it| *it != self.hidden_size) {
             let reason = format!("is {width}, but the pooler gets vectors of `hidden_size` = {}", self.hidden_size);
             return Err(PeftError::config("pooler_hidden_size", reason));
@@ -123,7 +120,7 @@ impl DebertaConfig {
         usize::try_from(self.max_relative_positions).ok().filter(|it| *it > 0).unwrap_or(self.max_position_embeddings)
     }
 
-    /// Width of the tables of words, sentences and positions.
+    /// Width of the embedding matrices of tokens, segments and positions.
     pub(crate) fn d_embedding(&self) -> usize {
         self.embedding_size.unwrap_or(self.hidden_size)
     }
@@ -207,7 +204,7 @@ impl PositionTerms {
     }
 }
 
-/// Words, and positions and sentences where the configuration has them, added up and normalised.
+/// Token embeddings, and those of positions and segments where the configuration has them, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct DebertaEmbeddings {
@@ -303,11 +300,11 @@ impl DebertaSelfAttention {
         relative: Option<(&Embedding, &Distances)>,
         mask: Option<&AttentionMask>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
+        let [_, seq, d_model] = hidden.dims();
         let d_head = d_model / self.heads;
         let split = |it: Tensor<3>| {
-            let [batch, rows, width] = it.dims();
-            it.reshape([batch, rows, self.heads, width / self.heads]).swap_dims(1, 2)
+            let d_head = it.dims()[2] / self.heads;
+            split_heads(it, d_head)
         };
         let [query, key, value] = ops::split(split(self.in_proj.forward(hidden)), [d_head; 3]);
         let with = |it, bias| {
@@ -322,7 +319,7 @@ impl DebertaSelfAttention {
             (Positions { key: seen_by(&self.pos_proj), query: seen_by(&self.pos_q_proj) }, distances)
         });
         let mixed = disentangled_attention(query, key, value, positions, mask, self.scale, &self.dropout);
-        mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
+        merge_heads(mixed)
     }
 }
 
@@ -566,13 +563,13 @@ impl SequenceClassifier for DebertaForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     DebertaModel, DebertaConfig, deberta: DebertaModel::new,
     width: |it| it.hidden_size,
     labels: |it| &it.labels,
     dropout: |it| Dropout::new(it.hidden_dropout_prob),
     tokens: DebertaForTokenClassification(classifier),
-    answers: DebertaForQuestionAnswering,
+    spans: DebertaForQuestionAnswering,
 }
 
 masked_lm! {

@@ -18,9 +18,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{LmPredictions, MaskedHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
+use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
 use crate::common::mask;
 use crate::common::prompt;
@@ -196,10 +197,9 @@ impl DebertaV2SelfAttention {
         relative: Option<&(Tensor<3>, Distances)>,
         mask: Option<&AttentionMask>,
     ) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
         let split = |it: Tensor<3>| {
-            let [batch, rows, width] = it.dims();
-            it.reshape([batch, rows, self.heads, width / self.heads]).swap_dims(1, 2)
+            let d_head = it.dims()[2] / self.heads;
+            split_heads(it, d_head)
         };
         let query = split(self.query_proj.forward(hidden.clone()));
         let key = split(self.key_proj.forward(hidden.clone()));
@@ -214,7 +214,7 @@ impl DebertaV2SelfAttention {
             (Positions { key, query }, distances)
         });
         let mixed = disentangled_attention(query, key, value, positions, mask, self.scale, &self.dropout);
-        mixed.swap_dims(1, 2).reshape([batch, seq, d_model])
+        merge_heads(mixed)
     }
 }
 
@@ -458,13 +458,13 @@ impl SequenceClassifier for DebertaV2ForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     DebertaV2Model, DebertaV2Config, deberta: DebertaV2Model::new,
     width: |it| it.base.hidden_size,
     labels: |it| &it.base.labels,
     dropout: |it| Dropout::new(it.base.hidden_dropout_prob),
     tokens: DebertaV2ForTokenClassification(classifier),
-    answers: DebertaV2ForQuestionAnswering,
+    spans: DebertaV2ForQuestionAnswering,
 }
 
 masked_lm! {

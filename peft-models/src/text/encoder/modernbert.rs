@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::input::ModelInput;
 use crate::common::mask;
@@ -193,7 +194,7 @@ impl ModernBertNorm {
     }
 }
 
-/// Words, normalised.
+/// Token embeddings, normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct ModernBertEmbeddings {
@@ -227,13 +228,13 @@ impl ModernBertAttention {
     }
 
     fn forward(&self, hidden: Tensor<3>, rotary: &RotaryTable, mask: Option<&AttentionMask>) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
+        let d_model = hidden.dims()[2];
         let d_head = d_model / self.heads;
         let parts = split(self.Wqkv.forward(hidden), [d_model; 3]);
-        let [query, key, value] = parts.map(|it| it.reshape([batch, seq, self.heads, d_head]).swap_dims(1, 2));
+        let [query, key, value] = parts.map(|it| split_heads(it, d_head));
         let (query, key) = (rotary.rotate(query), rotary.rotate(key));
         let mixed = attention(query, key, value, mask, (d_head as f64).powf(-0.5), &self.dropout);
-        self.out_drop.forward(self.Wo.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model])))
+        self.out_drop.forward(self.Wo.forward(merge_heads(mixed)))
     }
 }
 
@@ -450,7 +451,7 @@ heads! {
     ModernBertForSequenceClassification: LabelConfig::num_labels, left out &["classifier"];
     /// ModernBERT that classifies every token.
     ModernBertForTokenClassification: LabelConfig::num_labels, left out &[];
-    /// ModernBERT that finds answers.
+    /// ModernBERT for extractive question answering.
     ModernBertForQuestionAnswering: |_| 2, left out &[];
 }
 
@@ -493,11 +494,11 @@ impl QuestionAnswerer for ModernBertForQuestionAnswering {
     }
 }
 
-/// The layer that gives the scores of words.
+/// The layer that gives the logits over the vocabulary.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
-pub enum WordDecoder {
-    /// The table of words read the other way, with a bias.
+pub enum MaskedLmDecoder {
+    /// The embedding matrix read the other way, with a bias.
     Tied(DecoderBias),
     /// A layer of its own.
     Own(Projection),
@@ -510,15 +511,15 @@ pub struct DecoderBias {
     pub bias: Option<Param<Tensor<1>>>,
 }
 
-/// ModernBERT that guesses the words behind masks.
+/// ModernBERT with a masked-LM head.
 #[derive(Module, Debug)]
 pub struct ModernBertForMaskedLm {
     /// The encoder.
     pub model: ModernBertModel,
     /// A projection, an activation and a norm.
     pub head: ModernBertPredictionHead,
-    /// Scores of words.
-    pub decoder: WordDecoder,
+    /// Logits over the vocabulary.
+    pub decoder: MaskedLmDecoder,
 }
 
 impl ModernBertForMaskedLm {
@@ -527,9 +528,9 @@ impl ModernBertForMaskedLm {
         let vocab = config.vocab_size;
         let bias = || lazy([vocab], device, move |device| Tensor::zeros([vocab], device));
         let decoder = if config.labels.is_tied() {
-            WordDecoder::Tied(DecoderBias { bias: config.decoder_bias.then(bias) })
+            MaskedLmDecoder::Tied(DecoderBias { bias: config.decoder_bias.then(bias) })
         } else {
-            WordDecoder::Own(Projection::new(config.hidden_size, vocab, config.decoder_bias, device))
+            MaskedLmDecoder::Own(Projection::new(config.hidden_size, vocab, config.decoder_bias, device))
         };
         Self {
             model: ModernBertModel::new(config, device),
@@ -549,8 +550,8 @@ impl MaskedLm for ModernBertForMaskedLm {
     fn logits(&self, input: &ModelInput) -> Tensor<3> {
         let hidden = self.head.forward(self.model.forward(input));
         match &self.decoder {
-            WordDecoder::Own(decoder) => decoder.forward(hidden),
-            WordDecoder::Tied(it) => {
+            MaskedLmDecoder::Own(decoder) => decoder.forward(hidden),
+            MaskedLmDecoder::Tied(it) => {
                 let scores = self.model.embeddings.tok_embeddings.attend(hidden);
                 match &it.bias {
                     Some(bias) => forward::by_rows(bias, scores, |bias, it| it + bias.val().unsqueeze()),

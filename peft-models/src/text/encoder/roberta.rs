@@ -13,10 +13,11 @@ use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
 use serde_json::json;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::cache::KvCache;
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{RobertaHead, masked_lm};
-use crate::common::heads::token_heads::word_heads;
-use crate::common::input::{KvCache, ModelInput, Tokens};
+use crate::common::heads::token_heads::token_heads;
+use crate::common::input::{ModelInput, Tokens};
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
@@ -70,7 +71,7 @@ impl RobertaConfig {
     }
 }
 
-/// Words, positions and sentences, added up and normalised.
+/// Token, position and segment embeddings, added up and normalised.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct RobertaEmbeddings {
@@ -261,13 +262,13 @@ impl SequenceClassifier for RobertaForSequenceClassification {
     }
 }
 
-word_heads! {
+token_heads! {
     RobertaModel, RobertaConfig, roberta: RobertaModel::without_pooler,
     width: |it| it.bert.hidden_size,
     labels: |it| &it.bert.labels,
     dropout: RobertaConfig::dropout_of_head,
     tokens: RobertaForTokenClassification(classifier),
-    answers: RobertaForQuestionAnswering,
+    spans: RobertaForQuestionAnswering,
 }
 
 masked_lm! {

@@ -5,12 +5,14 @@ use burn::tensor::{Device, Int, Tensor};
 use peft_core::forward::gradient_checkpointing;
 use peft_core::nn::{Buffer, Dropout, Embedding, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention};
-use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result};
+use peft_core::{Adaptable, ModelSpec, PromptShape, Result};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
-use crate::common::config::{Activation, RawConfig};
-use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, Tokens, extend_cache};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, Seq2SeqCache, SourceCache, extend_cache};
+use crate::common::config::{Activation, RawConfig, heads_divide};
+use crate::common::input::{ModelInput, Tokens};
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
@@ -90,10 +92,7 @@ impl ModelConfig for BartConfig {
             ("encoder_attention_heads", config.encoder_attention_heads),
             ("decoder_attention_heads", config.decoder_attention_heads),
         ] {
-            if heads == 0 || !config.d_model.is_multiple_of(heads) {
-                let reason = format!("is {heads}, which does not divide `d_model` = {}", config.d_model);
-                return Err(PeftError::config(field, reason));
-            }
+            heads_divide((field, heads), ("d_model", config.d_model))?;
         }
         Ok(config)
     }
@@ -136,8 +135,8 @@ impl BartAttention {
     }
 
     fn split(&self, projected: Tensor<3>) -> Tensor<4> {
-        let [batch, seq, width] = projected.dims();
-        projected.reshape([batch, seq, self.heads, width / self.heads]).swap_dims(1, 2)
+        let d_head = projected.dims()[2] / self.heads;
+        split_heads(projected, d_head)
     }
 
     fn keys_and_values(&self, hidden: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
@@ -145,11 +144,11 @@ impl BartAttention {
     }
 
     fn mix(&self, hidden: Tensor<3>, (key, value): (Tensor<4>, Tensor<4>), mask: Option<&AttentionMask>) -> Tensor<3> {
-        let [batch, seq, d_model] = hidden.dims();
+        let d_model = hidden.dims()[2];
         let query = self.split(self.q_proj.forward(hidden));
         let scale = ((d_model / self.heads) as f64).powf(-0.5);
         let mixed = attention(query, key, value, mask, scale, &self.dropout);
-        self.out_proj.forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model]))
+        self.out_proj.forward(merge_heads(mixed))
     }
 }
 
@@ -288,7 +287,7 @@ fn embed(input: &ModelInput, words: Tensor<3>, past: usize, positions: &Embeddin
     norm.forward(words + positions.forward(input.positions(past).add_scalar(OFFSET)))
 }
 
-/// The stack that reads the source.
+/// The encoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BartEncoder {
@@ -329,7 +328,7 @@ impl BartEncoder {
     }
 }
 
-/// The stack that writes the target.
+/// The decoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct BartDecoder {
@@ -369,13 +368,10 @@ impl BartDecoder {
         let embedded = embed(input, words, past, &self.embed_positions, &self.layernorm_embedding);
         let mut hidden = self.dropout.forward(embedded);
         for (at, layer) in self.layers.iter().enumerate() {
-            let cache = cache.as_deref_mut();
-            hidden = match source_cache.as_deref_mut() {
-                Some(source_cache) => layer.forward(hidden, at, read, (cache, Some(source_cache))),
-                None => layers::run((layer, at), hidden, read, cache, move |layer, hidden, read, cache| {
-                    layer.forward(hidden, at, read, (cache, None))
-                }),
-            };
+            let caches = (cache.as_deref_mut(), source_cache.as_deref_mut());
+            hidden = layers::run_decoder((layer, at), hidden, read, caches, move |layer, hidden, read, caches| {
+                layer.forward(hidden, at, read, caches)
+            });
         }
         match &self.layer_norm {
             Some(norm) => norm.forward(hidden),
@@ -387,11 +383,11 @@ impl BartDecoder {
 /// BART without a head.
 #[derive(Module, Debug)]
 pub struct BartModel {
-    /// Words of both stacks, `[vocab, d_model]`.
+    /// The embedding matrix of both stacks, `[vocab, d_model]`.
     pub shared: Embedding,
-    /// Reads the source.
+    /// The encoder.
     pub encoder: BartEncoder,
-    /// Writes the target.
+    /// The decoder.
     pub decoder: BartDecoder,
     scale: f64,
 }
@@ -408,14 +404,14 @@ impl BartModel {
     }
 }
 
-/// BART that writes a target.
+/// BART with a language-model head.
 #[derive(Module, Debug)]
 pub struct BartForConditionalGeneration {
     /// Both stacks.
     pub model: BartModel,
     /// Added to the scores, `[1, vocab]`.
     pub final_logits_bias: Buffer,
-    /// The head, unless it is the table of words read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
     #[module(skip)]
     config: BartConfig,

@@ -13,8 +13,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::architecture::{Architecture, ModelConfig};
+use crate::common::attention_heads::{merge_heads, split_heads};
+use crate::common::cache::{KvCache, Seq2SeqCache, SourceCache, extend_cache};
 use crate::common::config::{Activation, RawConfig};
-use crate::common::input::{KvCache, ModelInput, Seq2SeqCache, SourceCache, extend_cache};
+use crate::common::input::ModelInput;
 use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
@@ -124,7 +126,7 @@ impl T5Config {
 
     /// The factor of the decoder's output before the head.
     ///
-    /// The first T5 scaled and v1.1 did not, which its files say by an untied head. transformers 5 writes the answer
+    /// The first T5 scaled and v1.1 did not, which its files say by an untied head. transformers 5 writes the result
     /// into a field of its own. mT5 never scales.
     fn scale_of_output(&self) -> f64 {
         let scaled = self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings);
@@ -184,8 +186,8 @@ impl T5Attention {
     }
 
     fn split(&self, projected: Tensor<3>) -> Tensor<4> {
-        let [batch, seq, width] = projected.dims();
-        projected.reshape([batch, seq, self.heads, width / self.heads]).swap_dims(1, 2)
+        let d_head = projected.dims()[2] / self.heads;
+        split_heads(projected, d_head)
     }
 
     fn keys_and_values(&self, hidden: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
@@ -193,11 +195,8 @@ impl T5Attention {
     }
 
     fn mix(&self, hidden: Tensor<3>, (key, value): (Tensor<4>, Tensor<4>), mask: Option<&AttentionMask>) -> Tensor<3> {
-        let [batch, seq, _] = hidden.dims();
         let query = self.split(self.q.forward(hidden));
-        let mixed = attention(query, key, value, mask, 1.0, &self.dropout).swap_dims(1, 2);
-        let d_inner = mixed.dims()[2] * mixed.dims()[3];
-        self.o.forward(mixed.reshape([batch, seq, d_inner]))
+        self.o.forward(merge_heads(attention(query, key, value, mask, 1.0, &self.dropout)))
     }
 }
 
@@ -370,8 +369,7 @@ impl T5DecoderBlock {
         hidden: Tensor<3>,
         at: usize,
         (mask, source, over_source): &(Option<AttentionMask>, Tensor<3>, Option<AttentionMask>),
-        cache: Option<&mut KvCache>,
-        source_cache: Option<&mut SourceCache>,
+        (cache, source_cache): (Option<&mut KvCache>, Option<&mut SourceCache>),
     ) -> Tensor<3> {
         let hidden = self.layer.0.forward(hidden, at, mask.as_ref(), cache);
         let hidden = self.layer.1.forward(hidden, at, (source, over_source.as_ref()), source_cache);
@@ -388,7 +386,7 @@ fn with_bias(mask: Option<AttentionMask>, bias: Option<Tensor<4>>) -> Option<Att
     }
 }
 
-/// The stack that reads the source.
+/// The encoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct T5Encoder {
@@ -427,7 +425,7 @@ impl T5Encoder {
     }
 }
 
-/// The stack that writes the target.
+/// The decoder.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
 pub struct T5Decoder {
@@ -471,28 +469,25 @@ impl T5Decoder {
         let read = &(mask, source.hidden.clone(), over_source);
         let mut hidden = self.dropout.forward(input.tokens.embed(|ids| table.forward(ids)));
         for (at, block) in self.block.iter().enumerate() {
-            let cache = cache.as_deref_mut();
-            hidden = match source_cache.as_deref_mut() {
-                Some(source_cache) => block.forward(hidden, at, read, cache, Some(source_cache)),
-                None => layers::run((block, at), hidden, read, cache, move |block, hidden, read, cache| {
-                    block.forward(hidden, at, read, cache, None)
-                }),
-            };
+            let caches = (cache.as_deref_mut(), source_cache.as_deref_mut());
+            hidden = layers::run_decoder((block, at), hidden, read, caches, move |block, hidden, read, caches| {
+                block.forward(hidden, at, read, caches)
+            });
         }
         self.dropout.forward(self.final_layer_norm.forward(hidden))
     }
 }
 
-/// T5 that writes a target.
+/// T5 with a language-model head.
 #[derive(Module, Debug)]
 pub struct T5ForConditionalGeneration {
-    /// Words of both stacks, `[vocab, d_model]`.
+    /// The embedding matrix of both stacks, `[vocab, d_model]`.
     pub shared: Embedding,
-    /// Reads the source.
+    /// The encoder.
     pub encoder: T5Encoder,
-    /// Writes the target.
+    /// The decoder.
     pub decoder: T5Decoder,
-    /// The head, unless it is the table of words read the other way.
+    /// The head, unless it is the embedding matrix read the other way.
     pub lm_head: Option<Projection>,
     scale: f64,
     #[module(skip)]
