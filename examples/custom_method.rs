@@ -22,14 +22,16 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::forward::LinearBelow;
-use peft_core::{
-    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, Layout, MethodRegistry, ModelSpec, Names,
-    ParamKind, ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
+use peft::core::config::fields::{self, SavedModules};
+use peft::core::forward::LinearBelow;
+use peft::core::{
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, Layout, MethodInfo, MethodRegistry, ModelSpec,
+    Names, ParamKind, ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, Tuner, laws, nn,
+    refuse_unknown,
 };
-use peft_models::auto::{AutoCausalLm, load_causal_lm};
-use peft_models::{CausalLm, ModelInput};
-use peft_tasks::tasks::loss;
+use peft::models::auto::{AutoCausalLm, load_causal_lm};
+use peft::models::{CausalLm, ModelInput};
+use peft::tasks::tasks::loss;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -47,7 +49,7 @@ struct RowScale {
 impl Adapter for RowScale {
     /// The definition: `diag(1 + scale) · W`. Merging uses it, and so does any layer that knows nothing of adapters.
     ///
-    /// Some layers store `W` as `[out, in]` and others as `[in, out]`; the site says which axis is the output.
+    /// Some layers store `W` as `[out, in]` and others as `[in, out]`; the parameter's kind says which axis is the output.
     fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let out_axis = if param.kind == ParamKind::Linear(Layout::OutIn) { 0 } else { D - 1 };
         let mut shape = [1; D];
@@ -95,11 +97,25 @@ const PEFT_TYPE: &str = "ROW_SCALE";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct RowScaleConfig {
     target_modules: Names,
+    /// Modules that are trained and saved whole. Every method has it.
+    #[serde(default)]
+    modules_to_save: Option<Vec<String>>,
+    /// `SEQ_CLS`, `CAUSAL_LM`, …: a classifier's head is trained and saved too.
+    #[serde(default)]
+    task_type: Option<String>,
+    /// Fields that we do not read. They are written back as they came.
+    #[serde(flatten)]
+    other: Map<String, Value>,
 }
 
 impl RowScaleConfig {
-    fn parse(json: Map<String, Value>) -> Result<Self> {
-        serde_json::from_value(Value::Object(json)).map_err(|error| PeftError::Invalid(error.to_string()))
+    fn new(targets: &[&str]) -> Self {
+        let target_modules = Names::list(targets.iter().copied());
+        Self { target_modules, modules_to_save: None, task_type: None, other: Map::new() }
+    }
+
+    fn saved(&self) -> SavedModules {
+        SavedModules::new(self.modules_to_save.as_ref(), self.task_type.as_deref())
     }
 
     fn row(param: &Arc<ParamSpec>, spec: &ModelSpec) -> Result<PlanRow> {
@@ -118,17 +134,49 @@ impl PeftConfig for RowScaleConfig {
         PEFT_TYPE
     }
 
+    /// A model knows what it is for; a configuration that does not say takes it from there.
+    fn task_type_mut(&mut self) -> Option<&mut Option<String>> {
+        Some(&mut self.task_type)
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
-        let selection = Selection { target_modules: Some(self.target_modules.clone()), ..Selection::default() };
+        // A field that is switched on and that we ignored would give wrong numbers in silence.
+        refuse_unknown(&self.other, &[])?;
+        let saved = self.saved();
+        let selection = Selection {
+            target_modules: Some(self.target_modules.clone()),
+            modules_to_save: saved.names(),
+            ..Selection::default()
+        };
         let selected = selection.resolve(spec, None)?;
         let mut plan = Plan::new("row scale", spec);
-        plan.rows = selected.spec.iter().map(|param| Self::row(param, spec)).collect::<Result<_>>()?;
+        plan.rows = selected.params.iter().map(|param| Self::row(param, spec)).collect::<Result<_>>()?;
+        saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;
         Ok(plan)
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {
-        Ok(Map::from_iter([("target_modules".to_owned(), serde_json::json!(self.target_modules))]))
+        fields::config_json(self, &self.saved())
+    }
+}
+
+/// What a registry knows of a method: its name for `peft methods`, and how its configuration is read.
+impl Tuner for RowScaleConfig {
+    const INFO: MethodInfo = MethodInfo {
+        name: "row scale",
+        peft_type: PEFT_TYPE,
+        what: "a factor and a shift for every output",
+        paper: "this file",
+        package: env!("CARGO_PKG_NAME"),
+    };
+
+    fn from_json(json: Map<String, Value>) -> Result<Self> {
+        fields::parse_config(json)
+    }
+
+    fn defaults() -> Result<Map<String, Value>> {
+        Self::new(&[]).to_json()
     }
 }
 
@@ -141,8 +189,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let input = ModelInput::ids(ids.clone());
 
     let mut model = tiny_gpt2(&device)?;
-    let config = RowScaleConfig { target_modules: Names::list(["c_attn", "c_proj", "c_fc"]) };
-    println!("{}", model.add_adapter_as("default", config, 0)?);
+    let config = RowScaleConfig::new(&["c_attn", "c_proj", "c_fc"]);
+    println!("{}", model.add_adapter(config.clone())?);
     let before = model.logits(&input, None);
 
     // An ordinary Burn training loop. Only the adapter has gradients, so only the adapter moves.
@@ -160,10 +208,11 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     assert!(losses[29] < 0.9 * losses[0], "the loss must fall, but went from {} to {}", losses[0], losses[29]);
 
     // The folder is the same as for any method. `MethodRegistry` is how a reader learns that `ROW_SCALE` is ours.
+    let methods = MethodRegistry::new().with_method::<RowScaleConfig>();
     let folder = tempfile::tempdir()?;
-    model.save_adapter(folder.path(), "default")?;
+    model.save(folder.path())?;
     let mut loaded = tiny_gpt2(&device)?;
-    loaded.load_adapter(folder.path(), "default", &MethodRegistry::new().with(PEFT_TYPE, RowScaleConfig::parse))?;
+    loaded.load_adapter(folder.path(), "default", &methods)?;
     let live = model.logits(&input, None);
     let difference = distance(&live, &loaded.logits(&input, None));
     println!("saved and loaded: logits differ by {difference:e}");
@@ -174,6 +223,11 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let difference = distance(&live, &merged.logits(&input, None));
     println!("merged: logits differ by {difference:e}; training had moved them by {:.2}", distance(&live, &before));
     assert!(difference < 1e-4, "merging must not change what the model says");
+
+    // And this is the test that your method deserves: every law that holds for the built-in ones.
+    let base = || tiny_gpt2(&device).expect("it was loaded before");
+    laws::all(base, || config.clone(), &methods, laws::Promises::default(), |model| model.logits(&input, None));
+    println!("all laws hold");
     Ok(())
 }
 

@@ -36,7 +36,7 @@ pub use config::projected::{GradientProjection, ProjectedPair};
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use files::checkpoint;
 pub use files::folder::{
-    AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, Labels, WEIGHTS_FILE, read_config, write_folder,
+    AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, WEIGHTS_FILE, read_config, write_folder,
     write_folder_with_encoder,
 };
 pub use forward::gradient_checkpointing;
@@ -53,6 +53,6 @@ pub use plan::targets::{
 };
 pub use plan::torch_random::TorchGenerator;
 pub use spec::{
-    Adaptable, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams, is_suffix,
-    map_params, visit_params,
+    Adaptable, Labels, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams,
+    is_suffix, map_params, visit_params,
 };

@@ -159,10 +159,10 @@ impl PeftConfig for Ia3Config {
         let feedforward = FeedForward::new(&feedforward)?;
 
         let mut plan = Plan::new("IA3", spec);
-        for param in &selected.spec {
+        for param in &selected.params {
             plan.rows.push(self.row(param, feedforward.contains(&param.module))?);
         }
-        if selected.spec.iter().any(|it| it.kind == ParamKind::Conv && it.shape.len() == 3) {
+        if selected.params.iter().any(|it| it.kind == ParamKind::Conv && it.shape.len() == 3) {
             plan.notes.push("PEFT has no IA3 for one-dimensional convolutions and will not load this".into());
         }
         saved.add_to(&mut plan, spec)?;

@@ -50,7 +50,7 @@ impl Common<'_> {
         let model_type = spec.model_type.as_deref();
         let defaults = model_type.and_then(|it| defaults(it).or_else(|| default_targets::target_modules(it)));
         let selected = selection.resolve(spec, defaults)?;
-        Ok((selected.spec, selected.unmatched))
+        Ok((selected.params, selected.unmatched))
     }
 
     /// The plan: a row for every layer that is meant, then the biases and the modules that are saved whole.

@@ -284,7 +284,7 @@ impl PeftConfig for TrainableTokensConfig {
         let selection = Selection { target_modules: self.target_modules.clone(), ..Selection::default() };
         let selected = selection.resolve(spec, Some(&table))?;
         let mut plan = Plan::new("trainable tokens", spec);
-        for param in &selected.spec {
+        for param in &selected.params {
             plan.rows.push(row(param, &self.token_indices, "token_indices", self.init_weights, false)?);
         }
         plan.unmatched = selected.unmatched;

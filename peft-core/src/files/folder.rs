@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{PeftError, Result};
 use crate::files::dtype::FloatType;
 use crate::files::safetensors::{Stored, TensorFile, serialize, write_atomically, write_together};
-use crate::spec::{KEY_PREFIX, ModelSpec, frozen_path};
+use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path};
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -23,15 +23,6 @@ pub const ENCODER_FILE: &str = "prompt_encoder.safetensors";
 /// Name of the file that says what the outputs of a trained head mean. The reference keeps this in the `config.json` of
 /// the model, which an adapter folder has not; it does not look at this file.
 pub const LABELS_FILE: &str = "labels.json";
-
-/// What the outputs of a head mean, as fields of the reference's `config.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Labels {
-    /// `regression`, `single_label_classification` or `multi_label_classification`; `None` for labels of tokens.
-    pub problem_type: Option<String>,
-    /// Output → name: `id2label`. Empty for a regression.
-    pub names: Vec<String>,
-}
 
 impl Labels {
     /// Reads the labels of an adapter folder, if it says any.
@@ -53,19 +44,6 @@ impl Labels {
         let names = names.ok_or_else(|| PeftError::bad_file(&path, "`id2label` does not count from 0"))?;
         let problem_type = json.get("problem_type").and_then(Value::as_str).map(str::to_owned);
         Ok(Some(Self { problem_type, names }))
-    }
-
-    /// The fields `problem_type`, `id2label` and `label2id`.
-    pub fn to_json(&self) -> Map<String, Value> {
-        let ids = || self.names.iter().enumerate();
-        let id2label: Map<String, Value> =
-            ids().map(|(id, name)| (id.to_string(), Value::from(name.as_str()))).collect();
-        let label2id: Map<String, Value> = ids().map(|(id, name)| (name.clone(), Value::from(id))).collect();
-        let mut json = Map::new();
-        json.insert("problem_type".into(), self.problem_type.clone().into());
-        json.insert("id2label".into(), id2label.into());
-        json.insert("label2id".into(), label2id.into());
-        json
     }
 
     /// Writes them beside an adapter; `None` removes those of an earlier one.

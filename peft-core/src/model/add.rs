@@ -91,7 +91,10 @@ impl<M: Module> PeftModel<M> {
         }
         self.model = plan.apply(model, name, seed, &self.device());
         self.spec = untied.unwrap_or_else(|| std::mem::take(&mut self.spec));
-        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels: None });
+        // Labels belong to a head: an adapter that leaves it alone has none.
+        let trains_head = plan.rows.iter().any(|it| self.spec.is_head(&it.param.module));
+        let labels = self.spec.labels.clone().filter(|_| trains_head);
+        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels });
         self.set_active(&[name])?;
         self.set_trainable(&[name])
     }

@@ -75,7 +75,7 @@ pub struct Selection {
 #[derive(Debug, Clone, Default)]
 pub struct Selected {
     /// Weights to adapt, in the model's order.
-    pub spec: Vec<Arc<ParamSpec>>,
+    pub params: Vec<Arc<ParamSpec>>,
     /// Names of a list that matched nothing.
     pub unmatched: Vec<String>,
 }
@@ -156,7 +156,7 @@ impl Selection {
             }
             return Err(self.nothing_matched("target_modules", &targets, spec));
         }
-        Ok(Selected { spec: found, unmatched })
+        Ok(Selected { params: found, unmatched })
     }
 
     fn all_linear(&self, spec: &ModelSpec) -> Result<Selected> {
@@ -171,7 +171,7 @@ impl Selection {
         if found.is_empty() {
             return Err(self.nothing_matched("target_modules", &Names::Pattern(ALL_LINEAR.into()), spec));
         }
-        Ok(Selected { spec: found, unmatched: Vec::new() })
+        Ok(Selected { params: found, unmatched: Vec::new() })
     }
 
     fn nothing_matched(&self, field: &'static str, targets: &Names, spec: &ModelSpec) -> PeftError {

@@ -1,6 +1,7 @@
 //! What a model offers to adapters: its parameters with their paths, kinds and shapes.
 
 pub mod keys;
+pub mod labels;
 pub mod model;
 pub mod param;
 pub mod path;
@@ -9,6 +10,7 @@ pub mod walk;
 pub use crate::ops::Layout;
 pub use keys::KEY_PREFIX;
 pub(crate) use keys::{WRAPPED, WRAPPED_ROWS, frozen_path};
+pub use labels::Labels;
 pub use model::{Adaptable, ModelSpec, PromptShape};
 pub use param::{ParamKind, ParamSpec};
 pub(crate) use path::join;

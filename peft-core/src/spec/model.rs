@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::erased::AnyModule;
+use crate::spec::labels::Labels;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
 use crate::spec::walk::{VisitParams, visit_params};
@@ -69,6 +70,8 @@ pub struct ModelSpec {
     pub base_name: Option<String>,
     /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
     pub task_type: Option<String>,
+    /// What the outputs of its head mean, if somebody said so. A fresh adapter that trains the head takes them along.
+    pub labels: Option<Labels>,
 }
 
 impl ModelSpec {
@@ -121,6 +124,12 @@ impl ModelSpec {
     /// the task trains.
     pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
         self.task_type = Some(task_type.into());
+        self
+    }
+
+    /// Says what the outputs of the head mean.
+    pub fn with_labels(mut self, labels: impl Into<Option<Labels>>) -> Self {
+        self.labels = labels.into();
         self
     }
 

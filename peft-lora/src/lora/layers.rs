@@ -24,7 +24,7 @@ impl LoraConfig {
         let defaults = spec.model_type.as_deref().and_then(default_targets::target_modules);
         let selected = self.selection().resolve(spec, defaults)?;
         let scales = self.scales()?;
-        let layers = selected.spec.iter().map(|it| self.layer(&scales, it, &it.module)).collect::<Result<_>>()?;
+        let layers = selected.params.iter().map(|it| self.layer(&scales, it, &it.module)).collect::<Result<_>>()?;
         Ok((layers, selected.unmatched))
     }
 

@@ -293,8 +293,8 @@ impl PeftConfig for AdaLoraConfig {
         self.check()?;
         let selected = self.lora.selection().resolve(spec, spec.model_type.as_deref().and_then(defaults))?;
         let mut plan = Plan::new("AdaLoRA", spec);
-        for param in &selected.spec {
-            plan.rows.push(self.row(param, selected.spec.len())?);
+        for param in &selected.params {
+            plan.rows.push(self.row(param, selected.params.len())?);
         }
         let saved = self.lora.saved_modules();
         self.lora.bias.add_to(&mut plan, spec, &saved);

@@ -75,7 +75,7 @@ impl PeftConfig for LnTuningConfig {
         };
         let selected = selection.resolve_modules(spec, spec.model_type.as_deref().and_then(defaults))?;
         let mut plan = Plan::new("LN tuning", spec);
-        let is_meant = |module: &str| selected.spec.iter().any(|it| it.module == module);
+        let is_meant = |module: &str| selected.params.iter().any(|it| it.module == module);
         for param in spec.iter().filter(|it| is_meant(&it.module)) {
             plan.rows.push(replacement_row(param, format!("{}.ln_tuning_layers.{}", param.module, param.name)));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::erased::AnyModule;
-use peft_core::{Adaptable, ModelSpec, PeftError, Result};
+use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 
 use super::origin::Origin;
 use crate::common::cache::{KvCache, Seq2SeqCache};
@@ -21,7 +21,7 @@ use crate::common::task::{
 macro_rules! auto_model {
     (
         $(#[$doc:meta])*
-        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr;
+        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr $(, labels: $labels:expr)?;
         $(fn $method:ident($($arg:ident: $type:ty),*) -> $output:ty;)*
         $(mut fn $change:ident();)*
     ) => {
@@ -110,6 +110,10 @@ macro_rules! auto_model {
                 if let Some(origin) = &self.origin {
                     spec.base_name = Some(origin.name.clone());
                 }
+                $(
+                    let labels: fn(&Self) -> Option<Labels> = $labels;
+                    spec.labels = labels(self);
+                )?
                 spec
             }
 
@@ -208,7 +212,7 @@ auto_model! {
 
 auto_model! {
     /// A sequence classifier of any architecture.
-    AutoSequenceClassifier: SequenceClassifier as SequenceClassifierObject, task_type: Some("SEQ_CLS");
+    AutoSequenceClassifier: SequenceClassifier as SequenceClassifierObject, task_type: Some("SEQ_CLS"), labels: |it| it.labels().labels();
     fn logits(input: &ModelInput) -> Tensor<2>;
     fn labels() -> &LabelConfig;
     fn pools_last_token() -> bool;
@@ -216,7 +220,7 @@ auto_model! {
 
 auto_model! {
     /// A token classifier of any architecture.
-    AutoTokenClassifier: TokenClassifier as TokenClassifierObject, task_type: Some("TOKEN_CLS");
+    AutoTokenClassifier: TokenClassifier as TokenClassifierObject, task_type: Some("TOKEN_CLS"), labels: |it| it.labels().labels().map(|it| Labels { problem_type: None, ..it });
     fn logits(input: &ModelInput) -> Tensor<3>;
     fn labels() -> &LabelConfig;
 }

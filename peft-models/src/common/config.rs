@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use peft_core::nn::Dropout;
-use peft_core::{PeftError, Result, is_off, ops};
+use peft_core::{Labels, PeftError, Result, is_off, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -163,6 +163,13 @@ impl LabelConfig {
     /// such a number, else 0.1.
     pub(crate) fn dropout(&self, hidden_dropout: Option<f64>) -> Dropout {
         Dropout::new(self.classifier_dropout.or(hidden_dropout).unwrap_or(0.1))
+    }
+
+    /// What the outputs mean, if somebody named them: `LABEL_0`, `LABEL_1`, … are what transformers fills in.
+    pub fn labels(&self) -> Option<Labels> {
+        let filled_in = |(id, name): (usize, &String)| *name == format!("LABEL_{id}");
+        let names = self.label_names().filter(|names| !names.iter().enumerate().all(filled_in))?;
+        Some(Labels { problem_type: self.problem_type.clone(), names })
     }
 
     /// The names of the labels, if the checkpoint has as many names as labels.

@@ -42,8 +42,10 @@ pub fn for_head(
     let outputs = head.num_labels();
     let (set, source) = match of_adapters(adapters)? {
         Some(labels) => (LabelSet::from_labels(&labels)?, format!("the adapter's `{LABELS_FILE}`")),
-        None => match named(head).filter(|_| adapters.is_empty()) {
-            Some(names) => (LabelSet::new(kind(head.problem_type.as_deref())?, names), "config.json".to_owned()),
+        None => match head.labels().filter(|_| adapters.is_empty()) {
+            Some(labels) => {
+                (LabelSet::new(kind(labels.problem_type.as_deref())?, labels.names), "config.json".to_owned())
+            }
             None => (learn()?, "the data".to_owned()),
         },
     };
@@ -54,12 +56,6 @@ pub fn for_head(
     let next =
         if source == "the data" { format!("; an adapter says its labels in `{LABELS_FILE}`") } else { String::new() };
     Err(PeftError::config("label", reason + &next))
-}
-
-/// The names of a checkpoint, unless they are the `LABEL_0`, `LABEL_1`, … that transformers fills in.
-fn named(head: &LabelConfig) -> Option<Vec<String>> {
-    let filled_in = |(id, name): (usize, &String)| *name == format!("LABEL_{id}");
-    head.label_names().filter(|names| !names.iter().enumerate().all(filled_in))
 }
 
 fn kind(problem_type: Option<&str>) -> Result<LabelKind> {

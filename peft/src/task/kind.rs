@@ -77,7 +77,10 @@ pub trait TaskKind: Send + Sync + 'static {
     /// The head that fits these labels.
     fn head_for(&self, labels: &LabelSet, tokenizer: &Tokenizer) -> ClassifierOptions {
         let _ = tokenizer;
-        ClassifierOptions { num_labels: Some(labels.outputs()), ..ClassifierOptions::default() }
+        ClassifierOptions {
+            num_labels: Some(labels.outputs()),
+            ..ClassifierOptions::for_labels(&self.labels_to_save(labels))
+        }
     }
 
     /// How labels are written beside an adapter.
