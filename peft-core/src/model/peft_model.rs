@@ -344,7 +344,6 @@ impl<M: Module> PeftModel<M> {
         };
         (count(|it| it.trainable), self.spec.parameters() + count(|_| true))
     }
-
 }
 
 /// Refuses adapters of which one would hide the other.

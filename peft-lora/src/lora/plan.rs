@@ -5,9 +5,8 @@ use std::sync::Arc;
 use peft_core::config::fields::{self, Bias};
 use peft_core::files::checkpoint::{Stored, TensorFile};
 use peft_core::{
-    AdapterBuilder, GradientProjection, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError, Plan,
-    PlanRow, Result, Tuner, no_parameter_matched, refuse_unknown, replacement_row,
-    replacement_row_with_head,
+    AdapterBuilder, GradientProjection, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError,
+    Plan, PlanRow, Result, Tuner, no_parameter_matched, refuse_unknown, replacement_row, replacement_row_with_head,
 };
 use serde_json::{Map, Value};
 
