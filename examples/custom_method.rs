@@ -24,8 +24,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, MethodRegistry, ModelSpec, Names, ParamKind,
-    ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, Layout, MethodRegistry, ModelSpec, Names,
+    ParamKind, ParamSpec, PeftConfig, PeftError, PeftModel, Plan, PlanRow, Result, Selection, nn,
 };
 use peft_models::auto::{AutoCausalLm, load_causal_lm};
 use peft_models::{CausalLm, ModelInput};
@@ -56,12 +56,8 @@ impl Adapter for RowScale {
     }
 
     /// The scale reaches the bias too, for it acts on the whole output.
-    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        bias * self.row_scale.val().add_scalar(1.0) + self.row_shift.val()
-    }
-
-    fn touches_bias(&self) -> bool {
-        true
+    fn as_bias(&self) -> Option<&dyn BiasAdapter> {
+        Some(self)
     }
 
     /// The same thing, cheaper: scale the output of the layer below instead of building a second `W`. You may leave
@@ -69,6 +65,12 @@ impl Adapter for RowScale {
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let scale = self.row_scale.val().add_scalar(1.0).unsqueeze::<2>();
         below.forward(input) * scale + self.row_shift.val().unsqueeze::<2>()
+    }
+}
+
+impl BiasAdapter for RowScale {
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        bias * self.row_scale.val().add_scalar(1.0) + self.row_shift.val()
     }
 }
 

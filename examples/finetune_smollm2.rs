@@ -9,15 +9,13 @@
 
 #![allow(clippy::print_stdout)] // an example may speak
 
-use std::path::PathBuf;
-
 use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::load_causal_lm;
-use peft::run::prepare::TextData;
+use peft::tasks::data::TextData;
 use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::generate::GenerationConfig;
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::GenerationConfig;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::TrainRecord;
 use peft::tasks::train::{Observer, TrainConfig, Trainer};
@@ -40,9 +38,9 @@ fn main() -> Result<()> {
     let device = peft::device::device("flex")?;
     let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
     let tokenizer = Tokenizer::load(&folder)?;
-    let data = |file: &String| TextData { file: PathBuf::from(file), max_length: Some(224), ..TextData::default() };
-    let task = data(train_file).language_modelling(&folder, &tokenizer)?;
-    let eval = data(eval_file).language_modelling(&folder, &tokenizer)?;
+    let data = |file: &String| TextData::file(file).max_length(224);
+    let task = data(train_file).causal_lm(&folder)?;
+    let eval = data(eval_file).causal_lm(&folder)?;
 
     let (base, _) = load_causal_lm(&folder, &device)?;
     let mut peft = PeftModel::new(base);

@@ -11,8 +11,8 @@
 use peft::core::Result;
 use peft::models::FeatureExtractor;
 use peft::models::auto::load_feature_extractor;
-use peft::tasks::data::sample::{Padding, SampleBuilder, pad};
 use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::data::{Padding, Preprocessor, collate};
 use peft::tasks::tasks::features::{mean_pooling, normalise};
 
 const TEXTS: [&str; 3] = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."];
@@ -25,9 +25,9 @@ fn main() -> Result<()> {
     let model = peft::core::nn::set_training(model, false);
 
     let tokenizer = Tokenizer::load(&folder)?;
-    let builder = SampleBuilder::new(&tokenizer);
+    let builder = Preprocessor::new(&tokenizer);
     let samples = TEXTS.iter().map(|text| builder.sequence(text, None)).collect::<Result<Vec<_>>>()?;
-    let input = pad(&samples, &Padding::right(tokenizer.fill_id()))?.input(&device);
+    let input = collate(&samples, &Padding::right(tokenizer.fill_id()))?.input(&device);
 
     let hidden = model.last_hidden_state(&input);
     let vectors = normalise(mean_pooling(hidden, input.attention_mask.clone()));

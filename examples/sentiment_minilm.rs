@@ -8,13 +8,10 @@
 
 #![allow(clippy::print_stdout)] // an example may speak
 
-use std::path::PathBuf;
-
 use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{ClassifierOptions, load_sequence_classifier};
-use peft::run::prepare::TextData;
-use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::data::TextData;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::{TrainConfig, Trainer};
 
@@ -25,11 +22,10 @@ fn main() -> Result<()> {
     };
     let device = peft::device::device("flex")?;
     let folder = peft::load::hub::resolve(model, peft::load::hub::What::Model)?;
-    let tokenizer = Tokenizer::load(&folder)?;
-    let data = |file: &String| TextData { file: PathBuf::from(file), max_length: Some(64), ..TextData::default() };
+    let data = |file: &String| TextData::file(file).max_length(64);
     let labels = data(train_file).label_set()?;
-    let task = data(train_file).classification(&folder, &tokenizer, &labels)?;
-    let test = data(test_file).classification(&folder, &tokenizer, &labels)?;
+    let task = data(train_file).sequence_classification(&folder, &labels)?;
+    let test = data(test_file).sequence_classification(&folder, &labels)?;
 
     // The checkpoint has no classifier: a fresh one is made, trained whole and saved with the adapter.
     let options = ClassifierOptions { num_labels: Some(labels.outputs()), seed: 42, ..ClassifierOptions::default() };

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
-use peft_core::nn::Dropout;
 use peft_core::ops::{self, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
 
 const ROUNDS: usize = 15;
@@ -85,12 +84,11 @@ fn main() {
         );
     }
 
-    let off = Dropout::new(0.0);
     for rank in [8, 64] {
         compare(
             &format!("low_rank_update r{rank}"),
             [random([rows, d_inner]), random([rows, d_model]), random([rank, d_model]), random([d_inner, rank])],
-            |[y, x, a, b]| ops::low_rank_update(y, x, LowRank { a, b, scale: 2.0, dropout: &off }),
+            |[y, x, a, b]| ops::low_rank_update(y, x, LowRank { a, b, scale: 2.0, dropout: 0.0 }),
             |[y, x, a, b]| plain::low_rank_update(y, x, a, b, 2.0),
         );
     }
@@ -100,7 +98,7 @@ fn main() {
             &format!("linear_low_rank r{rank}"),
             [random([rows, d_model]), random([rank, d_model]), random([d_inner, rank])],
             |[x, a, b]| {
-                let update = LowRank { a, b, scale: 2.0, dropout: &off };
+                let update = LowRank { a, b, scale: 2.0, dropout: 0.0 };
                 ops::linear_low_rank(x, weight.clone(), None, Layout::OutIn, update)
             },
             |[x, a, b]| {
@@ -141,8 +139,8 @@ fn main() {
         compare(
             name,
             [heads(batch, query_heads, seq), heads(batch, kv_heads, seq), heads(batch, kv_heads, seq)],
-            |[q, k, v]| ops::attention(q, k, v, Some(&mask), 0.125, &off),
-            |[q, k, v]| ops::attention_plain(q, k, v, Some(&mask), 0.125, None, &off),
+            |[q, k, v]| ops::attention(q, k, v, Some(&mask), 0.125, 0.0),
+            |[q, k, v]| ops::attention_plain(q, k, v, Some(&mask), 0.125, None, 0.0),
         );
     }
 

@@ -1,20 +1,81 @@
 //! What holds for every method, whatever the numbers: for the tests of any crate that adds one.
 //!
-//! Each law panics where it is broken and says by how much. `output` computes something from a model in evaluation
+//! [`all`] checks every law at once. Each law panics where it is broken and says by how much. `output` computes something from a model in evaluation
 //! mode, as its logits. Laws about trained adapters want the adapter [`disturb`]ed first: an update that changes
 //! nothing proves nothing.
 
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
-use crate::Result;
-use crate::config::peft_config::MethodRegistry;
-use crate::model::peft_model::PeftModel;
+use crate::config::peft_config::{MethodRegistry, PeftConfig};
+use crate::error::Result;
+use crate::model::peft_model::{DEFAULT_ADAPTER, PeftModel};
 use crate::model::state;
 use crate::plan::init::Init;
 use crate::spec::{ParamKind, ParamSpec};
+
+/// What a method promises beyond the laws that hold for every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promises {
+    /// A fresh adapter computes what the base computes.
+    pub starts_as_base: bool,
+    /// The adapter can be folded into the weights, and the merged model computes what the live one does.
+    pub merges: bool,
+}
+
+impl Default for Promises {
+    /// All of them.
+    fn default() -> Self {
+        Self { starts_as_base: true, merges: true }
+    }
+}
+
+/// Every law, for a method of yours: call this in a test.
+///
+/// - `base` makes a model without adapters, in evaluation mode; `output` computes from it what adapters should change,
+///   as its logits;
+/// - `config` makes a configuration that goes with the model, and `methods` knows how to read it back;
+/// - `promises` says what else holds; [`Promises::default`] for most methods.
+///
+/// # Panics
+/// Where a law is broken: the message names it and says by how much. Also if the adapter cannot be added to the model.
+#[track_caller]
+pub fn all<M: Module, C: PeftConfig + 'static, const D: usize>(
+    base: impl Fn() -> PeftModel<M>,
+    config: impl Fn() -> C,
+    methods: &MethodRegistry,
+    promises: Promises,
+    output: impl Fn(&M) -> Tensor<D>,
+) {
+    let numbers = |model: &M| output(model).into_data();
+    let mut peft = base();
+    let untouched = numbers(&peft.model().valid());
+    let device = output(peft.model()).device().without_autodiff();
+    let config = config();
+    let what = config.peft_type().to_owned();
+    if let Err(error) = peft.add_adapter(config) {
+        panic!("{what}: {error}");
+    }
+    if promises.starts_as_base {
+        fresh_changes_nothing(&what, &peft, &untouched, numbers);
+    }
+    if let Err(error) = disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device) {
+        panic!("{what}: {error}");
+    }
+    let result = output(peft.model());
+    let gradients = (result.clone() * result).sum().backward();
+    all_of_it_is_trained(&what, &peft, DEFAULT_ADAPTER, &gradients);
+    if promises.merges {
+        merged_is_live(&what, &peft, &untouched, numbers);
+    }
+    match tempfile::tempdir() {
+        Ok(folder) => saved_is_loaded(&what, &peft, DEFAULT_ADAPTER, base(), methods, folder.path(), numbers),
+        Err(error) => panic!("{what}: no folder to save to: {error}"),
+    }
+    disabled_is_base(&what, peft, &untouched, numbers);
+}
 
 /// Numbers of a tensor.
 pub fn numbers(data: &TensorData) -> Vec<f64> {
@@ -63,7 +124,7 @@ pub fn fresh_changes_nothing<M: Module>(
 }
 
 /// The update is visible, and the merged model computes what the live one does. This is the dense path against the
-/// factored one too, since merging composes the dense weight.
+/// low-rank one too, since merging composes the dense weight.
 #[track_caller]
 pub fn merged_is_live<M: Module>(
     what: &str,

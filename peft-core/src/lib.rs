@@ -3,7 +3,7 @@
 //! A method implements [`Adapter`] (what a parameter becomes) and [`PeftConfig`] (its `adapter_config.json`, and the
 //! [`Plan`] that it makes for a model). [`PeftModel`] holds a frozen base with named adapters: it adds, loads,
 //! switches, saves and merges them. Layers that take adapters in without a dense update are in [`nn`] and call
-//! [`seam`]; every other layer sees the composed weight. [`checkpoint`] reads and writes safetensors.
+//! [`mod@forward`]; every other layer sees the composed weight. [`checkpoint`] reads and writes safetensors.
 //!
 //! This crate knows neither a method nor a model.
 
@@ -12,6 +12,7 @@ pub use burn;
 
 pub mod adapter;
 pub mod config;
+mod context;
 pub mod erased;
 mod error;
 pub mod files;
@@ -24,12 +25,14 @@ pub mod plan;
 pub mod spec;
 
 pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};
-pub use adapter::{Adapter, AdapterSet, AnyAdapter, NamedAdapter, ParamRole, slots};
-pub use config::after_step::AfterStep;
-pub use config::peft_config::{
-    MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
+pub use adapter::{
+    Adapter, AdapterSet, AnyAdapter, BiasAdapter, GatedAdapter, NamedAdapter, ParamRole, PromptAdapter, TableAdapter,
+    slots,
 };
-pub use config::projected::ProjectedPair;
+pub use config::peft_config::{
+    AfterStep, MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
+};
+pub use config::projected::{GradientProjection, ProjectedPair};
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use files::checkpoint;
 pub use files::folder::{
@@ -49,4 +52,7 @@ pub use plan::targets::{
     no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
-pub use spec::{Adaptable, Layout, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, is_suffix};
+pub use spec::{
+    Adaptable, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams, is_suffix,
+    map_params, visit_params,
+};

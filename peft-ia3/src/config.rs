@@ -163,7 +163,7 @@ impl PeftConfig for Ia3Config {
             plan.rows.push(self.row(param, feedforward.contains(&param.module))?);
         }
         if selected.spec.iter().any(|it| it.kind == ParamKind::Conv && it.shape.len() == 3) {
-            plan.notes.push("the reference has no IA3 for one-dimensional convolutions and will not load this".into());
+            plan.notes.push("PEFT has no IA3 for one-dimensional convolutions and will not load this".into());
         }
         saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::forward::LinearBelow;
-use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, Layout, ParamKind, ParamSpec};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, Layout, ParamKind, ParamSpec};
 
 /// What the features of one layer are multiplied by.
 #[derive(Module, Debug)]
@@ -34,21 +34,23 @@ impl<const K: usize> Adapter for Ia3<K> {
         weight * vector.reshape(shape)
     }
 
-    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        if self.is_feedforward { bias } else { bias * self.vector() }
-    }
-
-    fn touches_bias(&self) -> bool {
-        !self.is_feedforward
-    }
-
-    fn needs_bias(&self) -> bool {
-        false
+    fn as_bias(&self) -> Option<&dyn BiasAdapter> {
+        (!self.is_feedforward).then_some(self as &dyn BiasAdapter)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let vector = self.vector().unsqueeze();
         if self.is_feedforward { below.forward(input * vector) } else { below.forward(input) * vector }
+    }
+}
+
+impl<const D: usize> BiasAdapter for Ia3<D> {
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        bias * self.vector()
+    }
+
+    fn needs_bias(&self) -> bool {
+        false
     }
 }
 

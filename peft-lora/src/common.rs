@@ -104,8 +104,7 @@ impl Common<'_> {
             .iter()
             .any(|it| it.param.owner == "Gpt2Linear" && it.param.kind == ParamKind::Linear(Layout::InOut))
         {
-            plan.notes
-                .push(format!("Python's PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
+            plan.notes.push(format!("PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
         }
     }
 }

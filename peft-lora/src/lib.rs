@@ -5,6 +5,7 @@ mod common;
 pub mod lora;
 pub mod methods;
 mod svd;
+pub mod trainable_tokens;
 
 pub use combine::{convert, weighted};
 pub use lora::config::{LoraConfig, PEFT_TYPE};
@@ -27,6 +28,6 @@ pub use methods::miss::MissConfig;
 pub use methods::oft::OftConfig;
 pub use methods::randlora::RandLoraConfig;
 pub use methods::shira::ShiraConfig;
-pub use methods::trainable_tokens::{TokenIndices, TrainableTokensConfig};
 pub use methods::vera::VeraConfig;
 pub use peft_core::config::fields::Bias;
+pub use trainable_tokens::{TokenIndices, TrainableTokensConfig};

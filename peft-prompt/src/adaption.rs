@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use peft_core::config::fields::{self, SavedModules};
 use peft_core::forward::LinearBelow;
 use peft_core::{
-    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, GatedPrompt, Init, MethodInfo, ModelSpec, ParamKind, ParamSpec,
-    PeftConfig, PeftError, Plan, PlanRow, Result, Tuner, refuse_unknown,
+    Adapter, AdapterBuilder, AnyAdapter, BaseTensor, GatedAdapter, GatedPrompt, Init, MethodInfo, ModelSpec, ParamKind,
+    ParamSpec, PeftConfig, PeftError, Plan, PlanRow, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,16 +26,12 @@ pub struct AdaptionPrompt {
 }
 
 impl Adapter for AdaptionPrompt {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         below.forward(input)
-    }
-
-    fn gated(&self) -> Option<GatedPrompt> {
-        Some(GatedPrompt { tokens: self.adaption_prompt.val(), gate: self.adaption_gate.val() })
     }
 
     fn unmergeable(&self) -> Option<&'static str> {
@@ -46,6 +42,16 @@ impl Adapter for AdaptionPrompt {
     fn file_key(&self, param: &ParamSpec, field: &str) -> String {
         let attention = param.module.rsplit_once('.').map_or("", |(attention, _)| attention);
         format!("{attention}.{field}")
+    }
+
+    fn as_gated(&self) -> Option<&dyn GatedAdapter> {
+        Some(self)
+    }
+}
+
+impl GatedAdapter for AdaptionPrompt {
+    fn gated(&self) -> GatedPrompt {
+        GatedPrompt { tokens: self.adaption_prompt.val(), gate: self.adaption_gate.val() }
     }
 }
 

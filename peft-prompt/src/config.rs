@@ -36,7 +36,7 @@ pub struct PromptLearning {
 /// Sizes that a model and a configuration agree on.
 #[derive(Debug, Clone)]
 pub(crate) struct Sizes {
-    /// The table of words.
+    /// The embedding matrix.
     pub(crate) table: Arc<ParamSpec>,
     pub(crate) virtual_tokens: usize,
     pub(crate) submodules: usize,

@@ -10,7 +10,7 @@ use peft_core::files::checkpoint::TensorFile;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
-    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
+    Plan, PlanRow, Prompt, PromptAdapter, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -35,7 +35,7 @@ pub struct MultitaskTokens {
 }
 
 impl Adapter for MultitaskTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -43,7 +43,25 @@ impl Adapter for MultitaskTokens {
         below.forward(ids)
     }
 
-    fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
+    fn unmergeable(&self) -> Option<&'static str> {
+        Some(NO_WEIGHT)
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        ""
+    }
+
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
+        field.to_owned()
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for MultitaskTokens {
+    fn prompt(&self, tasks: Option<&Tensor<1, Int>>) -> Prompt {
         let (cols, rows) = (self.prefix_task_cols.val(), self.prefix_task_rows.val());
         let scales = match tasks {
             Some(tasks) => cols.select(0, tasks.clone()).matmul(rows.select(0, tasks.clone())),
@@ -55,12 +73,12 @@ impl Adapter for MultitaskTokens {
         };
         let tokens = self.prompt_embeddings.val().unsqueeze::<3>() * scales;
         let part = |at: usize| tokens.clone().narrow(1, at * self.virtual_tokens, self.virtual_tokens);
-        Some(Prompt {
+        Prompt {
             tokens: Some(part(0)),
             decoder_tokens: (self.submodules == 2).then(|| part(1)),
             drops_token_types: self.drops_token_types,
             ..Prompt::default()
-        })
+        }
     }
 
     fn virtual_tokens(&self) -> usize {
@@ -69,18 +87,6 @@ impl Adapter for MultitaskTokens {
 
     fn tasks(&self) -> usize {
         self.prefix_task_cols.dims()[0]
-    }
-
-    fn unmergeable(&self) -> Option<&'static str> {
-        Some(NO_WEIGHT)
-    }
-
-    fn key_prefix(&self) -> &'static str {
-        ""
-    }
-
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
-        field.to_owned()
     }
 }
 

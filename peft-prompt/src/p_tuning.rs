@@ -9,7 +9,7 @@ use peft_core::forward::EmbeddingBelow;
 use peft_core::nn::Dropout;
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
-    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
+    Plan, PlanRow, Prompt, PromptAdapter, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -44,7 +44,7 @@ impl PromptEncoder {
 }
 
 impl Adapter for PromptEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -52,31 +52,37 @@ impl Adapter for PromptEncoder {
         below.forward(ids)
     }
 
-    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        Some(tokens::prompt_of(self.tokens(Some(&self.dropout)), self.virtual_tokens, self.drops_token_types))
-    }
-
-    fn virtual_tokens(&self) -> usize {
-        self.virtual_tokens
-    }
-
     fn unmergeable(&self) -> Option<&'static str> {
         Some(NO_WEIGHT)
-    }
-
-    fn export_form(&self) -> Option<AnyAdapter> {
-        let made = self.tokens(None).detach();
-        let made = burn::module::Param::initialized(burn::module::ParamId::new(), made);
-        Some(AnyAdapter::new(VirtualTokens::new(made, self.virtual_tokens, self.drops_token_types)))
     }
 
     fn key_prefix(&self) -> &'static str {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         let lstm = || Some(format!("lstm_head.{}", Lstm::key(field.strip_prefix("lstm_head.")?)?));
         lstm().or_else(|| sequence_key("mlp_head", field)).unwrap_or_else(|| field.to_owned())
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for PromptEncoder {
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Prompt {
+        tokens::prompt_of(self.tokens(Some(&self.dropout)), self.virtual_tokens, self.drops_token_types)
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.virtual_tokens
+    }
+
+    fn export_form(&self) -> Option<AnyAdapter> {
+        let made = self.tokens(None).detach();
+        let made = burn::module::Param::initialized(burn::module::ParamId::new(), made);
+        Some(AnyAdapter::new(VirtualTokens::new(made, self.virtual_tokens, self.drops_token_types)))
     }
 }
 

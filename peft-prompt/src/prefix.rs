@@ -9,7 +9,7 @@ use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, KeyValue, MethodInfo, ModelSpec, ParamSpec, PeftConfig,
-    PeftError, Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
+    PeftError, Plan, PlanRow, Prompt, PromptAdapter, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -60,16 +60,12 @@ pub struct Prefix {
 }
 
 impl Adapter for Prefix {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         below.forward(ids)
-    }
-
-    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        Some(self.cut.prompt(self.prompt_embeddings.val()))
     }
 
     fn unmergeable(&self) -> Option<&'static str> {
@@ -80,8 +76,18 @@ impl Adapter for Prefix {
         ""
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         field.to_owned()
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for Prefix {
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Prompt {
+        self.cut.prompt(self.prompt_embeddings.val())
     }
 }
 
@@ -102,7 +108,7 @@ impl PrefixEncoder {
 }
 
 impl Adapter for PrefixEncoder {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
@@ -110,25 +116,31 @@ impl Adapter for PrefixEncoder {
         below.forward(ids)
     }
 
-    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        Some(self.cut.prompt(self.rows()))
-    }
-
     fn unmergeable(&self) -> Option<&'static str> {
         Some(NO_WEIGHT)
-    }
-
-    fn export_form(&self) -> Option<AnyAdapter> {
-        let prompt_embeddings = Param::initialized(ParamId::new(), self.rows().detach());
-        Some(AnyAdapter::new(Prefix { prompt_embeddings, cut: self.cut.clone() }))
     }
 
     fn key_prefix(&self) -> &'static str {
         "prompt_encoder."
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         sequence_key("transform", field).unwrap_or_else(|| field.to_owned())
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for PrefixEncoder {
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Prompt {
+        self.cut.prompt(self.rows())
+    }
+
+    fn export_form(&self) -> Option<AnyAdapter> {
+        let prompt_embeddings = Param::initialized(ParamId::new(), self.rows().detach());
+        Some(AnyAdapter::new(Prefix { prompt_embeddings, cut: self.cut.clone() }))
     }
 }
 

@@ -11,9 +11,9 @@ use burn::module::Param;
 pub(crate) enum PromptInit {
     /// Normal numbers.
     Random,
-    /// Rows of the table of words, drawn at random.
+    /// Rows of the embedding matrix, drawn at random.
     Vocabulary,
-    /// Rows of the table of words, these over and over.
+    /// Rows of the embedding matrix, these over and over.
     Words(Vec<i64>),
     /// These numbers.
     Given(TensorData),

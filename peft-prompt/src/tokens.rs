@@ -8,7 +8,7 @@ use peft_core::config::fields;
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{
     Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, MethodInfo, ModelSpec, ParamSpec, PeftConfig, PeftError,
-    Plan, PlanRow, Prompt, Result, Tuner, refuse_unknown,
+    Plan, PlanRow, Prompt, PromptAdapter, Result, Tuner, refuse_unknown,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -40,20 +40,12 @@ pub(crate) fn prompt_of(vectors: Tensor<2>, virtual_tokens: usize, drops_token_t
 }
 
 impl Adapter for VirtualTokens {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         weight
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {
         below.forward(ids)
-    }
-
-    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Option<Prompt> {
-        Some(prompt_of(self.prompt_embeddings.val(), self.virtual_tokens, self.drops_token_types))
-    }
-
-    fn virtual_tokens(&self) -> usize {
-        self.virtual_tokens
     }
 
     fn unmergeable(&self) -> Option<&'static str> {
@@ -64,8 +56,22 @@ impl Adapter for VirtualTokens {
         ""
     }
 
-    fn file_key(&self, _site: &ParamSpec, field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, field: &str) -> String {
         field.to_owned()
+    }
+
+    fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
+        Some(self)
+    }
+}
+
+impl PromptAdapter for VirtualTokens {
+    fn prompt(&self, _tasks: Option<&Tensor<1, Int>>) -> Prompt {
+        prompt_of(self.prompt_embeddings.val(), self.virtual_tokens, self.drops_token_types)
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.virtual_tokens
     }
 }
 

@@ -1,6 +1,5 @@
 //! What most programs import: `use peft::prelude::*;`.
 
-pub use crate::run::prepare::TextData;
 pub use peft_core::files::checkpoint::Placement;
 pub use peft_core::{Adaptable, PeftError, PeftModel, Result};
 #[cfg(feature = "ia3")]
@@ -16,6 +15,7 @@ pub use peft_models::{
 };
 #[cfg(feature = "prompt")]
 pub use peft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+pub use peft_tasks::data::text_data::TextData;
 pub use peft_tasks::data::tokenizer::Tokenizer;
 pub use peft_tasks::tasks::task::{Evaluation, Task};
 pub use peft_tasks::train::{Observer, TrainConfig, Trainer};

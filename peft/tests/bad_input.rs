@@ -6,8 +6,7 @@ use std::path::Path;
 use peft::core::{DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
-use peft::run::prepare::TextData;
-use peft::tasks::data::tokenizer::Tokenizer;
+use peft::tasks::data::TextData;
 
 use crate::support::{device, fixtures};
 
@@ -133,8 +132,7 @@ fn data_files_say_which_line_is_wrong() {
     let file = folder.path().join("rows.jsonl");
     let read = |text: &str| {
         fs::write(&file, text).unwrap();
-        let options = TextData { file: file.clone(), ..TextData::default() };
-        options.label_set().map(|_| ()).unwrap_err().to_string()
+        TextData::file(&file).label_set().map(|_| ()).unwrap_err().to_string()
     };
     assert!(read("").contains("rows.jsonl"));
     assert!(read("{\"text\": \"a\", \"label\": 1}\n{\"text\":").contains("line 2"));
@@ -144,13 +142,11 @@ fn data_files_say_which_line_is_wrong() {
 #[test]
 fn a_prompt_of_several_tasks_wants_to_know_the_task_of_every_row() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base");
-    let tokenizer = Tokenizer::load(&base).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rows.jsonl");
     let read = |text: &str, packing: bool| {
         fs::write(&file, text).unwrap();
-        let options = TextData { file: file.clone(), tasks: 2, packing, ..TextData::default() };
-        options.language_modelling(&base, &tokenizer).map(|it| it.len()).map_err(|it| it.to_string())
+        TextData::file(&file).tasks(2).packing(packing).causal_lm(&base).map(|it| it.len()).map_err(|it| it.to_string())
     };
     let good = "{\"text\": \"a b\", \"task_id\": 1}\n";
     assert_eq!(read(good, false), Ok(1));

@@ -6,8 +6,8 @@ use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::models::{ModelInput, auto};
 use peft::tasks::generate::causal::generate;
-use peft::tasks::generate::sampling::{GenerationConfig, GenerationPlan};
 use peft::tasks::generate::seq2seq::generate_targets;
+use peft::tasks::generate::{GenerationConfig, GenerationPlan};
 
 use crate::support::{case, device, fixtures};
 

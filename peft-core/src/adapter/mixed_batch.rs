@@ -1,95 +1,41 @@
-//! A batch whose rows use different adapters, and none: which row uses which.
+//! A batch whose rows use different adapters, and none.
 //!
-//! The choice is made once for a forward and concerns every layer, so it travels beside the model, in a thread-local that
-//! [`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names) sets and clears. A layer computes [`each`] group of rows for itself;
-//! while it does, only the rows of the group are there, and whoever reads a parameter gets it through their adapter
-//! ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
+//! The choice is made once for a forward and concerns every layer, so it is part of the [context](crate::context), where
+//! [`PeftModel::with_adapter_names`](crate::PeftModel::with_adapter_names) puts it. A layer computes [`each`] group of
+//! rows for itself; while it does, only the rows of the group are there, and whoever reads a parameter gets it through
+//! their adapter ([`acting`]). A parameter that is read while rows differ cannot tell them apart, which is noted.
 
-use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::adapter::{AdapterSet, AnyAdapter};
-
-thread_local! {
-    static ROWS: RefCell<Option<Rows>> = const { RefCell::new(None) };
-}
-
-struct Rows {
-    names: Vec<Name>,
-    misused: Option<Misuse>,
-}
-
-/// `None` is the row that uses the base alone.
-type Name = Option<Arc<str>>;
-
-/// What keeps rows from having adapters of their own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Misuse {
-    /// A parameter that is read for all rows at once.
-    Parameter(String),
-    /// A parameter whose layer sees so many rows, which are no multiple of the names.
-    Count(String, usize),
-}
+use crate::context::{self, Misuse, Name, Rows};
 
 /// Runs a forward with an adapter for each row, and says which parameter could not tell rows apart.
 pub(crate) fn with<R>(names: &[Option<&str>], run: impl FnOnce() -> R) -> Result<R, Misuse> {
-    struct Clear;
-    impl Drop for Clear {
-        fn drop(&mut self) {
-            ROWS.set(None);
-        }
-    }
-    let names = names.iter().map(|it| it.map(Arc::from)).collect();
-    ROWS.set(Some(Rows { names, misused: None }));
-    let clear = Clear;
+    let rows = Rc::new(Rows::new(names.iter().map(|it| it.map(Arc::from)).collect()));
+    let guard = context::enter(|it| it.rows = Some(rows.clone()));
     let result = run();
-    let misused = ROWS.with_borrow_mut(|it| it.as_mut().and_then(|it| it.misused.take()));
-    drop(clear);
-    misused.map_or(Ok(result), Err)
+    drop(guard);
+    rows.take_misuse().map_or(Ok(result), Err)
 }
 
-/// Which row uses which adapter now; `None` if rows are not told apart.
-pub(crate) struct Assignment(Option<Vec<Name>>);
-
-/// What to hand to [`within`] later.
-pub(crate) fn assignment() -> Assignment {
-    Assignment(ROWS.with_borrow(|it| it.as_ref().map(|it| it.names.clone())))
-}
-
-/// Runs something with the rows of before, and those of now again afterwards. What is wrong with them was noted then.
-pub(crate) fn within<R>(Assignment(names): Assignment, run: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Rows>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            ROWS.set(self.0.take());
-        }
-    }
-    let _restore = Restore(ROWS.replace(names.map(|names| Rows { names, misused: None })));
-    run()
+fn rows() -> Option<Rc<Rows>> {
+    context::read(|it| it.rows.clone())
 }
 
 fn note(misuse: Misuse) {
-    ROWS.with_borrow_mut(|it| {
-        if let Some(it) = it {
-            it.misused.get_or_insert(misuse);
-        }
-    });
+    if let Some(rows) = rows() {
+        rows.note(misuse);
+    }
 }
 
 /// The names that rows have, each once; `None` if rows are not told apart.
 fn different() -> Option<Vec<Name>> {
-    ROWS.with_borrow(|rows| {
-        let mut different: Vec<Name> = Vec::new();
-        for name in &rows.as_ref()?.names {
-            if !different.contains(name) {
-                different.push(name.clone());
-            }
-        }
-        Some(different)
-    })
+    rows().map(|it| it.different())
 }
 
 /// The adapters of a parameter that act for any row at all.
@@ -126,7 +72,7 @@ struct Group {
 /// The groups of an input with this many rows; `None` if there is nothing to tell apart. Adapters that the layer does not
 /// have count as none, and so no row costs more than its own adapter.
 fn groups(sets: &[Option<&AdapterSet>], count: usize) -> Option<Vec<Group>> {
-    let names = ROWS.with_borrow(|rows| Some(rows.as_ref()?.names.clone()))?;
+    let names = rows()?.names();
     let owner = |name: &str| sets.iter().flatten().find(|set| set.get(name).is_some());
     let repeat = count / names.len().max(1);
     if repeat * names.len() != count {
@@ -168,34 +114,24 @@ pub(crate) fn each<const D: usize, const E: usize, K: Basic>(
     }
     let parts = groups.into_iter().map(|group| {
         let rows = input.clone().select(0, indices(group.rows, &device));
-        let all = exchange(group.names);
-        let part = compute(rows);
-        exchange(all);
-        part
+        let _group = context::enter(|it| {
+            it.rows = it.rows.take().map(|all| Rc::new(all.group(group.names)));
+        });
+        compute(rows)
     });
     Tensor::cat(parts.collect(), 0).select(0, indices(back, &device))
 }
 
-/// Puts other rows in the place of those that are there.
-fn exchange(names: Vec<Name>) -> Vec<Name> {
-    ROWS.with_borrow_mut(|it| match it {
-        Some(it) => std::mem::replace(&mut it.names, names),
-        None => names,
-    })
-}
-
 /// Says that the rows of the batch are these of before from now on: what generation repeats, reorders and drops.
 pub(crate) fn select(rows: &[usize]) {
-    ROWS.with_borrow_mut(|it| {
-        if let Some(it) = it {
-            it.names = rows.iter().map(|row| it.names.get(*row).cloned().flatten()).collect();
-        }
-    });
+    if let Some(all) = self::rows() {
+        all.reorder(rows);
+    }
 }
 
 /// How many rows were given adapters, if any were.
 pub(crate) fn count() -> Option<usize> {
-    ROWS.with_borrow(|rows| rows.as_ref().map(|it| it.names.len()))
+    rows().map(|it| it.count())
 }
 
 fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {

@@ -9,17 +9,27 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
+use burn::module::{Module, ModuleVisitor, Param, Reparameterizer};
 use burn::tensor::Tensor;
 
 use crate::adapter::pending_bias;
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::error::{PeftError, Result};
-use crate::spec::PathStack;
+use crate::spec::{MapParams, PathStack, map_params};
 
 thread_local! {
     static COLLECTING: RefCell<Option<Vec<AdapterSet>>> = const { RefCell::new(None) };
     static REPLACING: RefCell<Option<HashMap<String, AdapterSet>>> = const { RefCell::new(None) };
+}
+
+/// Ends a walk, also when something panics.
+struct Clear;
+
+impl Drop for Clear {
+    fn drop(&mut self) {
+        COLLECTING.set(None);
+        REPLACING.set(None);
+    }
 }
 
 /// Called by a set that is visited: true if it was taken and must not be walked.
@@ -47,6 +57,7 @@ pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
     impl ModuleVisitor for Nothing {}
 
     COLLECTING.set(Some(Vec::new()));
+    let _clear = Clear;
     model.visit(&mut Nothing);
     COLLECTING.take().unwrap_or_default()
 }
@@ -54,9 +65,8 @@ pub fn collect<M: Module>(model: &M) -> Vec<AdapterSet> {
 /// Puts sets on the parameters that they name; parameters not named keep what they have.
 pub fn replace<M: Module>(model: M, sets: impl IntoIterator<Item = AdapterSet>) -> M {
     REPLACING.set(Some(sets.into_iter().map(|set| (set.param().path(), set)).collect()));
-    let model = model.map(&mut Attach::default());
-    REPLACING.set(None);
-    model
+    let _clear = Clear;
+    map_params(model, &mut Attach)
 }
 
 /// Changes every set of a model.
@@ -76,7 +86,7 @@ pub fn strip<M: Module>(model: M) -> M {
 /// If an adapter cannot be folded into weights, or adds a bias to a layer that has none: the plain layer has no place
 /// for it.
 pub fn merge<M: Module>(model: M) -> Result<M> {
-    let mut biases = Biases { at: PathStack::default(), wanted: HashMap::new() };
+    let mut biases = Biases { wanted: HashMap::new() };
     for set in collect(&model) {
         if let Some(reason) = set.active().find_map(AnyAdapter::unmergeable) {
             return Err(PeftError::unsupported(format!("merging into `{}`", set.param().path()), reason));
@@ -86,7 +96,7 @@ pub fn merge<M: Module>(model: M) -> Result<M> {
             biases.wanted.insert(format!("{}.bias", set.param().module), active);
         }
     }
-    let model = pending_bias::suspended(|| model.materialize()).map(&mut biases);
+    let model = map_params(pending_bias::suspended(|| model.materialize()), &mut biases);
     // A layer without a bias has nothing to scale, but also no place for a bias of the adapter's own.
     match biases.wanted.into_iter().find(|(_, adapters)| adapters.iter().any(AnyAdapter::needs_bias)) {
         Some((path, _)) => {
@@ -99,21 +109,12 @@ pub fn merge<M: Module>(model: M) -> Result<M> {
 
 /// Folds what adapters do to biases.
 struct Biases {
-    at: PathStack,
     wanted: HashMap<String, Vec<AnyAdapter>>,
 }
 
-impl ModuleMapper for Biases {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.wanted.remove(&self.at.path()) {
+impl MapParams for Biases {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.wanted.remove(&at.path()) {
             Some(active) => param.map(|bias| pending_bias::fold(&active, bias)),
             None => param,
         }
@@ -121,24 +122,13 @@ impl ModuleMapper for Biases {
 }
 
 /// Fills empty slots. A filled one is exchanged by the set inside, after the parameter itself was mapped.
-#[derive(Default)]
-struct Attach {
-    at: PathStack,
-}
+struct Attach;
 
-impl ModuleMapper for Attach {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+impl MapParams for Attach {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         // A parameter with a filled slot comes here too. Its set must stay in the waiting room until `exchange` asks
         // for it; attaching here would be undone by Burn, which restores the old slot. So the set is only borrowed.
-        let path = self.at.path();
+        let path = at.path();
         let waiting = REPLACING.with_borrow(|it| it.as_ref().and_then(|it| it.get(&path).cloned()));
         match waiting {
             Some(set) => param.apply_reparameterization(Once(Some(set))),

@@ -1,6 +1,5 @@
 //! Configurations: what a method's `adapter_config.json` can do, and the fields that all of them share.
 
-pub mod after_step;
 pub mod fields;
 pub mod peft_config;
 pub mod projected;

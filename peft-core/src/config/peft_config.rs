@@ -5,10 +5,8 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::adapter::AdapterSet;
-use crate::config::after_step::AfterStep;
 use crate::config::fields::COMMON_FIELDS;
-use crate::config::projected::ProjectedPair;
+use crate::config::projected::GradientProjection;
 use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::plan::plan::Plan;
@@ -69,15 +67,28 @@ pub trait PeftConfig: Debug + Send + Sync {
         None
     }
 
-    /// The pairs of factors of an adapter that LoRA-FA trains. `sets` are those of the model.
-    ///
-    /// # Errors
-    /// If the method has no such pairs.
-    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
-        let _ = (sets, name);
-        let reason = format!("it is for LoRA, and this adapter is {}; train without it", self.peft_type());
-        Err(PeftError::unsupported("LoRA-FA", reason))
+    /// The configuration as one whose gradients an optimizer can project, as LoRA-FA does.
+    fn as_gradient_projection(&self) -> Option<&dyn GradientProjection> {
+        None
     }
+}
+
+/// Changes an adapter after every optimizer step, as AdaLoRA does when it takes ranks away.
+///
+/// A [`PeftConfig`] makes one for a run. Tensors are keyed as in the adapter file, whole.
+pub trait AfterStep: Debug + Send {
+    /// Looks at the tensors after step number `step`, counted from 0, and at the gradients that moved them. Returns
+    /// the tensors that change.
+    fn after_step(&mut self, step: usize, tensors: &[Stored], gradients: &[Stored]) -> Result<Vec<Stored>>;
+
+    /// The configuration as it now is.
+    fn config(&self) -> Box<dyn PeftConfig>;
+
+    /// What a resumed run must know, as tensors of floats.
+    fn state(&self) -> Vec<Stored>;
+
+    /// Goes on from a [`state`](AfterStep::state).
+    fn restore(&mut self, state: Vec<Stored>) -> Result<()>;
 }
 
 /// What a method is called and where it comes from, for people.
@@ -153,8 +164,8 @@ impl<T: PeftConfig + ?Sized> PeftConfig for Box<T> {
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         (**self).after_step()
     }
-    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
-        (**self).projected_pairs(sets, name)
+    fn as_gradient_projection(&self) -> Option<&dyn GradientProjection> {
+        (**self).as_gradient_projection()
     }
 }
 

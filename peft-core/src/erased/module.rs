@@ -177,8 +177,8 @@ impl<M, T: ?Sized> Typed<M, T> {
         Box::new(Self { module, view: self.view, view_mut: self.view_mut })
     }
 
-    fn change(self: Box<Self>, change: impl FnOnce(M) -> M) -> Box<Self> {
-        let Self { module, view, view_mut } = *self;
+    fn change(self, change: impl FnOnce(M) -> M) -> Box<Self> {
+        let Self { module, view, view_mut } = self;
         Box::new(Self { module: change(module), view, view_mut })
     }
 }

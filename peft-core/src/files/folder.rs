@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result};
-use crate::files::checkpoint::{FloatType, Stored, TensorFile, serialize, write_atomically, write_together};
+use crate::files::dtype::FloatType;
+use crate::files::safetensors::{Stored, TensorFile, serialize, write_atomically, write_together};
 use crate::spec::{KEY_PREFIX, ModelSpec, frozen_path};
 
 /// Name of the configuration in the folder.

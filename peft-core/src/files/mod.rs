@@ -1,4 +1,6 @@
 //! Files: safetensors, checkpoints, adapter folders.
 
 pub mod checkpoint;
+pub mod dtype;
 pub mod folder;
+pub mod safetensors;

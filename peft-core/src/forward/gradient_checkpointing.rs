@@ -26,6 +26,7 @@ use std::any::type_name;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::autodiff::NodeId;
@@ -38,17 +39,10 @@ use burn::backend::{Autodiff, Backend, BackendTensor, DispatchKindConversion, Di
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Shape, Tensor};
 
-use crate::adapter::mixed_batch;
 use crate::adapter::pending_bias;
+use crate::context::{self, Snapshot, record as record_draws};
 use crate::error::{PeftError, Result};
-use crate::forward::draws;
-use crate::nn::Embedding;
-use crate::ops::{AttentionMask, RotaryTable, bf16};
-
-thread_local! {
-    /// Whether layers are to keep their inputs only, and how many were asked.
-    static LAYERS: Cell<Option<usize>> = const { Cell::new(None) };
-}
+use crate::ops::{AttentionMask, RotaryTable};
 
 /// Runs a forward whose layers keep only their inputs. The backward pass may come later, outside.
 ///
@@ -60,17 +54,11 @@ thread_local! {
 /// If no layer of the model knows how: its loop over layers does not call [`layer`], or it is on a backend that this crate
 /// was not built for.
 pub fn scope<M: ?Sized, R>(model: &M, run: impl FnOnce(&M) -> R) -> Result<R> {
-    struct Restore(Option<usize>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            LAYERS.set(self.0);
-        }
-    }
-    let restore = Restore(LAYERS.replace(Some(0)));
+    let layers = Rc::new(Cell::new(0));
+    let guard = context::enter(|it| it.checkpointed = Some(layers.clone()));
     let result = run(model);
-    let layers = LAYERS.get().unwrap_or_default();
-    drop(restore);
-    if layers > 0 {
+    drop(guard);
+    if layers.get() > 0 {
         return Ok(result);
     }
     let what = format!("gradient checkpointing of `{}`", type_name::<M>());
@@ -81,7 +69,7 @@ pub fn scope<M: ?Sized, R>(model: &M, run: impl FnOnce(&M) -> R) -> Result<R> {
 
 /// Whether [`layer`] would keep inputs only.
 pub fn is_on() -> bool {
-    LAYERS.get().is_some() && draws::is_off()
+    context::read(|it| it.checkpointed.is_some() && it.draws_anew())
 }
 
 /// What a layer reads beside its hidden state: a mask, a table of rotations, what an encoder said.
@@ -123,12 +111,6 @@ impl<const D: usize> Inputs for Tensor<D> {
 impl<const D: usize> Inputs for Tensor<D, Int> {
     fn exchange(self, _: &mut Exchange) -> Self {
         self
-    }
-}
-
-impl Inputs for Embedding {
-    fn exchange(self, exchange: &mut Exchange) -> Self {
-        self.map(exchange)
     }
 }
 
@@ -239,27 +221,29 @@ where
     let record = tracked.first().and_then(|it| recorder(&it.tensor));
     let fits = tracked.iter().filter(|it| !it.is_leaf).count() <= PARENTS;
     if tracked.is_empty() || (record.is_some() && fits) {
-        LAYERS.set(LAYERS.get().map(|it| it + 1));
+        context::read(|it| {
+            if let Some(layers) = &it.checkpointed {
+                layers.set(layers.get() + 1);
+            }
+        });
     }
     let Some(record) = record.filter(|_| fits) else {
         return forward(layer, hidden, inputs);
     };
 
     let (layer, hidden, inputs) = kept;
-    let (output, drawn) = draws::record(|| forward(&layer, hidden.clone(), &inputs));
+    let (output, drawn) = record_draws(|| forward(&layer, hidden.clone(), &inputs));
     if !output.is_autodiff() {
         // Nothing that has gradients took part.
         return output;
     }
-    let (rows, bf16) = (mixed_batch::assignment(), bf16::is_on());
+    let context = Snapshot::take();
     let again = move || {
         let mut exchange = Exchange::track(which);
         let (layer, hidden, inputs) =
             (layer.map(&mut exchange), exchange.tensor(hidden), inputs.exchange(&mut exchange));
-        let forward = || forward(&layer, hidden, &inputs);
-        // All that a layer finds in thread-locals.
-        let forward = || pending_bias::apart(|| draws::replay(drawn, forward));
-        let output = bf16::set(bf16, || mixed_batch::within(rows, forward));
+        let _context = context.enter(drawn);
+        let output = pending_bias::apart(|| forward(&layer, hidden, &inputs));
         let Exchange(Mode::Track { leaves, .. }) = exchange else { unreachable!("it was made so") };
         (output.into_dispatch(), leaves)
     };

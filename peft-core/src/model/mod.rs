@@ -1,7 +1,10 @@
 //! A base model with its adapters.
 
+mod add;
+mod folders;
 pub mod peft_model;
 pub mod state;
 pub mod status;
 pub mod update;
+mod values;
 pub mod vocabulary;

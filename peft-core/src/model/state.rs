@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 
@@ -15,7 +15,7 @@ use crate::adapter::{AnyAdapter, ParamRole};
 use crate::error::LoadReport;
 use crate::files::checkpoint::Stored;
 pub use crate::spec::KEY_PREFIX;
-use crate::spec::{ParamSpec, PathStack};
+use crate::spec::{MapParams, ParamSpec, PathStack, VisitParams, map_params, visit_params};
 
 /// The tensors of the adapter `name`: all that it trains, keyed as in `adapter_model.safetensors`, or as in
 /// [`ENCODER_FILE`](crate::ENCODER_FILE) what is not saved there.
@@ -66,20 +66,13 @@ pub struct Parameter {
 /// The trained tensors of the adapter `name`.
 pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
     struct List<'a> {
-        at: PathStack,
         param: &'a Arc<ParamSpec>,
         adapter: &'a AnyAdapter,
         found: &'a mut Vec<Parameter>,
     }
-    impl ModuleVisitor for List<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.at.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.at.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let field = self.at.path();
+    impl VisitParams for List<'_> {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            let field = at.path();
             if self.adapter.role(&field) == ParamRole::Trained {
                 let key = self.adapter.file_key(self.param, &field);
                 self.found.push(Parameter { id: param.id, key, rank: D, param: self.param.clone() });
@@ -89,7 +82,7 @@ pub fn parameters<M: Module>(model: &M, name: &str) -> Vec<Parameter> {
     let mut found = Vec::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name) {
-            adapter.visit(&mut List { at: PathStack::default(), param: set.param(), adapter, found: &mut found });
+            visit_params(adapter, &mut List { param: set.param(), adapter, found: &mut found });
         }
     }
     found
@@ -121,8 +114,8 @@ fn collect<M: Module>(
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name).and_then(&form) {
             let adapter = adapter.as_ref();
-            let mut reader = Read { at: PathStack::default(), param: set.param(), adapter, what, stored: &mut stored };
-            adapter.visit(&mut reader);
+            let mut reader = Read { param: set.param(), adapter, what, stored: &mut stored };
+            visit_params(adapter, &mut reader);
         }
     }
     stored.sort_by(|a, b| a.key.cmp(&b.key));
@@ -145,34 +138,27 @@ pub(crate) fn has_key<M: Module>(model: &M, name: &str, key: &str) -> bool {
 
 /// Keys of copies that a file may leave out.
 fn copies<M: Module>(model: &M, name: &str) -> HashSet<String> {
-    struct Copies<'a>(PathStack, &'a AnyAdapter, &'a ParamSpec, HashSet<String>);
-    impl ModuleVisitor for Copies<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.0.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
-            let field = self.0.path();
-            if matches!(self.1.role(&field), ParamRole::Shared { copies: true, .. }) {
-                self.3.insert(self.1.file_key(self.2, &field));
+    struct Copies<'a>(&'a AnyAdapter, &'a ParamSpec, HashSet<String>);
+    impl VisitParams for Copies<'_> {
+        fn float<const D: usize>(&mut self, at: &PathStack, _param: &Param<Tensor<D>>) {
+            let field = at.path();
+            if matches!(self.0.role(&field), ParamRole::Shared { copies: true, .. }) {
+                self.2.insert(self.0.file_key(self.1, &field));
             }
         }
     }
     let mut found = HashSet::new();
     for set in slots::collect(model) {
         if let Some(adapter) = set.get(name) {
-            let mut visitor = Copies(PathStack::default(), adapter, set.param(), HashSet::new());
-            adapter.visit(&mut visitor);
-            found.extend(visitor.3);
+            let mut visitor = Copies(adapter, set.param(), HashSet::new());
+            visit_params(adapter, &mut visitor);
+            found.extend(visitor.2);
         }
     }
     found
 }
 
 struct Read<'a> {
-    at: PathStack,
     param: &'a ParamSpec,
     adapter: &'a AnyAdapter,
     what: What<'a>,
@@ -180,8 +166,8 @@ struct Read<'a> {
 }
 
 impl Read<'_> {
-    fn push(&mut self, data: impl FnOnce(What<'_>) -> Option<TensorData>) {
-        let field = self.at.path();
+    fn push(&mut self, at: &PathStack, data: impl FnOnce(What<'_>) -> Option<TensorData>) {
+        let field = at.path();
         let role = self.adapter.role(&field);
         if role != ParamRole::Trained && !matches!(self.what, What::Saved) {
             return;
@@ -200,29 +186,21 @@ impl Read<'_> {
     }
 }
 
-impl ModuleVisitor for Read<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.push(|what| match what {
+impl VisitParams for Read<'_> {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+        self.push(at, |what| match what {
             What::Gradients(gradients) => param.base().grad(gradients).map(Tensor::into_data),
             What::StepGradients(gradients) => gradients.get::<D>(param.id).map(Tensor::into_data),
             What::Saved | What::Trained => Some(param.base().into_data()),
         });
     }
 
-    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
+    fn int<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D, Int>>) {
+        self.push(at, |what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
     }
 
-    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        self.push(|what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
+    fn bool<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D, Bool>>) {
+        self.push(at, |what| matches!(what, What::Saved | What::Trained).then(|| param.base().into_data()));
     }
 }
 
@@ -257,19 +235,12 @@ pub fn assign<M: Module>(model: M, name: &str, values: HashMap<String, TensorDat
                 return adapter;
             }
             let keys = adapter.clone();
-            adapter.map(&mut Write {
-                at: PathStack::default(),
-                param: &param,
-                adapter: &keys,
-                values: &values,
-                shared: &shared,
-            })
+            map_params(adapter, &mut Write { param: &param, adapter: &keys, values: &values, shared: &shared })
         })
     })
 }
 
 struct Write<'a> {
-    at: PathStack,
     param: &'a ParamSpec,
     adapter: &'a AnyAdapter,
     values: &'a HashMap<String, TensorData>,
@@ -277,12 +248,12 @@ struct Write<'a> {
 }
 
 impl Write<'_> {
-    fn value(&self) -> Option<&TensorData> {
-        self.values.get(&key(self.adapter, self.param, &self.at.path())?)
+    fn value(&self, at: &PathStack) -> Option<&TensorData> {
+        self.values.get(&key(self.adapter, self.param, &at.path())?)
     }
 
-    fn tensor<const D: usize>(&self, data: &TensorData, device: &Device) -> Tensor<D> {
-        let ParamRole::Shared { key, .. } = self.adapter.role(&self.at.path()) else {
+    fn tensor<const D: usize>(&self, at: &PathStack, data: &TensorData, device: &Device) -> Tensor<D> {
+        let ParamRole::Shared { key, .. } = self.adapter.role(&at.path()) else {
             return Tensor::from_data(data.clone(), device);
         };
         let mut shared = self.shared.borrow_mut();
@@ -291,28 +262,20 @@ impl Write<'_> {
     }
 }
 
-impl ModuleMapper for Write<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.value() {
+impl MapParams for Write<'_> {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.value(at) {
             Some(data) => {
                 let id = param.id;
-                let tensor = self.tensor(data, &param.lazy_device());
+                let tensor = self.tensor(at, data, &param.lazy_device());
                 param.transform_for_load(tensor, id)
             }
             None => param,
         }
     }
 
-    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
-        match self.value() {
+    fn int<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        match self.value(at) {
             Some(data) => {
                 let id = param.id;
                 let tensor = Tensor::from_data(data.clone().convert::<i64>(), &param.lazy_device());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::adapter::AdapterSet;
@@ -14,7 +14,7 @@ use crate::model::peft_model::PeftModel;
 use crate::ops;
 use crate::plan::plan::BaseTensor;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{ParamKind, ParamSpec, PathStack};
+use crate::spec::{ParamKind, ParamSpec, PathStack, VisitParams, visit_params};
 
 /// What one adapter does to one parameter.
 #[derive(Debug, Clone)]
@@ -41,38 +41,24 @@ impl<M: Module> PeftModel<M> {
         self.adapter_tensors(name)?;
         let model = self.model().valid();
         let sets = slots::collect(&model).into_iter().filter(|it| it.get(name).is_some());
-        let mut visitor = Updates {
-            at: PathStack::default(),
-            name,
-            sets: sets.map(|it| (it.param().path(), it)).collect(),
-            found: Vec::new(),
-        };
-        model.visit(&mut visitor);
+        let mut visitor = Updates { name, sets: sets.map(|it| (it.param().path(), it)).collect(), found: Vec::new() };
+        visit_params(&model, &mut visitor);
         Ok(visitor.found)
     }
 }
 
 struct Updates<'a> {
-    at: PathStack,
     name: &'a str,
     sets: HashMap<String, AdapterSet>,
     found: Vec<Update>,
 }
 
-impl ModuleVisitor for Updates<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.at.in_adapters() {
+impl VisitParams for Updates<'_> {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+        if at.in_adapters() {
             return;
         }
-        let Some(set) = self.sets.remove(&self.at.path()) else { return };
+        let Some(set) = self.sets.remove(&at.path()) else { return };
         let Some(adapter) = set.get(self.name) else { return };
         let (param, base) = (set.param().clone(), ops::to_f32(param.base()));
         let after = adapter.weight(base.clone(), &base, &param);

@@ -1,4 +1,4 @@
-//! New tokens: a larger table of words and head, and tables that an adapter folder brings along.
+//! New tokens: a larger embedding matrix and head, and tables that an adapter folder brings along.
 //!
 //! The reference resizes the base model before adapters are added, and writes resized tables into every adapter folder
 //! (`save_embedding_layers`, `peft/utils/save_and_load.py`). The model that is resized here is a new value, as always:
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use serde_json::Value;
 
@@ -18,12 +18,15 @@ use crate::files::checkpoint::Stored;
 use crate::files::folder::AdapterFolder;
 use crate::model::peft_model::PeftModel;
 use crate::model::state;
+use crate::model::values::{HALF_PRECISION, is_close, value_of};
 use crate::ops;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{KEY_PREFIX, ModelSpec, ParamKind, ParamSpec, PathStack, WRAPPED, WRAPPED_ROWS};
+use crate::spec::{
+    KEY_PREFIX, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, WRAPPED, WRAPPED_ROWS, map_params,
+};
 
 impl<M: Module> PeftModel<M> {
-    /// Gives the table of words, and a head and its bias that have as many rows, another number of rows. New ones are
+    /// Gives the embedding matrix, and a head and its bias that have as many rows, another number of rows. New ones are
     /// the mean of the old ones; the reference adds noise of a variance of 1e-9 to it.
     ///
     /// # Errors
@@ -52,7 +55,7 @@ impl<M: Module> PeftModel<M> {
         self.change_base(&paths, |path, value| Ok(resized(path, value)))
     }
 
-    /// Takes the tables of words that a folder brings along, as the reference does when it loads one: those of a
+    /// Takes the embedding matrices that a folder brings along, as the reference does when it loads one: those of a
     /// vocabulary that was resized for the adapter. True if there were any that the base does not have already.
     ///
     /// # Errors
@@ -96,21 +99,14 @@ impl<M: Module> PeftModel<M> {
 
     fn change_base(&mut self, paths: &[String], change: impl Fn(&str, TensorData) -> Result<TensorData>) -> Result<()> {
         struct Change<'a, F> {
-            at: PathStack,
             paths: &'a [String],
             change: F,
             error: Option<PeftError>,
         }
-        impl<F: Fn(&str, TensorData) -> Result<TensorData>> ModuleMapper for Change<'_, F> {
-            fn enter_module(&mut self, name: &str, container: &str) {
-                self.at.enter(name, container);
-            }
-            fn exit_module(&mut self, _name: &str, container: &str) {
-                self.at.exit(container);
-            }
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let path = self.at.path();
-                if self.at.in_adapters() || !self.paths.contains(&path) {
+        impl<F: Fn(&str, TensorData) -> Result<TensorData>> MapParams for Change<'_, F> {
+            fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let path = at.path();
+                if at.in_adapters() || !self.paths.contains(&path) {
                     return param;
                 }
                 let (value, device) = (ops::to_f32(param.base()), param.lazy_device());
@@ -126,8 +122,8 @@ impl<M: Module> PeftModel<M> {
                 }
             }
         }
-        let mut mapper = Change { at: PathStack::default(), paths, change, error: None };
-        let model = self.model().clone().map(&mut mapper);
+        let mut mapper = Change { paths, change, error: None };
+        let model = map_params(self.model().clone(), &mut mapper);
         if let Some(error) = mapper.error {
             return Err(error);
         }
@@ -179,7 +175,7 @@ impl Tables {
     fn of(spec: &ModelSpec) -> Result<Self> {
         let table = spec.layers().find(|it| it.kind == ParamKind::Embedding).cloned();
         let table = table
-            .ok_or_else(|| PeftError::Invalid("the model has no table of words whose rows could be tokens".into()))?;
+            .ok_or_else(|| PeftError::Invalid("the model has no embedding matrix whose rows could be tokens".into()))?;
         let rows = table.shape[0];
         let of_words = |it: &&Arc<ParamSpec>| spec.heads.contains(&it.module) && it.shape.first() == Some(&rows);
         let heads = spec.iter().filter(of_words).cloned().collect();
@@ -196,37 +192,4 @@ impl Tables {
 fn is_saved_whole(config: &serde_json::Map<String, Value>, param: &ParamSpec) -> bool {
     let names = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
     names.filter_map(Value::as_str).any(|it| crate::plan::targets::is_saved_whole(&param.module, it))
-}
-
-/// The frozen value of a parameter, as files hold it.
-pub(crate) fn value_of<M: Module>(model: &M, param: &ParamSpec) -> TensorData {
-    struct Find<'a>(PathStack, &'a ParamSpec, Option<TensorData>);
-    impl ModuleVisitor for Find<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.0.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if !self.0.in_adapters() && self.0.path() == self.1.path() {
-                let value = ops::to_f32(param.base());
-                let value = if self.1.is_transposed_on_disk() { value.transpose() } else { value };
-                self.2 = Some(value.into_data());
-            }
-        }
-    }
-    let mut find = Find(PathStack::default(), param, None);
-    model.visit(&mut find);
-    find.2.expect("a site is a parameter of its model")
-}
-
-/// How far numbers may be apart, of the largest of them, and be the same in half precision.
-pub(crate) const HALF_PRECISION: f32 = 1e-2;
-
-/// Whether two tensors have one shape, and the same numbers but for rounding.
-pub(crate) fn is_close(a: &TensorData, b: &TensorData, tolerance: f32) -> bool {
-    let largest = b.iter::<f32>().fold(0.0f32, |max, it| max.max(it.abs()));
-    let close = |(a, b): (f32, f32)| (a - b).abs() <= tolerance * largest;
-    a.shape() == b.shape() && a.iter::<f32>().zip(b.iter::<f32>()).all(close)
 }

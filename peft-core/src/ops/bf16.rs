@@ -1,14 +1,9 @@
 //! Mixed precision: products with weights in bf16.
 
-use std::cell::Cell;
-
 use burn::tensor::Device;
 
-use crate::{PeftError, Result};
-
-thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
-}
+use crate::context;
+use crate::error::{PeftError, Result};
 
 /// Whether `device` has products in bf16.
 ///
@@ -16,7 +11,7 @@ thread_local! {
 /// If it has not: so far the CPU backend has them, on processors with AVX512_BF16 (Zen 4, Cooper Lake, Sapphire Rapids
 /// and later).
 pub fn check_bf16(device: &Device) -> Result<()> {
-    let lacks = |reason: &str| Err(PeftError::unsupported("bf16", reason));
+    let missing = |reason: &str| Err(PeftError::unsupported("bf16", reason));
     #[cfg(feature = "flex")]
     {
         use burn::backend::DispatchDevice;
@@ -25,13 +20,13 @@ pub fn check_bf16(device: &Device) -> Result<()> {
             return match super::kernel::bf16::is_available() {
                 true => Ok(()),
                 false => {
-                    lacks("this processor multiplies in single precision only (it has no AVX512_BF16); leave it out")
+                    missing("this processor multiplies in single precision only (it has no AVX512_BF16); leave it out")
                 }
             };
         }
     }
     let _ = device;
-    lacks("only the CPU backend multiplies in bf16 so far; leave it out")
+    missing("only the CPU backend multiplies in bf16 so far; leave it out")
 }
 
 /// Runs a forward whose products with weights are in bf16, and so are those of its backward pass that give the gradient
@@ -45,22 +40,12 @@ pub fn check_bf16(device: &Device) -> Result<()> {
 /// As [`check_bf16`].
 pub fn within_bf16<R>(device: &Device, run: impl FnOnce() -> R) -> Result<R> {
     check_bf16(device)?;
-    Ok(set(true, run))
-}
-
-/// Runs with or without bf16, as an earlier forward ran: for one that is computed again.
-pub(crate) fn set<R>(on: bool, run: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            ON.set(self.0);
-        }
-    }
-    let _restore = Restore(ON.replace(on));
-    run()
+    let _bf16 = context::enter(|it| it.bf16 = true);
+    Ok(run())
 }
 
 /// Whether products with weights are in bf16.
+#[cfg(feature = "flex")]
 pub(crate) fn is_on() -> bool {
-    ON.get()
+    context::read(|it| it.bf16)
 }

@@ -4,11 +4,9 @@ use burn::tensor::{Int, Tensor};
 
 #[cfg(feature = "flex")]
 use super::kernel;
+use super::layout::Layout;
+use super::linear::linear;
 use super::plain;
-use crate::ops::Layout;
-
-/// Labels of this value are left out of a loss: torch's default.
-pub const IGNORE_INDEX: i64 = -100;
 
 /// Mean of `−log softmax(logits)[label]` over all labels that are not [`IGNORE_INDEX`].
 ///
@@ -29,7 +27,7 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 ///
 /// # Shapes
 /// - hidden: `[rows, d_model]`
-/// - weight: `[classes, d_model]`; it may be in half precision, as frozen weights are kept
+/// - weight: `[classes, d_model]`; it may be in half precision, as frozen weights are stored
 /// - labels: `[rows]`
 /// - output: `[1]`
 pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {
@@ -37,7 +35,7 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor
     if kernel::fits(&hidden) && kernel::fits_weight(&weight) {
         return fused::head_loss(hidden, weight, labels, smoothing);
     }
-    plain::cross_entropy(super::linear(hidden, weight, None, Layout::OutIn), labels, smoothing)
+    plain::cross_entropy(linear(hidden, weight, None, Layout::OutIn), labels, smoothing)
 }
 
 #[cfg(feature = "flex")]
@@ -53,10 +51,10 @@ mod fused {
     use burn::tensor::{Int, Shape, Tensor};
     use rayon::prelude::*;
 
-    use super::IGNORE_INDEX;
     use crate::ops::bf16;
     use crate::ops::kernel::bf16::with_weight;
     use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, transposed};
+    use crate::ops::labels::IGNORE_INDEX;
 
     /// Logits that exist at a time: 64 MB. Fewer, and the products spend their time on packing the weight.
     /// Few in tests, which should see more than one chunk.

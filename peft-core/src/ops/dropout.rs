@@ -4,13 +4,18 @@ use burn::tensor::{Device, Distribution, Tensor};
 
 #[cfg(feature = "flex")]
 use super::kernel;
-use crate::forward::draws;
+use crate::context;
 
-/// Sets each number to zero with the given probability, 0 < p < 1, and scales the others by `1 / (1 − p)`.
+/// Sets each number to zero with the given probability, 0 ≤ p < 1, and scales the others by `1 / (1 − p)`.
 ///
 /// What is drawn depends on the seed of the device. On the CPU the mask is a function of one drawn number and of the
 /// place in the tensor, so that nothing is kept for the backward pass.
+///
+/// At 0 it is the input, and nothing is drawn.
 pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> {
+    if probability == 0.0 {
+        return input;
+    }
     #[cfg(feature = "flex")]
     if kernel::fits(&input) {
         let seed = Seed::draw(&input.device().without_autodiff(), probability);
@@ -26,7 +31,7 @@ pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> 
 /// Whatever a layer draws goes through this or [`dropout`], so that it draws the same again when it is computed a second
 /// time: see [`gradient_checkpointing`](crate::forward::gradient_checkpointing).
 pub fn random<const D: usize>(shape: [usize; D], distribution: Distribution, device: &Device) -> Tensor<D> {
-    draws::draw(|| Tensor::random(shape, distribution, &device.clone().without_autodiff()))
+    context::draw(|| Tensor::random(shape, distribution, &device.clone().without_autodiff()))
 }
 
 #[cfg(feature = "flex")]
@@ -44,7 +49,7 @@ mod fused {
     use burn::tensor::{Device, Distribution, Tensor};
     use rayon::prelude::*;
 
-    use crate::forward::draws;
+    use crate::context;
     use crate::ops::kernel::{self, Kernel, PIECE};
 
     /// What decides which numbers are dropped.
@@ -60,7 +65,7 @@ mod fused {
     impl Seed {
         /// Draws from the generator of a CPU device.
         pub(crate) fn draw(device: &Device, probability: f64) -> Self {
-            let drawn = draws::draw(|| {
+            let drawn = context::draw(|| {
                 let drawn = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), device).into_data();
                 drawn.try_into_vec::<f32>().expect("numbers of a float tensor")
             });

@@ -11,7 +11,7 @@ use crate::ops::Layout;
 ///
 /// # Shapes
 /// - input: `[.., in]`
-/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are stored
 /// - output: `[.., out]`
 pub fn linear<const D: usize>(
     input: Tensor<D>,

@@ -2,23 +2,23 @@
 
 use burn::tensor::Tensor;
 
+use super::dropout::dropout;
 #[cfg(feature = "flex")]
 use super::kernel;
+use super::layout::Layout;
 use super::plain;
-use crate::nn::Dropout;
-use crate::ops::Layout;
 
 /// A low-rank update `scale · (drop(x) Aᵀ) Bᵀ` and how it is applied.
 #[derive(Debug)]
-pub struct LowRank<'a> {
+pub struct LowRank {
     /// `[rank, in]`
     pub a: Tensor<2>,
     /// `[out, rank]`
     pub b: Tensor<2>,
     /// What the product is multiplied by.
     pub scale: f64,
-    /// Acts on the input of `a`.
-    pub dropout: &'a Dropout,
+    /// Share of the input of `a` that is dropped; 0 is none.
+    pub dropout: f64,
 }
 
 /// `x W + b + scale · (drop(x) Aᵀ) Bᵀ`: a linear layer with what LoRA adds to it.
@@ -27,14 +27,14 @@ pub struct LowRank<'a> {
 ///
 /// # Shapes
 /// - input: `[rows, in]`
-/// - weight: as `layout` says; it may be in half precision, as frozen weights are kept
+/// - weight: as `layout` says; it may be in half precision, as frozen weights are stored
 /// - output: `[rows, out]`
 pub fn linear_low_rank(
     input: Tensor<2>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     layout: Layout,
-    update: LowRank<'_>,
+    update: LowRank,
 ) -> Tensor<2> {
     let weight = match layout {
         Layout::OutIn => weight.transpose(),
@@ -55,12 +55,12 @@ pub fn linear_low_rank(
 /// # Shapes
 /// - output: `[rows, out]`
 /// - input: `[rows, in]`
-pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
+pub fn low_rank_update(output: Tensor<2>, input: Tensor<2>, update: LowRank) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if [&output, &input, &update.a, &update.b].into_iter().all(kernel::fits) {
         return fused::update(output, input, update);
     }
-    plain::low_rank_update(output, update.dropout.forward(input), update.a, update.b, update.scale)
+    plain::low_rank_update(output, dropout(input, update.dropout), update.a, update.b, update.scale)
 }
 
 #[cfg(feature = "flex")]
@@ -328,20 +328,14 @@ mod fused {
         }
     }
 
-    fn settings(input: &Tensor<2>, update: &LowRank<'_>) -> Settings {
+    fn settings(input: &Tensor<2>, update: &LowRank) -> Settings {
         let device = input.device().without_autodiff();
-        let dropout = update.dropout;
-        let seed = dropout.is_active().then(|| Seed::draw(&device, dropout.probability()));
+        let seed = (update.dropout > 0.0).then(|| Seed::draw(&device, update.dropout));
         Settings { scale: update.scale as f32, seed, bf16: bf16::is_on() }
     }
 
     /// `weight` is `[in, out]`.
-    pub(crate) fn linear(
-        input: Tensor<2>,
-        weight: Tensor<2>,
-        bias: Option<Tensor<1>>,
-        update: LowRank<'_>,
-    ) -> Tensor<2> {
+    pub(crate) fn linear(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, update: LowRank) -> Tensor<2> {
         let settings = settings(&input, &update);
         let [input, weight, a, b] = [input, weight, update.a, update.b].map(Tensor::into_dispatch);
         Tensor::from_dispatch(match bias {
@@ -350,7 +344,7 @@ mod fused {
         })
     }
 
-    pub(crate) fn update(output: Tensor<2>, input: Tensor<2>, update: LowRank<'_>) -> Tensor<2> {
+    pub(crate) fn update(output: Tensor<2>, input: Tensor<2>, update: LowRank) -> Tensor<2> {
         let settings = settings(&input, &update);
         let [output, input, a, b] = [output, input, update.a, update.b].map(Tensor::into_dispatch);
         Tensor::from_dispatch(Dispatch::add_low_rank(output, input, a, b, settings))

@@ -10,6 +10,7 @@ mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
 mod kernel;
+mod labels;
 mod layout;
 mod linear;
 mod low_rank;
@@ -27,8 +28,9 @@ pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 pub use attention::attention_plain;
 pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft_cap};
 pub use bf16::{check_bf16, within_bf16};
-pub use cross_entropy::{IGNORE_INDEX, cross_entropy, linear_cross_entropy};
+pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
+pub use labels::IGNORE_INDEX;
 pub use layout::Layout;
 pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};

@@ -7,7 +7,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 use burn::tensor::{Int, Tensor, activation};
 
-use super::IGNORE_INDEX;
+use super::labels::IGNORE_INDEX;
 
 /// See [`crate::ops::gelu`].
 pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {

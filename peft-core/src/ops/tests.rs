@@ -3,7 +3,6 @@
 use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
-use crate::nn::Dropout;
 use crate::ops::Layout;
 
 fn device() -> Device {
@@ -250,19 +249,17 @@ fn linear_layers_are_their_compositions() {
 
 #[test]
 fn the_mask_of_some_queries_is_part_of_the_mask() {
-    let off = Dropout::new(0.0);
     let [q, k, v] = [1, 2, 3].map(|salt| numbers([2, 2, 6, 4], salt));
     let bias = numbers([1, 2, 1, 6], 4);
     let full = AttentionMask::new(Visibility::dense(mask(2, 6, 6, 1)), true).with_bias(bias);
-    let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(&full), 0.5, &off);
-    let part = ops::attention(q.narrow(2, 2, 3), k, v, Some(&full.of_queries(2..5)), 0.5, &off);
+    let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(&full), 0.5, 0.0);
+    let part = ops::attention(q.narrow(2, 2, 3), k, v, Some(&full.of_queries(2..5)), 0.5, 0.0);
     assert_close("queries", &values(part), &values(all.narrow(2, 2, 3)));
 }
 
 #[test]
 fn low_rank_updates_are_their_compositions() {
-    let off = Dropout::new(0.0);
-    let update = |a, b| LowRank { a, b, scale: 1.7, dropout: &off };
+    let update = |a, b| LowRank { a, b, scale: 1.7, dropout: 0.0 };
     // Thin and wide ranks, few rows, ragged columns, and more terms than a run has.
     for (rows, d_in, d_out, rank) in [
         (3, 5, 7, 2),
@@ -340,12 +337,11 @@ fn parts_are_views_and_their_gradients_meet_in_one_tensor() {
 
 #[test]
 fn a_frozen_weight_below_an_update_gets_no_gradient() {
-    let off = Dropout::new(0.0);
     let auto = |tensor: Tensor<2>| Tensor::from_inner(tensor);
     let x = auto(numbers([50, 40], 1)).require_grad();
     let w = auto(numbers([60, 40], 2));
     let [a, b] = [numbers([3, 40], 3), numbers([60, 3], 4)].map(|it| auto(it).require_grad());
-    let update = LowRank { a: a.clone(), b: b.clone(), scale: 2.0, dropout: &off };
+    let update = LowRank { a: a.clone(), b: b.clone(), scale: 2.0, dropout: 0.0 };
     let grads = ops::linear_low_rank(x.clone(), w.clone(), None, Layout::OutIn, update).sum().backward();
     assert!(w.grad(&grads).is_none());
     assert!([x, a, b].iter().all(|it| it.grad(&grads).is_some()));
@@ -377,10 +373,9 @@ fn dropout_is_a_mask_that_the_backward_pass_remembers() {
     assert_eq!(values(x.grad(&grads).expect("a gradient")), values(y.inner()));
 
     // With dropout before the product: of ones times ones, the output counts what was kept.
-    let dropout = Dropout::new(0.5);
     let [y, x, a, b] =
         [[4, 3], [4, 50], [1, 50], [3, 1]].map(|shape| Tensor::<2>::ones(shape, &device).autodiff().require_grad());
-    let update = |a, b| LowRank { a, b, scale: 1.0, dropout: &dropout };
+    let update = |a, b| LowRank { a, b, scale: 1.0, dropout: 0.5 };
     let output = ops::low_rank_update(y.clone(), x.clone(), update(a.clone(), b.clone()));
     let grads = output.clone().sum().backward();
     let kept = values(x.grad(&grads).expect("a gradient"));
@@ -417,7 +412,6 @@ fn mask(batch: usize, queries: usize, keys: usize, blind: usize) -> Tensor<4, Bo
 
 #[test]
 fn attention_is_its_composition() {
-    let off = Dropout::new(0.0);
     // batch, heads, key heads, queries, keys, d_head
     for (batch, heads, kv_heads, queries, keys, d_head) in [
         (1, 1, 1, 1, 1, 1),
@@ -446,8 +440,8 @@ fn attention_is_its_composition() {
         ];
         for (at, mask) in masks.iter().enumerate() {
             let name = format!("attention with mask {at} of {keys} keys");
-            let fused = |[q, k, v]: [Tensor<4>; 3]| ops::attention(q, k, v, mask.as_ref(), 0.6, &off);
-            let composed = |[q, k, v]: [Tensor<4>; 3]| ops::attention_plain(q, k, v, mask.as_ref(), 0.6, None, &off);
+            let fused = |[q, k, v]: [Tensor<4>; 3]| ops::attention(q, k, v, mask.as_ref(), 0.6, 0.0);
+            let composed = |[q, k, v]: [Tensor<4>; 3]| ops::attention_plain(q, k, v, mask.as_ref(), 0.6, None, 0.0);
             // What is added to a score of a blind query drowns it, and its gradient goes through all the same.
             if at < 5 {
                 check(&name, inputs(), fused, composed);
@@ -464,11 +458,11 @@ fn attention_is_its_composition() {
                     let inputs = [q.clone(), k.clone(), v.clone(), numbers(shape, 4)];
                     let fused = |[q, k, v, bias]: [Tensor<4>; 4]| match cap {
                         // Bent first, biased then.
-                        Some(cap) => ops::attention_capped(q, k, v, Some(&biased(bias)), 0.6, cap, &off),
-                        None => ops::attention(q, k, v, Some(&biased(bias)), 0.6, &off),
+                        Some(cap) => ops::attention_capped(q, k, v, Some(&biased(bias)), 0.6, cap, 0.0),
+                        None => ops::attention(q, k, v, Some(&biased(bias)), 0.6, 0.0),
                     };
                     let composed = |[q, k, v, bias]: [Tensor<4>; 4]| {
-                        ops::attention_plain(q, k, v, Some(&biased(bias)), 0.6, cap, &off)
+                        ops::attention_plain(q, k, v, Some(&biased(bias)), 0.6, cap, 0.0)
                     };
                     let name = format!("attention with a bias and a cap {cap:?}");
                     if at == 0 {
@@ -482,8 +476,8 @@ fn attention_is_its_composition() {
         check(
             "attention with a cap",
             inputs(),
-            |[q, k, v]| ops::attention_capped(q, k, v, None, 0.6, 2.5, &off),
-            |[q, k, v]| ops::attention_plain(q, k, v, None, 0.6, Some(2.5), &off),
+            |[q, k, v]| ops::attention_capped(q, k, v, None, 0.6, 2.5, 0.0),
+            |[q, k, v]| ops::attention_plain(q, k, v, None, 0.6, Some(2.5), 0.0),
         );
     }
 }
@@ -497,7 +491,6 @@ fn whole<const D: usize>(shape: [usize; D], number: impl Fn(usize) -> i64) -> Te
 #[test]
 fn a_mask_in_vectors_is_the_table_of_its_rule() {
     const BATCH: usize = 2;
-    let off = Dropout::new(0.0);
     for (past, seq) in [(0, 1), (0, 9), (4, 1), (5, 6), (0, 80), (3, 130)] {
         let total = past + seq;
         let around = |window, ahead| Visibility::around(past..total, window, ahead, &device());
@@ -578,20 +571,20 @@ fn a_mask_in_vectors_is_the_table_of_its_rule() {
                 let name = format!("{name} {how} of {past} + {seq}");
                 let plain = |mask: &AttentionMask| {
                     let [q, k, v] = inputs.clone();
-                    values(ops::attention_plain(q, k, v, Some(mask), 0.6, None, &off))
+                    values(ops::attention_plain(q, k, v, Some(mask), 0.6, None, 0.0))
                 };
                 assert_close(&format!("composed {name}"), &plain(described), &plain(dense));
                 agree(
                     &name,
                     &inputs,
-                    |[q, k, v]| ops::attention(q, k, v, Some(described), 0.6, &off),
-                    |[q, k, v]| ops::attention_plain(q, k, v, Some(dense), 0.6, None, &off),
+                    |[q, k, v]| ops::attention(q, k, v, Some(described), 0.6, 0.0),
+                    |[q, k, v]| ops::attention_plain(q, k, v, Some(dense), 0.6, None, 0.0),
                 );
                 let (from, count) = (seq / 3, seq.div_ceil(2));
                 let part = || described.of_queries(from..from + count);
                 let [q, k, v] = inputs.clone();
-                let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(dense), 0.6, &off);
-                let some = ops::attention(q.narrow(2, from, count), k, v, Some(&part()), 0.6, &off);
+                let all = ops::attention(q.clone(), k.clone(), v.clone(), Some(dense), 0.6, 0.0);
+                let some = ops::attention(q.narrow(2, from, count), k, v, Some(&part()), 0.6, 0.0);
                 assert_close(&format!("some queries of {name}"), &values(some), &values(all.narrow(2, from, count)));
             }
         }
@@ -605,26 +598,24 @@ fn attention_reads_views_and_drops_what_it_remembers() {
         let part = |at: usize| x.clone().narrow(2, at * 3, 3).swap_dims(1, 2);
         [part(0), part(1), part(2)]
     };
-    let off = Dropout::new(0.0);
     for fused in [fused.clone(), numbers([2, 40, 9, 33], 8)] {
         check(
             "attention of views",
             [fused],
             |[x]| {
                 let [q, k, v] = parts(x);
-                ops::attention(q, k, v, None, 0.5, &off)
+                ops::attention(q, k, v, None, 0.5, 0.0)
             },
             |[x]| {
                 let [q, k, v] = parts(x);
-                ops::attention_plain(q, k, v, None, 0.5, None, &off)
+                ops::attention_plain(q, k, v, None, 0.5, None, 0.0)
             },
         );
     }
     // Values of one: the output is the sum of the weights that were kept, and a value's gradient what it was weighted by.
-    let half = Dropout::new(0.5);
     let [q, k, _] = parts(fused);
     let ones = Tensor::<4>::ones([2, 3, 6, 4], &device()).autodiff().require_grad();
-    let output = ops::attention(q, k, ones.clone(), None, 0.5, &half);
+    let output = ops::attention(q, k, ones.clone(), None, 0.5, 0.5);
     let grads = output.clone().sum().backward();
     let output = values(output.inner());
     assert!(output.iter().any(|it| (it - 1.0).abs() > 0.1));
@@ -718,8 +709,7 @@ fn products_in_bf16() {
             let (a, b) = (lift(numbers([4, inner], 4)), lift(numbers([columns, 4], 5)));
             let slopes: Tensor<2> = numbers([rows, columns], 6);
             let loss = |bf16: bool| {
-                let dropout = Dropout::new(0.0);
-                let update = LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: &dropout };
+                let update = LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: 0.0 };
                 let run = || {
                     let weight = lift(weight.clone());
                     ops::linear_low_rank(tracked.clone(), weight, Some(bias.clone()), layout, update)
@@ -774,14 +764,13 @@ fn products_in_bf16() {
 
 #[test]
 fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
-    let off = Dropout::new(0.0);
     let outputs = |w: &Tensor<2>, layout: Layout, dims: [usize; 3]| {
         let [rows, d_in, d_out] = dims;
         let tracked = |it: Tensor<2>| Tensor::from_inner(it).require_grad();
         let [x, a, b] = [([rows, d_in], 1), ([2, d_in], 3), ([d_out, 2], 4)].map(|it| tracked(numbers(it.0, it.1)));
         let w = Tensor::from_inner(w.clone());
         let bias = || Some(Tensor::from_inner(numbers([d_out], 5)));
-        let update = || LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: &off };
+        let update = || LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: 0.0 };
         let mut losses = vec![ops::linear(x.clone(), w.clone(), None, layout)];
         losses.push(ops::linear(x.clone(), w.clone(), bias(), layout));
         losses.push(ops::linear_low_rank(x.clone(), w.clone(), None, layout, update()));

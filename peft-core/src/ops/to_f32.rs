@@ -1,4 +1,4 @@
-//! Frozen weights that are kept in half precision.
+//! Frozen weights that are stored in half precision.
 //!
 //! A number of bf16 or f16 is a number of f32 too, so a weight that a checkpoint stores as halves may stay as it is: what
 //! is computed with it is, bit for bit, what the same numbers in f32 would give. Products take such a weight as it is.

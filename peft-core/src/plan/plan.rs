@@ -8,7 +8,7 @@ use std::fmt;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
 
@@ -17,7 +17,9 @@ use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::erased::{Ranked, with_rank};
 use crate::ops;
 use crate::plan::init::{Init, stable_hash};
-use crate::spec::{Layout, ModelSpec, ParamKind, ParamSpec, PathStack};
+use crate::spec::{
+    Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, map_params, visit_params,
+};
 
 /// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
 pub trait AdapterBuilder: Debug + Send + Sync {
@@ -26,7 +28,7 @@ pub trait AdapterBuilder: Debug + Send + Sync {
 
     /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
     /// without building. Nothing if the method does not say.
-    fn tensors(&self, _site: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
+    fn tensors(&self, _param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
         None
     }
 }
@@ -66,7 +68,7 @@ impl<'a> BaseTensor<'a> {
             Base::Value(value) => value.get(),
             Base::Param(param) => {
                 let param = param.downcast_ref::<Param<Tensor<D>>>();
-                ops::to_f32(param.expect("the rank is that of the site").base().without_autodiff())
+                ops::to_f32(param.expect("the rank is that of the description").base().without_autodiff())
             }
         }
     }
@@ -154,7 +156,6 @@ impl Plan {
     /// The model with one adapter more, trainable, on `device`. It is not active yet.
     pub fn apply<M: Module>(&self, model: M, name: &str, seed: u64, device: &Device) -> M {
         let mut builder = BuildAdapters {
-            at: PathStack::default(),
             rows: self.rows.iter().map(|row| (row.param.path(), row)).collect(),
             name,
             seed,
@@ -162,16 +163,16 @@ impl Plan {
             built: HashMap::new(),
             biases: Vec::new(),
         };
-        model.visit(&mut builder);
+        visit_params(&model, &mut builder);
         let mut built = builder.built;
         let mut sets: Vec<AdapterSet> = slots::collect(&model);
-        // An empty set on a bias settles what the adapter on the weight owes to it.
+        // An empty set on a bias settles what the adapter on the weight does to it.
         for bias in builder.biases {
             let has_set = sets.iter().any(|set| set.param().path() == bias.path()) || built.contains_key(&bias.path());
-            let is_owed = self.rows.iter().any(|row| {
+            let is_pending = self.rows.iter().any(|row| {
                 row.param.module == bias.module && built.get(&row.param.path()).is_some_and(AnyAdapter::touches_bias)
             });
-            if is_owed && !has_set {
+            if is_pending && !has_set {
                 sets.push(AdapterSet::new(bias));
             }
         }
@@ -230,7 +231,6 @@ pub fn thousands(number: usize) -> String {
 }
 
 struct BuildAdapters<'a> {
-    at: PathStack,
     rows: HashMap<String, &'a PlanRow>,
     name: &'a str,
     seed: u64,
@@ -239,51 +239,34 @@ struct BuildAdapters<'a> {
     biases: Vec<Arc<ParamSpec>>,
 }
 
-impl ModuleVisitor for BuildAdapters<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.at.in_adapters() {
+impl VisitParams for BuildAdapters<'_> {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+        if at.in_adapters() {
             return;
         }
-        let path = self.at.path();
-        let (module, name) = self.at.split();
+        let path = at.path();
+        let (module, name) = at.split();
         if name == "bias" {
             let shape = param.lazy_shape().as_slice().to_vec();
-            let owner = self.at.owner().to_owned();
+            let owner = at.owner().to_owned();
             self.biases.push(Arc::new(ParamSpec { module, name, owner, kind: ParamKind::Other, shape }));
         }
         let Some(row) = self.rows.get(&path) else { return };
         let mut init = Init::new(self.seed, self.name, &row.param, self.device);
         let adapter = row.build.build(BaseTensor::of(row.param.clone(), param), &mut init);
-        let adapter = adapter.map(&mut StableIds { at: PathStack::default(), root: format!("{}\0{path}", self.name) });
+        let adapter = map_params(adapter, &mut StableIds { root: format!("{}\0{path}", self.name) });
         self.built.insert(path, adapter);
     }
 }
 
 /// Gives every parameter an identity that is the same in every run, so that optimizer state finds it after a restart.
 struct StableIds {
-    at: PathStack,
     root: String,
 }
 
-impl ModuleMapper for StableIds {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let id = ParamId::from(stable_hash(&format!("{}\0{}", self.root, self.at.path())));
+impl MapParams for StableIds {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let id = ParamId::from(stable_hash(&format!("{}\0{}", self.root, at.path())));
         let (_, value, mapper) = param.consume();
         Param::from_mapped_value(id, value, mapper)
     }

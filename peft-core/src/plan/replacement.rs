@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::{Adapter, AnyAdapter};
+use crate::adapter::{Adapter, AnyAdapter, TableAdapter};
 use crate::erased::with_rank;
 use crate::plan::init::Init;
 use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};
@@ -23,14 +23,14 @@ pub struct Replacement<const D: usize> {
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
-    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _site: &ParamSpec) -> Tensor<E> {
+    fn weight<const E: usize>(&self, weight: Tensor<E>, _base: &Tensor<E>, _param: &ParamSpec) -> Tensor<E> {
         let value = self.value.val();
         let value = if self.transposed { value.transpose() } else { value };
         value.reshape(weight.dims())
     }
 
-    fn moves_tied_head(&self) -> bool {
-        self.moves_head
+    fn as_table(&self) -> Option<&dyn TableAdapter> {
+        Some(self)
     }
 
     /// The reference does not wrap a model again that it puts a prompt before.
@@ -38,8 +38,14 @@ impl<const D: usize> Adapter for Replacement<D> {
         prefix(self.beside_prompt)
     }
 
-    fn file_key(&self, _site: &ParamSpec, _field: &str) -> String {
+    fn file_key(&self, _param: &ParamSpec, _field: &str) -> String {
         self.key.clone()
+    }
+}
+
+impl<const D: usize> TableAdapter for Replacement<D> {
+    fn moves_tied_head(&self) -> bool {
+        self.moves_head
     }
 }
 

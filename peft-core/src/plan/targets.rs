@@ -3,6 +3,8 @@
 //! Source: `check_target_module_exists`, `_maybe_include_all_linear_layers` and `get_pattern_key` in
 //! `peft/tuners/tuners_utils.py` and `peft/utils/other.py` (0.21).
 
+use std::sync::Arc;
+
 use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -73,7 +75,7 @@ pub struct Selection {
 #[derive(Debug, Clone, Default)]
 pub struct Selected {
     /// Weights to adapt, in the model's order.
-    pub spec: Vec<std::sync::Arc<ParamSpec>>,
+    pub spec: Vec<Arc<ParamSpec>>,
     /// Names of a list that matched nothing.
     pub unmatched: Vec<String>,
 }
@@ -84,9 +86,9 @@ impl Selection {
         self.resolve_among(spec, spec.layers().cloned().collect(), defaults)
     }
 
-    /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one site of each is given.
+    /// As [`resolve`](Self::resolve), but any module that holds parameters may be meant: one parameter of each is given.
     pub fn resolve_modules(&self, spec: &ModelSpec, defaults: Option<&[&str]>) -> Result<Selected> {
-        let mut modules: Vec<std::sync::Arc<ParamSpec>> = spec.iter().cloned().collect();
+        let mut modules: Vec<Arc<ParamSpec>> = spec.iter().cloned().collect();
         modules.dedup_by(|a, b| a.module == b.module);
         self.resolve_among(spec, modules, defaults)
     }
@@ -94,7 +96,7 @@ impl Selection {
     fn resolve_among(
         &self,
         spec: &ModelSpec,
-        candidates: Vec<std::sync::Arc<ParamSpec>>,
+        candidates: Vec<Arc<ParamSpec>>,
         defaults: Option<&[&str]>,
     ) -> Result<Selected> {
         let targets = match (&self.target_modules, defaults) {
@@ -114,7 +116,7 @@ impl Selection {
         let exclude = self.exclude_matcher()?;
         let index = self.index_matchers()?;
 
-        let mut found: Vec<std::sync::Arc<ParamSpec>> = Vec::new();
+        let mut found: Vec<Arc<ParamSpec>> = Vec::new();
         let mut excluded = 0;
         for param in &candidates {
             let path = param.module.as_str();
@@ -133,7 +135,15 @@ impl Selection {
         };
         if found.is_empty() {
             if let Some(module) = spec.modules().find(|it| matcher.matches(it) && is_container(spec, it)) {
-                let reason = format!("names `{module}`, which is not a linear layer, an embedding or a convolution");
+                let is_weight =
+                    |it: &&Arc<ParamSpec>| it.module == module && it.name == "weight" && it.shape.len() >= 2;
+                let reason = match spec.iter().find(is_weight) {
+                    Some(weight) => format!(
+                        "names `{module}`, a struct `{}` whose layout is not known: declare it by `ModelSpec::with_kind`",
+                        weight.owner
+                    ),
+                    None => format!("names `{module}`, which is not a linear layer, an embedding or a convolution"),
+                };
                 return Err(PeftError::config("target_modules", reason));
             }
             if excluded > 0 && unmatched.is_empty() {
@@ -151,7 +161,7 @@ impl Selection {
 
     fn all_linear(&self, spec: &ModelSpec) -> Result<Selected> {
         let exclude = self.exclude_matcher()?;
-        let linear = |param: &&std::sync::Arc<ParamSpec>| {
+        let linear = |param: &&Arc<ParamSpec>| {
             matches!(param.kind, ParamKind::Linear(_))
                 && !spec.heads.iter().any(|head| is_suffix(&param.module, head))
                 && !exclude.as_ref().is_some_and(|it| it.matches(&param.module))

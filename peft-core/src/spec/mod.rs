@@ -4,6 +4,7 @@ pub mod keys;
 pub mod model;
 pub mod param;
 pub mod path;
+pub mod walk;
 
 pub use crate::ops::Layout;
 pub use keys::KEY_PREFIX;
@@ -12,3 +13,4 @@ pub use model::{Adaptable, ModelSpec, PromptShape};
 pub use param::{ParamKind, ParamSpec};
 pub(crate) use path::join;
 pub use path::{PathStack, is_suffix};
+pub use walk::{MapParams, VisitParams, map_params, visit_params};

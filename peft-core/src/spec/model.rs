@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::erased::AnyModule;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
+use crate::spec::walk::{VisitParams, visit_params};
 
 /// A model that says of itself what a planner must know: what [`PeftModel::new`](crate::PeftModel::new) takes.
 pub trait Adaptable {
@@ -72,10 +73,36 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     /// Lists the parameters of a model. Lazy ones stay lazy.
+    ///
+    /// The kind of a layer goes by the struct that declares its weight: those of [`nn`](crate::nn) and of `burn::nn` are
+    /// known. Burn tells no more than a struct's name, so a struct of yours that bears one of these names is told by its
+    /// fields and shapes where they differ. Where they do not, declare it by [`ModelSpec::with_kind`].
     pub fn of<M: Module>(model: &M) -> Self {
         let mut visitor = ListParams::default();
-        model.visit(&mut visitor);
-        Self { params: visitor.params, modules: visitor.modules, ..Self::default() }
+        visit_params(model, &mut visitor);
+        let ListParams { mut params, modules } = visitor;
+        let strangers: Vec<String> = modules.iter().filter(|it| is_stranger(&params, it)).cloned().collect();
+        for param in params.iter_mut().filter(|it| strangers.contains(&it.module)) {
+            *param = Arc::new(ParamSpec { kind: ParamKind::Other, ..(**param).clone() });
+        }
+        Self { params, modules, ..Self::default() }
+    }
+
+    /// Declares the kind of layers, given the name of their struct or the path of a module or its end: what `weight` is
+    /// there, and how it lies.
+    ///
+    /// ```
+    /// # use peft_core::{Layout, ModelSpec, ParamKind};
+    /// # let spec = ModelSpec::default();
+    /// // struct Dense { weight: Param<Tensor<2>> }, `[out, in]`
+    /// let spec = spec.with_kind("Dense", ParamKind::Linear(Layout::OutIn));
+    /// ```
+    pub fn with_kind(mut self, name: &str, kind: ParamKind) -> Self {
+        let is_meant = |it: &ParamSpec| it.name == "weight" && (it.owner == name || is_suffix(&it.module, name));
+        for param in self.params.iter_mut().filter(|it| is_meant(it)) {
+            *param = Arc::new(ParamSpec { kind, ..(**param).clone() });
+        }
+        self
     }
 
     /// Names the architecture, as `config.json` does.
@@ -99,7 +126,12 @@ impl ModelSpec {
 
     /// The same description of a model whose parameters have changed.
     pub(crate) fn with_parameters_of<M: Module>(&self, model: &M) -> Self {
-        let Self { params, modules, .. } = Self::of(model);
+        let Self { mut params, modules, .. } = Self::of(model);
+        for param in &mut params {
+            if let Some(before) = self.get(&param.path()).filter(|it| it.kind != param.kind) {
+                *param = Arc::new(ParamSpec { kind: before.kind, ..(**param).clone() });
+            }
+        }
         Self { params, modules, ..self.clone() }
     }
 
@@ -170,26 +202,17 @@ impl ModelSpec {
 
 #[derive(Default)]
 struct ListParams {
-    at: PathStack,
     params: Vec<Arc<ParamSpec>>,
     modules: BTreeSet<String>,
 }
 
-impl ModuleVisitor for ListParams {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.at.in_adapters() {
+impl VisitParams for ListParams {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+        if at.in_adapters() {
             return;
         }
-        let (module, name) = self.at.split();
-        let owner = self.at.owner().to_owned();
+        let (module, name) = at.split();
+        let owner = at.owner().to_owned();
         let kind = kind_of(&owner, &name, D);
         let mut prefix = module.as_str();
         while !prefix.is_empty() && self.modules.insert(prefix.to_owned()) {
@@ -198,6 +221,19 @@ impl ModuleVisitor for ListParams {
         let shape = param.lazy_shape().as_slice().to_vec();
         self.params.push(Arc::new(ParamSpec { module, name, owner, kind, shape }));
     }
+}
+
+/// Whether a module is a struct of somebody else that bears the name of `burn::nn::Linear`, which has a weight `[in, out]`,
+/// perhaps a bias `[out]`, and nothing more.
+fn is_stranger(params: &[Arc<ParamSpec>], module: &str) -> bool {
+    let fields: Vec<&ParamSpec> = params.iter().map(|it| &**it).filter(|it| it.module == module).collect();
+    let width = fields.iter().find(|it| it.name == "weight").and_then(|it| it.shape.get(1));
+    let fits = |it: &ParamSpec| match it.name.as_str() {
+        "weight" => it.shape.len() == 2,
+        "bias" => it.shape.len() == 1 && it.shape.first() == width,
+        _ => false,
+    };
+    fields.iter().any(|it| it.owner == "Linear") && !fields.iter().all(|it| it.owner == "Linear" && fits(it))
 }
 
 impl Adaptable for AnyModule<dyn Adaptable> {

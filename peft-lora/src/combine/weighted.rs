@@ -194,8 +194,7 @@ fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> 
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
     if !config.parameter_names().is_empty() {
-        let reason =
-            "it targets parameters (`target_parameters`), as the reference refuses; convert it to LoRA on layers first";
+        let reason = "it targets parameters (`target_parameters`), as PEFT refuses; convert it to LoRA on layers first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
     let has_more = |set: &AdapterSet| set.get(name).is_some() && part(set, name, 1.0).is_none();

@@ -9,10 +9,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, ParamSpec};
 
-use crate::lora::config::InitWeights;
 use crate::lora::dora::{self, Term};
+use crate::lora::init_weights::InitWeights;
 use crate::lora::linear::Factor;
 
 /// The low-rank update of one convolution kernel with `D` axes.
@@ -47,7 +47,7 @@ impl<const D: usize> LoraConv<D> {
 }
 
 impl<const K: usize> Adapter for LoraConv<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1..].iter().product()];
         let (a, b) = self.factors();
@@ -62,15 +62,17 @@ impl<const K: usize> Adapter for LoraConv<K> {
         updated.reshape(dims)
     }
 
+    fn as_bias(&self) -> Option<&dyn BiasAdapter> {
+        self.lora_B.bias.is_some().then_some(self as &dyn BiasAdapter)
+    }
+}
+
+impl<const K: usize> BiasAdapter for LoraConv<K> {
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
         match &self.lora_B.bias {
             Some(own) => bias + own.val().mul_scalar(self.scale),
             None => bias,
         }
-    }
-
-    fn touches_bias(&self) -> bool {
-        self.lora_B.bias.is_some()
     }
 }
 

@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor};
 use peft_core::forward::EmbeddingBelow;
 use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
 
-use crate::lora::config::InitWeights;
 use crate::lora::dora::{self, Term};
+use crate::lora::init_weights::InitWeights;
 
 /// The low-rank update of one table.
 #[derive(Module, Debug)]
@@ -39,7 +39,7 @@ impl LoraEmbedding {
 }
 
 impl Adapter for LoraEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
         let delta = self.lora_embedding_B.val().matmul(self.lora_embedding_A.val()).transpose().mul_scalar(self.scale);

@@ -9,8 +9,8 @@ use burn::tensor::Tensor;
 use faer::Mat;
 use peft_core::{Init, ParamSpec};
 
-use crate::lora::config::InitWeights;
 use crate::lora::data_init::calibration::InitialFactors;
+use crate::lora::init_weights::InitWeights;
 use crate::svd::{self, to_mat, to_tensor};
 
 /// A pair of factors that is not trained.

@@ -7,12 +7,12 @@ use burn::tensor::Tensor;
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
 use peft_core::ops::{self, LowRank};
-use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, Init, ParamSpec};
+use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, ParamSpec};
 
-use crate::lora::config::InitWeights;
 use crate::lora::data_init::calibration::InitialFactors;
 use crate::lora::dora;
 use crate::lora::init::{self, Factors};
+use crate::lora::init_weights::InitWeights;
 
 /// One factor, as the file holds it.
 #[derive(Module, Debug)]
@@ -103,15 +103,8 @@ impl Adapter for LoraLinear {
         param.out_in(updated).reshape(dims)
     }
 
-    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        match &self.lora_B.bias {
-            Some(own) => bias + own.val().mul_scalar(self.scale),
-            None => bias,
-        }
-    }
-
-    fn touches_bias(&self) -> bool {
-        self.lora_B.bias.is_some()
+    fn as_bias(&self) -> Option<&dyn BiasAdapter> {
+        self.lora_B.bias.is_some().then_some(self as &dyn BiasAdapter)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
@@ -119,13 +112,13 @@ impl Adapter for LoraLinear {
             a: self.lora_A.weight.val(),
             b: self.lora_B.weight.val(),
             scale: self.scale,
-            dropout: &self.dropout,
+            dropout: self.dropout.rate(),
         };
         let Some(magnitude) = &self.lora_magnitude_vector else {
             let mut output = below.with_low_rank(input.clone(), factors());
             if let Some(start) = &self.start {
-                let (a, b, off) = (start.a.clone(), start.b.clone(), Dropout::new(0.0));
-                output = ops::low_rank_update(output, input, LowRank { a, b, scale: -self.scale, dropout: &off });
+                let (a, b) = (start.a.clone(), start.b.clone());
+                output = ops::low_rank_update(output, input, LowRank { a, b, scale: -self.scale, dropout: 0.0 });
             }
             return match &self.lora_B.bias {
                 Some(bias) => output + bias.val().mul_scalar(self.scale).unsqueeze(),
@@ -160,6 +153,15 @@ impl Adapter for LoraLinear {
             }
         };
         output + product * scale.clone().sub_scalar(1.0) + self.update(input) * scale
+    }
+}
+
+impl BiasAdapter for LoraLinear {
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        match &self.lora_B.bias {
+            Some(own) => bias + own.val().mul_scalar(self.scale),
+            None => bias,
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! A kernel of `Conv1d` is a stack too.
 //!
 //! What differs from the reference:
-//! - Several adapters of one model need not name the same parameters, since here none wraps another. Python's PEFT
+//! - Several adapters of one model need not name the same parameters, since here none wraps another. PEFT
 //!   loads each of them alone.
 //! - A field that matches nothing while the other one does is a warning there. Here a new adapter is refused, as with any
 //!   name that matches nothing, and a folder is read.
@@ -28,7 +28,9 @@ use peft_core::{
     PlanRow, Result, is_suffix,
 };
 
-use crate::lora::config::{InitWeights, Layer, LoraConfig};
+use crate::lora::config::LoraConfig;
+use crate::lora::init_weights::InitWeights;
+use crate::lora::layers::Layer;
 use crate::lora::linear::Factor;
 
 const FIELD: &str = "target_parameters";
@@ -63,7 +65,7 @@ impl LoraParameter {
 }
 
 impl Adapter for LoraParameter {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let delta = self.delta();
         let delta = if self.transposed { delta.swap_dims(1, 2) } else { delta };
         let dims = weight.dims();
@@ -78,7 +80,7 @@ impl Adapter for LoraParameter {
             Layout::InOut => (b.transpose(), a.transpose()),
             Layout::OutIn => (a, b),
         };
-        below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: &self.dropout })
+        below.with_low_rank(input, LowRank { a, b, scale: self.scale, dropout: self.dropout.rate() })
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3> {

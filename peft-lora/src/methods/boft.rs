@@ -270,7 +270,7 @@ impl PeftConfig for BoftConfig {
         let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         if self.boft_n_butterfly_factor > 1 {
-            let note = "boft_n_butterfly_factor above 1: Python's PEFT loads this adapter only with its CUDA extension";
+            let note = "boft_n_butterfly_factor above 1: PEFT loads this adapter only with its CUDA extension";
             plan.notes.push(note.into());
         }
         Ok(plan)

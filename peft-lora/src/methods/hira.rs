@@ -65,7 +65,7 @@ pub struct HiraEmbedding {
 }
 
 impl Adapter for HiraEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let product = self.hira_embedding_B.val().matmul(self.hira_embedding_A.val()).transpose();
         weight.clone() + base.clone() * product.reshape(weight.dims())
     }
@@ -90,7 +90,7 @@ pub struct HiraConv<const D: usize> {
 }
 
 impl<const K: usize> Adapter for HiraConv<K> {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let (a, b) = (self.hira_A.val(), self.hira_B.val());
         let (rank, out) = (a.dims()[0], b.dims()[0]);
         let width = a.dims()[1..].iter().product::<usize>();
@@ -225,7 +225,7 @@ impl PeftConfig for HiraConfig {
         fields::check_dropout("hira_dropout", self.hira_dropout)?;
         let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         if !self.rank_pattern.is_empty() {
-            plan.notes.push("rank_pattern has no effect on HiRA: the reference writes `r` into every layer".into());
+            plan.notes.push("rank_pattern has no effect on HiRA: PEFT writes `r` into every layer".into());
         }
         Ok(plan)
     }

@@ -13,5 +13,4 @@ pub mod oft;
 pub mod randlora;
 pub(crate) mod rotation;
 pub mod shira;
-pub mod trainable_tokens;
 pub mod vera;

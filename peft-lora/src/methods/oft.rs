@@ -111,7 +111,7 @@ pub struct OftEmbedding {
 }
 
 impl Adapter for OftEmbedding {
-    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _site: &ParamSpec) -> Tensor<D> {
+    fn weight<const D: usize>(&self, weight: Tensor<D>, _base: &Tensor<D>, _param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         self.oft_embedding_R.turn(weight.reshape([dims[0], dims[1]])).reshape(dims)
     }
@@ -293,7 +293,7 @@ impl PeftConfig for OftConfig {
         let mut plan = self.common().plan(spec, |_| None, |param| self.row(param))?;
         self.common().note_conv1d(&mut plan);
         if self.module_dropout > 0.0 {
-            plan.notes.push("module_dropout has no effect on OFT, as in the reference".into());
+            plan.notes.push("module_dropout has no effect on OFT, as in PEFT".into());
         }
         if self.is_of_old_series() {
             plan.notes.push("PEFT before 0.18 computed the Cayley-Neumann series otherwise; the numbers differ".into());

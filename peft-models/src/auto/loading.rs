@@ -34,7 +34,7 @@ fn open(folder: &Path, dtype: BaseDtype) -> Result<Checkpoint> {
             "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
         );
     }
-    Ok(checkpoint.keeping(dtype))
+    Ok(checkpoint.with_dtype(dtype))
 }
 
 impl ArchitectureRegistry {

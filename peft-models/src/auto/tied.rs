@@ -41,7 +41,7 @@ pub(super) fn has_another_head(checkpoint: &Checkpoint, prompts: Option<&PromptS
         return Ok(true);
     }
     if head_file.dtype(head) == table_file.dtype(table) {
-        return Ok(head_file.kept(head, BaseDtype::Auto)? != table_file.kept(table, BaseDtype::Auto)?);
+        return Ok(head_file.numbers(head, BaseDtype::Auto)? != table_file.numbers(table, BaseDtype::Auto)?);
     }
     Ok(head_file.floats(head)? != table_file.floats(table)?)
 }

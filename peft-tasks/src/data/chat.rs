@@ -244,7 +244,7 @@ impl ChatTemplate {
     }
 }
 
-/// Templates disagree about the name of a model's thoughts: `_alias_reasoning_fields` upstream.
+/// Templates disagree about the name of a model's thoughts: `_alias_reasoning_fields` in transformers.
 fn with_reasoning(message: &Message) -> Message {
     let mut message = message.clone();
     let names = ["reasoning_content", "thinking", "reasoning"];

@@ -9,15 +9,15 @@ use crate::data::dataset::{Dataset, Row, quoted};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Columns {
-    /// Running text, or the first text of a pair.
+    /// Running text, or the first sequence of a pair.
     pub text: Option<String>,
-    /// The second text of a pair.
+    /// The second sequence of a pair.
     pub text_pair: Option<String>,
     /// What the model is given.
     pub prompt: Option<String>,
     /// More of what the model is given; put behind the prompt after a blank line where a row has some.
     pub context: Option<String>,
-    /// What the model is to answer.
+    /// What the model is to write after the prompt.
     pub completion: Option<String>,
     /// A conversation: a list of messages.
     pub messages: Option<String>,

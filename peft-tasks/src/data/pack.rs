@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, Side, fill};
+use crate::data::batch::{Batch, Padding, fill};
+use crate::data::sample::{IGNORED, Sample, Side};
 
 /// Which document goes into which row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -133,14 +134,14 @@ fn sequential(documents: &[Sample], max_length: usize) -> Vec<PackedRow> {
 ///
 /// # Errors
 /// No row, a row wider than a fixed width, or filling on the left, which packed rows do not have.
-pub fn pad_packed<R: Borrow<PackedRow>>(rows: &[R], padding: &Padding) -> Result<Padded> {
+pub fn collate_packed<R: Borrow<PackedRow>>(rows: &[R], padding: &Padding) -> Result<Batch> {
     let longest = rows.iter().map(|it| it.borrow().len()).max();
     let longest = longest.ok_or_else(|| PeftError::Invalid("a batch needs at least one row".to_owned()))?;
     if padding.side == Side::Left {
         return Err(PeftError::Invalid("packed rows are filled up on the right".to_owned()));
     }
     let width = padding.width_for(longest)?;
-    let mut out = Padded { rows: rows.len(), width, ..Padded::default() };
+    let mut out = Batch { rows: rows.len(), width, ..Batch::default() };
     let mut segments = Vec::with_capacity(rows.len() * width);
     for row in rows.iter().map(Borrow::borrow) {
         let after = width - row.len();
@@ -222,13 +223,13 @@ mod tests {
         let samples = [Sample::language(vec![1, 2]), Sample::language(vec![3]), Sample::language(vec![4, 5])];
         let rows = pack(&samples, 3, PackOrder::Sequential).unwrap();
         assert_eq!(rows.iter().map(PackedRow::documents).collect::<Vec<_>>(), [2, 1]);
-        let batch = pad_packed(&rows, &Padding::right(9)).unwrap();
+        let batch = collate_packed(&rows, &Padding::right(9)).unwrap();
         assert_eq!(batch.input_ids, [1, 2, 3, 4, 5, 9]);
         assert_eq!(batch.labels, [-100, 2, -100, -100, 5, -100]);
         assert_eq!(batch.position_ids, [0, 1, 0, 0, 1, 0]);
         assert_eq!(batch.segment_ids.unwrap(), [1, 1, 2, 1, 1, 0]);
         assert_eq!(batch.attention_mask, [1, 1, 1, 1, 1, 0]);
-        assert!(pad_packed(&rows, &Padding::left(9)).is_err());
+        assert!(collate_packed(&rows, &Padding::left(9)).is_err());
         assert!(pack(&samples, 1, PackOrder::BestFit).is_err());
         let unlabelled = [Sample { input_ids: vec![1], ..Sample::default() }];
         assert!(pack(&unlabelled, 4, PackOrder::BestFit).unwrap_err().to_string().contains("0 labels for 1 tokens"));

@@ -1,9 +1,8 @@
-//! Texts, prompts and conversations as training samples, and samples as rectangular batches.
+//! Documents, prompts with completions, conversations and sequences as training samples.
 //!
-//! Labels stand where their tokens stand, as upstream: the shift by one (position `i` predicts label `i + 1`) is the
+//! Labels stand where their tokens stand, as in transformers: the shift by one (position `i` predicts label `i + 1`) is the
 //! loss function's.
 
-use std::borrow::Borrow;
 use std::ops::Range;
 
 use peft_core::{PeftError, Result};
@@ -22,7 +21,7 @@ pub struct Sample {
     pub input_ids: Vec<u32>,
     /// What to predict, `[seq]`, [`IGNORED`] where nothing is; empty where the target is one for the whole sequence.
     pub labels: Vec<i64>,
-    /// 0 for the first text of a pair, 1 for the second, `[seq]`.
+    /// 0 for the first sequence of a pair, 1 for the second, `[seq]`.
     pub type_ids: Option<Vec<u32>>,
     /// Number of the task that the sequence is of, for prompts that tell tasks apart.
     pub task_id: Option<i64>,
@@ -115,23 +114,23 @@ fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
     token.start < span.end && span.start < token.end
 }
 
-/// Makes samples of text.
+/// Makes samples of text: the preprocessing that transformers does with a tokenizer.
 #[derive(Debug, Clone)]
-pub struct SampleBuilder<'a> {
+pub struct Preprocessor<'a> {
     /// Splits the text.
     pub tokenizer: &'a Tokenizer,
-    /// The most tokens a sample has; `None` leaves texts whole.
+    /// The most tokens a sample has; `None` truncates nothing.
     pub max_length: Option<usize>,
     /// The end at which a language-model sample is cut. `Left` keeps the answer of a long conversation.
     pub truncate: Side,
     /// Whether the loss also counts what the model is given: prompts, and the turns of others.
     pub train_on_prompt: bool,
-    /// Whether texts and completions end with the end token, so that a model learns to stop.
+    /// Whether documents and completions end with the end token, so that a model learns to stop.
     pub append_eos: bool,
 }
 
-impl<'a> SampleBuilder<'a> {
-    /// The usual settings: texts whole, loss on completions alone, end token appended.
+impl<'a> Preprocessor<'a> {
+    /// The usual settings: no truncation, loss on completions alone, end token appended.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, max_length: None, truncate: Side::Right, train_on_prompt: false, append_eos: true }
     }
@@ -164,7 +163,7 @@ impl<'a> SampleBuilder<'a> {
         Ok(self.finish(sample, false))
     }
 
-    /// A text or a pair of texts with one target for all of it. Truncation keeps the special tokens.
+    /// A sequence or a pair of sequences with one target for all of it. Truncation keeps the special tokens.
     pub fn sequence(&self, text: &str, pair: Option<&str>) -> Result<Sample> {
         let max_length = self.max_length.unwrap_or(usize::MAX);
         let encoded = self.tokenizer.encode_within(text, pair, max_length)?;
@@ -219,118 +218,6 @@ impl<'a> SampleBuilder<'a> {
         }
         sample
     }
-}
-
-/// How short rows are filled up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Padding {
-    /// Where the filling goes.
-    pub side: Side,
-    /// The token it consists of.
-    pub pad_id: u32,
-    /// Widths are rounded up to a multiple of this; 0 and 1 leave them.
-    pub multiple_of: usize,
-    /// One width for all batches instead of the longest row's.
-    pub width: Option<usize>,
-}
-
-impl Padding {
-    /// Filling on the right with `pad_id`, to the longest row.
-    pub fn right(pad_id: u32) -> Self {
-        Self { side: Side::Right, pad_id, multiple_of: 1, width: None }
-    }
-
-    /// Filling on the left with `pad_id`, as generation needs it.
-    pub fn left(pad_id: u32) -> Self {
-        Self { side: Side::Left, ..Self::right(pad_id) }
-    }
-
-    pub(crate) fn width_for(&self, longest: usize) -> Result<usize> {
-        match self.width {
-            Some(width) if longest > width => Err(PeftError::Invalid(format!(
-                "a row has {longest} tokens and batches are {width} wide; set `max_length` to {width} or less"
-            ))),
-            Some(width) => Ok(width),
-            None => Ok(longest.next_multiple_of(self.multiple_of.max(1))),
-        }
-    }
-}
-
-/// A batch as flat vectors, row by row, each `[rows, width]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Padded {
-    /// Number of sequences.
-    pub rows: usize,
-    /// Tokens a row, filling included.
-    pub width: usize,
-    /// Token ids.
-    pub input_ids: Vec<u32>,
-    /// 1 for a token, 0 for filling.
-    pub attention_mask: Vec<u8>,
-    /// [`IGNORED`] under filling; empty when the samples have none.
-    pub labels: Vec<i64>,
-    /// `None` when no sample has them.
-    pub token_type_ids: Option<Vec<u32>>,
-    /// Place of a token in its own document, counted from 0; 0 under filling.
-    pub position_ids: Vec<u32>,
-    /// Number of the document in its row, counted from 1; 0 under filling. `None` when every row is one document.
-    pub segment_ids: Option<Vec<u32>>,
-    /// Number of each row's task, `[rows]`; `None` when no sample has one.
-    pub task_ids: Option<Vec<i64>>,
-}
-
-/// Puts samples into one rectangle.
-///
-/// # Errors
-/// No sample, an empty one, one wider than a fixed width, or samples with labels among samples without.
-pub fn pad<S: Borrow<Sample>>(samples: &[S], padding: &Padding) -> Result<Padded> {
-    let longest = samples.iter().map(|it| it.borrow().len()).max();
-    let longest = longest.ok_or_else(|| PeftError::Invalid("a batch needs at least one row".to_owned()))?;
-    let width = padding.width_for(longest)?;
-    let labelled = !samples[0].borrow().labels.is_empty();
-    let typed = samples.iter().any(|it| it.borrow().type_ids.is_some());
-
-    let mut out = Padded { rows: samples.len(), width, ..Padded::default() };
-    let mut types = Vec::new();
-    for (row, sample) in samples.iter().map(Borrow::borrow).enumerate() {
-        let (tokens, odd) = (sample.len(), |what: &str| PeftError::Invalid(format!("row {row} of a batch {what}")));
-        if tokens == 0 {
-            return Err(odd("has no token; leave empty texts out"));
-        }
-        if sample.labels.len() != if labelled { tokens } else { 0 } {
-            return Err(odd("does not have as many labels as the others"));
-        }
-        if sample.type_ids.as_ref().is_some_and(|it| it.len() != tokens) {
-            return Err(odd("does not have as many type ids as tokens"));
-        }
-        let (before, after) = match padding.side {
-            Side::Left => (width - tokens, 0),
-            Side::Right => (0, width - tokens),
-        };
-        fill(&mut out.input_ids, before, sample.input_ids.iter().copied(), after, padding.pad_id);
-        fill(&mut out.attention_mask, before, std::iter::repeat_n(1, tokens), after, 0);
-        fill(&mut out.position_ids, before, 0..tokens as u32, after, 0);
-        if labelled {
-            fill(&mut out.labels, before, sample.labels.iter().copied(), after, IGNORED);
-        }
-        if typed {
-            let ids = sample.type_ids.clone().unwrap_or_else(|| vec![0; tokens]);
-            fill(&mut types, before, ids.into_iter(), after, 0);
-        }
-    }
-    out.token_type_ids = typed.then_some(types);
-    let tasks: Vec<i64> = samples.iter().filter_map(|it| it.borrow().task_id).collect();
-    if !tasks.is_empty() && tasks.len() != samples.len() {
-        return Err(PeftError::Invalid("some rows of a batch name their task and others do not".to_owned()));
-    }
-    out.task_ids = (!tasks.is_empty()).then_some(tasks);
-    Ok(out)
-}
-
-pub(crate) fn fill<T: Copy>(out: &mut Vec<T>, before: usize, row: impl Iterator<Item = T>, after: usize, with: T) {
-    out.extend(std::iter::repeat_n(with, before));
-    out.extend(row);
-    out.extend(std::iter::repeat_n(with, after));
 }
 
 #[cfg(test)]

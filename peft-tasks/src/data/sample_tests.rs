@@ -18,7 +18,7 @@ fn shown(tokenizer: &Tokenizer, sample: &Sample) -> String {
 #[test]
 fn text_ends_with_the_end_token_unless_it_is_cut() {
     let tokenizer = testing::bytes();
-    let mut builder = SampleBuilder::new(&tokenizer);
+    let mut builder = Preprocessor::new(&tokenizer);
     let sample = builder.text("hey").unwrap();
     assert_eq!((sample.input_ids[0], *sample.input_ids.last().unwrap()), (BOS, EOS));
     assert_eq!((shown(&tokenizer, &sample).as_str(), sample.targets()), ("<s>hey</s>", 4));
@@ -32,7 +32,7 @@ fn text_ends_with_the_end_token_unless_it_is_cut() {
 #[test]
 fn only_the_completion_is_predicted() {
     let tokenizer = testing::bytes();
-    let mut builder = SampleBuilder::new(&tokenizer);
+    let mut builder = Preprocessor::new(&tokenizer);
     assert_eq!(shown(&tokenizer, &builder.completion("1+1=", "2").unwrap()), "_____2</s>");
     builder.train_on_prompt = true;
     assert_eq!(shown(&tokenizer, &builder.completion("1+1=", "2").unwrap()), "<s>1+1=2</s>");
@@ -48,7 +48,7 @@ fn only_the_assistant_is_predicted() {
                   {% if add_generation_prompt %}<|im_start|>a:{% endif %}";
     let template = ChatTemplate::new(source, SpecialTokens::default()).unwrap();
     let talk = [Message::new("user", "Hi"), Message::new("assistant", "Yo 🦀"), Message::new("user", "?")];
-    let mut builder = SampleBuilder::new(&tokenizer);
+    let mut builder = Preprocessor::new(&tokenizer);
     let sample = builder.chat(&template, &talk).unwrap();
     let predicted: Vec<u32> = sample.labels.iter().filter_map(|it| u32::try_from(*it).ok()).collect();
     assert_eq!(tokenizer.decode(&predicted, false).unwrap(), "Yo 🦀<|im_end|>");
@@ -60,7 +60,7 @@ fn only_the_assistant_is_predicted() {
 #[test]
 fn pairs_and_words() {
     let tokenizer = testing::bytes();
-    let mut builder = SampleBuilder::new(&tokenizer);
+    let mut builder = Preprocessor::new(&tokenizer);
     let pair = builder.sequence("ab", Some("c")).unwrap();
     assert_eq!((pair.type_ids, pair.labels.len()), (Some(vec![0, 0, 0, 0, 1]), 0));
     builder.max_length = Some(3);
@@ -90,47 +90,4 @@ fn chunks_put_together_are_the_document() {
         assert_eq!(ids, document.input_ids);
         assert!(chunks.iter().all(|it| it.len() <= max_length && it.labels.len() == it.len()));
     }
-}
-
-#[test]
-fn padding_comes_off_again() {
-    let samples: Vec<Sample> = [3, 1, 5].map(|it| Sample::language((10..10 + it).collect())).to_vec();
-    for side in [Side::Left, Side::Right] {
-        for multiple_of in [0, 1, 4, 8] {
-            let padding = Padding { side, multiple_of, ..Padding::right(0) };
-            let batch = pad(&samples, &padding).unwrap();
-            assert_eq!(batch.width, 5usize.next_multiple_of(multiple_of.max(1)));
-            for (row, sample) in samples.iter().enumerate() {
-                let places = row * batch.width..(row + 1) * batch.width;
-                let kept = places.clone().filter(|it| batch.attention_mask[*it] == 1).collect::<Vec<_>>();
-                assert_eq!(kept.iter().map(|it| batch.input_ids[*it]).collect::<Vec<_>>(), sample.input_ids);
-                assert_eq!(kept.iter().map(|it| batch.labels[*it]).collect::<Vec<_>>(), sample.labels);
-                let positions = kept.iter().map(|it| batch.position_ids[*it] as usize);
-                assert!(positions.eq(0..sample.len()));
-                let filling = places.filter(|it| batch.attention_mask[*it] == 0);
-                assert!(filling.into_iter().all(|it| batch.input_ids[it] == 0 && batch.labels[it] == IGNORED));
-            }
-        }
-    }
-}
-
-#[test]
-fn left_padding_ends_every_row_with_its_last_token() {
-    let samples = [Sample::language(vec![1, 2]), Sample::language(vec![3])];
-    let batch = pad(&samples, &Padding::left(9)).unwrap();
-    assert_eq!(batch.input_ids, [1, 2, 9, 3]);
-    assert_eq!(batch.position_ids, [0, 1, 0, 0]);
-    assert_eq!(batch.token_type_ids, None);
-}
-
-#[test]
-fn batches_that_do_not_fit_together_are_refused() {
-    let message = |samples: &[Sample], padding| pad(samples, &padding).unwrap_err().to_string();
-    let language = Sample::language(vec![1, 2, 3]);
-    let plain = Sample { input_ids: vec![1], ..Sample::default() };
-    assert_eq!(message(&[], Padding::right(0)), "a batch needs at least one row");
-    assert!(message(&[language.clone(), Sample::default()], Padding::right(0)).starts_with("row 1 of a batch has no"));
-    assert!(message(&[language.clone(), plain], Padding::right(0)).contains("as many labels"));
-    let narrow = Padding { width: Some(2), ..Padding::right(0) };
-    assert!(message(&[language], narrow).contains("set `max_length` to 2"));
 }

@@ -1,10 +1,9 @@
-//! Padded batches as the tensors that a model takes.
+//! Batch batches as the tensors that a model takes.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_models::{ModelInput, Tokens};
 
-use crate::data::sample::{IGNORED, Padded};
-use crate::tasks::loss;
+use crate::data::batch::Batch;
 
 /// `[rows, width]` of integers.
 pub fn grid<T: Copy + Into<i64>>(values: &[T], rows: usize, width: usize, device: &Device) -> Tensor<2, Int> {
@@ -17,21 +16,7 @@ pub fn line(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
-impl Padded {
-    /// The loss of logits of every position, `[rows, prompt + width, classes]`, summed over the labels; `[1]`.
-    pub fn loss_of_labels(&self, logits: Tensor<3>, device: &Device) -> Tensor<1> {
-        let count = self.labels.iter().filter(|it| **it != IGNORED).count();
-        let labels = grid(&self.labels, self.rows, self.width, device);
-        loss::every_position(logits, labels).mul_scalar(count as f64)
-    }
-
-    /// The likeliest class of every position, `rows · width`. Behind virtual tokens the text comes last.
-    pub fn guesses(&self, logits: Tensor<3>) -> Vec<i64> {
-        let seq = logits.dims()[1];
-        let guesses = logits.narrow(1, seq - self.width, self.width).argmax(2);
-        guesses.into_data().iter::<i64>().collect()
-    }
-
+impl Batch {
     /// The model's input.
     ///
     /// A mask is given only where there is padding, and positions only where they do not simply count: in packed rows

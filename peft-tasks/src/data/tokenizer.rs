@@ -26,12 +26,12 @@ pub struct SpecialTokens {
     pub roles: IndexMap<String, String>,
 }
 
-/// One tokenized text, or a pair of them.
+/// A tokenized sequence, or a pair of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encoded {
     /// Token ids, `[seq]`.
     pub ids: Vec<u32>,
-    /// 0 for the first text, 1 for the second, `[seq]`.
+    /// 0 for the first sequence, 1 for the second, `[seq]`.
     pub type_ids: Vec<u32>,
     /// Bytes of its own text that each token comes from, `[seq]`; empty for tokens that were added around it.
     pub offsets: Vec<Range<usize>>,
@@ -100,7 +100,7 @@ impl Tokenizer {
         use tokenizers::{PostProcessor, TruncationParams};
         let added = self.inner.get_post_processor().map_or(0, |it| it.added_tokens(pair.is_some()));
         if max_length <= added {
-            let reason = format!("is {max_length}, and the tokenizer adds {added} tokens to every text; raise it");
+            let reason = format!("is {max_length}, and the tokenizer adds {added} tokens to every sequence; raise it");
             return Err(PeftError::config("max_length", reason));
         }
         let first = self.inner.encode(text, false).map_err(failed)?;
@@ -110,12 +110,12 @@ impl Tokenizer {
         self.inner.post_process(first, second, true).map(|it| Encoded::from(&it)).map_err(failed)
     }
 
-    /// Tokenizes a question with a text behind it, in as many sequences of at most `max_length` tokens as the text needs.
-    /// Each has the whole question, and repeats the last `stride` tokens of the text in the one before. Beside each, which
-    /// of its tokens are the text's, `[seq]`.
+    /// Tokenizes a question with its context, in as many sequences of at most `max_length` tokens as the context needs.
+    /// Each has the whole question, and repeats the last `stride` context tokens of the one before. Beside each, which of
+    /// its tokens are of the context, `[seq]`.
     ///
     /// # Errors
-    /// The question leaves room for `stride` tokens of the text or fewer, and the text needs more.
+    /// The question leaves room for `stride` tokens of the context or fewer, and the context needs more.
     pub fn encode_windows(
         &self,
         question: &str,
@@ -150,7 +150,7 @@ impl Tokenizer {
         Ok(std::iter::once(&whole).chain(whole.get_overflowing()).map(window).collect())
     }
 
-    /// The text of `ids`. Ids outside the vocabulary are left out, as upstream does.
+    /// The text of `ids`. Ids outside the vocabulary are left out, as transformers does.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(failed)
     }
@@ -175,12 +175,12 @@ impl Tokenizer {
         self.special.get(role).and_then(|it| self.id(it))
     }
 
-    /// The id that starts a text.
+    /// The id that starts a sequence.
     pub fn bos_id(&self) -> Option<u32> {
         self.role_id("bos_token")
     }
 
-    /// The id that ends a text.
+    /// The id that ends a sequence.
     pub fn eos_id(&self) -> Option<u32> {
         self.role_id("eos_token")
     }
@@ -190,7 +190,7 @@ impl Tokenizer {
         self.role_id("pad_token")
     }
 
-    /// The id that stands for a word that is to be guessed.
+    /// The mask token of fill-mask models.
     pub fn mask_id(&self) -> Option<u32> {
         self.role_id("mask_token")
     }

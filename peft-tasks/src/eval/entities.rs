@@ -1,5 +1,5 @@
 //! Scores of whole entities in tagged text, as seqeval gives them by default: an entity counts where its type and both
-//! of its ends are right.
+//! of its ends agree with a label.
 //!
 //! Source of the rules: the `conlleval` script of CoNLL-2000 by Erik Tjong Kim Sang, which seqeval follows.
 
@@ -10,50 +10,51 @@ use crate::eval::metrics::Scores;
 /// An entity: its type, its first word and its last.
 type Entity<'a> = (&'a str, usize, usize);
 
-/// Counts over many texts.
+/// Counts over many sequences.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EntityScores {
-    right: usize,
+    labelled: usize,
     predicted: usize,
-    hits: usize,
+    true_positives: usize,
     words: usize,
-    words_hit: usize,
+    correct_words: usize,
 }
 
 impl EntityScores {
-    /// Counts one text: a tag for every word, such as `O`, `B-PER`, `I-PER`.
+    /// Counts one sequence: a tag for every word, such as `O`, `B-PER`, `I-PER`.
     ///
     /// # Errors
     /// Not as many tags of one as of the other.
-    pub fn add<T: AsRef<str>>(&mut self, right: &[T], predicted: &[T]) -> Result<()> {
-        if right.len() != predicted.len() {
-            let counts = format!("{} tags cannot be compared with {}", right.len(), predicted.len());
+    pub fn add<T: AsRef<str>>(&mut self, labels: &[T], predicted: &[T]) -> Result<()> {
+        if labels.len() != predicted.len() {
+            let counts = format!("{} tags cannot be compared with {}", labels.len(), predicted.len());
             return Err(PeftError::Invalid(counts));
         }
-        let (truth, guess) = (entities(right), entities(predicted));
-        self.right += truth.len();
-        self.predicted += guess.len();
-        self.hits += guess.iter().filter(|it| truth.contains(it)).count();
-        self.words += right.len();
-        self.words_hit += right.iter().zip(predicted).filter(|(a, b)| a.as_ref() == b.as_ref()).count();
+        let (truth, found) = (entities(labels), entities(predicted));
+        self.labelled += truth.len();
+        self.predicted += found.len();
+        self.true_positives += found.iter().filter(|it| truth.contains(it)).count();
+        self.words += labels.len();
+        self.correct_words += labels.iter().zip(predicted).filter(|(a, b)| a.as_ref() == b.as_ref()).count();
         Ok(())
     }
 
     /// Precision, recall and F1 of entities; 0 where there are none.
     pub fn scores(&self) -> Scores {
         let share = |part: usize, of: usize| if of == 0 { 0.0 } else { part as f64 / of as f64 };
-        let (precision, recall) = (share(self.hits, self.predicted), share(self.hits, self.right));
+        let (precision, recall) =
+            (share(self.true_positives, self.predicted), share(self.true_positives, self.labelled));
         let sum = precision + recall;
         Scores { precision, recall, f1: if sum == 0.0 { 0.0 } else { 2.0 * precision * recall / sum } }
     }
 
-    /// Share of words with the right tag.
+    /// Share of words whose predicted tag is the label.
     pub fn accuracy(&self) -> f64 {
-        if self.words == 0 { 0.0 } else { self.words_hit as f64 / self.words as f64 }
+        if self.words == 0 { 0.0 } else { self.correct_words as f64 / self.words as f64 }
     }
 }
 
-/// The entities of a text. Schemes mix: `B` starts, `I` goes on, `E` ends and `S` stands alone; an `I` without a `B`
+/// The entities of a sequence. Schemes mix: `B` starts, `I` goes on, `E` ends and `S` stands alone; an `I` without a `B`
 /// before it starts an entity all the same.
 fn entities<T: AsRef<str>>(tags: &[T]) -> Vec<Entity<'_>> {
     let mut found = Vec::new();
@@ -117,9 +118,9 @@ mod tests {
     #[test]
     fn the_readme_of_seqeval() {
         let mut scores = EntityScores::default();
-        let right = ["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"];
-        let guess = ["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"];
-        scores.add(&right, &guess).unwrap();
+        let labels = ["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"];
+        let predicted = ["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"];
+        scores.add(&labels, &predicted).unwrap();
         scores.add(&["B-PER", "I-PER", "O"], &["B-PER", "I-PER", "O"]).unwrap();
         assert_eq!(scores.scores(), Scores { precision: 0.5, recall: 0.5, f1: 0.5 });
         assert_eq!(scores.accuracy(), 0.8);

@@ -23,16 +23,16 @@ pub enum Average {
     Macro,
     /// Every decision counts the same.
     Micro,
-    /// Every class counts as often as it is right.
+    /// Every class counts as often as it is a label.
     Weighted,
 }
 
 /// Precision, recall and their harmonic mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Share of what was predicted that is right.
+    /// Of the positives that were predicted, the share that is true.
     pub precision: f64,
-    /// Share of what is right that was predicted.
+    /// Of the true positives and false negatives, the share that was predicted.
     pub recall: f64,
     /// `2·precision·recall / (precision + recall)`.
     pub f1: f64,
@@ -41,31 +41,32 @@ pub struct Scores {
 /// Decisions about one class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
-    hits: usize,
-    false_alarms: usize,
-    misses: usize,
+    true_positives: usize,
+    false_positives: usize,
+    false_negatives: usize,
 }
 
 impl Counts {
     fn scores(self) -> Scores {
         let ratio = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         Scores {
-            precision: ratio(self.hits, self.hits + self.false_alarms),
-            recall: ratio(self.hits, self.hits + self.misses),
-            f1: ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses),
+            precision: ratio(self.true_positives, self.true_positives + self.false_positives),
+            recall: ratio(self.true_positives, self.true_positives + self.false_negatives),
+            f1: ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives),
         }
     }
 
     fn average(classes: &[Self], average: Average) -> Scores {
         if average == Average::Micro {
             let add = |sum: Self, it: &Self| Self {
-                hits: sum.hits + it.hits,
-                false_alarms: sum.false_alarms + it.false_alarms,
-                misses: sum.misses + it.misses,
+                true_positives: sum.true_positives + it.true_positives,
+                false_positives: sum.false_positives + it.false_positives,
+                false_negatives: sum.false_negatives + it.false_negatives,
             };
             return classes.iter().fold(Self::default(), add).scores();
         }
-        let weight = |it: &Self| if average == Average::Macro { 1.0 } else { (it.hits + it.misses) as f64 };
+        let weight =
+            |it: &Self| if average == Average::Macro { 1.0 } else { (it.true_positives + it.false_negatives) as f64 };
         let total: f64 = classes.iter().map(weight).sum();
         let mut sum = Scores::default();
         for class in classes.iter().filter(|_| total > 0.0) {
@@ -82,7 +83,7 @@ impl Counts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
     classes: usize,
-    /// `[right, predicted]`, row by row.
+    /// `[label, predicted]`, row by row.
     counts: Vec<usize>,
 }
 
@@ -96,21 +97,21 @@ impl Confusion {
     ///
     /// # Errors
     /// A class that there is not.
-    pub fn add(&mut self, right: usize, predicted: usize) -> Result<()> {
-        if right.max(predicted) >= self.classes {
-            let class = right.max(predicted);
+    pub fn add(&mut self, label: usize, predicted: usize) -> Result<()> {
+        if label.max(predicted) >= self.classes {
+            let class = label.max(predicted);
             return Err(PeftError::Invalid(format!(
                 "there is no class {class}, only 0 to {}",
                 self.classes as i64 - 1
             )));
         }
-        self.counts[right * self.classes + predicted] += 1;
+        self.counts[label * self.classes + predicted] += 1;
         Ok(())
     }
 
-    /// How often `predicted` was said where `right` is right; 0 for classes that there are not.
-    pub fn count(&self, right: usize, predicted: usize) -> usize {
-        if right.max(predicted) < self.classes { self.counts[right * self.classes + predicted] } else { 0 }
+    /// How often `predicted` was predicted where the label is `label`; 0 for classes that there are not.
+    pub fn count(&self, label: usize, predicted: usize) -> usize {
+        if label.max(predicted) < self.classes { self.counts[label * self.classes + predicted] } else { 0 }
     }
 
     /// Number of predictions.
@@ -118,10 +119,10 @@ impl Confusion {
         self.counts.iter().sum()
     }
 
-    /// Share of right predictions.
+    /// Share of correct predictions.
     pub fn accuracy(&self) -> f64 {
-        let hits: usize = (0..self.classes).map(|it| self.count(it, it)).sum();
-        if self.total() == 0 { 0.0 } else { hits as f64 / self.total() as f64 }
+        let correct: usize = (0..self.classes).map(|it| self.count(it, it)).sum();
+        if self.total() == 0 { 0.0 } else { correct as f64 / self.total() as f64 }
     }
 
     /// The scores of one class: those of class 1 are scikit-learn's default for two classes.
@@ -129,30 +130,34 @@ impl Confusion {
         self.about(class).scores()
     }
 
-    /// The scores of all classes that occur, right or predicted.
+    /// The scores of all classes that occur, as a label or a prediction.
     pub fn average(&self, average: Average) -> Scores {
         let mut seen: Vec<Counts> = (0..self.classes).map(|it| self.about(it)).collect();
         seen.retain(|it| *it != Counts::default());
         Counts::average(&seen, average)
     }
 
-    /// Matthews' correlation for any number of classes: 1 for all right, 0 for chance or one class alone. Gorodkin
+    /// Matthews' correlation for any number of classes: 1 for all correct, 0 for chance or one class alone. Gorodkin
     /// 2004, "Comparing two K-category assignments by a K-category correlation coefficient".
     pub fn matthews(&self) -> f64 {
         let classes = 0..self.classes;
         let total = self.total() as f64;
-        let hits: f64 = classes.clone().map(|it| self.count(it, it) as f64).sum();
-        let rights: Vec<f64> = classes.clone().map(|it| self.row(it) as f64).collect();
+        let correct: f64 = classes.clone().map(|it| self.count(it, it) as f64).sum();
+        let labels: Vec<f64> = classes.clone().map(|it| self.row(it) as f64).collect();
         let predictions: Vec<f64> = classes.map(|it| self.column(it) as f64).collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let spread = |it: &[f64]| total * total - dot(it, it);
-        let scale = (spread(&rights) * spread(&predictions)).sqrt();
-        if scale == 0.0 { 0.0 } else { (hits * total - dot(&rights, &predictions)) / scale }
+        let scale = (spread(&labels) * spread(&predictions)).sqrt();
+        if scale == 0.0 { 0.0 } else { (correct * total - dot(&labels, &predictions)) / scale }
     }
 
     fn about(&self, class: usize) -> Counts {
-        let hits = self.count(class, class);
-        Counts { hits, false_alarms: self.column(class) - hits, misses: self.row(class) - hits }
+        let true_positives = self.count(class, class);
+        Counts {
+            true_positives,
+            false_positives: self.column(class) - true_positives,
+            false_negatives: self.row(class) - true_positives,
+        }
     }
 
     fn row(&self, class: usize) -> usize {
@@ -182,23 +187,23 @@ impl MultiLabel {
     ///
     /// # Errors
     /// Not as many flags as classes.
-    pub fn add(&mut self, right: &[bool], predicted: &[bool]) -> Result<()> {
-        same_length(right.len(), predicted.len())?;
-        same_length(right.len(), self.classes.len())?;
-        for (counts, flags) in self.classes.iter_mut().zip(right.iter().zip(predicted)) {
+    pub fn add(&mut self, labels: &[bool], predicted: &[bool]) -> Result<()> {
+        same_length(labels.len(), predicted.len())?;
+        same_length(labels.len(), self.classes.len())?;
+        for (counts, flags) in self.classes.iter_mut().zip(labels.iter().zip(predicted)) {
             match flags {
-                (true, true) => counts.hits += 1,
-                (false, true) => counts.false_alarms += 1,
-                (true, false) => counts.misses += 1,
+                (true, true) => counts.true_positives += 1,
+                (false, true) => counts.false_positives += 1,
+                (true, false) => counts.false_negatives += 1,
                 (false, false) => {}
             }
         }
         self.rows += 1;
-        self.exact += usize::from(right == predicted);
+        self.exact += usize::from(labels == predicted);
         Ok(())
     }
 
-    /// Share of rows that are right in every class.
+    /// Share of rows that are correct in every class.
     pub fn accuracy(&self) -> f64 {
         if self.rows == 0 { 0.0 } else { self.exact as f64 / self.rows as f64 }
     }
@@ -213,36 +218,36 @@ impl MultiLabel {
 ///
 /// # Errors
 /// Lists of unlike lengths, or empty ones; so for all functions of two lists here.
-pub fn mean_squared_error(right: &[f64], predicted: &[f64]) -> Result<f64> {
-    same_length(right.len(), predicted.len())?;
-    Ok(right.iter().zip(predicted).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / right.len() as f64)
+pub fn mean_squared_error(labels: &[f64], predicted: &[f64]) -> Result<f64> {
+    same_length(labels.len(), predicted.len())?;
+    Ok(labels.iter().zip(predicted).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / labels.len() as f64)
 }
 
 /// Mean absolute error.
-pub fn mean_absolute_error(right: &[f64], predicted: &[f64]) -> Result<f64> {
-    same_length(right.len(), predicted.len())?;
-    Ok(right.iter().zip(predicted).map(|(a, b)| (a - b).abs()).sum::<f64>() / right.len() as f64)
+pub fn mean_absolute_error(labels: &[f64], predicted: &[f64]) -> Result<f64> {
+    same_length(labels.len(), predicted.len())?;
+    Ok(labels.iter().zip(predicted).map(|(a, b)| (a - b).abs()).sum::<f64>() / labels.len() as f64)
 }
 
 /// Pearson's correlation. `None` where one list is all the same number: early models predict one value for all.
-pub fn pearson(right: &[f64], predicted: &[f64]) -> Result<Option<f64>> {
-    same_length(right.len(), predicted.len())?;
+pub fn pearson(labels: &[f64], predicted: &[f64]) -> Result<Option<f64>> {
+    same_length(labels.len(), predicted.len())?;
     let mean = |it: &[f64]| it.iter().sum::<f64>() / it.len() as f64;
-    let (mean_right, mean_predicted) = (mean(right), mean(predicted));
-    let (mut joint, mut spread_right, mut spread_predicted) = (0.0, 0.0, 0.0);
-    for (a, b) in right.iter().zip(predicted) {
-        let (a, b) = (a - mean_right, b - mean_predicted);
+    let (mean_labels, mean_predicted) = (mean(labels), mean(predicted));
+    let (mut joint, mut spread_labels, mut spread_predicted) = (0.0, 0.0, 0.0);
+    for (a, b) in labels.iter().zip(predicted) {
+        let (a, b) = (a - mean_labels, b - mean_predicted);
         joint += a * b;
-        spread_right += a * a;
+        spread_labels += a * a;
         spread_predicted += b * b;
     }
-    let scale = (spread_right * spread_predicted).sqrt();
+    let scale = (spread_labels * spread_predicted).sqrt();
     Ok((scale > 0.0).then(|| (joint / scale).clamp(-1.0, 1.0)))
 }
 
 /// Spearman's correlation: Pearson's of the ranks, equal numbers sharing their mean rank.
-pub fn spearman(right: &[f64], predicted: &[f64]) -> Result<Option<f64>> {
-    pearson(&ranks(right), &ranks(predicted))
+pub fn spearman(labels: &[f64], predicted: &[f64]) -> Result<Option<f64>> {
+    pearson(&ranks(labels), &ranks(predicted))
 }
 
 fn ranks(values: &[f64]) -> Vec<f64> {
@@ -258,10 +263,10 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-fn same_length(right: usize, predicted: usize) -> Result<()> {
-    match (right, predicted) {
+fn same_length(labels: usize, predicted: usize) -> Result<()> {
+    match (labels, predicted) {
         (0, 0) => Err(PeftError::Invalid("there is nothing to compare".to_owned())),
-        (a, b) if a != b => Err(PeftError::Invalid(format!("{a} right values cannot be compared with {b} others"))),
+        (a, b) if a != b => Err(PeftError::Invalid(format!("{a} labels cannot be compared with {b} predictions"))),
         _ => Ok(()),
     }
 }
@@ -270,7 +275,7 @@ fn same_length(right: usize, predicted: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    // Expected values: scikit-learn 1.x and scipy 1.x on the same lists (`f1_score(right, predicted, average=…)`,
+    // Expected values: scikit-learn 1.x and scipy 1.x on the same lists (`f1_score(labels, predicted, average=…)`,
     // `matthews_corrcoef`, `pearsonr`, `spearmanr`).
 
     #[track_caller]
@@ -278,10 +283,10 @@ mod tests {
         assert!((ours - theirs).abs() < 1e-12, "{ours} and not {theirs}");
     }
 
-    fn confusion(right: &[usize], predicted: &[usize]) -> Confusion {
+    fn confusion(labels: &[usize], predicted: &[usize]) -> Confusion {
         // One class more than occurs: it must not count.
-        let mut confusion = Confusion::new(right.iter().max().unwrap() + 2);
-        right.iter().zip(predicted).for_each(|(a, b)| confusion.add(*a, *b).unwrap());
+        let mut confusion = Confusion::new(labels.iter().max().unwrap() + 2);
+        labels.iter().zip(predicted).for_each(|(a, b)| confusion.add(*a, *b).unwrap());
         confusion
     }
 
@@ -323,8 +328,8 @@ mod tests {
     fn several_classes_a_row() {
         let mut seen = MultiLabel::new(3);
         let rows = [([1, 0, 1], [1, 0, 0]), ([0, 0, 0], [0, 1, 0]), ([1, 1, 0], [1, 1, 0]), ([0, 1, 0], [0, 0, 0])];
-        for (right, predicted) in rows {
-            seen.add(&right.map(|it| it == 1), &predicted.map(|it| it == 1)).unwrap();
+        for (labels, predicted) in rows {
+            seen.add(&labels.map(|it| it == 1), &predicted.map(|it| it == 1)).unwrap();
         }
         close(seen.accuracy(), 0.25);
         close(seen.average(Average::Macro).f1, 0.5);
@@ -335,14 +340,14 @@ mod tests {
 
     #[test]
     fn numbers() {
-        let (right, predicted) = ([1.0, 2.5, 2.5, 4.0, -1.0, 7.0], [1.5, 2.0, 3.0, 3.5, -2.0, 5.0]);
-        close(pearson(&right, &predicted).unwrap().unwrap(), 0.9389679971404665);
-        close(spearman(&right, &predicted).unwrap().unwrap(), 0.9856107606091624);
-        close(mean_squared_error(&right, &predicted).unwrap(), 1.0);
-        close(mean_absolute_error(&right, &predicted).unwrap(), 0.8333333333333334);
-        assert_eq!(pearson(&right, &[2.0; 6]).unwrap(), None);
+        let (labels, predicted) = ([1.0, 2.5, 2.5, 4.0, -1.0, 7.0], [1.5, 2.0, 3.0, 3.5, -2.0, 5.0]);
+        close(pearson(&labels, &predicted).unwrap().unwrap(), 0.9389679971404665);
+        close(spearman(&labels, &predicted).unwrap().unwrap(), 0.9856107606091624);
+        close(mean_squared_error(&labels, &predicted).unwrap(), 1.0);
+        close(mean_absolute_error(&labels, &predicted).unwrap(), 0.8333333333333334);
+        assert_eq!(pearson(&labels, &[2.0; 6]).unwrap(), None);
         assert_eq!(spearman(&[1.0], &[1.0]).unwrap(), None);
-        assert!(mean_squared_error(&right, &[]).is_err() && pearson(&[], &[]).is_err());
+        assert!(mean_squared_error(&labels, &[]).is_err() && pearson(&[], &[]).is_err());
     }
 
     #[test]

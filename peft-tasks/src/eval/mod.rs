@@ -1,4 +1,4 @@
-//! Measures: how good predictions and texts are.
+//! Metrics: how well predictions agree with labels and references.
 
 pub mod entities;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! How much of a right text a written one has: ROUGE (Lin 2004) and BLEU (Papineni et al. 2002), as Python's
+//! How much of a reference a prediction has: ROUGE (Lin 2004) and BLEU (Papineni et al. 2002), as Python's
 //! `rouge_score` 0.1.2 without a stemmer and `sacrebleu` 2.6 with its defaults.
 //!
 //! Written here, for want of a crate (looked for in November 2026). `rougers` 0.2.1 gives the same ROUGE, but pins the ICU
@@ -28,34 +28,34 @@ fn shared(a: &HashMap<&[String], usize>, b: &HashMap<&[String], usize>) -> usize
     a.iter().map(|(run, count)| (*count).min(b.get(run).copied().unwrap_or(0))).sum()
 }
 
-fn f1(hits: usize, right: usize, written: usize) -> f64 {
-    if hits == 0 {
+fn f1(matches: usize, reference: usize, prediction: usize) -> f64 {
+    if matches == 0 {
         return 0.0;
     }
-    let (precision, recall) = (hits as f64 / written as f64, hits as f64 / right as f64);
+    let (precision, recall) = (matches as f64 / prediction as f64, matches as f64 / reference as f64);
     2.0 * precision * recall / (precision + recall)
 }
 
 /// ROUGE-N: F1 of runs of `size` words.
-pub fn rouge_n(right: &str, written: &str, size: usize) -> f64 {
-    let (right, written) = (rouge_words(right), rouge_words(written));
-    let (right, written) = (ngrams(&right, size), ngrams(&written, size));
-    f1(shared(&right, &written), right.values().sum(), written.values().sum())
+pub fn rouge_n(reference: &str, prediction: &str, size: usize) -> f64 {
+    let (reference, prediction) = (rouge_words(reference), rouge_words(prediction));
+    let (reference, prediction) = (ngrams(&reference, size), ngrams(&prediction, size));
+    f1(shared(&reference, &prediction), reference.values().sum(), prediction.values().sum())
 }
 
 /// ROUGE-L: F1 of the longest common subsequence of words.
-pub fn rouge_l(right: &str, written: &str) -> f64 {
-    let (right, written) = (rouge_words(right), rouge_words(written));
-    let mut best = vec![0; written.len() + 1];
-    for word in &right {
+pub fn rouge_l(reference: &str, prediction: &str) -> f64 {
+    let (reference, prediction) = (rouge_words(reference), rouge_words(prediction));
+    let mut best = vec![0; prediction.len() + 1];
+    for word in &reference {
         let mut diagonal = 0;
-        for (at, other) in written.iter().enumerate() {
+        for (at, other) in prediction.iter().enumerate() {
             let above = best[at + 1];
             best[at + 1] = if word == other { diagonal + 1 } else { above.max(best[at]) };
             diagonal = above;
         }
     }
-    f1(best[written.len()], right.len(), written.len())
+    f1(best[prediction.len()], reference.len(), prediction.len())
 }
 
 /// BLEU of a corpus with runs of up to four words, split as `mteval-v13a` does; 0 to 100.
@@ -63,42 +63,42 @@ pub fn rouge_l(right: &str, written: &str) -> f64 {
 /// Orders without a match are smoothed as sacrebleu's `exp` does: the first counts half a match, the next a quarter.
 #[derive(Debug, Clone, Default)]
 pub struct Bleu {
-    hits: [usize; 4],
+    matches: [usize; 4],
     runs: [usize; 4],
-    right_length: usize,
-    written_length: usize,
+    reference_length: usize,
+    prediction_length: usize,
 }
 
 impl Bleu {
-    /// Counts one text.
-    pub fn add(&mut self, right: &str, written: &str) {
-        let (right, written) = (bleu_words(right), bleu_words(written));
-        self.right_length += right.len();
-        self.written_length += written.len();
+    /// Counts one prediction.
+    pub fn add(&mut self, reference: &str, prediction: &str) {
+        let (reference, prediction) = (bleu_words(reference), bleu_words(prediction));
+        self.reference_length += reference.len();
+        self.prediction_length += prediction.len();
         for size in 1..=4 {
-            let runs = ngrams(&written, size);
-            self.hits[size - 1] += shared(&runs, &ngrams(&right, size));
+            let runs = ngrams(&prediction, size);
+            self.matches[size - 1] += shared(&runs, &ngrams(&reference, size));
             self.runs[size - 1] += runs.values().sum::<usize>();
         }
     }
 
-    /// The score of all texts together.
+    /// The score of all predictions together.
     pub fn score(&self) -> f64 {
-        if self.hits[0] == 0 {
+        if self.matches[0] == 0 {
             return 0.0;
         }
         let mut half = 1.0;
         let mut logs = Vec::new();
-        for (hits, runs) in self.hits.iter().zip(self.runs).filter(|(_, runs)| *runs > 0) {
-            let hits = if *hits == 0 {
+        for (matches, runs) in self.matches.iter().zip(self.runs).filter(|(_, runs)| *runs > 0) {
+            let matches = if *matches == 0 {
                 half /= 2.0;
                 half
             } else {
-                *hits as f64
+                *matches as f64
             };
-            logs.push((hits / runs as f64).ln());
+            logs.push((matches / runs as f64).ln());
         }
-        let brevity = (1.0 - self.right_length as f64 / self.written_length as f64).min(0.0);
+        let brevity = (1.0 - self.reference_length as f64 / self.prediction_length as f64).min(0.0);
         // Texts too short for four words have fewer orders; sacrebleu gives those 0.
         if logs.len() < 4 { 0.0 } else { 100.0 * (brevity + logs.iter().sum::<f64>() / 4.0).exp() }
     }
@@ -158,14 +158,22 @@ mod tests {
         let recorded: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let mut corpus = Bleu::default();
         for pair in recorded["pairs"].as_array().unwrap() {
-            let (right, written) = (pair["right"].as_str().unwrap(), pair["written"].as_str().unwrap());
+            let (reference, prediction) = (pair["right"].as_str().unwrap(), pair["written"].as_str().unwrap());
             let mut alone = Bleu::default();
-            alone.add(right, written);
-            corpus.add(right, written);
-            let ours = [rouge_n(right, written, 1), rouge_n(right, written, 2), rouge_l(right, written), alone.score()];
+            alone.add(reference, prediction);
+            corpus.add(reference, prediction);
+            let ours = [
+                rouge_n(reference, prediction, 1),
+                rouge_n(reference, prediction, 2),
+                rouge_l(reference, prediction),
+                alone.score(),
+            ];
             for (name, ours) in ["rouge1", "rouge2", "rougeL", "bleu"].iter().zip(ours) {
                 let theirs = pair[name].as_f64().unwrap();
-                assert!((ours - theirs).abs() < 1e-9, "{name} of {right:?} and {written:?}: {ours} and not {theirs}");
+                assert!(
+                    (ours - theirs).abs() < 1e-9,
+                    "{name} of {reference:?} and {prediction:?}: {ours} and not {theirs}"
+                );
             }
         }
         close(corpus.score(), recorded["corpus_bleu"].as_f64().unwrap());
@@ -174,12 +182,12 @@ mod tests {
     /// The example of Lin's paper, section 3: S1 "police killed the gunman" and two others.
     #[test]
     fn the_papers_sentences() {
-        let right = "police killed the gunman";
-        close(rouge_l(right, "Police kill the gunman."), 0.75);
-        close(rouge_l(right, "the gunman kill police"), 0.5);
-        close(rouge_n(right, "police kill the gunman", 2), 1.0 / 3.0);
-        close(rouge_n(right, "the gunman kill police", 1), 0.75);
-        assert_eq!((rouge_l(right, ""), rouge_n("", "", 1)), (0.0, 0.0));
+        let reference = "police killed the gunman";
+        close(rouge_l(reference, "Police kill the gunman."), 0.75);
+        close(rouge_l(reference, "the gunman kill police"), 0.5);
+        close(rouge_n(reference, "police kill the gunman", 2), 1.0 / 3.0);
+        close(rouge_n(reference, "the gunman kill police", 1), 0.75);
+        assert_eq!((rouge_l(reference, ""), rouge_n("", "", 1)), (0.0, 0.0));
     }
 
     #[test]
@@ -187,7 +195,7 @@ mod tests {
         let mut bleu = Bleu::default();
         bleu.add("the cat is on the mat", "the cat is on the mat");
         close(bleu.score(), 100.0);
-        // Hits 6+4 of 6+5, 5+2 of 5+4, 4+1 of 4+3, 3+0 of 3+2 runs; 12 right words, 11 written.
+        // Matches 6+4 of 6+5, 5+2 of 5+4, 4+1 of 4+3, 3+0 of 3+2 runs; 12 words in the references, 11 in the predictions.
         bleu.add("a dog sat there , quietly", "a dog sat , loudly");
         let wanted = (10.0f64 / 11.0 * 7.0 / 9.0 * 5.0 / 7.0 * 3.0 / 5.0).powf(0.25) * (1.0f64 - 12.0 / 11.0).exp();
         close(bleu.score(), 100.0 * wanted);

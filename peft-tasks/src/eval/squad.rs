@@ -1,46 +1,46 @@
-//! How well an answer that was found agrees with the right ones: the measures of SQuAD (Rajpurkar et al. 2016, 2018).
+//! How well predicted answers agree with reference answers: the metrics of SQuAD (Rajpurkar et al. 2016, 2018).
 //!
-//! The definitions are those of SQuAD's script `evaluate-v2.0.py`. Where every right answer has a word, the script of
+//! The definitions are those of SQuAD's script `evaluate-v2.0.py`. Where every reference answer has a word, the script of
 //! version 1.1 gives the same.
 
 use std::collections::HashMap;
 
-/// 1 if the answer is one of the right ones, but for case, punctuation and articles, else 0. Without a right answer,
-/// saying nothing is right.
-pub fn exact_match(right: &[String], found: &str) -> f64 {
-    best(right, |it| f64::from(u8::from(words(it) == words(found))))
+/// 1 if the prediction is one of the references, but for case, punctuation and articles, else 0. Without a reference, the
+/// empty prediction is correct.
+pub fn exact_match(references: &[String], prediction: &str) -> f64 {
+    best(references, |it| f64::from(u8::from(words(it) == words(prediction))))
 }
 
-/// F1 of the words that an answer shares with a right one; the best of the right ones.
-pub fn f1(right: &[String], found: &str) -> f64 {
-    best(right, |it| overlap(&words(it), &words(found)))
+/// F1 of the words that a prediction shares with a reference; the best over the references.
+pub fn f1(references: &[String], prediction: &str) -> f64 {
+    best(references, |it| overlap(&words(it), &words(prediction)))
 }
 
-fn best(right: &[String], score: impl Fn(&str) -> f64) -> f64 {
+fn best(references: &[String], score: impl Fn(&str) -> f64) -> f64 {
     // An answer without a word in it is none.
-    let mut scores: Vec<f64> = right.iter().filter(|it| !words(it).is_empty()).map(|it| score(it)).collect();
+    let mut scores: Vec<f64> = references.iter().filter(|it| !words(it).is_empty()).map(|it| score(it)).collect();
     if scores.is_empty() {
         scores.push(score(""));
     }
     scores.into_iter().fold(0.0, f64::max)
 }
 
-fn overlap(right: &[String], found: &[String]) -> f64 {
-    if right.is_empty() || found.is_empty() {
-        return f64::from(u8::from(right == found));
+fn overlap(reference: &[String], prediction: &[String]) -> f64 {
+    if reference.is_empty() || prediction.is_empty() {
+        return f64::from(u8::from(reference == prediction));
     }
     let mut left: HashMap<&str, usize> = HashMap::new();
-    for word in right {
+    for word in reference {
         *left.entry(word).or_default() += 1;
     }
     let mut shared = 0;
-    for word in found {
+    for word in prediction {
         if let Some(count) = left.get_mut(word.as_str()).filter(|it| **it > 0) {
             *count -= 1;
             shared += 1;
         }
     }
-    2.0 * f64::from(shared) / (right.len() + found.len()) as f64
+    2.0 * f64::from(shared) / (reference.len() + prediction.len()) as f64
 }
 
 /// Words in lower case, without ASCII punctuation and articles.
@@ -69,31 +69,31 @@ fn words(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn right(answers: &[&str]) -> Vec<String> {
+    fn references(answers: &[&str]) -> Vec<String> {
         answers.iter().map(|it| (*it).to_owned()).collect()
     }
 
     #[test]
     fn case_punctuation_and_articles_do_not_count() {
         assert_eq!(words("The  Cat's an-other, A\u{2013}b!"), ["cats", "another", "\u{2013}b"]);
-        assert_eq!(exact_match(&right(&["the Eiffel Tower"]), "Eiffel tower."), 1.0);
-        assert_eq!(exact_match(&right(&["Paris", "in Paris"]), "In paris"), 1.0);
-        assert_eq!(exact_match(&right(&["Paris"]), "in Paris"), 0.0);
+        assert_eq!(exact_match(&references(&["the Eiffel Tower"]), "Eiffel tower."), 1.0);
+        assert_eq!(exact_match(&references(&["Paris", "in Paris"]), "In paris"), 1.0);
+        assert_eq!(exact_match(&references(&["Paris"]), "in Paris"), 0.0);
     }
 
-    /// By hand: 2 of 3 found words among 4 right ones; the better of two right answers; words count as often as they are.
+    /// By hand: 2 of 3 predicted words among 4 of the reference; the better of two references; words count as often as they are.
     #[test]
     fn shared_words() {
-        assert_eq!(f1(&right(&["big red fire engine"]), "red engine house"), 4.0 / 7.0);
-        assert_eq!(f1(&right(&["one two", "two"]), "two"), 1.0);
-        assert_eq!(f1(&right(&["very very good"]), "very good good"), 4.0 / 6.0);
-        assert_eq!(f1(&right(&["x"]), ""), 0.0);
+        assert_eq!(f1(&references(&["big red fire engine"]), "red engine house"), 4.0 / 7.0);
+        assert_eq!(f1(&references(&["one two", "two"]), "two"), 1.0);
+        assert_eq!(f1(&references(&["very very good"]), "very good good"), 4.0 / 6.0);
+        assert_eq!(f1(&references(&["x"]), ""), 0.0);
     }
 
     #[test]
     fn no_answer_is_an_answer() {
         assert_eq!((exact_match(&[], ""), f1(&[], "")), (1.0, 1.0));
-        assert_eq!((exact_match(&[], "yes"), f1(&right(&["the"]), "yes")), (0.0, 0.0));
-        assert_eq!(exact_match(&right(&["yes"]), ""), 0.0);
+        assert_eq!((exact_match(&[], "yes"), f1(&references(&["the"]), "yes")), (0.0, 0.0));
+        assert_eq!(exact_match(&references(&["yes"]), ""), 0.0);
     }
 }

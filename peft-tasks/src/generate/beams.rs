@@ -1,24 +1,13 @@
 //! Beam search, apart from any model. Source: `_beam_search` in `transformers/generation/utils.py` (5.23).
 //!
-//! Numbers are those of the reference down to its −10⁹ for "impossible", in single precision, so that the same texts
+//! Numbers are those of the reference down to its −10⁹ for "impossible", in single precision, so that the same sequences
 //! come out where scores are close.
 
 use peft_core::{PeftError, Result};
 
+use crate::generate::config::{EarlyStopping, GenerationPlan};
 use crate::generate::logits;
-use crate::generate::sampling::{GenerationPlan, process};
-
-/// When to stop looking for better texts: `early_stopping`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum EarlyStopping {
-    /// When the best running text, at its present length, is worse than the worst that has ended.
-    #[default]
-    Heuristic,
-    /// When as many texts have ended as there are beams.
-    FirstComplete,
-    /// When no running text can become better than the worst that has ended.
-    Never,
-}
+use crate::generate::sampling::process;
 
 const IMPOSSIBLE: f32 = -1e9;
 
@@ -42,7 +31,7 @@ struct Row {
 /// What comes next.
 #[derive(Debug)]
 pub enum Step {
-    /// The rows, among those of the last scores, that the running texts go on from.
+    /// The rows, among those of the last scores, that the running sequences go on from.
     Go(Vec<usize>),
     /// Nothing better will come.
     Done,
@@ -155,7 +144,7 @@ impl Beams {
         Ok(if improvable && !complete && !all_end { Step::Go(origins) } else { Step::Done })
     }
 
-    /// What the best text of every row adds to its prompt.
+    /// What the best sequence of every row adds to its prompt.
     pub fn into_texts(self) -> Vec<Vec<u32>> {
         self.rows.into_iter().map(|mut row| row.ended.swap_remove(0).tokens.split_off(row.prompt)).collect()
     }

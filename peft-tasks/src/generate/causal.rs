@@ -6,7 +6,8 @@ use peft_models::{CausalLm, KvCache, ModelInput};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
-use crate::generate::sampling::{GenerationPlan, Sampler};
+use crate::generate::config::GenerationPlan;
+use crate::generate::sampling::Sampler;
 
 /// Continues every prompt. Returns the new tokens of each row, the end token included.
 ///
@@ -67,7 +68,7 @@ pub fn generate<M: CausalLm>(
     Ok(written.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
 }
 
-/// A batch of texts, filled up on the left, and what the model remembers of them.
+/// A batch of sequences, padded on the left, and what the model remembers of them.
 struct Texts<'a, M> {
     model: &'a M,
     device: &'a Device,
@@ -100,7 +101,7 @@ impl<'a, M: CausalLm> Texts<'a, M> {
         Self { model, device, rows: prompts.iter().enumerate().map(text).collect(), cache: KvCache::new(), seen: 0 }
     }
 
-    /// Scores of what follows each text, `[rows][vocab]`.
+    /// Scores of what follows each sequence, `[rows][vocab]`.
     fn scores(&mut self) -> Vec<Vec<f32>> {
         let (rows, length) = (self.rows.len(), self.rows[0].ids.len());
         if self.model.cache_limit().is_some_and(|it| self.seen <= it && length > it) {
@@ -128,7 +129,7 @@ impl<'a, M: CausalLm> Texts<'a, M> {
         data.as_slice::<f32>().unwrap_or(&[]).chunks(vocab).map(<[f32]>::to_vec).collect()
     }
 
-    /// One more token for every text.
+    /// One more token for every sequence.
     fn push(&mut self, tokens: &[u32]) {
         for (row, token) in self.rows.iter_mut().zip(tokens) {
             row.ids.push(i64::from(*token));
@@ -137,7 +138,7 @@ impl<'a, M: CausalLm> Texts<'a, M> {
         }
     }
 
-    /// Goes on from these texts, in this order.
+    /// Goes on from these sequences, in this order.
     fn select(&mut self, rows: &[usize]) {
         self.rows = rows.iter().map(|row| self.rows[*row].clone()).collect();
         self.cache.select(line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device));

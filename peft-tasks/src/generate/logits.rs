@@ -1,7 +1,7 @@
 //! What is done to the logits of the next token before one is chosen.
 //!
 //! Each function is one processor of transformers' `generation/logits_process.py`, on the logits `[vocab]` of one
-//! sequence. [`Sampler`](crate::generate::sampling::Sampler) calls them in upstream's order.
+//! sequence. [`Sampler`](crate::generate::sampling::Sampler) calls them in the order of transformers.
 
 use std::cmp::Ordering;
 

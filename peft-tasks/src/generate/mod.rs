@@ -2,6 +2,11 @@
 
 pub mod beams;
 pub mod causal;
+pub mod config;
 pub mod logits;
 pub mod sampling;
 pub mod seq2seq;
+
+pub use causal::generate;
+pub use config::{GenerationConfig, GenerationPlan};
+pub use seq2seq::generate_targets;

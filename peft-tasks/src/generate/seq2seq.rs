@@ -6,7 +6,8 @@ use peft_models::{Encoded, ModelInput, Seq2SeqCache, Seq2SeqLm};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
-use crate::generate::sampling::{GenerationPlan, Sampler};
+use crate::generate::config::GenerationPlan;
+use crate::generate::sampling::Sampler;
 
 /// Writes a target for every row of a source. Returns the new tokens of each row, the end token included, the start
 /// token not.

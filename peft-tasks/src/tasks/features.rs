@@ -1,4 +1,4 @@
-//! One vector for a whole text.
+//! Sentence embeddings: one vector for a whole sequence.
 
 use burn::tensor::{Int, Tensor};
 

@@ -1,18 +1,26 @@
-//! Learning to continue text.
+//! Causal language modelling: every token predicts the next one.
+
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result, forward, ops};
-use peft_models::CausalLm;
+use peft_models::{CausalLm, Pretrained};
 use serde_json::{Map, Value};
 
-use crate::data::pack::{PackOrder, PackedRow, pack, pad_packed};
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::chat::{ChatTemplate, messages};
+use crate::data::columns::{Columns, required};
+use crate::data::dataset::{Dataset, Row};
+use crate::data::pack::{PackOrder, PackedRow, collate_packed, pack};
+use crate::data::sample::{IGNORED, Preprocessor, Sample};
 use crate::data::tensors::line;
+use crate::data::text_data::TextData;
+use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
-/// Texts, one in a row or several.
+/// Documents, one in a row or several.
 #[derive(Debug, Clone)]
 enum Rows {
     Samples(Vec<Sample>),
@@ -21,13 +29,13 @@ enum Rows {
 
 /// The task of a causal language model.
 ///
-/// The texts of a batch are laid out in rows as wide as the longest of them, several short ones in one row: each is read as
-/// in a row of its own, so that the loss is that of a row for each text, and little is computed for filling. Which texts make
-/// a batch, and how their losses are weighted, has nothing to do with it. Dropout draws for other places.
+/// A batch is laid out in rows as wide as its longest document, with several short ones in a row where they fit. A document
+/// is read as if it had a row of its own, so the loss is the same, and less is computed for padding. Which documents make a
+/// batch, and how their losses are weighted, does not depend on the layout; dropout draws for other places.
 ///
-/// A text has a row to itself where a row is more than room for texts: behind virtual tokens or a prefix, with a task or token
-/// types, if rows have adapters of their own ([`forward::rows_matter`]), in models that do not
-/// [keep texts apart](CausalLm::supports_packing); and where no row would be saved.
+/// Every document has a row to itself in models that do not [support packing](CausalLm::supports_packing); behind virtual
+/// tokens or a prefix; with task ids or token type ids; if rows have adapters of their own ([`forward::can_pack`]); and
+/// where no row would be saved.
 #[derive(Debug, Clone)]
 pub struct LanguageModelling {
     rows: Rows,
@@ -35,33 +43,33 @@ pub struct LanguageModelling {
 }
 
 impl LanguageModelling {
-    /// Batches of whole texts; what is filled up has the id `pad_id`. Texts that predict nothing are left out.
+    /// A row for every document, padded with `pad_id`. Documents that predict nothing are left out.
     ///
     /// # Errors
-    /// If no text is left.
+    /// If no document is left.
     pub fn padded(samples: Vec<Sample>, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.is_empty() {
             return Err(PeftError::Invalid(
-                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+                "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
         Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
     }
 
-    /// Several short texts in rows of `max_length` tokens; no text sees another.
+    /// Several short documents in rows of `max_length` tokens; no document attends to another.
     ///
     /// # Errors
-    /// If no text predicts anything, or `max_length` is below 2.
+    /// If no document predicts anything, or `max_length` is below 2.
     pub fn packed(samples: Vec<Sample>, max_length: usize, pad_id: u32) -> Result<Self> {
         let samples: Vec<Sample> = samples.into_iter().filter(|it| it.targets() > 0).collect();
         if samples.iter().any(|it| it.task_id.is_some()) {
-            return Err(PeftError::config("packing", "puts texts of several tasks into a row; leave it out"));
+            return Err(PeftError::config("packing", "puts documents of several tasks into a row; leave it out"));
         }
         let rows = pack(&samples, max_length, PackOrder::BestFit)?;
         if rows.is_empty() {
             return Err(PeftError::Invalid(
-                "no row has a token to learn: texts are empty or were cut before the answer".into(),
+                "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
         Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
@@ -84,16 +92,16 @@ impl LanguageModelling {
     ///
     /// # Errors
     /// If there is no item, or some have a task and others none.
-    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Padded> {
+    pub fn batch<M: CausalLm>(&self, model: &M, items: &[usize]) -> Result<Batch> {
         match &self.rows {
             Rows::Samples(rows) => {
                 let samples: Vec<&Sample> = items.iter().map(|it| &rows[*it]).collect();
                 match together(model, &samples)? {
-                    Some(rows) => pad_packed(&rows, &self.padding),
-                    None => pad(&samples, &self.padding),
+                    Some(rows) => collate_packed(&rows, &self.padding),
+                    None => collate(&samples, &self.padding),
                 }
             }
-            Rows::Packed(rows) => pad_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
+            Rows::Packed(rows) => collate_packed(&items.iter().map(|it| &rows[*it]).collect::<Vec<_>>(), &self.padding),
         }
     }
 
@@ -105,7 +113,7 @@ impl LanguageModelling {
     }
 }
 
-/// Texts in fewer rows than there are texts, none longer than the longest of them; none if they are to stay apart.
+/// Documents in fewer rows than there are documents, none longer than the longest of them; `None` if each has its own row.
 fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<PackedRow>>> {
     let bound = |it: &&Sample| it.task_id.is_some() || it.type_ids.is_some();
     if !model.supports_packing() || samples.iter().any(bound) {
@@ -118,7 +126,71 @@ fn together<M: CausalLm>(model: &M, samples: &[&Sample]) -> Result<Option<Vec<Pa
     }
     let rows = pack(samples, longest, PackOrder::BestFit)?;
     // To look at every parameter takes longer than all the rest.
-    Ok(Some(rows).filter(|it| it.len() < samples.len() && !forward::rows_matter(model)))
+    Ok(Some(rows).filter(|it| it.len() < samples.len() && forward::can_pack(model)))
+}
+
+impl TextData {
+    /// The task of a causal language model: documents, prompts with completions, or conversations.
+    ///
+    /// # Errors
+    /// If the file cannot be read, no column is a text, nothing is to be learned, or conversations have no chat template.
+    pub fn causal_lm(&self, base: &(impl Pretrained + ?Sized)) -> Result<LanguageModelling> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let samples = self.samples(folder, &tokenizer)?;
+        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
+        if self.packing {
+            LanguageModelling::packed(samples, self.row_length(folder)?, pad)
+        } else {
+            LanguageModelling::padded(samples, pad)
+        }
+    }
+
+    /// Samples of a language model: documents, prompts with completions, or conversations.
+    fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
+        let (data, columns) = self.read()?;
+        let max_length = self.row_length(folder)?;
+        let mut builder = Preprocessor::new(tokenizer);
+        builder.train_on_prompt = self.train_on_prompt;
+        let mut samples = Vec::new();
+        let template =
+            match &columns.messages {
+                Some(_) => Some(ChatTemplate::load(folder, tokenizer.special())?.ok_or_else(|| {
+                    PeftError::bad_file(folder, "it has no chat template, which rows of messages need")
+                })?),
+                None => None,
+            };
+        for row in &data.rows {
+            let mut of_row = self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?;
+            let task_id = self.task_id(&data, row)?;
+            of_row.iter_mut().for_each(|it| it.task_id = task_id);
+            samples.extend(of_row);
+        }
+        Ok(samples)
+    }
+
+    fn language_row(
+        &self,
+        data: &Dataset,
+        row: &Row,
+        columns: &Columns,
+        template: Option<&ChatTemplate>,
+        builder: &mut Preprocessor<'_>,
+        max_length: usize,
+    ) -> Result<Vec<Sample>> {
+        if let (Some(column), Some(template)) = (&columns.messages, template) {
+            builder.max_length = Some(max_length);
+            return Ok(vec![builder.chat(template, &messages(data, row, column)?)?]);
+        }
+        if let Some(column) = &columns.completion {
+            builder.max_length = Some(max_length);
+            let (prompt, completion) = (columns.prompt_of(data, row)?, data.text(row, column)?);
+            return Ok(vec![builder.completion(&prompt, &completion)?]);
+        }
+        builder.max_length = None;
+        let column = required("text", &columns.text)?;
+        Ok(builder.text(&data.text(row, column)?)?.chunks(max_length))
+    }
 }
 
 impl<M: CausalLm> Task<M> for LanguageModelling {

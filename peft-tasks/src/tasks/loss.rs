@@ -32,7 +32,7 @@ pub fn every_position(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     ops::cross_entropy(logits.reshape([batch * seq, classes]), labels.reshape([batch * seq]))
 }
 
-/// The loss of a model that finds answers: the mean of that for the first token and that for the last.
+/// The loss of extractive question answering: the mean of that for the start position and that for the end position.
 ///
 /// Positions outside the sequence, as those of answers that were cut off, count in neither.
 ///

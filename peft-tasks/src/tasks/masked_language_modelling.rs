@@ -1,32 +1,35 @@
-//! Guessing the words behind masks.
+//! Masked language modelling: predicting the tokens behind masks.
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
-use peft_models::MaskedLm;
+use peft_models::{MaskedLm, Pretrained};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::columns::required;
 use crate::data::rng;
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::sample::{IGNORED, Sample};
+use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
 use crate::eval::metrics;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
-/// Which words are hidden, and behind what: as `DataCollatorForLanguageModeling` of transformers does it, by
-/// BERT's recipe. Of the hidden words eight in ten become the mask, one any word, and one stays.
+/// Which tokens are masked, as `DataCollatorForLanguageModeling` of transformers does it, by BERT's recipe: of the tokens
+/// to predict, eight in ten become the mask token, one a random token, and one stays.
 #[derive(Debug, Clone)]
 pub struct Masking {
-    /// The token that stands for a hidden word.
+    /// The mask token.
     pub mask: u32,
-    /// Number of words that may stand for another.
+    /// Size of the vocabulary that random tokens come from.
     pub vocab: usize,
-    /// Share of words that are hidden; 0.15 in BERT.
+    /// Share of tokens that are predicted: `mlm_probability`, 0.15 in BERT.
     pub share: f64,
     /// What the choice depends on, with the number of the row.
     pub seed: u64,
 }
 
 impl Masking {
-    /// A text with some of its words hidden. Tokens that were added around it stay.
+    /// A sequence with some of its tokens masked. Special tokens that were added around it stay.
     pub fn hide(&self, row: u64, text: &Encoded) -> Sample {
         let mut generator = rng::generator(self.seed, row);
         let mut sample =
@@ -55,7 +58,7 @@ pub struct MaskedLanguageModelling {
 }
 
 impl MaskedLanguageModelling {
-    /// Samples as [`Masking::hide`] makes them. Those in which no word is hidden are left out.
+    /// Samples as [`Masking::hide`] makes them. Those in which no token is masked are left out.
     ///
     /// # Errors
     /// If no sample is left.
@@ -67,8 +70,42 @@ impl MaskedLanguageModelling {
         Ok(Self { samples, padding })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    }
+}
+
+impl TextData {
+    /// The task of a masked language model: sequences of one column, of which `share` of the tokens is masked, 0.15 in
+    /// BERT. `seed` decides which. Longer sequences are truncated.
+    ///
+    /// # Errors
+    /// If the file cannot be read, no column is a text, the tokenizer has no mask token, or `share` is not in (0, 1].
+    pub fn masked_lm(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        share: f64,
+        seed: u64,
+    ) -> Result<MaskedLanguageModelling> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(PeftError::config("masked", format!("is {share}, expected a share in (0, 1]")));
+        }
+        let mask = tokenizer.mask_id().ok_or_else(|| {
+            PeftError::bad_file(folder, "its tokenizer names no `mask_token`, which masked words need")
+        })?;
+        let masking = Masking { mask, vocab: tokenizer.vocab_size(), share, seed };
+        let (data, columns) = self.read()?;
+        let column = required("text", &columns.text)?;
+        let max_length = self.row_length(folder)?;
+        let mut samples = Vec::new();
+        for (number, row) in data.rows.iter().enumerate() {
+            let text = tokenizer.encode_within(&data.text(row, column)?, None, max_length)?;
+            let task_id = self.task_id(&data, row)?;
+            samples.push(Sample { task_id, ..masking.hide(number as u64, &text) });
+        }
+        MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
     }
 }
 
@@ -92,17 +129,22 @@ impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.samples.len()).collect();
-        let (mut sum, mut right) = (0.0, 0);
+        let (mut sum, mut correct) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
             sum += scalar(&batch.loss_of_labels(logits.clone(), device));
-            right += batch.labels.iter().zip(&batch.guesses(logits)).filter(|(label, guess)| label == guess).count();
+            correct += batch
+                .labels
+                .iter()
+                .zip(&batch.predictions(logits))
+                .filter(|(label, predicted)| label == predicted)
+                .count();
         }
         let count = self.samples.iter().map(Sample::labelled).sum::<usize>();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
-        metrics.insert("accuracy".into(), Value::from(right as f64 / count as f64));
+        metrics.insert("accuracy".into(), Value::from(correct as f64 / count as f64));
         Ok(Evaluation { loss: sum / count as f64, metrics })
     }
 }

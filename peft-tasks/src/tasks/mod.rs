@@ -1,5 +1,6 @@
 //! Tasks, one a file: what is learned from samples, and how well a model does it.
 
+mod every_position;
 pub mod features;
 pub mod language_modelling;
 pub mod loss;

@@ -1,83 +1,27 @@
-//! Learning to find the answer to a question in a text.
+//! Extractive question answering: the answer to a question is a span of a context.
 //!
-//! Follows transformers' `examples/pytorch/question-answering/run_qa.py`: long texts in windows that overlap, an answer
-//! outside a window is the first token, and the best pair of places over all windows of a text is its answer.
+//! Follows transformers' `examples/pytorch/question-answering/run_qa.py`: long contexts in windows that overlap, an answer
+//! outside a window is the first token, and the best span over all windows of a context is its answer.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
-use peft_models::QuestionAnswerer;
+use peft_models::{Pretrained, QuestionAnswerer};
 use serde_json::Map;
 
-use crate::data::sample::{Padded, Padding, Sample, pad};
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::dataset::Row;
+use crate::data::questions::Question;
 use crate::data::tensors::line;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::text_data::TextData;
+use crate::data::windows::{Window, windows};
 use crate::eval::squad;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
-/// A question about a text, and where the text answers it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Question {
-    /// What is asked.
-    pub question: String,
-    /// The text.
-    pub context: String,
-    /// Right answers as bytes of the text; none if the text does not say. The first is learned.
-    pub answers: Vec<Range<usize>>,
-}
-
-/// A question with as much of its text as fits into a row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Window {
-    /// The tokens of both, without labels.
-    pub sample: Sample,
-    /// For every token of the text its bytes there; `None` for the question and special tokens, `[seq]`.
-    pub places: Vec<Option<Range<usize>>>,
-    /// First and last token of the answer.
-    pub answer: (usize, usize),
-}
-
-/// Cuts a question and its text into windows of at most `max_length` tokens, of which `stride` are those of the window
-/// before.
-///
-/// # Errors
-/// The question leaves no room for more than `stride` tokens of the text.
-pub fn windows(tokenizer: &Tokenizer, asked: &Question, max_length: usize, stride: usize) -> Result<Vec<Window>> {
-    let encoded = tokenizer.encode_windows(&asked.question, &asked.context, max_length, stride)?;
-    let windows = encoded.into_iter().map(|(encoded, of_context)| {
-        let offsets = encoded.offsets.iter().zip(&of_context);
-        let places: Vec<_> = offsets.map(|(place, inside)| inside.then(|| place.clone())).collect();
-        let answer = match asked.answers.first().and_then(|it| tokens_of(it, &places)) {
-            Some(tokens) => tokens,
-            None => {
-                let first = [tokenizer.role_id("cls_token"), tokenizer.bos_id()];
-                let place = |id: &u32| encoded.ids.iter().position(|it| it == id);
-                let first = first.iter().flatten().find_map(place).unwrap_or(0);
-                (first, first)
-            }
-        };
-        let sample = Sample { input_ids: encoded.ids, type_ids: Some(encoded.type_ids), ..Sample::default() };
-        Window { sample, places, answer }
-    });
-    Ok(windows.collect())
-}
-
-/// The tokens that an answer starts and ends in, if the window has all of it.
-fn tokens_of(answer: &Range<usize>, places: &[Option<Range<usize>>]) -> Option<(usize, usize)> {
-    let inside = || places.iter().enumerate().filter_map(|(at, place)| Some((at, place.as_ref()?)));
-    let (first, last) = (inside().next()?.1, inside().next_back()?.1);
-    if first.start > answer.start || last.end < answer.end {
-        return None;
-    }
-    let start = inside().rfind(|(_, it)| it.start <= answer.start)?.0;
-    let end = inside().find(|(_, it)| it.end >= answer.end)?.0;
-    Some((start, end))
-}
-
-/// The task of a model that finds answers.
+/// The task of extractive question answering.
 #[derive(Debug, Clone)]
 pub struct QuestionAnswering {
     questions: Vec<Question>,
@@ -108,8 +52,8 @@ impl QuestionAnswering {
         Ok(Self { questions, windows, of, padding, max_answer_length: 30, n_best: 20 })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.windows[*it].sample).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.windows[*it].sample).collect::<Vec<_>>(), &self.padding)
     }
 
     /// Behind virtual tokens the places are counted from the first of those, as in the reference: its adapters have
@@ -126,9 +70,9 @@ impl QuestionAnswering {
     fn measure(&self, found: &[String]) -> (f64, f64) {
         let (mut exact, mut f1) = (0.0, 0.0);
         for (asked, found) in self.questions.iter().zip(found) {
-            let right: Vec<String> = asked.answers.iter().map(|it| asked.context[it.clone()].to_owned()).collect();
-            exact += squad::exact_match(&right, found);
-            f1 += squad::f1(&right, found);
+            let references: Vec<String> = asked.answers.iter().map(|it| asked.context[it.clone()].to_owned()).collect();
+            exact += squad::exact_match(&references, found);
+            f1 += squad::f1(&references, found);
         }
         let share = 100.0 / self.questions.len() as f64;
         (exact * share, f1 * share)
@@ -155,7 +99,7 @@ impl QuestionAnswering {
     }
 }
 
-/// The best answer over the windows of a text with its score, and the score of there being none.
+/// The best answer over the windows of a context with its score, and the score of there being none.
 fn best<'a>(
     rows: impl Iterator<Item = (&'a Window, &'a [[f32; 2]])>,
     n_best: usize,
@@ -182,6 +126,34 @@ fn best<'a>(
         }
     }
     (best, none)
+}
+
+impl TextData {
+    /// The task of extractive question answering, in SQuAD's columns or those that were given for text, prompt and label.
+    ///
+    /// With an adapter, the reference does not give the model token type ids (`PeftModelForQuestionAnswering.forward`), so
+    /// `adapted` leaves them out too.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, an answer is not where it should be, or a question leaves no room
+    /// for its context.
+    pub fn question_answering(&self, base: &(impl Pretrained + ?Sized), adapted: bool) -> Result<QuestionAnswering> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, questions) = self.questions()?;
+        let max_length = self.row_length(folder)?;
+        let stride = self.doc_stride.unwrap_or(max_length / 3);
+        let cut = |(row, asked): (&Row, &Question)| {
+            let mut windows =
+                windows(&tokenizer, asked, max_length, stride).map_err(|error| data.bad_row(row, error))?;
+            if adapted {
+                windows.iter_mut().for_each(|it| it.sample.type_ids = None);
+            }
+            Ok(windows)
+        };
+        let windows = data.rows.iter().zip(&questions).map(cut).collect::<Result<Vec<_>>>()?;
+        QuestionAnswering::new(questions, windows, Padding::right(tokenizer.fill_id()))
+    }
 }
 
 impl<M: QuestionAnswerer> Task<M> for QuestionAnswering {
@@ -230,29 +202,6 @@ mod tests {
 
     fn asked(answer: Option<Range<usize>>) -> Question {
         Question { question: "q".into(), context: "0123456789".into(), answers: answer.into_iter().collect() }
-    }
-
-    /// A token a byte: `<s> q </s>` and 5 of the text, of which the window before has 2.
-    #[test]
-    fn windows_overlap_and_know_where_the_answer_is() {
-        let tokenizer = testing::bytes();
-        let windows = windows(&tokenizer, &asked(Some(4..7)), 8, 2).unwrap();
-        let text = |it: &Window| tokenizer.decode(&it.sample.input_ids, false).unwrap();
-        let texts: Vec<String> = windows.iter().map(text).collect();
-        assert_eq!(texts, ["<s>q</s>01234", "<s>q</s>34567", "<s>q</s>6789"]);
-        // The first lacks the end, the second has all of `456`, the third its end only.
-        assert_eq!(windows.iter().map(|it| it.answer).collect::<Vec<_>>(), [(0, 0), (4, 6), (0, 0)]);
-        assert_eq!(windows[1].places[..4], [None, None, None, Some(3..4)]);
-        assert_eq!(windows[1].sample.type_ids.as_ref().unwrap()[..4], [0, 0, 0, 1]);
-    }
-
-    #[test]
-    fn a_question_must_leave_room() {
-        let error = windows(&testing::bytes(), &asked(None), 5, 2).unwrap_err().to_string();
-        assert!(error.contains("leaves room for 2") && error.contains("doc_stride"), "{error}");
-        assert!(windows(&testing::bytes(), &asked(None), 2, 0).is_err());
-        // What fits needs no stride.
-        assert_eq!(windows(&testing::bytes(), &asked(None), 13, 100).unwrap().len(), 1);
     }
 
     fn task(questions: Vec<Question>) -> QuestionAnswering {

@@ -1,13 +1,16 @@
-//! Learning to label whole sequences.
+//! Sequence classification: labels for whole sequences.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{PeftError, Result};
-use peft_models::SequenceClassifier;
+use peft_models::{Pretrained, SequenceClassifier};
 use serde_json::{Map, Value};
 
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::columns::required;
 use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
-use crate::data::sample::{Padded, Padding, Sample, pad};
+use crate::data::sample::{Preprocessor, Sample, Side};
 use crate::data::tensors::line;
+use crate::data::text_data::TextData;
 use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
 use crate::tasks::loss::{self, Labels, ProblemType};
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -28,14 +31,16 @@ impl SequenceClassification {
     /// If there are none, or not as many of one as of the other.
     pub fn new(samples: Vec<Sample>, labels: Vec<Label>, set: LabelSet, padding: Padding) -> Result<Self> {
         if samples.is_empty() || samples.len() != labels.len() {
-            let counts = format!("{} texts and {} labels", samples.len(), labels.len());
-            return Err(PeftError::Invalid(format!("a classifier needs as many labels as texts, and some: {counts}")));
+            let counts = format!("{} sequences and {} labels", samples.len(), labels.len());
+            return Err(PeftError::Invalid(format!(
+                "a classifier needs as many labels as sequences, and some: {counts}"
+            )));
         }
         Ok(Self { samples, labels, set, padding })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
 
     fn problem(&self) -> ProblemType {
@@ -56,6 +61,39 @@ impl SequenceClassification {
             }
         };
         Ok(loss::classification(logits, labels, self.problem())?.mul_scalar(items.len() as f64))
+    }
+}
+
+impl TextData {
+    /// The task of a sequence classifier, with the labels of [`label_set`](TextData::label_set) or those of an adapter.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, a sequence is empty or a label is none of `set`.
+    pub fn sequence_classification(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        set: &LabelSet,
+    ) -> Result<SequenceClassification> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let (text, label) = (required("text", &columns.text)?, required("label", &columns.label)?);
+        let mut builder = Preprocessor::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        builder.truncate = Side::Right;
+        let (mut samples, mut labels) = (Vec::new(), Vec::new());
+        for row in &data.rows {
+            let pair = columns.text_pair.as_ref().map(|it| data.text(row, it)).transpose()?;
+            let mut sample = builder.sequence(&data.text(row, text)?, pair.as_deref())?;
+            sample.task_id = self.task_id(&data, row)?;
+            if sample.is_empty() {
+                return Err(data.bad_row(row, "the text is empty"));
+            }
+            samples.push(sample);
+            labels.push(set.label(&data, row, label)?);
+        }
+        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
+        SequenceClassification::new(samples, labels, set.clone(), Padding::right(pad))
     }
 }
 
@@ -112,15 +150,15 @@ impl SequenceClassification {
                 for (output, label) in outputs.iter().zip(&self.labels) {
                     if let Label::Classes(on) = label {
                         let truth: Vec<bool> = (0..classes).map(|it| on.contains(&it)).collect();
-                        let guess: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
-                        confusion.add(&truth, &guess)?;
+                        let predicted: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
+                        confusion.add(&truth, &predicted)?;
                     }
                 }
                 measures.insert("accuracy".into(), confusion.accuracy().into());
                 measures.insert("f1".into(), confusion.average(Average::Micro).f1.into());
             }
             LabelKind::Regression => {
-                let (guess, truth): (Vec<f64>, Vec<f64>) = outputs
+                let (predicted, truth): (Vec<f64>, Vec<f64>) = outputs
                     .iter()
                     .zip(&self.labels)
                     .filter_map(|(output, label)| match label {
@@ -128,8 +166,8 @@ impl SequenceClassification {
                         _ => None,
                     })
                     .unzip();
-                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &guess)?.into());
-                measures.insert("pearson".into(), metrics::pearson(&truth, &guess)?.into());
+                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &predicted)?.into());
+                measures.insert("pearson".into(), metrics::pearson(&truth, &predicted)?.into());
             }
         }
         Ok(measures)

@@ -1,16 +1,19 @@
-//! Learning to write a target for a source.
+//! Sequence-to-sequence language modelling: a target for every source.
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result, ops};
-use peft_models::{ModelInput, Seq2SeqLm};
+use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::columns::required;
+use crate::data::sample::{IGNORED, Sample};
 use crate::data::tensors::{grid, line};
+use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
-use crate::generate::sampling::GenerationPlan;
+use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -23,12 +26,12 @@ pub struct SequenceToSequence {
     written: Option<Written>,
 }
 
-/// How an evaluation has targets written, to compare them with the right ones.
+/// How an evaluation generates predictions, to compare them with the targets: `predict_with_generate` of transformers.
 #[derive(Debug, Clone)]
 pub struct Written {
     /// Turns ids into text.
     pub tokenizer: Tokenizer,
-    /// How to write.
+    /// How to generate.
     pub plan: GenerationPlan,
 }
 
@@ -48,7 +51,7 @@ impl SequenceToSequence {
         Ok(Self { sources, targets, padding, written: None })
     }
 
-    /// Has targets written in every evaluation, and measured: exact matches, ROUGE, BLEU.
+    /// Has every evaluation generate predictions and measure them: exact matches, ROUGE, BLEU.
     pub fn with_writing(mut self, written: Written) -> Self {
         self.written = Some(written);
         self
@@ -57,16 +60,16 @@ impl SequenceToSequence {
     fn source(&self, items: &[usize], device: &Device) -> Result<ModelInput> {
         let samples: Vec<Sample> =
             items.iter().map(|it| Sample { labels: Vec::new(), ..self.sources[*it].clone() }).collect();
-        let mut input = pad(&samples, &self.padding)?.input(device);
+        let mut input = collate(&samples, &self.padding)?.input(device);
         // Encoders of this kind know no sentences A and B.
         input.token_type_ids = None;
         Ok(input)
     }
 
-    fn target(&self, items: &[usize]) -> Result<Padded> {
+    fn target(&self, items: &[usize]) -> Result<Batch> {
         let samples: Vec<Sample> =
             items.iter().map(|it| Sample::language(self.targets[*it].input_ids.clone())).collect();
-        pad(&samples, &self.padding)
+        collate(&samples, &self.padding)
     }
 
     fn measure<M: Seq2SeqLm>(
@@ -82,15 +85,17 @@ impl SequenceToSequence {
         for chunk in items.chunks(batch_size.max(1)) {
             let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
             for (item, text) in chunk.iter().zip(texts) {
-                let right = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
+                let reference = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
                 let text = written.tokenizer.decode(&text, true)?;
-                exact += usize::from(right.trim() == text.trim());
-                for (sum, score) in
-                    rouge.iter_mut().zip([rouge_n(&right, &text, 1), rouge_n(&right, &text, 2), rouge_l(&right, &text)])
-                {
+                exact += usize::from(reference.trim() == text.trim());
+                for (sum, score) in rouge.iter_mut().zip([
+                    rouge_n(&reference, &text, 1),
+                    rouge_n(&reference, &text, 2),
+                    rouge_l(&reference, &text),
+                ]) {
                     *sum += score;
                 }
-                bleu.add(&right, &text);
+                bleu.add(&reference, &text);
             }
         }
         let count = items.len() as f64;
@@ -101,6 +106,35 @@ impl SequenceToSequence {
             ("rougeL", rouge[2] / count),
             ("bleu", bleu.score()),
         ])
+    }
+}
+
+impl TextData {
+    /// The task of an encoder with a decoder: prompts are sources, completions are targets.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing or a sequence is empty.
+    pub fn seq2seq_lm(&self, base: &(impl Pretrained + ?Sized)) -> Result<SequenceToSequence> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let completion = required("completion", &columns.completion)?;
+        let max_length = self.row_length(folder)?;
+        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        for row in &data.rows {
+            let encode = |text: &str| {
+                let encoded = tokenizer.encode_within(text, None, max_length)?;
+                if encoded.ids.is_empty() {
+                    return Err(data.bad_row(row, "a text is empty"));
+                }
+                Ok(Sample { input_ids: encoded.ids, ..Sample::default() })
+            };
+            let mut source = encode(&columns.prompt_of(&data, row)?)?;
+            source.task_id = self.task_id(&data, row)?;
+            sources.push(source);
+            targets.push(encode(&data.text(row, completion)?)?);
+        }
+        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
     }
 }
 

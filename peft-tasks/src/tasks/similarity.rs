@@ -1,15 +1,17 @@
-//! Learning which texts belong together: pairs of texts as vectors, whose cosine says how alike they are.
+//! Sentence similarity: pairs of sentences whose embeddings have a cosine that says how alike they are.
 //!
 //! The losses are those of sentence-transformers: `MultipleNegativesRankingLoss` for pairs without a score (van den Oord
 //! and others 2018, <https://arxiv.org/abs/1807.03748>), `CosineSimilarityLoss` for pairs with one.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::ops;
-use peft_core::{PeftError, Result};
-use peft_models::FeatureExtractor;
+use peft_core::{PeftError, Result, ops};
+use peft_models::{FeatureExtractor, Pretrained};
 use serde_json::{Map, Value};
 
-use crate::data::sample::{Padding, Sample, pad};
+use crate::data::batch::{Padding, collate};
+use crate::data::columns::required;
+use crate::data::sample::{Preprocessor, Sample};
+use crate::data::text_data::TextData;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
 use crate::tasks::task::{Evaluation, Task, scalar};
@@ -17,32 +19,32 @@ use crate::tasks::task::{Evaluation, Task, scalar};
 /// What the cosine is multiplied with before the softmax, as in sentence-transformers.
 pub const SCALE: f64 = 20.0;
 
-/// The task of a model that turns texts into vectors.
+/// The task of a model of sentence embeddings.
 #[derive(Debug, Clone)]
 pub struct Similarity {
     first: Vec<Sample>,
     second: Vec<Sample>,
-    /// How alike the texts of a pair are, usually 0 to 1; empty if pairs just belong together.
+    /// How alike the sentences of a pair are, usually 0 to 1; empty if pairs just belong together.
     scores: Vec<f32>,
     padding: Padding,
 }
 
 impl Similarity {
-    /// The texts of pairs, and how alike they are. Without scores a text is to find its partner among those of its
-    /// batch, so a batch should not hold the same text twice.
+    /// The sentences of pairs, and how alike they are. Without scores a sentence is to find its partner among those of
+    /// its batch, so a batch should not hold the same sentence twice.
     ///
     /// # Errors
-    /// If there is no pair, a text is empty, or the lists are not equally long.
+    /// If there is no pair, a sentence is empty, or the lists are not equally long.
     pub fn new(first: Vec<Sample>, second: Vec<Sample>, scores: Vec<f32>, padding: Padding) -> Result<Self> {
         let (pairs, scored) = (first.len(), scores.len());
         if pairs == 0 || pairs != second.len() || (scored > 0 && scored != pairs) {
-            let counts = format!("{pairs} first texts, {} second ones, {scored} scores", second.len());
+            let counts = format!("{pairs} first sentences, {} second ones, {scored} scores", second.len());
             return Err(PeftError::Invalid(format!(
-                "pairs need two texts each, and a score for all or none: {counts}"
+                "pairs need two sentences each, and a score for all or none: {counts}"
             )));
         }
         if let Some(row) = (0..pairs).find(|it| first[*it].is_empty() || second[*it].is_empty()) {
-            return Err(PeftError::Invalid(format!("a text of pair {} is empty", row + 1)));
+            return Err(PeftError::Invalid(format!("a sentence of pair {} is empty", row + 1)));
         }
         if let Some(score) = scores.iter().find(|it| !it.is_finite()) {
             return Err(PeftError::Invalid(format!("a score is {score}, expected a number")));
@@ -50,7 +52,7 @@ impl Similarity {
         Ok(Self { first, second, scores, padding })
     }
 
-    /// One vector of length 1 for each text, `[items, d_model]`.
+    /// One vector of length 1 for each sentence, `[items, d_model]`.
     fn vectors<M: FeatureExtractor>(
         &self,
         model: &M,
@@ -58,7 +60,7 @@ impl Similarity {
         items: &[usize],
         device: &Device,
     ) -> Result<Tensor<2>> {
-        let input = pad(&items.iter().map(|it| &texts[*it]).collect::<Vec<_>>(), &self.padding)?.input(device);
+        let input = collate(&items.iter().map(|it| &texts[*it]).collect::<Vec<_>>(), &self.padding)?.input(device);
         Ok(embed(model, &input))
     }
 
@@ -75,7 +77,7 @@ impl Similarity {
     }
 }
 
-/// The mean of a text's hidden states at length 1, without the virtual tokens of a prompt.
+/// The mean of a sentence's hidden states at length 1, without the virtual tokens of a prompt.
 ///
 /// # Shapes
 /// - output: `[batch, d_model]`
@@ -86,8 +88,8 @@ pub fn embed<M: FeatureExtractor>(model: &M, input: &peft_models::ModelInput) ->
     normalise(mean_pooling(hidden.narrow(1, total - seq, seq), input.attention_mask.clone()))
 }
 
-/// Every first text chooses its partner among all second texts of the batch: the cross-entropy of `scale` times the
-/// cosines, with the partner as the right class.
+/// Every first sentence chooses its partner among all second sentences of the batch: the cross-entropy of `scale` times the
+/// cosines, with the partner as the label.
 ///
 /// # Shapes
 /// - first, second: `[batch, d_model]`, of length 1
@@ -109,6 +111,39 @@ pub fn cosine_similarity(first: Tensor<2>, second: Tensor<2>, scores: Tensor<1>)
     (error.clone() * error).mean()
 }
 
+impl TextData {
+    /// The task of a model of sentence embeddings: pairs of sentences, and a score for each if a label column is named or
+    /// found.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, a sentence is empty or a score is no number.
+    pub fn similarity(&self, base: &(impl Pretrained + ?Sized)) -> Result<Similarity> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, columns) = self.read()?;
+        let first = required("text", &columns.text)?;
+        let second = required("text_pair", &columns.text_pair)?;
+        let mut builder = Preprocessor::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        let (mut firsts, mut seconds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        for row in &data.rows {
+            for (texts, column) in [(&mut firsts, first), (&mut seconds, second)] {
+                let mut sample = builder.sequence(&data.text(row, column)?, None)?;
+                sample.task_id = self.task_id(&data, row)?;
+                texts.push(sample);
+            }
+            if let Some(column) = &columns.label {
+                let text = data.text(row, column)?;
+                let score = text.trim().parse();
+                scores.push(score.map_err(|_| {
+                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the sentences are"))
+                })?);
+            }
+        }
+        Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id()))
+    }
+}
+
 impl<M: FeatureExtractor> Task<M> for Similarity {
     fn lengths(&self) -> Vec<usize> {
         self.first.iter().zip(&self.second).map(|(a, b)| a.len().max(b.len())).collect()
@@ -128,7 +163,7 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
         Ok(self.loss_of(first, second, items, device))
     }
 
-    /// Without scores: `accuracy`, how often the partner of a text is the nearest among all second texts of the file,
+    /// Without scores: `accuracy`, how often the partner of a sentence is the nearest among all second sentences of the file,
     /// and `mrr`, the mean of one over its place. With scores: `pearson` and `spearman`, of scores and cosines.
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.first.len()).collect();
@@ -148,25 +183,25 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
 }
 
 impl Similarity {
-    /// `cosines` of every first text with every second one, row by row.
+    /// `cosines` of every first sentence with every second one, row by row.
     fn measure(&self, cosines: &[f32]) -> Result<Map<String, Value>> {
         let count = self.first.len();
         let mut metrics = Map::new();
         if self.scores.is_empty() {
-            let (mut hits, mut reciprocal) = (0, 0.0);
+            let (mut correct, mut reciprocal) = (0, 0.0);
             for (own, row) in cosines.chunks(count).enumerate() {
-                // Texts that are as near as the partner stand before it: a constant model finds nothing.
+                // Sentences that are as near as the partner stand before it: a constant model finds nothing.
                 let place = row.iter().enumerate().filter(|(at, it)| *at == own || **it >= row[own]).count();
-                hits += usize::from(place == 1);
+                correct += usize::from(place == 1);
                 reciprocal += 1.0 / place as f64;
             }
-            metrics.insert("accuracy".into(), (hits as f64 / count as f64).into());
+            metrics.insert("accuracy".into(), (correct as f64 / count as f64).into());
             metrics.insert("mrr".into(), (reciprocal / count as f64).into());
         } else {
-            let right: Vec<f64> = self.scores.iter().map(|it| f64::from(*it)).collect();
-            let found: Vec<f64> = (0..count).map(|it| f64::from(cosines[it * count + it])).collect();
-            metrics.insert("pearson".into(), metrics::pearson(&right, &found)?.into());
-            metrics.insert("spearman".into(), metrics::spearman(&right, &found)?.into());
+            let labels: Vec<f64> = self.scores.iter().map(|it| f64::from(*it)).collect();
+            let predicted: Vec<f64> = (0..count).map(|it| f64::from(cosines[it * count + it])).collect();
+            metrics.insert("pearson".into(), metrics::pearson(&labels, &predicted)?.into());
+            metrics.insert("spearman".into(), metrics::spearman(&labels, &predicted)?.into());
         }
         Ok(metrics)
     }

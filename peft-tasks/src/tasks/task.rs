@@ -6,22 +6,76 @@ use peft_core::Result;
 use serde_json::{Map, Value};
 
 /// Items to learn from, and how a model's loss on them is computed.
+///
+/// A [`Trainer`](crate::train::Trainer) asks for nothing else, so an implementation for a model of yours is all that a new
+/// task needs: `examples/custom_task.rs` is a complete one. Items are numbered from 0, and the trainer names those of a
+/// batch by their numbers. Given the same items a task must give the same loss, but for what the model draws on the device
+/// (dropout): resumed runs rely on it.
+///
+/// # Example
+/// A regression on the mean squared error, for any model that maps `[batch, 1]` to `[batch, 1]`.
+/// ```
+/// use burn::nn::Linear;
+/// use burn::tensor::{Device, Tensor, TensorData};
+/// use peft_core::Result;
+/// use peft_tasks::tasks::task::{Evaluation, Task, scalar};
+///
+/// struct Points(Vec<(f32, f32)>);
+///
+/// impl Task<Linear> for Points {
+///     fn lengths(&self) -> Vec<usize> {
+///         vec![1; self.0.len()]
+///     }
+///
+///     fn tokens(&self, items: &[usize]) -> usize {
+///         items.len()
+///     }
+///
+///     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
+///         items.len()
+///     }
+///
+///     fn loss_sum(&self, model: &Linear, items: &[usize], device: &Device) -> Result<Tensor<1>> {
+///         let column = |values: Vec<f32>| {
+///             let shape = [values.len(), 1];
+///             Tensor::<2>::from_data(TensorData::new(values, shape), device)
+///         };
+///         let input = column(items.iter().map(|it| self.0[*it].0).collect());
+///         let labels = column(items.iter().map(|it| self.0[*it].1).collect());
+///         Ok((model.forward(input) - labels).square().sum())
+///     }
+///
+///     fn evaluate(&self, model: &Linear, _batch_size: usize, device: &Device) -> Result<Evaluation> {
+///         let items: Vec<usize> = (0..self.0.len()).collect();
+///         let loss = scalar(&self.loss_sum(model, &items, device)?) / items.len() as f64;
+///         Ok(Evaluation { loss, ..Evaluation::default() })
+///     }
+/// }
+/// ```
 pub trait Task<M: Module> {
-    /// Length of every item in tokens, by which batches may be grouped.
+    /// Length of every item in tokens; as many as there are items. Batches may be grouped by it.
     fn lengths(&self) -> Vec<usize>;
 
-    /// Tokens of some items, filling excluded.
+    /// Tokens of some items, padding excluded: what the log counts.
     fn tokens(&self, items: &[usize]) -> usize;
 
-    /// How many terms the loss of some items is a mean of, where prompts put `virtual_tokens` before every row
-    /// ([`forward::virtual_tokens`](peft_core::forward::virtual_tokens)).
+    /// How many terms [`loss_sum`](Task::loss_sum) is a sum of: tokens that are predicted, or rows. Adapters put
+    /// `virtual_tokens` before every row ([`forward::virtual_tokens`](peft_core::forward::virtual_tokens)), behind which a
+    /// language model predicts the first token too; other tasks need not look at it.
     fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize;
 
-    /// The loss of some items, summed over their targets; `[1]`.
+    /// The loss of a batch of items, summed over its targets and not averaged; `[1]`. The trainer divides by the targets of
+    /// all batches of a step, so that accumulation gives the gradients of one large batch.
+    ///
+    /// # Errors
+    /// If the items make no batch; the run ends with it.
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>>;
 
-    /// Loss and measures over all items, `batch_size` at a time. The model is in evaluation mode: see
+    /// Loss and metrics over all items, `batch_size` at a time. The model is in evaluation mode: see
     /// [`nn::eval`](peft_core::nn::eval).
+    ///
+    /// # Errors
+    /// As [`loss_sum`](Task::loss_sum), or if a metric is not defined for what the model gives.
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation>;
 }
 
@@ -30,7 +84,7 @@ pub trait Task<M: Module> {
 pub struct Evaluation {
     /// Mean loss over all targets.
     pub loss: f64,
-    /// Measures of the task: `perplexity`, `accuracy`.
+    /// Metrics of the task: `perplexity`, `accuracy`.
     pub metrics: Map<String, Value>,
 }
 

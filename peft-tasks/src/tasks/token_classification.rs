@@ -1,11 +1,14 @@
-//! Learning to tag words.
+//! Token classification: a tag for every word.
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
-use peft_models::TokenClassifier;
-use serde_json::Map;
+use peft_models::{Pretrained, TokenClassifier};
+use serde_json::{Map, Value};
 
-use crate::data::sample::{IGNORED, Padded, Padding, Sample, pad};
+use crate::data::batch::{Batch, Padding, collate};
+use crate::data::sample::{IGNORED, Preprocessor, Sample};
+use crate::data::tags::list;
+use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -19,7 +22,7 @@ pub struct TokenClassification {
 
 impl TokenClassification {
     /// Samples whose labels are numbers of tags at the first token of each word, as
-    /// [`SampleBuilder::words`](crate::data::sample::SampleBuilder::words) makes them; `names` are the tags.
+    /// [`Preprocessor::words`](crate::data::sample::Preprocessor::words) makes them; `names` are the tags.
     ///
     /// # Errors
     /// If no sample has a label, or a label has no name.
@@ -36,12 +39,52 @@ impl TokenClassification {
         Ok(Self { samples, names, padding })
     }
 
-    fn batch(&self, items: &[usize]) -> Result<Padded> {
-        pad(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
+    fn batch(&self, items: &[usize]) -> Result<Batch> {
+        collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
     }
 
     fn name(&self, tag: i64) -> &str {
         usize::try_from(tag).ok().and_then(|it| self.names.get(it)).map_or("O", String::as_str)
+    }
+}
+
+impl TextData {
+    /// The task of a token classifier, with the tags of [`tag_names`](TextData::tag_names) or those of an adapter. A word's
+    /// tag goes to its first token.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing or a tag is none of `names`.
+    pub fn token_classification(
+        &self,
+        base: &(impl Pretrained + ?Sized),
+        names: &[String],
+    ) -> Result<TokenClassification> {
+        let folder = base.folder()?;
+        let tokenizer = self.tokenizer_of(folder)?;
+        let (data, words, tags) = self.words()?;
+        let mut builder = Preprocessor::new(&tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        let mut samples = Vec::new();
+        for row in &data.rows {
+            let items = list(&data, row, &words)?;
+            let text = items.iter().map(|it| match it.as_str() {
+                Some(word) => Ok(word.to_owned()),
+                None => Err(data.bad_row(row, format!("column `{words}` holds {it}, expected words"))),
+            });
+            let text = text.collect::<Result<Vec<_>>>()?;
+            let number = |tag: &Value| {
+                let name = tag.as_str().map_or_else(|| tag.to_string(), str::to_owned);
+                let place = names.iter().position(|it| *it == name);
+                place
+                    .map(|it| it as i64)
+                    .ok_or_else(|| data.bad_row(row, format!("tag `{name}` is none of {}", names.join(", "))))
+            };
+            let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
+            let mut sample = builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?;
+            sample.task_id = self.task_id(&data, row)?;
+            samples.push(sample);
+        }
+        TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
     }
 }
 
@@ -70,12 +113,12 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
             sum += scalar(&batch.loss_of_labels(logits.clone(), device));
-            let guesses = batch.guesses(logits);
-            for (labels, guesses) in batch.labels.chunks(batch.width).zip(guesses.chunks(batch.width)) {
-                let words = || labels.iter().zip(guesses).filter(|(label, _)| **label != IGNORED);
-                let right: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();
-                let guess: Vec<&str> = words().map(|(_, guess)| self.name(*guess)).collect();
-                scores.add(&right, &guess)?;
+            let predictions = batch.predictions(logits);
+            for (labels, predictions) in batch.labels.chunks(batch.width).zip(predictions.chunks(batch.width)) {
+                let words = || labels.iter().zip(predictions).filter(|(label, _)| **label != IGNORED);
+                let labelled: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();
+                let predicted: Vec<&str> = words().map(|(_, predicted)| self.name(*predicted)).collect();
+                scores.add(&labelled, &predicted)?;
             }
         }
         let found = scores.scores();

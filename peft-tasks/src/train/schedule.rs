@@ -195,7 +195,7 @@ impl Schedule {
             }
             Shape::Restarts { .. } if progress >= 1.0 => 0.0,
             Shape::Restarts { cycles } => (0.5 * (1.0 + (PI * ((cycles * progress) % 1.0)).cos())).max(0.0),
-            // Upstream divides by `total - warmup` here, which may be 0 at the last step.
+            // transformers divides by `total - warmup` here, which may be 0 at the last step.
             Shape::Polynomial { end, .. } if step >= total => end,
             Shape::Polynomial { end, power } => (1.0 - end) * (1.0 - progress).powf(power) + end,
             Shape::InverseSqrt { timescale } => 1.0 / ((step + timescale - warmup) / timescale).sqrt(),

@@ -56,7 +56,7 @@ fn refusal(json: &str) -> String {
 }
 
 #[test]
-fn every_shape_is_upstreams() {
+fn every_shape_is_that_of_transformers() {
     for (name, kwargs, expected) in RECORDED {
         let json = format!(r#"{{"lr_scheduler_type": "{name}", "warmup_steps": 3, "lr_scheduler_kwargs": {kwargs}}}"#);
         let schedule = Schedule::new(&config(&json), 10, 5e-4).unwrap();

@@ -114,7 +114,7 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
     /// If there is no such adapter, a loss or gradient is not finite, the settings make no sense, a checkpoint does not
     /// fit or a file cannot be written.
     pub fn run(mut self) -> Result<Outcome> {
-        let device = self.peft.device().clone().without_autodiff();
+        let device = self.peft.device().without_autodiff();
         self.config.check()?;
         if self.config.bf16 {
             ops::check_bf16(&device)?;

@@ -27,7 +27,7 @@ use peft::models::text::decoder::gpt2::Gpt2LmHeadModel;
 use peft::models::text::encoder::bert::BertForSequenceClassification;
 use peft::models::{CausalLm, ModelInput, SequenceClassifier};
 use peft::tasks::data::labels::{Label, LabelKind, LabelSet};
-use peft::tasks::data::sample::{Padding, Sample};
+use peft::tasks::data::{Padding, Sample};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::sequence_classification::SequenceClassification;
 use peft::tasks::tasks::task::{Task, scalar};

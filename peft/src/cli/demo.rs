@@ -4,15 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::run::prepare::TextData;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::write_atomically;
 use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft_lora::LoraConfig;
 use peft_models::auto::AutoCausalLm;
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::generate::GenerationConfig;
 use peft_tasks::generate::causal::generate;
-use peft_tasks::generate::sampling::GenerationConfig;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::{TrainConfig, Trainer};
 

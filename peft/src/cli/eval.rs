@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::run::prepare::TextData;
 use peft_core::Result;
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::task::Evaluation;
 
 use super::bar::short;

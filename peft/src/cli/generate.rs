@@ -5,8 +5,8 @@ use std::io::Write;
 use peft_core::{PeftError, Result};
 use peft_tasks::data::chat::{ChatTemplate, Message};
 use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::generate::GenerationConfig;
 use peft_tasks::generate::causal::generate;
-use peft_tasks::generate::sampling::GenerationConfig;
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
 use crate::load::adapters::with_adapters;

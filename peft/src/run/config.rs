@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::run::prepare::TextData;
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
 use peft_core::{PeftError, Result, nearest};
 use peft_tasks::data::columns::Columns;
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -1,7 +1,9 @@
 //! Measuring a model, with or without adapters, whatever the task.
 
-use crate::run::prepare::TextData;
+use std::sync::Arc;
+
 use peft_core::{Result, nn};
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 
@@ -25,17 +27,18 @@ pub struct EvalRequest {
 
 /// Loss and measures over all rows of the data.
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
-    let tokenizer = Tokenizer::load(context.base)?;
+    let tokenizer = Arc::new(Tokenizer::load(context.base)?);
+    let data = request.data.clone().tokenizer(tokenizer.clone());
     let adapters = &request.adapters;
     let model = kind.load(context.architectures, context.base, context.place, &head_of(adapters))?;
-    let learn = || match kind.learn_labels(&request.data)? {
+    let learn = || match kind.learn_labels(&data)? {
         Some(labels) => Ok(labels),
         None => Err(peft_core::PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
     let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
     let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };
     let source = TaskSource {
-        data: &request.data,
+        data: &data,
         base: context.base,
         tokenizer: &tokenizer,
         labels: labels.as_ref(),

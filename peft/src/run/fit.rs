@@ -1,6 +1,7 @@
 //! Training an adapter as a run says, whatever the task.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use peft_core::files::checkpoint::{Placement, write_atomically};
@@ -71,12 +72,13 @@ pub(crate) fn fit<K: TaskKind>(
     }
     let config = configure(method, base, methods)?;
 
-    let tokenizer = Tokenizer::load(base)?;
-    let (data, options) = (run.text_data(&run.data.train), run.task_options());
+    let tokenizer = Arc::new(Tokenizer::load(base)?);
+    let text_data = |file| run.text_data(file).tokenizer(tokenizer.clone());
+    let (data, options) = (text_data(&run.data.train), run.task_options());
     let labels = kind.learn_labels(&data)?;
     let source = TaskSource { data: &data, base, tokenizer: &tokenizer, labels: labels.as_ref(), options: &options };
     let task = kind.task(&source)?;
-    let held_out = run.data.eval.as_ref().map(|file| run.text_data(file));
+    let held_out = run.data.eval.as_ref().map(|file| text_data(file));
     let held_out = held_out.as_ref().map(|data| kind.task(&TaskSource { data, ..source })).transpose()?;
 
     let mut head = labels.as_ref().map(|it| kind.head_for(it, &tokenizer)).unwrap_or_default();

@@ -49,7 +49,7 @@ impl TaskKind for CausalLmKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<LanguageModelling> {
-        source.data.language_modelling(source.base, source.tokenizer)
+        source.data.causal_lm(source.base)
     }
 
     fn forward(&self, model: &AutoCausalLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

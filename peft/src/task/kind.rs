@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::run::prepare::TextData;
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::files::checkpoint::Placement;
@@ -10,6 +9,7 @@ use peft_core::{Adaptable, Labels, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::LabelSet;
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::Task;
 

@@ -50,7 +50,7 @@ impl TaskKind for MaskedLmKind {
 
     fn task(&self, source: &TaskSource<'_>) -> Result<MaskedLanguageModelling> {
         let options = source.options;
-        source.data.masked_language_modelling(source.base, source.tokenizer, options.masked_share, options.seed)
+        source.data.masked_lm(source.base, options.masked_share, options.seed)
     }
 
     fn forward(&self, model: &AutoMaskedLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

@@ -49,7 +49,7 @@ impl TaskKind for QuestionAnsweringKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<QuestionAnswering> {
-        source.data.question_answering(source.base, source.tokenizer, source.options.adapted)
+        source.data.question_answering(source.base, source.options.adapted)
     }
 
     fn forward(&self, model: &AutoQuestionAnswerer, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

@@ -8,7 +8,7 @@ use peft_core::{PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, AutoSeq2SeqLm, ClassifierOptions};
 use peft_models::common::config::RawConfig;
 use peft_models::{ModelInput, Seq2SeqLm, Tokens};
-use peft_tasks::generate::sampling::GenerationConfig;
+use peft_tasks::generate::GenerationConfig;
 use peft_tasks::tasks::loss;
 use peft_tasks::tasks::sequence_to_sequence::{SequenceToSequence, Written};
 
@@ -50,7 +50,7 @@ impl TaskKind for Seq2SeqLmKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<SequenceToSequence> {
-        let task = source.data.sequence_to_sequence(source.base, source.tokenizer)?;
+        let task = source.data.seq2seq_lm(source.base)?;
         let Some(max_new_tokens) = source.options.max_new_tokens else { return Ok(task) };
         let mut config = GenerationConfig::load(source.base)?;
         config.max_new_tokens = Some(max_new_tokens);

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::run::prepare::TextData;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result};
@@ -10,6 +9,7 @@ use peft_models::SequenceClassifier;
 use peft_models::auto::{ArchitectureRegistry, AutoSequenceClassifier, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::LabelSet;
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::loss::{self, ProblemType};
 use peft_tasks::tasks::sequence_classification::SequenceClassification;
@@ -69,7 +69,7 @@ impl TaskKind for SequenceClassificationKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<SequenceClassification> {
-        source.data.classification(source.base, source.tokenizer, source.labels()?)
+        source.data.sequence_classification(source.base, source.labels()?)
     }
 
     fn forward(&self, model: &AutoSequenceClassifier, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

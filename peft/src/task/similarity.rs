@@ -52,7 +52,7 @@ impl TaskKind for SimilarityKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<Similarity> {
-        source.data.similarity(source.base, source.tokenizer)
+        source.data.similarity(source.base)
     }
 
     fn forward(&self, model: &AutoFeatureExtractor, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

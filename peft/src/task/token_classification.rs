@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::run::prepare::TextData;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::Placement;
 use peft_core::{Labels, Result};
@@ -10,6 +9,7 @@ use peft_models::TokenClassifier;
 use peft_models::auto::{ArchitectureRegistry, AutoTokenClassifier, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::labels::{LabelKind, LabelSet};
+use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::loss;
 use peft_tasks::tasks::token_classification::TokenClassification;
 
@@ -63,7 +63,7 @@ impl TaskKind for TokenClassificationKind {
     }
 
     fn task(&self, source: &TaskSource<'_>) -> Result<TokenClassification> {
-        source.data.token_classification(source.base, source.tokenizer, &source.labels()?.names)
+        source.data.token_classification(source.base, &source.labels()?.names)
     }
 
     fn forward(&self, model: &AutoTokenClassifier, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

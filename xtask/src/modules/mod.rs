@@ -33,13 +33,32 @@ struct Rules {
 }
 
 const RULES: [Rules; 7] = [
-    Rules { package: "peft-core", order: &[], circles: &[] },
-    Rules { package: "peft-lora", order: &[], circles: &[] },
-    Rules { package: "peft-ia3", order: &[], circles: &[] },
-    Rules { package: "peft-prompt", order: &[], circles: &[] },
+    Rules {
+        package: "peft-core",
+        order: &[
+            "error", "context", "ops", "erased", "spec", "files", "adapter", "forward", "nn", "plan", "config",
+            "model", "laws",
+        ],
+        circles: &[("adapter", "an adapter sees the layer below it, and that layer may be adapted too")],
+    },
+    Rules {
+        package: "peft-lora",
+        order: &["svd", "common", "trainable_tokens", "lora", "methods", "combine"],
+        circles: &[],
+    },
+    Rules { package: "peft-ia3", order: &["defaults", "vector", "config", "combine"], circles: &[] },
+    Rules {
+        package: "peft-prompt",
+        order: &["config", "start", "dense", "lstm", "tokens", "prefix", "p_tuning", "multitask", "adaption"],
+        circles: &[],
+    },
     Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
-    Rules { package: "peft-tasks", order: &[], circles: &[] },
-    Rules { package: "peft", order: &[], circles: &[] },
+    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
+    Rules {
+        package: "peft",
+        order: &["device", "memory", "methods", "load", "task", "run", "folder", "prelude", "cli"],
+        circles: &[],
+    },
 ];
 
 /// The files that a crate starts from, as far as it has them.

@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::{BackendTensor, DispatchTensorKind, TensorMetadata};
 use burn::tensor::{Bool, Int, Tensor};
 
-use super::mask::Visibility;
+use super::visibility::Visibility;
 use crate::ops::kernel::contiguous;
 
 /// The score of a key is set to the lowest number.

@@ -10,8 +10,8 @@ use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::matrix::{Number, Right, of_any, visible};
-use super::product::{DEPTH, PANEL, PANELS, RUN, STEPS, THIN, in_parts, turned};
+use super::matrix::{Number, Right, STEPS, of_any, visible};
+use super::product::{DEPTH, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
 
 /// Rows of a tile.

@@ -6,8 +6,10 @@ use burn::tensor::{DType, Element};
 use half::{bf16, f16};
 use pulp::bytemuck::Pod;
 
-use super::Kernel;
-use super::product::STEPS;
+use super::simd::Kernel;
+
+/// Steps that are turned at once: so many that the result is an array in memory, or its numbers are stored one by one.
+pub(super) const STEPS: usize = 64;
 
 /// What a right side is made of.
 pub(super) trait Number: Copy {

@@ -20,7 +20,7 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, Number, Right, Widen, of_any, visible};
+use super::matrix::{Matrix, Number, Right, STEPS, Widen, of_any, visible};
 use super::{
     Block, Memory, contiguous, math, numbers, overwrite, pieces, rows_per_piece, simd, tensor, to_f32, transposed,
 };
@@ -199,9 +199,6 @@ fn interleave<T: Number>(panel: &mut [f32], numbers: &[T], line: usize, columns:
         }
     }
 }
-
-/// Steps that are turned at once: so many that the result is an array in memory, or its numbers are stored one by one.
-pub(super) const STEPS: usize = 64;
 
 /// Column `i` of the four rows is row `i` of the result.
 #[inline(always)]

@@ -18,57 +18,11 @@ use peft_core::files::checkpoint::{Stored, TensorFile};
 use peft_core::forward::LinearBelow;
 use peft_core::model::state;
 use peft_core::{ParamKind, PeftError, PeftModel, Result, ops};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::lora::config::LoraConfig;
 use crate::lora::data_init::calibration::{DataInit, InitialFactors, unseen, watched};
+pub use crate::lora::data_init::config::{CordaConfig, CordaMethod};
 use crate::svd::{self, to_mat, to_tensor};
-
-/// `corda_config`, field for field.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CordaConfig {
-    /// Where the reference caches the outcome. Not read.
-    pub cache_file: Option<String>,
-    /// Where the reference caches the covariances. Not read.
-    pub covariance_file: Option<String>,
-    /// Which directions are trained.
-    pub corda_method: CordaMethod,
-    /// Whether the reference shows progress. Not read.
-    pub verbose: bool,
-    /// Whether covariances are in half precision. Not known here.
-    pub use_float16_for_covariance: bool,
-    /// Whether the reference clears up. Not read.
-    pub prune_temporary_fields: bool,
-    /// Fields that are not read. Written back as they came.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
-}
-
-/// `corda_method`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CordaMethod {
-    /// Instruction-previewed: the directions that matter most for the data are trained.
-    Ipm,
-    /// Knowledge-preserved: those that matter least.
-    Kpm,
-}
-
-impl Default for CordaConfig {
-    fn default() -> Self {
-        Self {
-            cache_file: None,
-            covariance_file: None,
-            corda_method: CordaMethod::Ipm,
-            verbose: false,
-            use_float16_for_covariance: false,
-            prune_temporary_fields: true,
-            other: Map::new(),
-        }
-    }
-}
 
 /// The configuration with factors from data, for [`PeftModel::add_adapter`].
 ///
@@ -132,7 +86,7 @@ pub fn start<M: Module, B>(
 
 /// What one layer was given.
 struct Inputs {
-    /// `[out, in]`, as it is kept
+    /// `[out, in]`, as it is stored
     weight: Tensor<2>,
     /// Sum over batches, `[in, in]`.
     sum: Tensor<2>,

@@ -14,59 +14,11 @@ use faer::Mat;
 use indexmap::IndexMap;
 use peft_core::forward::LinearBelow;
 use peft_core::{Names, ParamKind, PeftError, PeftModel, Result, TorchGenerator};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::lora::config::{Layer, LoraConfig};
+use crate::lora::config::LoraConfig;
 use crate::lora::data_init::calibration::{DataInit, InitialFactors, unseen, watched};
-
-/// `eva_config`, field for field.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EvaConfig {
-    /// How many times its share of ranks a layer may get at most; 1 leaves the ranks as they are.
-    pub rho: f64,
-    /// Cosine between a direction and the one a batch before from which it counts as found.
-    pub tau: f64,
-    /// Whether the caller should leave out positions without a label.
-    pub use_label_mask: bool,
-    /// The label of such positions.
-    pub label_mask_value: i64,
-    /// Divide directions by the root of their singular value. Once: the reference does so again for every layer that
-    /// shares its input with others.
-    pub whiten: bool,
-    /// Change alphas along with ranks, so that scales stay.
-    pub adjust_scaling_factors: bool,
-    /// Fields that are not read. Written back as they came.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
-}
-
-impl Default for EvaConfig {
-    fn default() -> Self {
-        Self {
-            rho: 2.0,
-            tau: 0.99,
-            use_label_mask: true,
-            label_mask_value: -100,
-            whiten: false,
-            adjust_scaling_factors: true,
-            other: Map::new(),
-        }
-    }
-}
-
-impl EvaConfig {
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.rho.is_nan() || self.rho < 1.0 {
-            return Err(PeftError::config("eva_config", format!("has rho = {}, expected at least 1", self.rho)));
-        }
-        if !(0.0..=1.0).contains(&self.tau) {
-            return Err(PeftError::config("eva_config", format!("has tau = {}, expected 0 ≤ tau ≤ 1", self.tau)));
-        }
-        Ok(())
-    }
-}
+pub use crate::lora::data_init::config::EvaConfig;
+use crate::lora::layers::Layer;
 
 /// Above this `rho` is cut to what the largest side of the model allows.
 const LARGE_RHO: f64 = 1000.0;

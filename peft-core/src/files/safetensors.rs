@@ -1,0 +1,277 @@
+//! Single safetensors files: read through a memory map, and written so that an interrupted save leaves the old file whole.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{AllocationProperty, DType, TensorData};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors, View};
+
+use crate::error::{PeftError, Result};
+use crate::files::dtype::{BaseDtype, FloatType};
+
+/// One safetensors file, mapped into memory.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header: every tensor must lie inside the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(PeftError::io("read", path))?;
+        // SAFETY: the map is read only. A process that shortens the file while it is mapped could make reads fail with
+        // a signal; writers of this workspace never change a file in place, they rename a new one over it.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(PeftError::io("read", path))?;
+        let reason = |error: safetensors::SafeTensorError| {
+            PeftError::bad_file(path, format!("{error}; the file is truncated or no safetensors file: fetch it again"))
+        };
+        SafeTensors::deserialize(&map).map_err(reason)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(reason)?;
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start: header + size_of::<u64>(), metadata })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All keys, sorted.
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.metadata.tensors().into_keys().collect();
+        keys.sort();
+        keys
+    }
+
+    /// Free text that the writer left in the header.
+    pub fn header(&self) -> &Option<HashMap<String, String>> {
+        self.metadata.metadata()
+    }
+
+    /// Shape of a tensor, if the file has it.
+    pub fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.metadata.info(key).map(|it| it.shape.as_slice())
+    }
+
+    /// Element type of a tensor, if the file has it.
+    pub fn dtype(&self, key: &str) -> Option<Dtype> {
+        self.metadata.info(key).map(|it| it.dtype)
+    }
+
+    /// Bytes that a tensor takes in the file.
+    pub fn bytes(&self, key: &str) -> Option<usize> {
+        self.metadata.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
+    }
+
+    /// A tensor as floats, cast once.
+    pub fn floats(&self, key: &str) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        let values = self.cast(key, info, bytes)?;
+        self.forget(info);
+        Ok(TensorData::new(values, info.shape.clone()))
+    }
+
+    /// A tensor in the numbers that a base is stored in. Where the file has those, they are the file's own memory.
+    ///
+    /// # Errors
+    /// Also if a number is too large for half precision.
+    pub fn numbers(&self, key: &str, dtype: BaseDtype) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        let wanted = dtype.of(info.dtype);
+        let is_whole = bytes.as_ptr().align_offset(wanted.size()) == 0 && cfg!(target_endian = "little");
+        if dtype != BaseDtype::Float32 && is_dtype(info.dtype, wanted) && is_whole {
+            let start = self.data_start + info.data_offsets.0;
+            let shared = bytes::Bytes::from_owner(Shared(self.map.clone())).slice(start..start + bytes.len());
+            let bytes = burn::tensor::Bytes::from_shared(shared, AllocationProperty::File);
+            return Ok(TensorData::from_bytes(bytes, info.shape.clone(), wanted));
+        }
+        let floats = self.floats(key)?;
+        if wanted == DType::F16 {
+            let largest = f16::MAX.to_f32();
+            let beyond = |it: &f32| it.is_finite() && it.abs() > largest;
+            if let Some(number) = floats.iter::<f32>().find(beyond) {
+                let reason = format!("`{key}` holds {number}, which is too large for float16; use bfloat16 or auto");
+                return Err(PeftError::bad_file(&self.path, reason));
+            }
+        }
+        Ok(floats.convert_dtype(wanted))
+    }
+
+    /// Gives back the memory that a tensor of the file takes once it is read, so that a checkpoint of several shards is
+    /// never in memory beside the model that it fills. Reading it again takes it from the file again.
+    fn forget(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        {
+            let (start, end) = info.data_offsets;
+            let range = (self.data_start + start, end - start);
+            // SAFETY: the map is of a file and read only, so pages that are given back have nothing to lose. It is advice:
+            // where it is not taken, pages stay until somebody else needs the memory.
+            #[allow(unsafe_code)]
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.0, range.1) };
+        }
+        #[cfg(not(unix))]
+        let _ = info;
+    }
+
+    /// A tensor as integers.
+    pub fn integers(&self, key: &str) -> Result<TensorData> {
+        let (info, bytes) = self.tensor(key)?;
+        let values: Vec<i64> = match info.dtype {
+            Dtype::I64 => each(bytes, i64::from_le_bytes),
+            Dtype::I32 => each(bytes, |it| i32::from_le_bytes(it).into()),
+            Dtype::U8 | Dtype::BOOL => bytes.iter().map(|it| i64::from(*it)).collect(),
+            other => return Err(self.wrong_dtype(key, other, "I64, I32, U8 or BOOL")),
+        };
+        Ok(TensorData::new(values, info.shape.clone()))
+    }
+
+    fn tensor(&self, key: &str) -> Result<(&TensorInfo, &[u8])> {
+        let info = self.metadata.info(key).ok_or_else(|| {
+            PeftError::bad_file(&self.path, format!("it has no tensor `{key}`; it has {}", self.keys().join(", ")))
+        })?;
+        let (start, end) = info.data_offsets;
+        Ok((info, &self.map[self.data_start + start..self.data_start + end]))
+    }
+
+    fn cast(&self, key: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
+        Ok(match info.dtype {
+            Dtype::F32 => each(bytes, f32::from_le_bytes),
+            Dtype::F16 => each(bytes, |it| f16::from_le_bytes(it).to_f32()),
+            Dtype::BF16 => each(bytes, |it| bf16::from_le_bytes(it).to_f32()),
+            Dtype::F64 => each(bytes, |it| f64::from_le_bytes(it) as f32),
+            Dtype::I64 => each(bytes, |it| i64::from_le_bytes(it) as f32),
+            Dtype::I32 => each(bytes, |it| i32::from_le_bytes(it) as f32),
+            other => return Err(self.wrong_dtype(key, other, "F32, F16, BF16 or F64")),
+        })
+    }
+
+    fn wrong_dtype(&self, key: &str, found: Dtype, wanted: &str) -> PeftError {
+        PeftError::bad_file(&self.path, format!("`{key}` is stored as {found:?}; {wanted} can be read"))
+    }
+}
+
+/// A map that tensors keep alive.
+struct Shared(Arc<Mmap>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn is_dtype(stored: Dtype, wanted: DType) -> bool {
+    matches!((stored, wanted), (Dtype::F32, DType::F32) | (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16))
+}
+
+fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    chunks.iter().map(|chunk| read(*chunk)).collect()
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Key in the file.
+    pub key: String,
+    /// Value; floats are written as f32, integers as i64.
+    pub data: TensorData,
+}
+
+struct Bytes {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The bytes of a safetensors file with the metadata `format = pt`, without which transformers refuses to read it.
+pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
+    let views: Vec<(String, Bytes)> = tensors
+        .into_iter()
+        .map(|Stored { key, data }| {
+            let shape = data.shape().as_slice().to_vec();
+            let (dtype, bytes) = if data.dtype().is_float() {
+                let data = data.convert::<f32>();
+                let values = data.as_slice::<f32>().expect("converted to f32");
+                match float {
+                    FloatType::F32 => (Dtype::F32, values.iter().flat_map(|it| it.to_le_bytes()).collect()),
+                    FloatType::F16 => {
+                        (Dtype::F16, values.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes()).collect())
+                    }
+                    FloatType::BF16 => {
+                        (Dtype::BF16, values.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes()).collect())
+                    }
+                }
+            } else {
+                let data = data.convert::<i64>();
+                let values = data.as_slice::<i64>().expect("converted to i64");
+                (Dtype::I64, values.iter().flat_map(|it| it.to_le_bytes()).collect())
+            };
+            (key, Bytes { dtype, shape, bytes })
+        })
+        .collect();
+    let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(header))
+        .map_err(|error| PeftError::Invalid(format!("cannot serialise: {error}")))
+}
+
+/// Writes a safetensors file. See [`write_atomically`].
+pub fn write_tensors(path: impl AsRef<Path>, tensors: Vec<Stored>, float: FloatType) -> Result<()> {
+    write_atomically(path, &serialize(tensors, float)?)
+}
+
+/// Writes a file so that whatever happens the path holds either the old contents or the new, never a part.
+pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    write_together(&[(path.as_ref(), bytes)])
+}
+
+/// Writes several files as [`write_atomically`] does. None is put in its place before all are written out, so a full
+/// disk changes nothing.
+pub fn write_together(files: &[(&Path, &[u8])]) -> Result<()> {
+    let staged = files.iter().map(|(path, bytes)| Ok((path, stage(path, bytes)?))).collect::<Result<Vec<_>>>()?;
+    for (path, file) in staged {
+        file.persist(path).map_err(|error| PeftError::io("write", path)(error.error))?;
+    }
+    Ok(())
+}
+
+fn stage(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(PeftError::io("write", path))?;
+    file.write_all(bytes).map_err(PeftError::io("write", path))?;
+    file.as_file().sync_all().map_err(PeftError::io("write", path))?;
+    #[cfg(unix)]
+    {
+        // Temporary files are private; what replaces a user's file should be as readable as any other.
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(path).map_or(0o644, |it| it.permissions().mode() & 0o777);
+        file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(PeftError::io("write", path))?;
+    }
+    Ok(file)
+}

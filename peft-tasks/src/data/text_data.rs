@@ -1,0 +1,166 @@
+//! A data file, and how its rows become samples of text.
+//!
+//! What task the rows are is said by a method: `causal_lm`, `sequence_classification`, and so on. Each of them is written
+//! beside its task, in the files of [`tasks`](crate::tasks).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use peft_core::{PeftError, Result};
+use peft_models::common::config::RawConfig;
+use serde_json::Value;
+
+use crate::data::columns::{Columns, required};
+use crate::data::dataset::{Dataset, Row, TextRows};
+use crate::data::labels::LabelSet;
+use crate::data::tokenizer::Tokenizer;
+
+/// A data file, and how its rows become samples of a task on text.
+///
+/// The methods that make a task take the base model, or the path of its folder: its tokenizer splits the text, and its
+/// configuration says how long rows may be.
+///
+/// ```no_run
+/// # fn main() -> peft_core::Result<()> {
+/// use std::path::Path;
+///
+/// use peft_tasks::data::text_data::TextData;
+///
+/// let base = Path::new("models/gpt2");
+/// let task = TextData::file("poems.txt").max_length(256).packing(true).causal_lm(base)?;
+/// println!("{} rows", task.len());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct TextData {
+    /// JSONL, JSON, CSV, TSV or plain text.
+    pub file: PathBuf,
+    /// Which column is what; the usual names are recognised.
+    pub columns: Columns,
+    /// Longest row in tokens. Longer documents are cut into pieces; longer completions and sequences are truncated.
+    pub max_length: Option<usize>,
+    /// Positions of the model that a prompt of virtual tokens takes up before every row.
+    pub reserved: usize,
+    /// How many tasks a multitask prompt tells apart. Above 1 the column `task_id` says which one a row is of.
+    pub tasks: usize,
+    /// Several documents in a row.
+    pub packing: bool,
+    /// Whether the loss counts prompts too.
+    pub train_on_prompt: bool,
+    /// Question answering: tokens of a long context that the next window repeats; a third of `max_length` if not set.
+    pub doc_stride: Option<usize>,
+    /// The tokenizer; that of the base model's folder if not set.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+}
+
+/// Longest row if neither the user nor the model says: rows of documents must end somewhere.
+const MAX_LENGTH: usize = 512;
+/// Column of the task of a row, called as the argument of the reference's models is, in the singular.
+const TASK_COLUMN: &str = "task_id";
+
+impl TextData {
+    /// The rows of a file, with the usual settings.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { file: path.into(), ..Self::default() }
+    }
+
+    /// Says which column is what.
+    pub fn columns(self, columns: Columns) -> Self {
+        Self { columns, ..self }
+    }
+
+    /// Sets the longest row, in tokens.
+    pub fn max_length(self, tokens: usize) -> Self {
+        Self { max_length: Some(tokens), ..self }
+    }
+
+    /// Leaves this many positions of the model to virtual tokens.
+    pub fn reserved(self, positions: usize) -> Self {
+        Self { reserved: positions, ..self }
+    }
+
+    /// Reads which of so many tasks a row is of, if there is more than one.
+    pub fn tasks(self, tasks: usize) -> Self {
+        Self { tasks, ..self }
+    }
+
+    /// Puts several short documents into a row, or each into its own.
+    pub fn packing(self, packing: bool) -> Self {
+        Self { packing, ..self }
+    }
+
+    /// Counts prompts in the loss, or completions alone.
+    pub fn train_on_prompt(self, train_on_prompt: bool) -> Self {
+        Self { train_on_prompt, ..self }
+    }
+
+    /// Sets how many tokens of a context the next window repeats.
+    pub fn doc_stride(self, tokens: usize) -> Self {
+        Self { doc_stride: Some(tokens), ..self }
+    }
+
+    /// Takes a tokenizer that is loaded already, instead of that in the base model's folder.
+    pub fn tokenizer(self, tokenizer: impl Into<Arc<Tokenizer>>) -> Self {
+        Self { tokenizer: Some(tokenizer.into()), ..self }
+    }
+
+    /// What the label column holds.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or no column holds labels.
+    pub fn label_set(&self) -> Result<LabelSet> {
+        let (data, columns) = self.read()?;
+        LabelSet::learn(&data, required("label", &columns.label)?, None)
+    }
+
+    pub(crate) fn read(&self) -> Result<(Dataset, Columns)> {
+        let data = Dataset::read(&self.file, TextRows::Document)?;
+        let columns = self.columns.clone().or_detected(&data.columns())?;
+        Ok((data, columns))
+    }
+
+    pub(crate) fn tokenizer_of(&self, folder: &Path) -> Result<Arc<Tokenizer>> {
+        match &self.tokenizer {
+            Some(tokenizer) => Ok(tokenizer.clone()),
+            None => Tokenizer::load(folder).map(Arc::new),
+        }
+    }
+
+    /// The task that a row is of, if the prompt wants to know.
+    pub(crate) fn task_id(&self, data: &Dataset, row: &Row) -> Result<Option<i64>> {
+        if self.tasks <= 1 {
+            return Ok(None);
+        }
+        match data.value(row, TASK_COLUMN)?.as_u64() {
+            Some(id) if id < self.tasks as u64 => Ok(Some(id as i64)),
+            _ => {
+                let reason = format!("column `{TASK_COLUMN}` must hold the number of a task, 0 to {}", self.tasks - 1);
+                Err(data.bad_row(row, reason))
+            }
+        }
+    }
+
+    pub(crate) fn row_length(&self, model: &Path) -> Result<usize> {
+        let raw = RawConfig::read(model)?;
+        let named = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
+        let limit = match raw.model_type()? {
+            // Their positions are distances, which have no end; `n_positions` says what T5 was trained on.
+            "t5" | "mt5" => None,
+            // Positions count from one behind the padding token.
+            "roberta" | "xlm-roberta" => {
+                let first = raw.json.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) + 1;
+                named.map(|it| it.saturating_sub(first))
+            }
+            _ => named,
+        };
+        let limit = limit.map_or(usize::MAX, |it| (it as usize).saturating_sub(self.reserved));
+        let wanted = self.max_length.unwrap_or(MAX_LENGTH.min(limit));
+        if wanted > limit {
+            let prompt = if self.reserved > 0 { " behind the prompt" } else { "" };
+            let reason = format!("is {wanted}, but the model has {limit} positions{prompt}");
+            return Err(PeftError::config("max_length", reason));
+        }
+        Ok(wanted)
+    }
+}

@@ -1,0 +1,159 @@
+//! The `peft` command as a user calls it: what it does with adapters.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use peft::core::files::checkpoint::TensorFile;
+use peft::core::read_config;
+use peft::lora::combine::weighted::{Combination, Majority};
+
+use crate::support::{assert_close, device, expected, fixtures, registry};
+
+/// What it prints, if it succeeds; what it complains about, if it fails.
+pub(super) fn peft(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_peft")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+fn path(parts: &str) -> String {
+    fixtures().join(parts).display().to_string()
+}
+
+fn tensors(folder: &Path) -> PathBuf {
+    folder.join("adapter_model.safetensors")
+}
+
+#[test]
+fn combine_writes_what_the_library_makes() {
+    let (output, wanted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let to = output.path().display().to_string();
+    let (base, first, second) = (path("models/llama-tiny"), path("combined/first"), path("combined/second"));
+    let (a, b) = (format!("{first}=0.7"), format!("{second}=-1.3"));
+    let call = |more: &[&str]| {
+        let fixed = ["combine", "--model", &base, "--adapter", &a, "--adapter", &b, "--output", &to];
+        peft(&[&fixed[..], more].concat())
+    };
+    let printed = call(&["--kind", "ties", "--density", "0.6"]).unwrap();
+    assert!(printed.contains("2 adapters combined (ties)"), "{printed}");
+    let how = Combination::parse("ties", Some(0.6), Majority::Total, None).unwrap();
+    let adapters = [(PathBuf::from(&first), 0.7), (PathBuf::from(&second), -1.3)];
+    peft::folder::combine::combine(&adapters, Path::new(&base), how, 42, wanted.path(), registry(), &device()).unwrap();
+    let wanted = expected(&tensors(wanted.path()));
+    let ours = expected(&tensors(output.path()));
+    assert_eq!(ours.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    for (key, data) in &ours {
+        assert_close(key, data, &wanted[key]);
+    }
+    // The numbers of the reference, which the library is held against.
+    let recorded = expected(&fixtures().join("combined/expected.safetensors"));
+    for (key, data) in &ours {
+        assert_close(key, data, &recorded[&format!("ties/{key}")]);
+    }
+
+    assert!(call(&["--kind", "mean"]).unwrap_err().contains("magnitude_prune"));
+    assert!(call(&["--kind", "ties"]).unwrap_err().contains("density"));
+    assert!(call(&["--kind", "linear", "--rank", "3"]).unwrap_err().contains("svd"));
+    assert!(call(&["--kind", "ties", "--density", "0.5", "--majority", "loud"]).unwrap_err().contains("frequency"));
+    let third = path("combined/third");
+    assert!(call(&["--adapter", &third]).unwrap_err().contains("differs"));
+    call(&["--adapter", &third, "--kind", "svd", "--rank", "2", "--clamp", "0.9"]).unwrap();
+    assert_eq!(read_config(output.path()).unwrap()["r"], 2);
+}
+
+#[test]
+fn convert_says_what_every_layer_loses() {
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().display().to_string();
+    let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lokr_default/default"));
+    let call = |rank: &str| {
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--rank", rank, "--output", &to]).unwrap()
+    };
+    let printed = call("2");
+    assert!(printed.contains("model.layers.1.self_attn.v_proj") && printed.contains("all together"), "{printed}");
+    assert!(!printed.contains("error   0.000 %"), "{printed}");
+    let exact = call("32");
+    let last = exact.lines().find(|it| it.starts_with("all together")).unwrap();
+    assert!(last.contains("error   0.000 %"), "{exact}");
+    let config = read_config(output.path()).unwrap();
+    assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(32)));
+    let kept = peft(&["convert", "--model", &base, "--adapter", &adapter, "--keep", "0.8", "--output", &to]).unwrap();
+    assert!(kept.contains("rank ") && read_config(output.path()).unwrap()["r"].as_u64() < Some(32), "{kept}");
+    assert!(
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--output", &to]).unwrap_err().contains("--rank")
+    );
+    assert_eq!(config["base_model_name_or_path"], "models/llama-tiny");
+}
+
+#[test]
+fn export_writes_files_and_names_the_next_step() {
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().display().to_string();
+    let adapter = path("cases/llama_lora_patterns/default");
+    let printed = peft(&["export", "--adapter", &adapter, "--format", "mlx", "--output", &to]).unwrap();
+    assert!(printed.contains("rank 6") && printed.contains("adapters.safetensors"), "{printed}");
+    let oft = path("cases/llama_oft/default");
+    let refused = peft(&["export", "--adapter", &oft, "--format", "portable", "--output", &to]).unwrap_err();
+    assert!(refused.contains("OFT") && refused.contains("--rank"), "{refused}");
+    assert!(peft(&["export", "--adapter", &oft, "--format", "gguf", "--output", &to]).unwrap_err().contains("kohya"));
+}
+
+#[test]
+fn an_adapter_acts_at_the_strength_behind_its_name() {
+    let output = tempfile::tempdir().unwrap();
+    let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lora_all_linear/default"));
+    let inputs = path("cases/llama_lora_all_linear/inputs.safetensors");
+    let logits = |name: &str, strength: &str| {
+        let file = output.path().join(name);
+        let (named, to) = (format!("{adapter}{strength}"), file.display().to_string());
+        let fixed = ["forward", "--model", &base, "--task", "causal-lm", "--inputs", &inputs, "--output", &to];
+        peft(&[&fixed[..], &["--adapter", &named]].concat())?;
+        Ok::<_, String>(TensorFile::open(&file).unwrap().floats("logits").unwrap())
+    };
+    let base_case = expected(&fixtures().join("cases/llama_lora_all_linear/expected.safetensors"));
+    assert_close("full", &logits("one", "=1").unwrap(), &base_case["logits"]);
+    let (none, half) = (logits("none", "=0").unwrap(), logits("half", "=0.5").unwrap());
+    assert!(crate::support::distance(&none, &half) > 1e-3);
+    assert!(crate::support::distance(&half, &base_case["logits"]) > 1e-3);
+    assert!(logits("bad", "=loud").unwrap_err().contains("no number"));
+    let prompt = format!("{}=0.5", path("cases/llama_prompt_tuning/default"));
+    let to = output.path().join("prompt").display().to_string();
+    let fixed = ["forward", "--model", &base, "--task", "causal-lm", "--inputs", &inputs, "--output", &to];
+    let refused = peft(&[&fixed[..], &["--adapter", &prompt]].concat()).unwrap_err();
+    assert!(refused.contains("prompt"), "{refused}");
+}
+
+#[test]
+fn a_head_that_was_moved_apart_is_merged_into_a_model_whose_head_is_its_own() {
+    let output = tempfile::tempdir().unwrap();
+    let (to, file) = (output.path().join("merged"), output.path().join("logits"));
+    let case = fixtures().join("cases/gpt2_save_tied_head");
+    let (base, adapter) = (path("models/gpt2-tiny"), case.join("default").display().to_string());
+    peft(&["merge", "--model", &base, "--adapter", &adapter, "--output", &to.display().to_string()]).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(to.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    let (model, inputs, out) = (to.display().to_string(), case.join("inputs.safetensors"), file.display().to_string());
+    let inputs = inputs.display().to_string();
+    peft(&["forward", "--model", &model, "--task", "causal-lm", "--inputs", &inputs, "--output", &out]).unwrap();
+    let wanted = expected(&case.join("expected.safetensors"));
+    assert_close("logits", &TensorFile::open(&file).unwrap().floats("logits").unwrap(), &wanted["merged.logits"]);
+}
+
+#[test]
+fn vectors_are_added_up_by_combine() {
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().display().to_string();
+    let (base, first, second) =
+        (path("models/llama-tiny"), path("combined/ia3_first=0.7"), path("combined/ia3_second=0.4"));
+    let call = |kind: &str| {
+        let both = ["--adapter", &first, "--adapter", &second];
+        peft(&[&["combine", "--model", &base, "--kind", kind, "--output", &to], &both[..]].concat())
+    };
+    call("linear").unwrap();
+    let recorded = expected(&fixtures().join("combined/expected.safetensors"));
+    for (key, data) in expected(&tensors(output.path())) {
+        assert_close(&key, &data, &recorded[&format!("ia3/{key}")]);
+    }
+    assert!(call("cat").unwrap_err().contains("linear"));
+}
