@@ -66,7 +66,8 @@ fn the_object_leaves_no_trace() {
 
     let input = ModelInput::ids(ids([[9, 71, 5, 33]]));
     let want = CausalLm::logits(&inside, &input, None).into_data();
-    let changed: [(&str, fn(AutoCausalLm, &Device) -> AutoCausalLm); 6] = [
+    type Change = fn(AutoCausalLm, &Device) -> AutoCausalLm;
+    let changed: [(&str, Change); 6] = [
         ("clone", |it, _| it.clone()),
         ("valid", |it, _| it.valid()),
         ("train", |it, _| it.train().valid()),

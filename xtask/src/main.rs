@@ -46,7 +46,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
     ("peft-tasks", &["peft-core", "peft-models"]),
 ];
 
-const EXAMPLES: [&str; 2] = ["custom_method", "adapt_any_module"];
+const EXAMPLES: [&str; 4] = ["custom_method", "custom_model", "custom_task", "adapt_any_module"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint, Placement};
-use peft_core::{LoadReport, Result};
+use peft_core::{Adaptable, LoadReport, Result};
 use serde_json::{Value, json};
 
 use super::options::ClassifierOptions;
@@ -47,7 +48,7 @@ impl ArchitectureRegistry {
         let mut raw = RawConfig::read(folder)?;
         let (mut model, prefix) = self.build::<AutoCausalLm>(&raw, device)?;
         let mut checkpoint = open(folder, *dtype)?;
-        if model.is_tied() && has_another_head(&checkpoint)? {
+        if model.is_tied() && has_another_head(&checkpoint, model.spec().prompts.as_ref())? {
             warn_untied();
             raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
             model = self.causal_lm(&raw, device)?;
@@ -71,7 +72,7 @@ impl ArchitectureRegistry {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let mut raw = RawConfig::read(folder)?;
         let mut checkpoint = open(folder, *dtype)?;
-        let tied = !has_another_head(&checkpoint)?;
+        let tied = !has_another_head(&checkpoint, None)?;
         // What T5's files say by this field, besides.
         let scaled = raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
         raw.json.entry("scale_decoder_outputs").or_insert(json!(scaled));
@@ -101,7 +102,8 @@ impl ArchitectureRegistry {
         let mut raw = RawConfig::read(folder)?;
         options.write_into(&mut raw);
         let (model, prefix) = self.build::<AutoSequenceClassifier>(&raw, device)?;
-        let (model, report) = open(folder, *dtype)?.load(model, prefix, &["score", "classifier", "pooler", "head"])?;
+        let (model, report) =
+            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["score", "classifier", "pooler", "head"])?;
         Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder)), report))
     }
 
@@ -117,7 +119,8 @@ impl ArchitectureRegistry {
         let mut raw = RawConfig::read(folder)?;
         options.write_into(&mut raw);
         let (model, prefix) = self.build::<AutoTokenClassifier>(&raw, device)?;
-        let (model, report) = open(folder, *dtype)?.load(model, prefix, &["classifier", "score", "head"])?;
+        let (model, report) =
+            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["classifier", "score", "head"])?;
         Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder)), report))
     }
 
@@ -132,7 +135,8 @@ impl ArchitectureRegistry {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let raw = RawConfig::read(folder)?;
         let (model, prefix) = self.build::<AutoQuestionAnswerer>(&raw, device)?;
-        let (model, report) = open(folder, *dtype)?.load(model, prefix, &["qa_outputs", "classifier", "head"])?;
+        let (model, report) =
+            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["qa_outputs", "classifier", "head"])?;
         Ok((start(model, &report, &raw, seed, device).with_origin(origin(folder)), report))
     }
 
@@ -145,7 +149,7 @@ impl ArchitectureRegistry {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let mut raw = RawConfig::read(folder)?;
         let checkpoint = open(folder, *dtype)?;
-        if has_another_head(&checkpoint)? {
+        if has_another_head(&checkpoint, None)? {
             warn_untied();
             raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
         }
@@ -170,12 +174,25 @@ impl ArchitectureRegistry {
     }
 }
 
+/// Fills a model whose head the checkpoint may lack: modules with one of the `usual` names, and those that the model says
+/// are its heads.
+fn load_with_new_head<M: Module + Adaptable>(
+    checkpoint: &Checkpoint,
+    model: M,
+    prefix: &str,
+    usual: &[&str],
+) -> Result<(M, LoadReport)> {
+    let heads = model.spec().heads;
+    let optional: Vec<&str> = usual.iter().copied().chain(heads.iter().map(String::as_str)).collect();
+    checkpoint.load(model, prefix, &optional)
+}
+
 fn warn_untied() {
     tracing::warn!("`tie_word_embeddings` does not hold: the head differs from the embedding matrix and is used");
 }
 
 /// The model with values for what its checkpoint lacks.
-fn start<M: burn::module::Module>(model: M, report: &LoadReport, raw: &RawConfig, seed: u64, device: &Device) -> M {
+fn start<M: Module>(model: M, report: &LoadReport, raw: &RawConfig, seed: u64, device: &Device) -> M {
     let std = raw.json.get("initializer_range").and_then(Value::as_f64).unwrap_or(INITIALIZER_RANGE);
     draw_missing(model, &report.missing, std, seed, device)
 }

@@ -1,7 +1,7 @@
 //! Heads that are the embedding matrix read the other way, and where a checkpoint has it.
 
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint};
-use peft_core::{Adaptable, Result};
+use peft_core::{Adaptable, PromptShape, Result};
 
 /// Keys of language-model heads.
 pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
@@ -21,13 +21,17 @@ pub(super) fn embedding_is_also_under(checkpoint: &mut Checkpoint, model: &impl 
 /// Whether a checkpoint holds a head that is not its embedding matrix.
 ///
 /// The reference then unties the two whatever `config.json` says.
-pub(super) fn has_another_head(checkpoint: &Checkpoint) -> Result<bool> {
+///
+/// `prompts` says what the model calls its embedding matrix, where that is not one of the usual names.
+pub(super) fn has_another_head(checkpoint: &Checkpoint, prompts: Option<&PromptShape>) -> Result<bool> {
     let find = |ending: &str| {
         let key = key_with_ending(checkpoint, ending)?;
         Some((checkpoint.file(key)?, key))
     };
+    let own = prompts.map(|it| it.table.rsplit('.').next().unwrap_or(&it.table));
     let table = ["wte", "shared", "embed_tokens", "word_embeddings", "embed_in", "tok_embeddings"]
-        .iter()
+        .into_iter()
+        .chain(own)
         .find_map(|it| find(&format!("{it}.weight")));
     let head = HEADS.into_iter().chain(["decoder.weight"]).find_map(find);
     let (Some((head_file, head)), Some((table_file, table))) = (head, table) else {

@@ -9,7 +9,11 @@ use crate::common::cache::KvCache;
 use crate::common::input::ModelInput;
 use crate::common::prompt;
 
-/// A stack of causal layers without a head.
+/// A stack of causal layers without a head, as architectures of this crate have it.
+///
+/// With [`Decoder::stack`], [`Decoder::embedding`] and [`Decoder::prompts`] it knows all that its heads need: their traits
+/// are then written in terms of [`Decoder::forward`]. A model of another crate may use it the same way, or implement
+/// [`CausalLm`](crate::common::task::CausalLm) directly.
 pub trait Decoder: Module {
     /// The layers alone: the last hidden state, `[batch, seq, d_output]`. Texts that share a row are kept apart, see
     /// [`CausalLm::supports_packing`](crate::common::task::CausalLm::supports_packing).

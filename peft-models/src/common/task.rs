@@ -11,6 +11,13 @@ use crate::common::config::LabelConfig;
 use crate::common::input::{ModelInput, Tokens};
 
 /// A causal language model.
+///
+/// # Implementing it
+/// [`CausalLm::hidden`] is where everything happens. It passes its input through
+/// [`prompt::around`](crate::common::prompt::around), so that prompt methods work; it counts positions from the length of
+/// the cache, and its mask covers what the cache holds ([`mask::causal`](crate::common::mask::causal)); every attention
+/// layer extends the cache ([`extend_cache`](crate::common::cache::extend_cache)). The methods with a default are
+/// promises and shortcuts: a model that leaves them out is correct, but slower. [`crate::auto`] has a whole example.
 pub trait CausalLm: Module {
     /// The last hidden state, `[batch, seq, d_model]`; virtual tokens of an active prompt are part of `seq`, in front.
     fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
@@ -27,19 +34,23 @@ pub trait CausalLm: Module {
         None
     }
 
-    /// How many tokens a cache may have seen that goes on beyond them: at the next one, the model reads all of its text
-    /// again, since it turns positions otherwise from there.
+    /// The length at which a cache becomes useless, if there is one.
+    ///
+    /// Some rotary embeddings change their frequencies beyond a length. Generation then reads the whole text again.
     fn cache_limit(&self) -> Option<usize> {
         None
     }
 
-    /// Whether texts in one row, told apart by [`ModelInput::segment_ids`], each with positions of its own, get the hidden
-    /// states that each gets in a row of its own.
+    /// Whether several texts may share a row, so that training does without padding.
+    ///
+    /// A model that says so gives each of them, told apart by [`ModelInput::segment_ids`] and with positions of its own,
+    /// the hidden states that it gets in a row of its own. Masks of [`mask`](crate::common::mask) see to that.
     fn supports_packing(&self) -> bool {
         false
     }
 
-    /// Whether the head is the embedding table read the other way.
+    /// Whether the head is the embedding matrix read the other way. [`Adaptable::is_tied`](peft_core::Adaptable::is_tied)
+    /// says the same to plans.
     fn is_tied(&self) -> bool;
 
     /// Gives a tied model a head of its own, a copy of the embedding matrix that shares its memory.
