@@ -27,12 +27,12 @@ macro_rules! cases {
     };
 }
 
+mod beams;
 mod decoders;
 mod encoders;
-mod first_three;
-mod recent;
+mod llama_family;
 
-const TABLES: &[&[&str]] = &[decoders::CASES, encoders::CASES, first_three::CASES, recent::CASES];
+const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {

@@ -24,7 +24,7 @@ use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 
-use crate::support::random_numbers;
+use crate::support::{random_numbers, registry};
 
 /// The system's allocator, which also counts for every thread what that thread asks for.
 struct Counting;
@@ -299,7 +299,7 @@ fn a_model_of_7_billion_parameters_is_planned_and_inspected_in_a_few_megabytes()
         let folder = tempfile::tempdir().unwrap();
         peft.save_adapter(folder.path(), DEFAULT_ADAPTER).unwrap();
         let before = BYTES.get();
-        let found = peft::folder::inspect::inspect(folder.path(), Some(base.path())).unwrap();
+        let found = peft::folder::inspect::inspect(folder.path(), Some(base.path()), registry()).unwrap();
         let taken = BYTES.get() - before;
         assert_eq!((found.parameters, found.fit.as_ref().and_then(|it| it.fits)), (parameters, Some(true)), "{found}");
         assert!(taken < 64 << 20, "inspecting took {taken} bytes");

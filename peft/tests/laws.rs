@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::adapter::slots;
 use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::laws::{distance, numbers};
-use peft::core::{DEFAULT_ADAPTER, PeftConfig, PeftModel, laws};
+use peft::core::{ALL_LINEAR, Adaptable, DEFAULT_ADAPTER, Names as Targets, PeftConfig, PeftModel, laws};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -14,7 +14,8 @@ use crate::support::{device, fixtures};
 
 fn base(model: &str) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(fixtures().join("models").join(model), &device()).unwrap();
-    PeftModel::new(model)
+    let spec = model.spec();
+    PeftModel::with_spec(model, spec)
 }
 
 fn ids() -> Tensor<2, Int> {
@@ -41,6 +42,19 @@ fn row(name: &'static str, config: fn(&Names) -> Box<dyn PeftConfig>) -> Row {
     Row { name, config, starts_as_base: true, merges: |_| true }
 }
 
+/// The same on a table.
+fn embedding(row: Row) -> Row {
+    Row { merges: |names| !names.is_tied, ..row }
+}
+
+fn all_linear() -> Option<Targets> {
+    Some(Targets::Pattern(ALL_LINEAR.into()))
+}
+
+fn tables(names: &Names) -> Option<Targets> {
+    Some(Targets::list(names.tables.iter().copied()))
+}
+
 /// What the layers of a model are called.
 pub(super) struct Names {
     pub(super) model: &'static str,
@@ -54,14 +68,24 @@ pub(super) const MODELS: [Names; 2] = [
     Names { model: "llama-tiny", tables: &["embed_tokens"], is_tied: false, norm: "norm" },
 ];
 
+mod chosen_weights;
+mod ia3;
 mod lora;
+mod low_rank;
 mod new_tokens;
+mod projections;
 mod prompts;
-mod relatives;
-mod variants;
+mod rotations;
 
 pub(super) fn rows() -> Vec<Row> {
-    [lora::rows(), prompts::rows(), variants::rows(), relatives::rows()].into_iter().flatten().collect()
+    weight_methods().into_iter().chain(prompts::rows()).collect()
+}
+
+/// All but prompts.
+fn weight_methods() -> Vec<Row> {
+    let families =
+        [lora::rows(), ia3::rows(), low_rank::rows(), projections::rows(), rotations::rows(), chosen_weights::rows()];
+    families.into_iter().flatten().collect()
 }
 
 fn for_all(law: impl Fn(&str, &Names, &Row, PeftModel<AutoCausalLm>, TensorData)) {

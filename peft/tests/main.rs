@@ -1,28 +1,17 @@
 //! Tests of the whole: methods on models, against numbers recorded from the reference.
 
+mod adapters;
 mod allocations;
 mod bad_input;
-mod behaviours;
-mod calibration;
 mod checklist;
-mod checkpointing;
-mod cli;
-mod combined;
-mod export;
+mod command;
+mod files;
 mod generation;
-mod golden;
-mod halves;
-mod hub;
-mod inspect;
-mod labels;
+mod half_precision;
 mod laws;
 mod layers;
 mod own_layers;
 mod parity;
-mod prompts;
-mod properties;
-mod questions;
-mod rows;
 mod support;
 mod tied_heads;
 mod training;

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use burn::module::Module;
 use peft::core::files::checkpoint::model_tensors;
 use peft::core::forward::gradient_checkpointing;
-use peft::core::{Adaptable, AdapterFolder, PeftModel, read_config};
-use peft::forward::{ForwardRequest, classifier_options, forward, names_head};
-use peft::models::{CausalLm, Seq2SeqLm, auto};
+use peft::core::{Adaptable, AdapterFolder, PeftModel};
+use peft::load::AdapterSource;
+use peft::load::adapters::head_of;
+use peft::models::auto;
+use peft::run::ForwardRequest;
 use serde_json::Value;
 
-use crate::support::{assert_close, case, device, distance, expected, find, fixtures, numbers, request};
+use crate::support::{assert_close, case, device, distance, expected, find, fixtures, forward, numbers, request};
 
 /// Named tests for recorded cases: one table a family of methods or models.
 macro_rules! parity {
@@ -25,30 +27,38 @@ macro_rules! parity {
     };
 }
 
-mod decoder_cells;
+mod beams;
+mod chosen_weights;
+mod decoder_methods;
 mod decoders;
 mod encoder_prompts;
 mod encoders;
+mod ia3;
+mod llama_family;
 mod lora;
-mod parameters;
+mod lora_on_parameters;
+mod low_rank;
+mod new_tokens;
+mod projections;
 mod prompts;
-mod recent;
-mod relatives;
-mod variants;
-mod vocabulary;
+mod rotations;
 
 const TABLES: &[&[&str]] = &[
-    decoder_cells::CASES,
+    beams::CASES,
+    chosen_weights::CASES,
+    decoder_methods::CASES,
     decoders::CASES,
     encoder_prompts::CASES,
     encoders::CASES,
+    ia3::CASES,
+    llama_family::CASES,
     lora::CASES,
-    parameters::CASES,
+    lora_on_parameters::CASES,
+    low_rank::CASES,
+    new_tokens::CASES,
+    projections::CASES,
     prompts::CASES,
-    recent::CASES,
-    relatives::CASES,
-    variants::CASES,
-    vocabulary::CASES,
+    rotations::CASES,
 ];
 
 fn check(name: &str) {
@@ -112,18 +122,14 @@ fn check_weights_and_folder(name: &str) {
     let adapters: Vec<PathBuf> = case.adapters.iter().map(|it| fixtures().join("cases").join(name).join(it)).collect();
     match case.task.as_str() {
         "causal-lm" => {
-            let (mut model, _) = auto::load_causal_lm(folder, &device()).unwrap();
-            if adapters.iter().any(|it| names_head(&read_config(it).unwrap())) {
-                model = model.untied();
-            }
-            weights_and_folder(name, model, &adapters);
+            weights_and_folder(name, auto::load_causal_lm(folder, &device()).unwrap().0, &adapters);
         }
         "seq-cls" => {
-            let options = classifier_options(&adapters);
+            let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
             weights_and_folder(name, auto::load_sequence_classifier(folder, &device(), &options).unwrap().0, &adapters);
         }
         "token-cls" => {
-            let options = classifier_options(&adapters);
+            let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
             weights_and_folder(name, auto::load_token_classifier(folder, &device(), &options).unwrap().0, &adapters);
         }
         "masked-lm" => {
@@ -133,11 +139,7 @@ fn check_weights_and_folder(name: &str) {
             weights_and_folder(name, auto::load_question_answerer(folder, &device(), 0).unwrap().0, &adapters);
         }
         "seq2seq-lm" => {
-            let (mut model, _) = auto::load_seq2seq_lm(folder, &device()).unwrap();
-            if adapters.iter().any(|it| names_head(&read_config(it).unwrap())) {
-                model = model.untied();
-            }
-            weights_and_folder(name, model, &adapters);
+            weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
         }
         _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
     }

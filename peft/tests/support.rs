@@ -5,7 +5,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
-use peft::forward::ForwardRequest;
+use std::sync::OnceLock;
+
+use peft::Registry;
+use peft::core::Result;
+use peft::core::files::checkpoint::Placement;
+use peft::load::AdapterSource;
+use peft::run::ForwardRequest;
 
 /// Relative tolerance of every comparison with the reference, in f32.
 pub(crate) const TOLERANCE: f64 = 1e-4;
@@ -52,9 +58,8 @@ pub(crate) fn request(name: &str) -> ForwardRequest {
     ForwardRequest {
         model: fixtures().join("models").join(&case.model),
         task: case.task,
-        adapters: case.adapters.iter().map(|it| folder.join(it)).collect(),
+        adapters: case.adapters.iter().map(|it| AdapterSource::new(folder.join(it))).collect(),
         inputs: folder.join("inputs.safetensors"),
-        strengths: Vec::new(),
         grads: false,
         merge: false,
     }
@@ -98,4 +103,15 @@ pub(crate) fn find<'a>(stored: &'a [Stored], key: &str) -> &'a TensorData {
 pub(crate) fn random_numbers() -> std::sync::MutexGuard<'static, ()> {
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// All that this build knows.
+pub(crate) fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(Registry::builtin)
+}
+
+/// One forward pass, as `peft forward` computes it.
+pub(crate) fn forward(request: &ForwardRequest, place: impl Into<Placement>) -> Result<Vec<Stored>> {
+    peft::run::forward(request, registry(), place)
 }

@@ -1,4 +1,4 @@
-//! Decoders beyond GPT-2 and LLaMA.
+//! Decoders of families of their own: GPT-2, BLOOM, ChatGLM, GPT-J, GPT-Neo, GPT-NeoX, OPT.
 
 cases! {
     bloom_base,
@@ -21,6 +21,13 @@ cases! {
     chatglm2_features,
     chatglm2_full_base,
     chatglm2_full_base_right,
+    gpt2_base,
+    gpt2_base_bare,
+    gpt2_base_right,
+    gpt2_cls_base,
+    gpt2_cls_base_left,
+    gpt2_inverse_base,
+    gpt2_prefixless_base,
     gptj_base,
     gptj_base_bare,
     gptj_base_right,

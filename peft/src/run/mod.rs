@@ -6,7 +6,6 @@ pub mod evaluate;
 pub mod fit;
 pub mod forward;
 pub mod labels;
-pub mod prepare;
 pub mod registry;
 
 pub use actions::{evaluate, forward, train};

@@ -8,15 +8,11 @@ use peft::models::auto::AutoCausalLm;
 use peft::models::{CausalLm, ModelInput};
 use serde_json::{Map, Value};
 
-use super::{MODELS, Names, Row, base, distance, lora, numbers, relatives, variants};
+use super::{MODELS, Names, base, distance, numbers, weight_methods};
 use crate::support::device;
 
 const OLD: usize = 101;
 const NEW: usize = 105;
-
-fn weight_methods() -> Vec<Row> {
-    [lora::rows(), variants::rows(), relatives::rows()].into_iter().flatten().collect()
-}
 
 fn resized(names: &Names) -> PeftModel<AutoCausalLm> {
     let mut peft = base(names.model);

@@ -54,7 +54,11 @@ const RULES: [Rules; 7] = [
     },
     Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
     Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
-    Rules { package: "peft", order: &[], circles: &[] },
+    Rules {
+        package: "peft",
+        order: &["device", "memory", "methods", "load", "task", "run", "folder", "prelude", "cli"],
+        circles: &[],
+    },
 ];
 
 /// The files that a crate starts from, as far as it has them.

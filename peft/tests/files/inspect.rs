@@ -9,7 +9,7 @@ use peft::folder::inspect::{Inspection, Outcome, Verdict, inspect};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::support::{case, fixtures};
+use crate::support::{case, fixtures, registry};
 
 const CONSUMERS: [&str; 6] = ["PEFT", "vLLM", "llama.cpp", "TGI/LoRAX", "mistral.rs", "Ollama"];
 
@@ -18,7 +18,7 @@ fn folder(case: &str) -> PathBuf {
 }
 
 fn look(case: &str) -> Inspection {
-    inspect(&folder(case), None).unwrap()
+    inspect(&folder(case), None, registry()).unwrap()
 }
 
 /// A copy of a case's adapter with another configuration and other tensors.
@@ -39,7 +39,7 @@ fn edited(case: &str, config: impl FnOnce(&mut Map<String, Value>), tensors: imp
 /// The default adapter with one field of its configuration changed.
 fn with(field: &str, value: Value) -> Inspection {
     let folder = edited("llama_lora_default", |json| drop(json.insert(field.into(), value)), |_| {});
-    inspect(folder.path(), None).unwrap()
+    inspect(folder.path(), None, registry()).unwrap()
 }
 
 fn fill(stored: &mut Stored, value: f32) {
@@ -174,7 +174,7 @@ fn a_large_rank_needs_a_switch_of_vllm() {
             }
         },
     );
-    let found = inspect(folder.path(), None).unwrap();
+    let found = inspect(folder.path(), None, registry()).unwrap();
     assert_eq!(outcomes(&found), "+-++++");
     assert!(verdict(&found, "vLLM").reasons[0].next.contains("--max-lora-rank 32"));
 }
@@ -198,7 +198,7 @@ fn an_untrained_adapter_is_noticed() {
                 tensors.iter_mut().filter(|it| it.key.contains("lora_B")).take(count).for_each(|it| fill(it, 0.0));
             },
         );
-        inspect(folder.path(), None).unwrap()
+        inspect(folder.path(), None, registry()).unwrap()
     };
     let found = clear(4);
     assert_eq!(found.zero.len(), 4);
@@ -212,7 +212,7 @@ fn an_untrained_adapter_is_noticed() {
 fn numbers_that_are_none_are_noticed() {
     for bad in [f32::NAN, f32::NEG_INFINITY] {
         let folder = edited("llama_lora_default", |_| {}, |tensors| fill(&mut tensors[3], bad));
-        let found = inspect(folder.path(), None).unwrap();
+        let found = inspect(folder.path(), None, registry()).unwrap();
         assert_eq!(found.not_finite.len(), 1);
         assert!(found.warnings.iter().any(|it| it.contains("NaN") && it.contains(&found.not_finite[0])));
     }
@@ -221,7 +221,7 @@ fn numbers_that_are_none_are_noticed() {
 #[test]
 fn half_a_pair_is_noticed() {
     let folder = edited("llama_lora_default", |_| {}, |tensors| drop(tensors.remove(0)));
-    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny"))).unwrap();
+    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny")), registry()).unwrap();
     assert_eq!(found.missing_partners.len(), 1);
     assert_eq!(outcomes(&found), "~+----");
     let fit = found.fit.unwrap();
@@ -246,7 +246,7 @@ fn an_unknown_type_is_described_all_the_same() {
             }
         },
     );
-    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny"))).unwrap();
+    let found = inspect(folder.path(), Some(&fixtures().join("models/llama-tiny")), registry()).unwrap();
     assert_eq!((found.tensors, found.rank), (4, None));
     assert_eq!(found.layers["q_proj"], 2);
     if !found.known {
@@ -263,7 +263,7 @@ fn an_unknown_type_is_described_all_the_same() {
                 vec![Stored { key: "prompt_embeddings".into(), data: TensorData::new(vec![0.5f32; 64], [2, 32]) }];
         },
     );
-    let found = inspect(prompts.path(), None).unwrap();
+    let found = inspect(prompts.path(), None, registry()).unwrap();
     assert!(found.layers.is_empty() && found.ranks.is_empty());
     assert_eq!(found.whole, ["prompt_embeddings"]);
 
@@ -280,7 +280,7 @@ fn a_header_that_transformers_refuses_is_noticed() {
     let at = bytes.windows(4).position(|it| it == b"\"pt\"").unwrap();
     bytes[at..at + 4].copy_from_slice(b"\"np\"");
     std::fs::write(&file, bytes).unwrap();
-    assert_reason(&inspect(folder.path(), None).unwrap(), "PEFT", Outcome::Refuses, "format=np");
+    assert_reason(&inspect(folder.path(), None, registry()).unwrap(), "PEFT", Outcome::Refuses, "format=np");
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn every_recorded_adapter_fits_its_own_base() {
             continue;
         }
         let base = fixtures().join("models").join(case(name).model);
-        let found = inspect(&path.join("default"), Some(&base)).unwrap();
+        let found = inspect(&path.join("default"), Some(&base), registry()).unwrap();
         // The reference wrote it itself.
         let peft = verdict(&found, "PEFT").outcome;
         let fit = found.fit.unwrap();
@@ -309,7 +309,7 @@ fn every_recorded_adapter_fits_its_own_base() {
 #[test]
 fn an_adapter_of_another_base_does_not_fit() {
     let models = fixtures().join("models");
-    let fit = |folder: &Path, base: &str| inspect(folder, Some(&models.join(base))).unwrap().fit.unwrap();
+    let fit = |folder: &Path, base: &str| inspect(folder, Some(&models.join(base)), registry()).unwrap().fit.unwrap();
     let other = fit(&folder("gpt2_lora_default"), "llama-tiny");
     assert_eq!(other.fits, Some(false));
     assert!(other.report.contains("unexpected") || other.report.contains("matches no"), "{}", other.report);
@@ -329,16 +329,16 @@ fn an_adapter_of_another_base_does_not_fit() {
 #[test]
 fn a_tied_head_and_the_base_type_are_taken_into_account() {
     let models = fixtures().join("models");
-    let found = inspect(&folder("llama_lora_lm_head"), Some(&models.join("llama-tied"))).unwrap();
+    let found = inspect(&folder("llama_lora_lm_head"), Some(&models.join("llama-tied")), registry()).unwrap();
     assert_reason(&found, "llama.cpp", Outcome::Refuses, "embedding table");
-    let found = inspect(&folder("qwen2_lora_default"), Some(&models.join("qwen2-tiny"))).unwrap();
+    let found = inspect(&folder("qwen2_lora_default"), Some(&models.join("qwen2-tiny")), registry()).unwrap();
     assert_reason(&found, "Ollama", Outcome::Refuses, "model_type qwen2");
 }
 
 #[test]
 fn json_has_all_of_it() {
     let base = fixtures().join("models/llama-tiny");
-    let found = inspect(&folder("llama_rslora"), Some(&base)).unwrap();
+    let found = inspect(&folder("llama_rslora"), Some(&base), registry()).unwrap();
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!(json["peft_type"], "LORA");
     assert_eq!(json["flags"]["use_rslora"], true);
@@ -352,11 +352,11 @@ fn json_has_all_of_it() {
 
 #[test]
 fn what_is_no_adapter_is_refused_with_a_reason() {
-    let message = |path: &Path| inspect(path, None).unwrap_err().to_string();
+    let message = |path: &Path| inspect(path, None, registry()).unwrap_err().to_string();
     assert!(message(&fixtures().join("models/llama-tiny")).contains("adapter_config.json"));
     let nameless = edited("llama_lora_default", |json| drop(json.remove("peft_type")), |_| {});
     assert!(message(nameless.path()).contains("peft_type"));
-    let base = inspect(&folder("llama_lora_default"), Some(Path::new("nowhere"))).unwrap_err().to_string();
+    let base = inspect(&folder("llama_lora_default"), Some(Path::new("nowhere")), registry()).unwrap_err().to_string();
     assert!(base.contains("config.json"), "{base}");
 }
 
@@ -371,7 +371,7 @@ fn a_pattern_does_not_excuse_ranks_that_it_does_not_give_and_magnitudes_must_fit
         change(&mut config);
         let text = serde_json::to_string(&config).unwrap();
         std::fs::write(folder.path().join("adapter_config.json"), text).unwrap();
-        serde_json::to_string(&peft::folder::inspect::inspect(folder.path(), None).unwrap()).unwrap()
+        serde_json::to_string(&peft::folder::inspect::inspect(folder.path(), None, registry()).unwrap()).unwrap()
     };
     let pattern = |config: &mut serde_json::Map<String, serde_json::Value>| {
         config.insert("r".into(), 3.into());

@@ -7,7 +7,6 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
 use peft::core::laws::{self, distance, numbers};
 use peft::core::{DEFAULT_ADAPTER, ENCODER_FILE, PeftConfig, PeftModel, WEIGHTS_FILE};
-use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -15,13 +14,14 @@ use peft::prompt::{
     AdaptionPromptConfig, EncoderType, MultitaskInit, MultitaskPromptTuningConfig, PrefixTuningConfig,
     PromptEncoderConfig, PromptTuningConfig, PromptTuningInit,
 };
+use peft::run::ForwardRequest;
 use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::{Record, read};
 use peft::tasks::train::{TrainConfig, Trainer};
 
-use crate::support::{device, find, fixtures, request};
+use crate::support::{device, find, fixtures, forward, request};
 
 const TASK: &str = "CAUSAL_LM";
 

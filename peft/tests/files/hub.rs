@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use peft::load::hub::{Hub, What};
 use peft::models::auto;
 
-use crate::support::{device, fixtures};
+use crate::support::{device, fixtures, registry};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -209,7 +209,7 @@ fn an_adapter_is_fetched_at_a_revision() {
     let cache = cache();
     let hub = Hub { token: Some("secret".into()), ..server.hub(cache.path()) };
     let folder = hub.resolve("someone/adapter@v1", What::Adapter).unwrap();
-    peft::folder::inspect::inspect(&folder, None).unwrap();
+    peft::folder::inspect::inspect(&folder, None, registry()).unwrap();
     let log = server.state.lock().unwrap().log.clone();
     assert!(log[0].0.contains("/resolve/v1/"), "{log:?}");
     assert!(log[1..].iter().all(|(target, _)| target.contains(COMMIT)), "{log:?}");

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft::core::files::checkpoint::TensorFile;
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftModel, Result, read_config};
+use peft::core::{DEFAULT_ADAPTER, Result, read_config};
+use peft::folder::adapted::adapted;
 use peft::folder::export::{ExportOptions, Exported, Format, export};
 use peft::folder::inspect::{Outcome, inspect};
-use peft::load::adapted::{OnModel, with_adapters};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{assert_close, case, device, fixtures, numbers};
+use crate::support::{assert_close, case, device, fixtures, numbers, registry};
 
 fn folder(name: &str) -> PathBuf {
     fixtures().join("cases").join(name).join("default")
@@ -25,7 +24,7 @@ fn base(name: &str) -> PathBuf {
 
 fn exported(name: &str, options: &ExportOptions) -> Result<(TempDir, Exported)> {
     let output = tempfile::tempdir().unwrap();
-    let done = export(&folder(name), output.path(), options, &device())?;
+    let done = export(&folder(name), output.path(), options, registry(), &device())?;
     Ok((output, done))
 }
 
@@ -39,15 +38,9 @@ fn with_base(format: Format, name: &str) -> ExportOptions {
 
 /// What a folder adds to every layer of its base, by path.
 fn updates(adapter: &Path, base: &Path) -> BTreeMap<String, TensorData> {
-    struct Job;
-    impl OnModel for Job {
-        type Output = BTreeMap<String, TensorData>;
-        fn run<M: Module + Adaptable>(self, peft: PeftModel<M>) -> Result<Self::Output> {
-            let rows = peft.updates(DEFAULT_ADAPTER)?;
-            Ok(rows.into_iter().map(|it| (it.param.module.clone(), it.delta.into_data())).collect())
-        }
-    }
-    with_adapters(base, &[(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())], &device(), Job).unwrap()
+    let named = [(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())];
+    let rows = adapted(base, &named, registry(), &device()).unwrap().updates(DEFAULT_ADAPTER).unwrap();
+    rows.into_iter().map(|it| (it.param.module.clone(), it.delta.into_data())).collect()
 }
 
 /// The same layers are changed by the same amounts; others by nothing.
@@ -81,7 +74,7 @@ const PLAIN: [&str; 12] = [
 fn a_portable_folder_is_read_by_everybody_and_does_the_same() {
     for name in PLAIN {
         let (output, done) = exported(name, &with_base(Format::Portable, name)).unwrap();
-        let found = inspect(output.path(), Some(&base(name))).unwrap();
+        let found = inspect(output.path(), Some(&base(name)), registry()).unwrap();
         assert_eq!(found.fit.as_ref().unwrap().fits, Some(true), "{name}");
         assert!(found.warnings.iter().all(|it| it.starts_with("only zeros")), "{name}: {:?}", found.warnings);
         for verdict in &found.consumers {
@@ -113,7 +106,7 @@ fn targets_of_a_portable_folder_mean_the_layers_that_it_has() {
 
 /// Last names of the layers that a folder has factors of.
 fn targets_of(name: &str) -> Vec<String> {
-    inspect(&folder(name), None).unwrap().layers.into_keys().collect()
+    inspect(&folder(name), None, registry()).unwrap().layers.into_keys().collect()
 }
 
 #[test]
@@ -275,6 +268,7 @@ fn mlx_reads_turned_factors_and_names_within_a_block() {
 #[test]
 fn a_folder_is_not_exported_over_itself() {
     let name = "llama_lora_default";
-    let message = export(&folder(name), &folder(name), &ExportOptions::new(Format::Portable), &device()).unwrap_err();
+    let message =
+        export(&folder(name), &folder(name), &ExportOptions::new(Format::Portable), registry(), &device()).unwrap_err();
     assert!(message.to_string().contains("own folder"));
 }

@@ -1,40 +1,13 @@
-//! Adapters as things: combined, converted, renamed, scaled, and different ones in the rows of one batch.
+//! Weighted combinations of adapters, against the reference.
 
-use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use peft::core::Names;
 use peft::core::laws::{self, distance};
-use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::ia3::CombineIa3;
-use peft::lora::combine::convert::{ConvertToLora, Rank};
 use peft::lora::combine::weighted::{Combination, Combine, Majority};
-use peft::lora::{LoraConfig, OftConfig};
-use peft::models::auto::{self, AutoCausalLm};
-use peft::models::{CausalLm, ModelInput};
+use peft::lora::{Bias, LoraConfig, OftConfig};
 
+use super::nets::{WEIGHTS, deltas, llama, loaded, lora, mlp, output};
 use crate::support::{assert_close, device, expected, find, fixtures};
-
-const WEIGHTS: [(&str, f64); 3] = [("first", 0.7), ("second", -1.3), ("third", 0.4)];
-
-fn base() -> PeftModel<AutoCausalLm> {
-    let (model, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
-    PeftModel::new(model)
-}
-
-fn loaded() -> PeftModel<AutoCausalLm> {
-    let mut peft = base();
-    for (name, _) in WEIGHTS {
-        peft.load_adapter(fixtures().join("combined").join(name), name, &peft::methods()).unwrap();
-    }
-    peft
-}
-
-fn logits(model: &AutoCausalLm, ids: Tensor<2, Int>) -> TensorData {
-    peft::core::nn::set_training(model.clone(), false).logits(&ModelInput::ids(ids), None).into_data()
-}
-
-fn ids() -> Tensor<2, Int> {
-    Tensor::from_data(TensorData::from([[5i64, 17, 3, 88, 41, 9], [60, 2, 77, 13, 1, 30]]), &device())
-}
 
 #[test]
 fn combinations_have_the_numbers_of_the_reference() {
@@ -79,7 +52,7 @@ fn combinations_have_the_numbers_of_the_reference() {
 #[test]
 fn vectors_are_added_up_as_in_the_reference() {
     let wanted = expected(&fixtures().join("combined/expected.safetensors"));
-    let mut peft = base();
+    let mut peft = llama();
     for name in ["ia3_first", "ia3_second"] {
         peft.load_adapter(fixtures().join("combined").join(name), name, &peft::methods()).unwrap();
     }
@@ -129,55 +102,65 @@ fn unlike_ranks_and_unknown_kinds_are_refused() {
 }
 
 #[test]
-fn rows_use_their_own_adapters() {
-    let wanted = expected(&fixtures().join("combined/expected.safetensors"));
-    let file =
-        peft::core::files::checkpoint::TensorFile::open(fixtures().join("combined/expected.safetensors")).unwrap();
-    let ids = Tensor::from_data(file.integers("rows.ids").unwrap(), &device());
-    let peft = loaded();
-    let rows = [Some("second"), None, Some("third"), Some("second")];
-    let output = peft.with_adapter_names(&rows, |model| logits(&model.valid(), ids.clone())).unwrap();
-    assert_close("rows", &output, &wanted["rows.logits"]);
-    assert!(peft.with_adapter_names(&[Some("fourth")], |_| ()).unwrap_err().to_string().contains("fourth"));
+fn combinations_add_updates_with_their_signs() {
+    let mut peft = mlp();
+    let pattern = LoraConfig { rank_pattern: [("lin1".to_owned(), 5)].into(), ..lora(&["lin0", "lin1"]) };
+    peft.add_adapter_as("one", pattern, 1).unwrap();
+    peft.add_adapter_as("two", LoraConfig::new(4, 9.0).targets(["lin0", "lin1"]), 2).unwrap();
+    for name in ["one", "two"] {
+        laws::disturb(&mut peft, name, 0.1, &device()).unwrap();
+    }
+    let (one, two) = (deltas(&peft, "one"), deltas(&peft, "two"));
+    let same = |ours: &[Vec<f64>], a: f64, b: f64| {
+        for ((ours, one), two) in ours.iter().zip(&one).zip(&two) {
+            for ((ours, one), two) in ours.iter().zip(one).zip(two) {
+                assert!((ours - (a * one + b * two)).abs() < 1e-5);
+            }
+        }
+    };
+    let svd = Combination::parse("svd", None, Majority::Total, Some(9)).unwrap();
+    for (name, how, adapters) in [
+        ("cat", Combination::Cat, &[("one", 0.5), ("two", 1.5)][..]),
+        ("difference", Combination::Cat, &[("one", 1.0), ("two", -1.0)]),
+        ("svd", svd, &[("one", 0.5), ("two", 1.5)]),
+        ("negated", Combination::parse("linear", None, Majority::Total, None).unwrap(), &[("two", -1.0)]),
+        ("same", svd, &[("two", 1.0)]),
+    ] {
+        peft.combine(name, adapters, how, 0).unwrap();
+        let weight = |of: &str| adapters.iter().find(|it| it.0 == of).map_or(0.0, |it| it.1);
+        same(&deltas(&peft, name), weight("one"), weight("two"));
+    }
+    // Both at once is their concatenation with weights of 1.
+    peft.combine("sum", &[("one", 1.0), ("two", 1.0)], Combination::Cat, 0).unwrap();
+    peft.set_active(&["one", "two"]).unwrap();
+    let both = output(&peft);
+    peft.set_active(&["sum"]).unwrap();
+    assert!(distance(&output(&peft), &both) < 1e-5);
+    assert!(peft.combine("none", &[], Combination::Cat, 0).is_err());
+    assert!(peft.combine("absent", &[("three", 1.0)], Combination::Cat, 0).unwrap_err().to_string().contains("three"));
+    assert!(peft.combine("cat", &[("one", 1.0)], Combination::Cat, 0).unwrap_err().to_string().contains("already"));
 }
 
 #[test]
-fn an_orthogonal_adapter_becomes_lora() {
-    let mut peft = base();
-    let config = OftConfig { oft_block_size: 8, ..OftConfig::default() };
-    peft.add_adapter_as(DEFAULT_ADAPTER, config, 1).unwrap();
-    laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.2, &device()).unwrap();
-    let wanted = logits(&peft.model().valid(), ids());
-    let low = peft.convert_to_lora(DEFAULT_ADAPTER, "low", Rank::Fixed(4)).unwrap();
-    let full = peft.convert_to_lora(DEFAULT_ADAPTER, "full", Rank::Fixed(32)).unwrap();
-    assert!(low.iter().all(|it| it.error > 0.01 && it.error < 1.0) && full.iter().all(|it| it.error < 1e-5));
-    peft.set_active(&["full"]).unwrap();
-    assert!(distance(&logits(&peft.model().valid(), ids()), &wanted) < 1e-4);
-}
-
-#[test]
-fn strength_is_a_factor_of_loras_scale_live_and_merged() {
-    let (mut half, mut plain) = (base(), base());
-    plain.add_adapter_as("a", LoraConfig::new(4, 3.0).all_linear(), 1).unwrap();
-    half.add_adapter_as("a", LoraConfig::new(4, 6.0).all_linear(), 1).unwrap();
-    laws::disturb(&mut plain, "a", 0.1, &device()).unwrap();
-    laws::disturb(&mut half, "a", 0.1, &device()).unwrap();
-    half.set_strength("a", 0.5).unwrap();
-    let wanted = logits(&plain.model().valid(), ids());
-    assert!(distance(&logits(&half.model().valid(), ids()), &wanted) < 1e-5);
-    assert!(distance(&logits(&half.merge().unwrap(), ids()), &wanted) < 1e-5);
-    assert_eq!(half.status().adapters[0].strength, 0.5);
-}
-
-#[test]
-fn a_renamed_adapter_is_the_same_adapter() {
-    let mut peft = loaded();
-    let before = logits(&peft.model().valid(), ids());
-    peft.rename_adapter("second", "other").unwrap();
-    assert_eq!(distance(&logits(&peft.model().valid(), ids()), &before), 0.0);
-    let status = peft.status();
-    let names: Vec<&str> = status.adapters.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["first", "other", "third"]);
-    assert!(status.layers.iter().any(|it| it.active == ["first", "other", "third"]));
-    assert!(peft.rename_adapter("first", "third").unwrap_err().to_string().contains("already"));
+fn adapters_that_save_modules_are_not_combined() {
+    let mut peft = mlp();
+    let saved = LoraConfig { modules_to_save: Some(vec!["lin1".into()]), ..lora(&["lin0"]) };
+    peft.add_adapter_as("saved", saved, 1).unwrap();
+    peft.add_adapter_as("dora", LoraConfig { use_dora: true, ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as("biased", LoraConfig { bias: Bias::AdaptedOnly, ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as("pissa", LoraConfig { init_lora_weights: "pissa".into(), ..lora(&["lin0"]) }, 1).unwrap();
+    peft.add_adapter_as(
+        "oft",
+        OftConfig { oft_block_size: 4, target_modules: Some(Names::list(["lin0"])), ..OftConfig::default() },
+        1,
+    )
+    .unwrap();
+    let parameters = Some(vec!["lin0.weight".into()]);
+    peft.add_adapter_as("parameters", LoraConfig { target_parameters: parameters, ..LoraConfig::new(4, 6.0) }, 1)
+        .unwrap();
+    for name in ["saved", "dora", "biased", "pissa", "oft", "parameters"] {
+        let error = peft.combine("new", &[(name, 1.0)], Combination::Cat, 0).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    assert_eq!(peft.adapters().len(), 6);
 }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use peft::core::{AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
+use peft::load::AdapterSource;
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoSequenceClassifier, ClassifierOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{device, fixtures};
+use crate::support::{device, fixtures, registry};
 
 /// The command on GPT-2 of the demo; what it printed, or said to be wrong.
 pub(crate) fn command(name: &str, rest: &[&str]) -> Result<String, String> {
@@ -77,14 +78,14 @@ fn a_damaged_file_and_adapters_that_disagree_are_refused() {
         folder
     };
     let error = |folders: &[&TempDir]| {
-        let paths: Vec<PathBuf> = folders.iter().map(|it| it.path().to_path_buf()).collect();
+        let paths: Vec<AdapterSource> = folders.iter().map(|it| AdapterSource::new(it.path())).collect();
         peft::run::labels::of_adapters(&paths).unwrap_err().to_string()
     };
     assert!(error(&[&folder("{}")]).contains("it has no `id2label`"));
     assert!(error(&[&folder(r#"{"id2label": {"1": "a"}}"#)]).contains("does not count from 0"));
     let [a, b] = ["a", "b"].map(|it| folder(&format!(r#"{{"id2label": {{"0": "{it}"}}}}"#)));
     assert!(error(&[&a, &b]).contains("differ from those of"));
-    assert_eq!(peft::run::labels::of_adapters(&[a.path().to_path_buf()]).unwrap().unwrap().names, ["a"]);
+    assert_eq!(peft::run::labels::of_adapters(&[AdapterSource::new(a.path())]).unwrap().unwrap().names, ["a"]);
 }
 
 /// Three colours are learned; a file with two of them, in another order, is read with the same numbers.
@@ -107,7 +108,7 @@ fn an_evaluation_reads_its_file_with_the_adapters_labels() {
     let error = eval("odd.jsonl").unwrap_err();
     assert!(error.contains("odd.jsonl, line 2: label `purple` is not one of the classes"), "{error}");
 
-    let found = peft::folder::inspect::inspect(Path::new(&adapter), None).unwrap();
+    let found = peft::folder::inspect::inspect(Path::new(&adapter), None, registry()).unwrap();
     assert!(found.to_string().contains("labels: blue, green, red"), "{found}");
 
     let merged = at(&files, "merged");

@@ -9,17 +9,17 @@ use peft::core::files::checkpoint::{
     BaseDtype, FloatType, Placement, Stored, TensorFile, model_tensors, write_tensors,
 };
 use peft::core::{DEFAULT_ADAPTER, PathStack, PeftConfig, PeftModel, laws};
-use peft::forward::{ForwardRequest, forward};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
+use peft::run::ForwardRequest;
 use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use tempfile::TempDir;
 
 use crate::laws::{MODELS, rows};
-use crate::support::{case, device, expected, fixtures, random_numbers, request};
+use crate::support::{case, device, expected, fixtures, forward, random_numbers, request};
 
 /// The folder of a model whose weights are rounded to halves.
 pub(crate) fn halved(model: &str, float: FloatType) -> TempDir {

@@ -1,4 +1,4 @@
-//! The `peft` command as a user calls it.
+//! The `peft` command as a user calls it: what it does with adapters.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,10 +7,10 @@ use peft::core::files::checkpoint::TensorFile;
 use peft::core::read_config;
 use peft::lora::combine::weighted::{Combination, Majority};
 
-use crate::support::{assert_close, device, expected, fixtures};
+use crate::support::{assert_close, device, expected, fixtures, registry};
 
 /// What it prints, if it succeeds; what it complains about, if it fails.
-fn peft(arguments: &[&str]) -> Result<String, String> {
+pub(super) fn peft(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(env!("CARGO_BIN_EXE_peft")).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
@@ -38,7 +38,7 @@ fn combine_writes_what_the_library_makes() {
     assert!(printed.contains("2 adapters combined (ties)"), "{printed}");
     let how = Combination::parse("ties", Some(0.6), Majority::Total, None).unwrap();
     let adapters = [(PathBuf::from(&first), 0.7), (PathBuf::from(&second), -1.3)];
-    peft::folder::combine::combine(&adapters, Path::new(&base), how, 42, wanted.path(), &device()).unwrap();
+    peft::folder::combine::combine(&adapters, Path::new(&base), how, 42, wanted.path(), registry(), &device()).unwrap();
     let wanted = expected(&tensors(wanted.path()));
     let ours = expected(&tensors(output.path()));
     assert_eq!(ours.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
@@ -156,49 +156,4 @@ fn vectors_are_added_up_by_combine() {
         assert_close(&key, &data, &recorded[&format!("ia3/{key}")]);
     }
     assert!(call("cat").unwrap_err().contains("linear"));
-}
-
-#[test]
-fn methods_are_listed_with_their_papers_and_defaults() {
-    let printed = peft(&["methods"]).unwrap();
-    for name in peft::methods().names() {
-        assert!(printed.contains(name), "{name} is not in\n{printed}");
-    }
-    let lora = peft(&["methods", "lora"]).unwrap();
-    for part in ["2106.09685", "r = 8", "lora_alpha = 8", "bias = \"none\"", "peft-lora"] {
-        assert!(lora.contains(part), "{part} is not in\n{lora}");
-    }
-    assert!(peft(&["methods", "p-tuning"]).unwrap().contains("encoder_hidden_size"));
-    let json: serde_json::Value = serde_json::from_str(&peft(&["methods", "--json"]).unwrap()).unwrap();
-    assert_eq!(json.as_array().unwrap().len(), peft::methods().names().count());
-    assert!(peft(&["methods", "magic"]).unwrap_err().contains("AdaLoRA"));
-}
-
-#[test]
-fn every_method_that_is_written_is_registered_and_described() {
-    let methods = peft::methods();
-    let mut registered: Vec<&str> = methods.described().iter().map(|it| it.config).collect();
-    assert_eq!(registered.len(), methods.names().count(), "one is registered without a description");
-    for method in methods.described() {
-        let defaults = (method.defaults)().unwrap();
-        assert!(!defaults.is_empty(), "{} has no parameter", method.about.name);
-        assert!(method.about.paper.contains(char::is_numeric) || method.about.paper.starts_with("peft/"));
-    }
-    let mut written = Vec::new();
-    let mut folders: Vec<_> =
-        ["peft-lora", "peft-ia3", "peft-prompt"].map(|it| fixtures().join("..").join(it).join("src")).into();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()) {
-            if entry.is_dir() {
-                folders.push(entry);
-                continue;
-            }
-            let text = std::fs::read_to_string(entry).unwrap();
-            let names = text.lines().filter_map(|it| it.strip_prefix("impl Tuner for ")?.strip_suffix(" {"));
-            written.extend(names.map(str::to_owned));
-        }
-    }
-    written.sort();
-    registered.sort_unstable();
-    assert_eq!(registered, written);
 }

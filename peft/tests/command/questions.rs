@@ -8,7 +8,7 @@ use peft::tasks::data::tokenizer::Tokenizer;
 use peft::tasks::tasks::task::Task;
 use serde_json::{Value, json};
 
-use crate::labels::{at, command, data};
+use super::labels::{at, command, data};
 use crate::support::device;
 
 const TEXT: &str = "Élise lives in Rome, and her brother lives in Lyon with three cats.";

@@ -1,0 +1,6 @@
+//! The `peft` command as a user calls it.
+
+mod adapters;
+mod labels;
+mod methods;
+mod questions;

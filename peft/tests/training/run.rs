@@ -1,0 +1,91 @@
+//! What a run changes and what it leaves alone, and how it fails.
+
+use burn::module::Module;
+use peft::core::{DEFAULT_ADAPTER, PeftError, PeftModel};
+use peft::ia3::Ia3Config;
+use peft::lora::LoraConfig;
+use peft::models::auto::AutoCausalLm;
+use peft::tasks::tasks::language_modelling::LanguageModelling;
+use peft::tasks::train::{TrainConfig, Trainer};
+
+use super::runs::{config, fresh, losses, samples, with};
+use crate::support::{device, numbers};
+
+#[test]
+fn training_lowers_the_loss_and_leaves_the_base_alone() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let mut peft = fresh(0.0);
+    let before = peft::core::files::checkpoint::model_tensors(peft.model());
+    let untrained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    Trainer::new(&mut peft, &task, config(30)).run().unwrap();
+    let trained = peft::tasks::tasks::task::Task::evaluate(&task, &peft.model().valid(), 4, &device()).unwrap().loss;
+    assert!(trained < 0.7 * untrained, "loss {untrained} before, {trained} after");
+    for (old, new) in before.iter().zip(peft::core::files::checkpoint::model_tensors(peft.model())) {
+        assert_eq!(numbers(&old.data), numbers(&new.data), "{}", old.key);
+    }
+}
+
+/// Mixed precision rounds what enters a product, so losses move in the third digit; where there is none it is refused.
+#[test]
+fn a_run_in_bf16_follows_one_in_single_precision() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let run = |bf16: bool| {
+        let config = TrainConfig { bf16, ..config(9) };
+        let folder = tempfile::tempdir().unwrap();
+        let mut peft = fresh(0.2);
+        Trainer::new(&mut peft, &task, config).output(folder.path()).run()?;
+        Ok::<_, PeftError>(losses(folder.path()).into_iter().map(|(_, loss)| f64::from_bits(loss)).collect::<Vec<_>>())
+    };
+    if let Err(error) = peft::core::ops::check_bf16(&device()) {
+        assert_eq!(run(true).unwrap_err().to_string(), error.to_string());
+        return;
+    }
+    let (half, single) = (run(true).unwrap(), run(false).unwrap());
+    for (step, (half, single)) in half.iter().zip(&single).enumerate() {
+        assert_ne!(half, single, "step {step}");
+        assert!((half - single).abs() < 1e-2 * single, "step {step}: {half} and {single}");
+    }
+}
+
+#[test]
+fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let half = TrainConfig { lora_fa: true, ..config(3) };
+    let run =
+        |peft: &mut PeftModel<AutoCausalLm>, config: &TrainConfig| Trainer::new(peft, &task, config.clone()).run();
+    let mut peft = fresh(0.0);
+    let factors = |peft: &PeftModel<AutoCausalLm>| {
+        let (a, b): (Vec<_>, Vec<_>) =
+            peft.adapter_tensors(DEFAULT_ADAPTER).unwrap().into_iter().partition(|it| it.key.contains("lora_A"));
+        [a, b].map(|it| it.iter().flat_map(|it| numbers(&it.data)).collect::<Vec<f64>>())
+    };
+    let [a, b] = factors(&peft);
+    run(&mut peft, &half).unwrap();
+    let [same, moved] = factors(&peft);
+    assert_eq!(a, same);
+    assert_ne!(b, moved);
+    // Frozen for this run only.
+    run(&mut peft, &config(3)).unwrap();
+    assert_ne!(a, factors(&peft)[0]);
+
+    let dora = LoraConfig { use_dora: true, ..LoraConfig::new(4, 6.0) };
+    let table = LoraConfig::new(4, 6.0).targets(["wte"]);
+    let refused = |peft: &mut PeftModel<AutoCausalLm>| run(peft, &half).unwrap_err().to_string();
+    assert!(refused(&mut with(dora)).contains("DoRA"));
+    assert!(refused(&mut with(table)).contains("A of zeros"));
+    assert!(refused(&mut with(Ia3Config::default())).contains("this adapter is IA3"));
+    let both = TrainConfig { loraplus_lr_ratio: Some(2.0), ..half.clone() };
+    assert!(run(&mut fresh(0.0), &both).unwrap_err().to_string().contains("take one of them"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let _alone = crate::support::random_numbers();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let config = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config(20) };
+    let error = Trainer::new(&mut fresh(0.0), &task, config).run();
+    assert!(matches!(error, Err(PeftError::NotFinite(_))), "{error:?}");
+}
