@@ -32,7 +32,7 @@ pub use adapter::{
 pub use config::peft_config::{
     AfterStep, MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
 };
-pub use config::projected::ProjectedPair;
+pub use config::projected::{GradientProjection, ProjectedPair};
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use files::checkpoint;
 pub use files::folder::{

@@ -5,9 +5,8 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::adapter::AdapterSet;
 use crate::config::fields::COMMON_FIELDS;
-use crate::config::projected::ProjectedPair;
+use crate::config::projected::GradientProjection;
 use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
 use crate::plan::plan::Plan;
@@ -68,14 +67,9 @@ pub trait PeftConfig: Debug + Send + Sync {
         None
     }
 
-    /// The pairs of factors of an adapter that LoRA-FA trains. `sets` are those of the model.
-    ///
-    /// # Errors
-    /// If the method has no such pairs.
-    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
-        let _ = (sets, name);
-        let reason = format!("it is for LoRA, and this adapter is {}; train without it", self.peft_type());
-        Err(PeftError::unsupported("LoRA-FA", reason))
+    /// The configuration as one whose gradients an optimizer can project, as LoRA-FA does.
+    fn as_gradient_projection(&self) -> Option<&dyn GradientProjection> {
+        None
     }
 }
 
@@ -170,8 +164,8 @@ impl<T: PeftConfig + ?Sized> PeftConfig for Box<T> {
     fn after_step(&self) -> Option<Box<dyn AfterStep>> {
         (**self).after_step()
     }
-    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
-        (**self).projected_pairs(sets, name)
+    fn as_gradient_projection(&self) -> Option<&dyn GradientProjection> {
+        (**self).as_gradient_projection()
     }
 }
 

@@ -1,5 +1,7 @@
 //! A base model with its adapters.
 
+mod add;
+mod folders;
 pub mod peft_model;
 pub mod state;
 pub mod status;

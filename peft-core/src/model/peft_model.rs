@@ -1,27 +1,21 @@
 //! A base model and its named adapters.
 
-use std::collections::HashMap;
 use std::ops::Deref;
-use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients};
+use burn::tensor::Device;
 use indexmap::IndexMap;
-use serde_json::{Map, Value};
 
-use crate::adapter::mixed_batch;
-use crate::adapter::slots;
-use crate::adapter::{AdapterSet, AnyAdapter};
-use crate::config::peft_config::{MethodRegistry, PeftConfig};
+use crate::adapter::{AdapterSet, mixed_batch, slots};
+use crate::config::peft_config::PeftConfig;
 use crate::context::Misuse;
-use crate::error::{LoadReport, PeftError, Result};
-use crate::files::checkpoint::{Stored, TensorFile};
-use crate::files::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
+use crate::error::{PeftError, Result};
+use crate::files::folder::Labels;
+use crate::files::safetensors::Stored;
 use crate::model::state;
-use crate::model::values::{HALF_PRECISION, is_close, value_of};
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{Adaptable, ModelSpec, ParamKind, ParamSpec, frozen_path};
+use crate::spec::{Adaptable, ModelSpec};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -48,12 +42,12 @@ pub struct AdapterInfo {
 /// ordinary Burn module whose parameters carry the adapters, so it can be trained, cloned and recorded as such.
 #[derive(Debug)]
 pub struct PeftModel<M> {
-    model: M,
-    spec: ModelSpec,
-    adapters: IndexMap<String, AdapterInfo>,
-    active: Vec<String>,
-    enabled: bool,
-    head: Option<HeadOf<M>>,
+    pub(super) model: M,
+    pub(super) spec: ModelSpec,
+    pub(super) adapters: IndexMap<String, AdapterInfo>,
+    pub(super) active: Vec<String>,
+    pub(super) enabled: bool,
+    pub(super) head: Option<HeadOf<M>>,
     /// Whether a saved folder holds the embedding matrices, as one must whose vocabulary was resized. `None` decides by the
     /// `vocab_size` in the `config.json` of [`ModelSpec::base_name`], if that is a folder.
     pub save_embedding_layers: Option<bool>,
@@ -61,18 +55,10 @@ pub struct PeftModel<M> {
 
 /// What [`Adaptable`] says of a model's head, for a [`PeftModel`] whose methods know its model as a [`Module`] only.
 #[derive(Debug, Clone, Copy)]
-struct HeadOf<M> {
-    is_tied: fn(&M) -> bool,
-    untie: fn(&mut M),
-    spec: fn(&M) -> ModelSpec,
-}
-
-/// A base that takes in an adapter, and what the adapter will do to it.
-struct Planned<M> {
-    model: M,
-    /// Another description of the base, if its head was untied.
-    spec: Option<ModelSpec>,
-    plan: Plan,
+pub(super) struct HeadOf<M> {
+    pub(super) is_tied: fn(&M) -> bool,
+    pub(super) untie: fn(&mut M),
+    pub(super) spec: fn(&M) -> ModelSpec,
 }
 
 impl<M> Deref for PeftModel<M> {
@@ -182,119 +168,7 @@ impl<M: Module> PeftModel<M> {
         &self.active
     }
 
-    /// Adds an adapter with the name [`DEFAULT_ADAPTER`] and fresh values, and makes it the active, trainable one.
-    ///
-    /// # Errors
-    /// As [`PeftModel::add_adapter_as`].
-    pub fn add_adapter(&mut self, config: impl PeftConfig + 'static) -> Result<&Plan> {
-        self.add_adapter_as(DEFAULT_ADAPTER, config, 0)
-    }
-
-    /// Adds an adapter with fresh values and makes it the active, trainable one. `seed` decides what is drawn at random.
-    ///
-    /// A configuration without a `task_type` takes that of the model.
-    ///
-    /// # Errors
-    /// If the name is taken, or the configuration does not go with the model; then nothing has changed.
-    pub fn add_adapter_as(&mut self, name: &str, mut config: impl PeftConfig + 'static, seed: u64) -> Result<&Plan> {
-        if let Some(task_type) = config.task_type_mut() {
-            *task_type = task_type.take().or_else(|| self.spec.task_type.clone());
-        }
-        self.add(name, Box::new(config), seed)?;
-        Ok(&self.adapters[name].plan)
-    }
-
-    /// Adds an adapter with given tensors, keyed as in its file, and leaves alone what is active and what is trained.
-    ///
-    /// # Errors
-    /// As [`PeftModel::add_adapter_as`], or if a tensor is missing, unexpected or misshapen; then nothing has changed.
-    pub fn add_adapter_with(
-        &mut self,
-        name: &str,
-        config: impl PeftConfig + 'static,
-        tensors: Vec<Stored>,
-    ) -> Result<()> {
-        let before = (self.model.clone(), self.spec.clone());
-        let active = self.active.clone();
-        let trained = self.adapters.iter().filter(|(_, it)| it.trainable).map(|(name, _)| name.clone());
-        let trained: Vec<String> = trained.collect();
-        self.add(name, Box::new(config), 0)?;
-        let assigned = self.assign_adapter(name, tensors);
-        if assigned.is_err() {
-            self.adapters.shift_remove(name);
-            (self.model, self.spec) = before;
-        }
-        self.set_active(&active)?;
-        self.set_trainable(&trained)?;
-        assigned
-    }
-
-    fn add(&mut self, name: &str, config: Box<dyn PeftConfig>, seed: u64) -> Result<()> {
-        let Planned { model, spec: untied, plan } = self.planned(name, config.as_ref())?;
-        let spec = untied.as_ref().unwrap_or(&self.spec);
-        if !plan.unmatched.is_empty() {
-            let leaves: Vec<&str> =
-                spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
-            let near = plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect();
-            let mut available: Vec<String> = leaves.iter().map(|it| (*it).to_owned()).collect();
-            available.sort();
-            available.dedup();
-            let targets = format!("{:?}", plan.unmatched);
-            return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
-        }
-        if !plan.unmatched_parameters.is_empty() {
-            return Err(crate::no_parameter_matched(&plan.unmatched_parameters, spec));
-        }
-        if let Some(reason) = plan.missing_data {
-            return Err(PeftError::Invalid(format!("the adapter `{name}` cannot start: {reason}")));
-        }
-        self.check_free(name)?;
-        if plan.trainable() == 0 {
-            return Err(PeftError::config("target_modules", "leaves the adapter without a single parameter"));
-        }
-        self.model = plan.apply(model, name, seed, &self.device());
-        self.spec = untied.unwrap_or_else(|| std::mem::take(&mut self.spec));
-        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels: None });
-        self.set_active(&[name])?;
-        self.set_trainable(&[name])
-    }
-
-    /// Plans an adapter, on a base whose tied head is untied if the adapter names it.
-    fn planned(&self, name: &str, config: &dyn PeftConfig) -> Result<Planned<M>> {
-        if let Some(head) = self.head.as_ref().filter(|it| (it.is_tied)(&self.model))
-            && !config.keeps_head_tied(&self.spec)
-        {
-            let mut model = self.model.clone();
-            (head.untie)(&mut model);
-            let mut spec = (head.spec)(&model);
-            (spec.base_name, spec.task_type) = (self.spec.base_name.clone(), self.spec.task_type.clone());
-            let on_head = |plan: &Plan| {
-                plan.rows.iter().any(|it| spec.is_head(&it.param.module) && self.spec.get(&it.param.path()).is_none())
-            };
-            if let Some(plan) = config.plan(&spec).ok().filter(on_head) {
-                self.check_head_is_free(name)?;
-                return Ok(Planned { model, spec: Some(spec), plan });
-            }
-        }
-        Ok(Planned { model: self.model.clone(), spec: None, plan: config.plan(&self.spec)? })
-    }
-
-    /// Refuses to untie a head that an adapter on the embedding matrix moves along.
-    fn check_head_is_free(&self, name: &str) -> Result<()> {
-        for set in slots::collect(&self.model) {
-            let moves = |it: &&String| set.get(it).is_some_and(AnyAdapter::moves_tied_head);
-            if let Some(other) = self.adapters.keys().find(moves) {
-                let reason = format!(
-                    "`{name}` names the head, but `{other}` trains it together with the embedding matrix it is tied to: \
-                     delete `{other}` first, or load the two into models of their own"
-                );
-                return Err(PeftError::Invalid(reason));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_free(&self, name: &str) -> Result<()> {
+    pub(super) fn check_free(&self, name: &str) -> Result<()> {
         if name.is_empty() || name.contains('.') {
             return Err(PeftError::AdapterName(format!("`{name}` cannot name an adapter: use letters, no dots")));
         }
@@ -306,7 +180,7 @@ impl<M: Module> PeftModel<M> {
         Ok(())
     }
 
-    fn check_known(&self, name: &str) -> Result<()> {
+    pub(super) fn check_known(&self, name: &str) -> Result<()> {
         if self.adapters.contains_key(name) {
             return Ok(());
         }
@@ -314,51 +188,6 @@ impl<M: Module> PeftModel<M> {
         let hint =
             if known.is_empty() { "none is loaded".to_owned() } else { format!("there are {}", known.join(", ")) };
         Err(PeftError::AdapterName(format!("there is no adapter `{name}`; {hint}")))
-    }
-
-    /// Loads an adapter folder and adds the adapter, active beside those that are active already.
-    ///
-    /// # Errors
-    /// If a tensor is missing, unexpected or misshapen, or anything else does not fit; then nothing has changed.
-    pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &MethodRegistry) -> Result<()> {
-        let folder = AdapterFolder::open(folder)?;
-        self.check_free(name)?;
-        let config = methods.parse(folder.config.clone())?;
-        let Planned { model, spec, mut plan } = self.planned(name, config.as_ref())?;
-        let spec = spec.unwrap_or_else(|| self.spec.clone());
-        if folder.encoder.is_none() {
-            plan = plan.without_encoders();
-        }
-        let model = plan.apply(model, name, 0, &self.device());
-        let model = filled(model, &spec, name, &folder, config.as_ref())?;
-        let wrong = slots::collect(&model).iter().find_map(|set| set.get(name)?.check(set.param()).err());
-        if let Some(reason) = wrong {
-            return Err(PeftError::bad_file(&folder.path, reason));
-        }
-        let mut active = self.active.clone();
-        active.push(name.to_owned());
-        check_together(&model, &active)?;
-        self.model = slots::edit(model, |set| {
-            set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
-        });
-        self.spec = spec;
-        let info = AdapterInfo { config, plan, trainable: true, labels: folder.labels };
-        self.adapters.insert(name.to_owned(), info);
-        self.set_active(&active)
-    }
-
-    /// Overwrites the tensors of an adapter with those of a folder that [`PeftModel::save_adapter`] wrote for it.
-    ///
-    /// # Errors
-    /// If a tensor is missing, unexpected or misshapen; then nothing has changed.
-    pub fn restore_adapter(&mut self, name: &str, folder: &AdapterFolder) -> Result<()> {
-        self.check_known(name)?;
-        let config = self.adapters[name].config.as_ref();
-        if let Some(tensors) = config.read_back(&folder.tensors)? {
-            return self.assign_adapter(name, tensors);
-        }
-        self.model = filled(self.model.clone(), &self.spec, name, folder, config)?;
-        Ok(())
     }
 
     /// Chooses the adapters that act, in order of application.
@@ -516,96 +345,10 @@ impl<M: Module> PeftModel<M> {
         (count(|it| it.trainable), self.spec.parameters() + count(|_| true))
     }
 
-    /// The tensors of an adapter, keyed as in its file.
-    pub fn adapter_tensors(&self, name: &str) -> Result<Vec<Stored>> {
-        self.check_known(name)?;
-        Ok(state::tensors(&self.model, name))
-    }
-
-    /// Overwrites tensors of an adapter; every key of the adapter must be there.
-    pub fn assign_adapter(&mut self, name: &str, tensors: Vec<Stored>) -> Result<()> {
-        self.check_known(name)?;
-        let shapes = tensors.iter().map(|it| (it.key.as_str(), it.data.shape().as_slice()));
-        let report: LoadReport = state::compare(&self.model, name, shapes);
-        if !report.is_clean() {
-            return Err(PeftError::DoesNotFit { what: format!("state of adapter `{name}`"), report });
-        }
-        let values = tensors.into_iter().map(|it| (it.key, it.data)).collect();
-        self.model = state::assign(self.model.clone(), name, values);
-        Ok(())
-    }
-
-    /// The gradients of an adapter, keyed as its tensors.
-    pub fn adapter_gradients(&self, name: &str, gradients: &Gradients) -> Result<Vec<Stored>> {
-        self.check_known(name)?;
-        Ok(state::gradients(&self.model, name, gradients))
-    }
-
-    /// The adapter's configuration as `adapter_config.json` holds it.
-    pub fn adapter_config(&self, name: &str) -> Result<Map<String, Value>> {
-        self.check_known(name)?;
-        self.described(name, self.adapters[name].config.to_json()?)
-    }
-
-    fn described(&self, name: &str, mut json: Map<String, Value>) -> Result<Map<String, Value>> {
-        let AdapterInfo { config, plan, .. } = &self.adapters[name];
-        for (field, value) in &plan.derived {
-            if json.get(field).is_none_or(Value::is_null) {
-                json.insert(field.clone(), value.clone());
-            }
-        }
-        json.insert("peft_type".into(), config.peft_type().into());
-        json.insert("inference_mode".into(), true.into());
-        json.insert("peft_version".into(), REFERENCE_VERSION.into());
-        for (field, value) in [("base_model_name_or_path", &self.spec.base_name), ("task_type", &self.spec.task_type)] {
-            if json.get(field).is_none_or(Value::is_null) {
-                json.insert(field.into(), value.clone().into());
-            }
-        }
-        for field in ["auto_mapping", "revision"] {
-            json.entry(field).or_insert(Value::Null);
-        }
-        Ok(json)
-    }
-
-    /// Writes the folder of the adapter [`DEFAULT_ADAPTER`], or of the only one there is. PEFT reads it.
-    ///
-    /// # Errors
-    /// If there are several adapters with other names, or none, or as [`PeftModel::save_adapter`].
-    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let names: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
-        let name = match names[..] {
-            [only] => only,
-            _ if names.contains(&DEFAULT_ADAPTER) => DEFAULT_ADAPTER,
-            [] => return Err(PeftError::AdapterName("there is no adapter to save: add or load one first".into())),
-            _ => {
-                let reason = format!(
-                    "there are several adapters, {}: save one of them by its name with `save_adapter`",
-                    names.join(", ")
-                );
-                return Err(PeftError::AdapterName(reason));
-            }
-        };
-        self.save_adapter(folder, name)
-    }
-
-    /// Writes the folder of an adapter. PEFT reads it.
-    ///
-    /// # Errors
-    /// If a value is not finite or the disk says no; a folder that was there stays whole.
-    pub fn save_adapter(&self, folder: impl AsRef<Path>, name: &str) -> Result<()> {
-        self.check_known(name)?;
-        let config = self.described(name, self.adapters[name].config.to_file_json()?)?;
-        let mut saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
-        saved.extend(self.tables_to_save(name));
-        let encoder = state::encoders(&self.model, name).1;
-        write_folder_with_encoder(&folder, &config, saved, encoder)?;
-        Labels::write(self.adapters[name].labels.as_ref(), folder.as_ref())
-    }
 }
 
 /// Refuses adapters of which one would hide the other.
-fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
+pub(super) fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
     for set in slots::collect(model) {
         let rank = set.param().shape.len();
         let mut wholes: Vec<&String> = Vec::new();
@@ -625,57 +368,4 @@ fn check_together<M: Module>(model: &M, names: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A model with the values of a folder in the adapter `name`.
-fn filled<M: Module>(
-    model: M,
-    spec: &ModelSpec,
-    name: &str,
-    folder: &AdapterFolder,
-    config: &dyn PeftConfig,
-) -> Result<M> {
-    let made: Vec<String> = state::encoders(&model, name).0.into_iter().map(|it| it.key).collect();
-    let mut rows: Vec<(String, &TensorFile)> = Vec::new();
-    for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
-        rows.extend(file.keys().into_iter().filter(|key| !made.contains(key)).map(|key| (key, file)));
-    }
-    let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
-    let mut report = state::compare(&model, name, shapes);
-    report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));
-    // The reference adds the frozen table when an embedding is a target, or when the vocabulary was resized.
-    report.unexpected.retain(|key| !folder.is_copy(key, spec) && !config.passes_over(key));
-    for (key, file) in &rows {
-        let Some(path) = frozen_path(key) else { continue };
-        let holds_words = |it: &ParamSpec| it.kind == ParamKind::Embedding || spec.heads.contains(&it.module);
-        let Some(param) = spec.get(&path).filter(|it| holds_words(it)) else { continue };
-        if state::has_key(&model, name, key) {
-            continue;
-        }
-        let wanted = param.shape_on_disk();
-        if file.shape(key) != Some(&wanted[..])
-            || !is_close(&file.floats(key)?, &value_of(&model, param), HALF_PRECISION)
-        {
-            let reason = format!(
-                "holds another `{path}` than the base has, as for a vocabulary that was resized: take it with \
-                 `adopt_tables` before adapters are added"
-            );
-            return Err(PeftError::bad_file(&folder.path, reason));
-        }
-    }
-    if !report.is_clean() {
-        return Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report });
-    }
-    let values = rows.into_iter().map(|(key, file)| Ok((key.clone(), file.floats(&key)?)));
-    let model = state::assign(model, name, values.collect::<Result<HashMap<_, _>>>()?);
-    for Stored { key, data } in state::encoders(&model, name).0 {
-        if !is_close(&data, &folder.tensors.floats(&key)?, 1e-3) {
-            let reason = format!(
-                "{ENCODER_FILE} does not give the `{key}` of {WEIGHTS_FILE}: they are of two adapters; without the \
-                 first the prompt loads as it is"
-            );
-            return Err(PeftError::bad_file(&folder.path, reason));
-        }
-    }
-    Ok(model)
 }

@@ -7,8 +7,9 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use faer::{Mat, Side};
-use peft_core::{AdapterSet, PeftError, ProjectedPair, Result};
+use peft_core::{AdapterSet, GradientProjection, PeftError, ProjectedPair, Result};
 
+use crate::lora::config::LoraConfig;
 use crate::lora::conv::LoraConv;
 use crate::lora::embedding::LoraEmbedding;
 use crate::lora::linear::LoraLinear;
@@ -18,8 +19,14 @@ use crate::svd;
 /// The reference adds this to the diagonal of `A Aᵀ`.
 const RIDGE: f64 = 1e-8;
 
+impl GradientProjection for LoraConfig {
+    fn pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+        pairs(sets, name)
+    }
+}
+
 /// The factors of an adapter, with what the gradients of `B` are multiplied with.
-pub(crate) fn pairs(sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
+fn pairs(sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
     let mut pairs = Vec::new();
     for set in sets {
         let Some(adapter) = set.get(name) else { continue };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use peft_core::config::fields::{self, Bias};
 use peft_core::files::checkpoint::{Stored, TensorFile};
 use peft_core::{
-    AdapterBuilder, AdapterSet, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError, Plan,
-    PlanRow, ProjectedPair, Result, Tuner, no_parameter_matched, refuse_unknown, replacement_row,
+    AdapterBuilder, GradientProjection, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError, Plan,
+    PlanRow, Result, Tuner, no_parameter_matched, refuse_unknown, replacement_row,
     replacement_row_with_head,
 };
 use serde_json::{Map, Value};
@@ -21,7 +21,6 @@ use crate::lora::embedding::BuildEmbedding;
 use crate::lora::init_weights::InitWeights;
 use crate::lora::layers::Layer;
 use crate::lora::linear::BuildLinear;
-use crate::lora::lora_fa;
 use crate::trainable_tokens::TokenIndices;
 
 impl Tuner for LoraConfig {
@@ -107,8 +106,8 @@ impl PeftConfig for LoraConfig {
         Ok(plan)
     }
 
-    fn projected_pairs(&self, sets: &[AdapterSet], name: &str) -> Result<Vec<ProjectedPair>> {
-        lora_fa::pairs(sets, name)
+    fn as_gradient_projection(&self) -> Option<&dyn GradientProjection> {
+        Some(self)
     }
 
     fn to_file(&self, tensors: Vec<Stored>) -> Vec<Stored> {

@@ -72,7 +72,11 @@ fn lora_fa<M: Module>(
     let mut frozen = HashSet::new();
     let known = peft.adapters().get(name);
     let known = known.ok_or_else(|| PeftError::AdapterName(format!("there is no adapter `{name}` to train")))?;
-    for pair in known.config.projected_pairs(&slots::collect(peft.model()), name)? {
+    let Some(method) = known.config.as_gradient_projection() else {
+        let reason = format!("it is for LoRA, and this adapter is {}; train without it", known.config.peft_type());
+        return Err(PeftError::unsupported("LoRA-FA", reason));
+    };
+    for pair in method.pairs(&slots::collect(peft.model()), name)? {
         frozen.insert(pair.frozen);
         let projected = AdamThenDecay { projection: Some(pair.projection), ..adam.clone() };
         optimizer = optimizer.with_group(ParamGroup::from_ids(vec![pair.trained]), projected, None);
