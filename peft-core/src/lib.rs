@@ -48,8 +48,7 @@ pub use plan::init::{Init, stable_hash};
 pub use plan::plan::{AdapterBuilder, BaseTensor, Plan, PlanRow, thousands};
 pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use plan::targets::{
-    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole,
-    no_parameter_matched,
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, is_saved_whole, no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
 pub use spec::{

@@ -108,7 +108,7 @@ fn check(options: &Options) -> Result<(), String> {
     }
 
     steps.run("crate graph", check_crate_graph)?;
-    // Not yet, there are circles: steps.run("modules", modules::check)?;
+    steps.run("modules", modules::check)?;
     steps.run_command("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     let deny = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     steps.run_command("clippy", &mut cargo(&deny))?;
