@@ -48,11 +48,10 @@ pub use plan::init::{Init, stable_hash};
 pub use plan::plan::{AdapterBuilder, BaseTensor, Plan, PlanRow, thousands};
 pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use plan::targets::{
-    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, contains_module, is_saved_whole,
-    no_parameter_matched,
+    ALL_LINEAR, Indices, Names, Patterns, Selected, Selection, WholePath, is_saved_whole, no_parameter_matched,
 };
 pub use plan::torch_random::TorchGenerator;
 pub use spec::{
-    Adaptable, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams, is_suffix,
-    map_params, visit_params,
+    Adaptable, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams,
+    contains_module, is_suffix, map_params, visit_params,
 };

@@ -10,7 +10,7 @@ use peft_core::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::lora::default_targets;
+use crate::default_targets;
 
 /// The common fields of one configuration.
 pub(crate) struct Common<'a> {

@@ -2,6 +2,7 @@
 
 pub mod combine;
 mod common;
+mod default_targets;
 pub mod lora;
 pub mod methods;
 mod svd;

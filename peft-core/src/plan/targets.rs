@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PeftError, Result, nearest};
-use crate::spec::{ModelSpec, ParamKind, ParamSpec, is_suffix};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, contains_module, enclosing, is_suffix};
 
 /// The name that stands for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -271,16 +271,6 @@ pub fn no_parameter_matched(names: &[String], spec: &ModelSpec) -> PeftError {
 
 fn last_segments(path: &str, count: usize) -> &str {
     path.rmatch_indices('.').nth(count.saturating_sub(1)).map_or(path, |(at, _)| &path[at + 1..])
-}
-
-/// A path and all that it lies in, inside out.
-fn enclosing(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |it| it.rsplit_once('.').map(|(head, _)| head))
-}
-
-/// Whether some prefix of `path`, cut at a dot, is `name` or ends in `.name`.
-pub fn contains_module(path: &str, name: &str) -> bool {
-    enclosing(path).any(|it| is_suffix(it, name))
 }
 
 /// Whether `modules_to_save = [name]` saves the parameter's module or one around it.

@@ -11,6 +11,6 @@ pub use keys::KEY_PREFIX;
 pub(crate) use keys::{WRAPPED, WRAPPED_ROWS, frozen_path};
 pub use model::{Adaptable, ModelSpec, PromptShape};
 pub use param::{ParamKind, ParamSpec};
-pub(crate) use path::join;
-pub use path::{PathStack, is_suffix};
+pub use path::{PathStack, contains_module, is_suffix};
+pub(crate) use path::{enclosing, join};
 pub use walk::{MapParams, VisitParams, map_params, visit_params};

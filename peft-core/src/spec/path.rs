@@ -14,6 +14,16 @@ pub fn is_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// A path and all that it lies in, inside out.
+pub(crate) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |it| it.rsplit_once('.').map(|(head, _)| head))
+}
+
+/// Whether some prefix of `path`, cut at a dot, is `name` or ends in `.name`.
+pub fn contains_module(path: &str, name: &str) -> bool {
+    enclosing(path).any(|it| is_suffix(it, name))
+}
+
 /// The path that a visitor or mapper is at, spelled as checkpoints spell it.
 ///
 /// A field whose checkpoint name is a Rust keyword carries a trailing underscore (`self_`), which is dropped here. The

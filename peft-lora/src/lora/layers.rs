@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use peft_core::{ModelSpec, ParamSpec, Patterns, PeftError, Result};
 
+use crate::default_targets;
 use crate::lora::config::LoraConfig;
-use crate::lora::default_targets;
 
 /// Ranks and alphas by name.
 pub(crate) type Scales<'a> = (Patterns<'a, usize>, Patterns<'a, f64>);

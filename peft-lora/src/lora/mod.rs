@@ -3,7 +3,6 @@
 pub mod config;
 pub mod conv;
 pub mod data_init;
-pub(crate) mod default_targets;
 pub(crate) mod dora;
 pub mod embedding;
 pub mod init;

@@ -10,12 +10,12 @@ use peft_core::{
 };
 use serde_json::{Map, Value};
 
+use crate::default_targets;
 use crate::lora::config::{HARMLESS, LoraConfig, PEFT_TYPE, WRITTEN};
 use crate::lora::conv::BuildConv;
 use crate::lora::data_init::calibration::DataInit;
 use crate::lora::data_init::config::EvaConfig;
 use crate::lora::data_init::corda;
-use crate::lora::default_targets;
 use crate::lora::embedding::BuildEmbedding;
 use crate::lora::init_weights::InitWeights;
 use crate::lora::layers::Layer;

@@ -43,7 +43,7 @@ const RULES: [Rules; 7] = [
     },
     Rules {
         package: "peft-lora",
-        order: &["svd", "common", "trainable_tokens", "lora", "methods", "combine"],
+        order: &["svd", "default_targets", "common", "trainable_tokens", "lora", "methods", "combine"],
         circles: &[],
     },
     Rules { package: "peft-ia3", order: &["defaults", "vector", "config", "combine"], circles: &[] },
