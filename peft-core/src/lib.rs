@@ -53,5 +53,5 @@ pub use plan::targets::{
 pub use plan::torch_random::TorchGenerator;
 pub use spec::{
     Adaptable, Labels, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams,
-    is_suffix, map_params, visit_params,
+    contains_module, is_suffix, map_params, visit_params,
 };

@@ -56,7 +56,7 @@ pub trait PeftConfig: Debug + Send + Sync {
     }
 
     /// The tensors of a folder that this very configuration wrote, as they were before
-    /// [`to_file`](Tuner::to_file). `None` where these are the same.
+    /// [`to_file`](PeftConfig::to_file). `None` where these are the same.
     fn read_back(&self, file: &TensorFile) -> Result<Option<Vec<Stored>>> {
         let _ = file;
         Ok(None)

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use crate::error::{LoadReport, PeftError, Result};
 pub use crate::files::dtype::{BaseDtype, Dtype, FloatType, Placement};
 pub use crate::files::safetensors::{Stored, TensorFile, serialize, write_atomically, write_tensors, write_together};
-use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, map_params, visit_params};
+use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, map_params, visit_params};
 
 /// File names under which a folder may keep its weights, in order of preference.
 const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
@@ -147,7 +147,7 @@ impl Checkpoint {
                     }
                     found.insert(path, key);
                 }
-                None if optional.iter().any(|it| crate::contains_module(&param.module, it)) => absent.push(path),
+                None if optional.iter().any(|it| contains_module(&param.module, it)) => absent.push(path),
                 None => report.missing.push(path),
             }
         }

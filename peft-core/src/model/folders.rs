@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use crate::adapter::slots;
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
-use crate::files::folder::{AdapterFolder, ENCODER_FILE, Labels, WEIGHTS_FILE, write_folder_with_encoder};
+use crate::files::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
 use crate::files::safetensors::{Stored, TensorFile};
 use crate::model::add::Planned;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION, check_together};
 use crate::model::state;
 use crate::model::values::{HALF_PRECISION, is_close, value_of};
-use crate::spec::{ModelSpec, ParamKind, ParamSpec, frozen_path};
+use crate::spec::{Labels, ModelSpec, ParamKind, ParamSpec, frozen_path};
 
 impl<M: Module> PeftModel<M> {
     /// Loads an adapter folder and adds the adapter, active beside those that are active already.

@@ -10,12 +10,11 @@ use crate::adapter::{AdapterSet, mixed_batch, slots};
 use crate::config::peft_config::PeftConfig;
 use crate::context::Misuse;
 use crate::error::{PeftError, Result};
-use crate::files::folder::Labels;
 use crate::files::safetensors::Stored;
 use crate::model::state;
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{Adaptable, ModelSpec};
+use crate::spec::{Adaptable, Labels, ModelSpec};
 
 /// The name that an adapter gets when nobody gives one; the reference's.
 pub const DEFAULT_ADAPTER: &str = "default";

@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::linear::linear;
 use super::plain;
 
-/// Mean of `−log softmax(logits)[label]` over all labels that are not [`IGNORE_INDEX`].
+/// Mean of `−log softmax(logits)[label]` over all labels that are not [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
 ///
 /// Without any label left the result is NaN, as torch's is: zero divided by zero.
 ///
