@@ -21,7 +21,7 @@ use crate::common::task::{
 macro_rules! auto_model {
     (
         $(#[$doc:meta])*
-        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr $(, labels: $labels:expr)?;
+        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr $(, labels: $labels:ident)?;
         $(fn $method:ident($($arg:ident: $type:ty),*) -> $output:ty;)*
         $(mut fn $change:ident();)*
     ) => {
@@ -111,8 +111,7 @@ macro_rules! auto_model {
                     spec.base_name = Some(origin.name.clone());
                 }
                 $(
-                    let labels: fn(&Self) -> Option<Labels> = $labels;
-                    spec.labels = labels(self);
+                    spec.labels = self.$labels();
                 )?
                 spec
             }
@@ -212,7 +211,7 @@ auto_model! {
 
 auto_model! {
     /// A sequence classifier of any architecture.
-    AutoSequenceClassifier: SequenceClassifier as SequenceClassifierObject, task_type: Some("SEQ_CLS"), labels: |it| it.labels().labels();
+    AutoSequenceClassifier: SequenceClassifier as SequenceClassifierObject, task_type: Some("SEQ_CLS"), labels: named_outputs;
     fn logits(input: &ModelInput) -> Tensor<2>;
     fn labels() -> &LabelConfig;
     fn pools_last_token() -> bool;
@@ -220,7 +219,7 @@ auto_model! {
 
 auto_model! {
     /// A token classifier of any architecture.
-    AutoTokenClassifier: TokenClassifier as TokenClassifierObject, task_type: Some("TOKEN_CLS"), labels: |it| it.labels().labels().map(|it| Labels { problem_type: None, ..it });
+    AutoTokenClassifier: TokenClassifier as TokenClassifierObject, task_type: Some("TOKEN_CLS"), labels: named_tags;
     fn logits(input: &ModelInput) -> Tensor<3>;
     fn labels() -> &LabelConfig;
 }
@@ -259,6 +258,10 @@ impl AutoSeq2SeqLm {
 }
 
 impl AutoSequenceClassifier {
+    fn named_outputs(&self) -> Option<Labels> {
+        self.model.labels().labels()
+    }
+
     /// What the labels are; [`SequenceClassifier::labels`].
     pub fn labels(&self) -> &LabelConfig {
         self.model.labels()
@@ -272,6 +275,11 @@ impl AutoSequenceClassifier {
 }
 
 impl AutoTokenClassifier {
+    /// Tags have no `problem_type`.
+    fn named_tags(&self) -> Option<Labels> {
+        self.model.labels().labels().map(|it| Labels { problem_type: None, ..it })
+    }
+
     /// What the labels are; [`TokenClassifier::labels`].
     pub fn labels(&self) -> &LabelConfig {
         self.model.labels()
