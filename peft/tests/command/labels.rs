@@ -1,7 +1,7 @@
 //! What a classifier's outputs mean travels with its adapter.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use peft::core::{AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
