@@ -24,7 +24,7 @@ use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 
-use crate::support::{random_numbers, registry};
+use crate::support::registry;
 
 /// The system's allocator, which also counts for every thread what that thread asks for.
 struct Counting;
@@ -135,7 +135,7 @@ fn peak(layers: usize, checkpointed: bool) -> f64 {
 /// Of a layer that is computed again remains its input; everything else is there for one layer at a time.
 #[test]
 fn layers_that_are_computed_again_hold_their_input_only() {
-    let _alone = random_numbers();
+    alone!();
     let [kept, again] = [false, true].map(|checkpointed| [2, 10].map(|layers| peak(layers, checkpointed)));
     let per_layer = |[shallow, deep]: [f64; 2]| (deep - shallow) / 8.0;
     assert!(per_layer(again) < 2.0, "a layer holds {:.1} activations beside {:.1}", per_layer(again), per_layer(kept));
@@ -145,7 +145,7 @@ fn layers_that_are_computed_again_hold_their_input_only() {
 /// Ten models with an adapter each, over one base, are trained a step: none of them holds a second copy of the base.
 #[test]
 fn ten_adapted_models_take_the_memory_of_one_base() {
-    let _alone = random_numbers();
+    alone!();
     let device = device("flex").unwrap();
     let json = r#"{"model_type": "gpt2", "vocab_size": 4001, "n_positions": 8, "n_embd": 128, "n_layer": 2,
         "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}"#;
@@ -221,7 +221,7 @@ const CALLS_PER_LAYER: f64 = 2150.0;
 /// The difference of two depths leaves embeddings and head out: what remains is what one more layer costs.
 #[test]
 fn a_layer_allocates_no_more_than_it_did() {
-    let _alone = random_numbers();
+    alone!();
     let (shallow, deep) = (step(2), step(6));
     let activation = (BATCH * SEQ * D_MODEL * size_of::<f32>()) as f64;
     let activations = (deep.0 - shallow.0) as f64 / 4.0 / activation;

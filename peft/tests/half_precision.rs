@@ -19,7 +19,7 @@ use peft::tasks::tasks::task::Task;
 use tempfile::TempDir;
 
 use crate::laws::{MODELS, rows};
-use crate::support::{case, device, expected, fixtures, forward, random_numbers, request};
+use crate::support::{case, device, expected, fixtures, forward, request};
 
 /// The folder of a model whose weights are rounded to halves.
 pub(crate) fn halved(model: &str, float: FloatType) -> TempDir {
@@ -119,7 +119,6 @@ fn load(folder: &Path, place: &Placement) -> PeftModel<AutoCausalLm> {
 fn step<M: CausalLm>(peft: &PeftModel<M>) -> Vec<Stored> {
     let rows = [[5, 17, 3, 88, 41, 9], [60, 2, 77, 13, 1, 30]];
     let task = LanguageModelling::padded(rows.map(|it| Sample::language(it.to_vec())).into(), 0).unwrap();
-    let _generator = random_numbers();
     device().seed(7);
     let loss = task.loss_sum(peft.model(), &[0, 1], &device()).unwrap();
     let gradients = loss.backward();
@@ -150,6 +149,7 @@ fn outcome(mut peft: PeftModel<AutoCausalLm>, tuner: Box<dyn PeftConfig>) -> Vec
 
 #[test]
 fn every_method_starts_and_trains_with_the_same_bits() {
+    alone!();
     let Some(place) = kept() else { return };
     for names in &MODELS {
         for float in [FloatType::BF16, FloatType::F16] {

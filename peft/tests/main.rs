@@ -1,5 +1,8 @@
 //! Tests of the whole: methods on models, against numbers recorded from the reference.
 
+#[macro_use]
+mod support;
+
 mod adapters;
 mod allocations;
 mod bad_input;
@@ -12,6 +15,5 @@ mod laws;
 mod layers;
 mod own_layers;
 mod parity;
-mod support;
 mod tied_heads;
 mod training;

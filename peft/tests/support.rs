@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use burn::tensor::{Device, TensorData};
 use peft::core::files::checkpoint::{Stored, TensorFile};
@@ -99,10 +100,34 @@ pub(crate) fn find<'a>(stored: &'a [Stored], key: &str) -> &'a TensorData {
     &stored.iter().find(|it| it.key == key).unwrap_or_else(|| panic!("no `{key}` among\n  {}", keys())).data
 }
 
-/// Random numbers come from one generator of the whole process: a test that counts on them holds this while it runs.
-pub(crate) fn random_numbers() -> std::sync::MutexGuard<'static, ()> {
-    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// First line of a test that counts on what is drawn, or on what is allocated: random numbers come from one generator of the
+/// whole process. The test goes on in a process that has no other; here it only waits for the outcome.
+macro_rules! alone {
+    () => {
+        fn here() {}
+        if !crate::support::is_alone() {
+            return crate::support::run_alone(std::any::type_name_of_val(&here));
+        }
+    };
+}
+
+/// Whether this process has no other test.
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+const ALONE: &str = "PEFT_TEST_ALONE";
+
+/// Runs the test that a function is in, `main::training::run::test::here`, by itself.
+pub(crate) fn run_alone(here: &str) {
+    let name = here.split_once("::").and_then(|it| it.1.strip_suffix("::here")).expect("a function within a test");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args([name, "--exact", "--test-threads", "1"]).env(ALONE, "1").output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (printed, complained) = (text(&output.stdout), text(&output.stderr));
+    // A run of no test succeeds as well.
+    let passed = output.status.success() && printed.contains("1 passed");
+    assert!(passed, "{name}, in a process of its own:\n{printed}{complained}");
 }
 
 /// All that this build knows.

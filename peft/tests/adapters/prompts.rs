@@ -295,7 +295,7 @@ fn run(peft: &mut PeftModel<AutoCausalLm>, steps: usize, folder: Option<&Path>, 
 
 #[test]
 fn every_prompt_learns() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let configs: [(&str, Box<dyn PeftConfig>); 6] = [
         ("prompt tuning", Box::new(PromptTuningConfig::new(4, TASK))),
         ("P-tuning", Box::new(PromptEncoderConfig::new(4, TASK))),
@@ -318,7 +318,7 @@ fn every_prompt_learns() {
 /// Killed after a checkpoint and resumed, encoder and all: the losses are those of a run that was never killed.
 #[test]
 fn an_encoder_resumes_exactly() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let fresh: [fn() -> PeftModel<AutoCausalLm>; 2] =
         [|| with("gpt2-tiny", lstm()), || with("llama-tiny", projected())];
     for fresh in fresh {

@@ -29,7 +29,7 @@ fn evaluations(folder: &Path) -> Vec<f64> {
 /// those of the log.
 #[test]
 fn a_run_that_ends_early_leaves_its_best_adapter() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let (task, other) = samples().into_iter().partition::<Vec<_>, _>(|it| it.input_ids[0] % 2 == 0);
     let [task, other] = [task, other].map(|it| LanguageModelling::padded(it, 0).unwrap());
     let adalora = || {

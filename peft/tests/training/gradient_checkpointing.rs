@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Int, Tensor, TensorData};
@@ -14,7 +13,7 @@ use peft::lora::{AdaLoraConfig, Bias, BoftConfig, LoHaConfig, LoKrConfig, LoraCo
 use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier, auto};
 use peft::prompt::{AdaptionPromptConfig, PrefixTuningConfig, PromptTuningConfig};
 
-use crate::support::{device, fixtures, random_numbers};
+use crate::support::{device, fixtures, is_alone};
 
 /// All gradients of a model.
 fn gradients<M: Module>(model: &M, gradients: &Gradients) -> BTreeMap<String, TensorData> {
@@ -46,7 +45,7 @@ struct Outcome {
 
 /// A loss and its gradients while training, with and without, are the same, as are the draws that follow.
 fn check<M: Module>(what: &str, model: &M, loss: impl Fn(&M) -> Tensor<1>) {
-    let _alone = random_numbers();
+    assert!(is_alone(), "another test may draw in between: begin with alone!()");
     let model = nn::set_training(model.clone(), true);
     let draw = || Tensor::<1>::random([4], Distribution::Default, &device()).into_data();
     let run = |checkpointed: bool| {
@@ -56,15 +55,7 @@ fn check<M: Module>(what: &str, model: &M, loss: impl Fn(&M) -> Tensor<1>) {
         let gradients = gradients(&model, &value.backward());
         Outcome { loss: value.into_data(), gradients, drawn: [first, draw()] }
     };
-    // A test that trains nothing does not hold the generator, but may draw from it in between: then both runs come again.
-    let mut compared = compare(&run(false), &run(true));
-    for wait in 1..15 {
-        if compared.is_err() {
-            std::thread::sleep(Duration::from_millis(10 * wait));
-            compared = compare(&run(false), &run(true));
-        }
-    }
-    assert_eq!(compared, Ok(()), "{what}");
+    assert_eq!(compare(&run(false), &run(true)), Ok(()), "{what}");
 }
 
 fn compare(plain: &Outcome, again: &Outcome) -> Result<(), String> {
@@ -135,6 +126,7 @@ fn lora() -> LoraConfig {
 
 #[test]
 fn every_stack_drops_what_it_dropped() {
+    alone!();
     for name in
         ["gpt2-tiny", "llama-tiny", "bloom-tiny", "chatglm1-tiny", "chatglm2-tiny", "gemma2-tiny", "gemma3-tiny"]
     {
@@ -156,6 +148,7 @@ fn every_stack_drops_what_it_dropped() {
 
 #[test]
 fn every_way_of_dropping_drops_again() {
+    alone!();
     causal("llama-tiny", LoraConfig { use_dora: true, ..lora() });
     causal("gpt2-tiny", AdaLoraConfig { lora: lora(), init_r: 4, total_step: Some(9), ..Default::default() });
     let lokr = LoKrConfig { r: 3, alpha: 5.0, rank_dropout: 0.4, module_dropout: 0.3, ..LoKrConfig::default() };
@@ -167,6 +160,7 @@ fn every_way_of_dropping_drops_again() {
 
 #[test]
 fn whatever_is_trained_beside_has_its_gradient() {
+    alone!();
     let saved = |names: &[&str]| Some(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
     for bias in [Bias::All, Bias::AdaptedOnly] {
         causal("gpt2-tiny", LoraConfig { bias, ..LoraConfig::new(3, 5.0) });
@@ -187,6 +181,7 @@ fn whatever_is_trained_beside_has_its_gradient() {
 
 #[test]
 fn virtual_tokens_have_theirs() {
+    alone!();
     causal("gpt2-tiny", PrefixTuningConfig::new(3, "CAUSAL_LM"));
     causal("llama-tiny", PrefixTuningConfig { prefix_projection: true, ..PrefixTuningConfig::new(3, "CAUSAL_LM") });
     causal("chatglm2-tiny", PrefixTuningConfig::new(3, "CAUSAL_LM"));
@@ -200,6 +195,7 @@ fn virtual_tokens_have_theirs() {
 /// Which row has which adapter is known when layers are computed again, although the forward is over by then.
 #[test]
 fn rows_keep_their_adapters() {
+    alone!();
     let model = auto::load_causal_lm(folder("llama-tiny"), &device()).unwrap().0;
     let mut peft = PeftModel::new(model);
     for (seed, name) in ["first", "second"].into_iter().enumerate() {
@@ -216,6 +212,7 @@ fn rows_keep_their_adapters() {
 /// So are products in bf16, on processors that have them: the backward pass comes when they are over.
 #[test]
 fn products_stay_in_the_precision_that_they_had() {
+    alone!();
     if ops::check_bf16(&device()).is_err() {
         return;
     }
@@ -251,6 +248,7 @@ impl Layer {
 /// the backward pass may come inside the scope; and the same layer may be used twice.
 #[test]
 fn layers_of_other_models_may_take_part() {
+    alone!();
     layers_of_other_models(&device().autodiff());
     // Burn's own strategy computes cheap operations again; it may go with this one.
     layers_of_other_models(&device().autodiff().gradient_checkpointing());

@@ -15,12 +15,14 @@ use crate::support::numbers;
 /// bit, dropout and all.
 #[test]
 fn a_resumed_run_gives_the_losses_of_an_uninterrupted_one() {
+    alone!();
     cut_and_resumed(|| fresh(0.2));
 }
 
 /// The same while ranks are being taken away: scores, masks and masked rows go on from where they were.
 #[test]
 fn a_resumed_run_allocates_ranks_as_an_uninterrupted_one() {
+    alone!();
     cut_and_resumed(|| {
         let lora = LoraConfig { lora_dropout: 0.2, ..LoraConfig::new(4, 6.0).all_linear() };
         let schedule = AdaLoraConfig { init_r: 4, target_r: 2, total_step: Some(9), tfinal: 2, ..Default::default() };
@@ -31,6 +33,7 @@ fn a_resumed_run_allocates_ranks_as_an_uninterrupted_one() {
 /// The same where parameters have optimizers of their own, and one factor is frozen.
 #[test]
 fn a_resumed_run_groups_parameters_as_an_uninterrupted_one() {
+    alone!();
     let plus = TrainConfig { loraplus_lr_ratio: Some(4.0), loraplus_weight_decay: 0.1, ..config(9) };
     let half = TrainConfig { lora_fa: true, adam_epsilon: 1e-6, ..config(9) };
     for config in [plus, half] {
@@ -43,7 +46,6 @@ fn cut_and_resumed(fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
 }
 
 fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<AutoCausalLm>) {
-    let _alone = crate::support::random_numbers();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let whole = tempfile::tempdir().unwrap();
     let mut peft = fresh();
@@ -70,7 +72,7 @@ fn cut_and_resumed_with(config: &TrainConfig, fresh: impl Fn() -> PeftModel<Auto
 /// go from one to the other.
 #[test]
 fn gradient_checkpointing_changes_no_loss_and_may_begin_where_a_run_is_resumed() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let run = |gradient_checkpointing: bool, folder: &Path, resume: bool| {
         let config = TrainConfig { gradient_checkpointing, ..config(6) };
@@ -90,7 +92,7 @@ fn gradient_checkpointing_changes_no_loss_and_may_begin_where_a_run_is_resumed()
 
 #[test]
 fn resuming_with_other_settings_is_refused() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let folder = tempfile::tempdir().unwrap();
     Trainer::new(&mut fresh(0.0), &task, config(2)).output(folder.path()).run().unwrap();

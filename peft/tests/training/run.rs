@@ -13,7 +13,7 @@ use crate::support::{device, numbers};
 
 #[test]
 fn training_lowers_the_loss_and_leaves_the_base_alone() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let mut peft = fresh(0.0);
     let before = peft::core::files::checkpoint::model_tensors(peft.model());
@@ -29,7 +29,7 @@ fn training_lowers_the_loss_and_leaves_the_base_alone() {
 /// Mixed precision rounds what enters a product, so losses move in the third digit; where there is none it is refused.
 #[test]
 fn a_run_in_bf16_follows_one_in_single_precision() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let run = |bf16: bool| {
         let config = TrainConfig { bf16, ..config(9) };
@@ -51,7 +51,7 @@ fn a_run_in_bf16_follows_one_in_single_precision() {
 
 #[test]
 fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let half = TrainConfig { lora_fa: true, ..config(3) };
     let run =
@@ -83,7 +83,7 @@ fn lora_fa_leaves_a_alone_and_what_it_does_not_know() {
 
 #[test]
 fn a_loss_that_is_no_number_stops_the_run() {
-    let _alone = crate::support::random_numbers();
+    alone!();
     let task = LanguageModelling::padded(samples(), 0).unwrap();
     let config = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config(20) };
     let error = Trainer::new(&mut fresh(0.0), &task, config).run();

@@ -20,7 +20,6 @@ use crate::support::{assert_close, device, fixtures};
 
 /// A fresh adapter on a model of some task, trained until the task is learned.
 fn learn<M: Module + Adaptable, T: Task<M>>(model: M, task: &T, rate: f64, steps: usize) -> [Evaluation; 2] {
-    let _alone = crate::support::random_numbers();
     let spec = model.spec();
     let mut peft = PeftModel::with_spec(model, spec);
     let config = LoraConfig { task_type: Some("TOKEN_CLS".into()), ..LoraConfig::new(8, 16.0) }.all_linear();
@@ -35,6 +34,7 @@ fn learn<M: Module + Adaptable, T: Task<M>>(model: M, task: &T, rate: f64, steps
 
 #[test]
 fn tags_are_learned() {
+    alone!();
     let (model, _) =
         auto::load_token_classifier(fixtures().join("models/roberta-tokens"), &device(), &Default::default()).unwrap();
     let names = ["B-A", "B-B", "I-A", "I-B", "O"].map(str::to_owned).to_vec();
@@ -56,6 +56,7 @@ fn tags_are_learned() {
 
 #[test]
 fn targets_are_learned() {
+    alone!();
     for name in ["t5-tiny", "bart-tiny"] {
         let (model, _) = auto::load_seq2seq_lm(fixtures().join("models").join(name), &device()).unwrap();
         let sample = |ids: &[u32]| Sample { input_ids: ids.to_vec(), ..Sample::default() };
@@ -72,6 +73,7 @@ fn targets_are_learned() {
 
 #[test]
 fn pairs_are_learned() {
+    alone!();
     let load = || auto::load_feature_extractor(fixtures().join("models/bert-tiny"), &device()).unwrap().0;
     let sample = |ids: &[u32]| Sample { input_ids: ids.to_vec(), ..Sample::default() };
     let first: Vec<Sample> =
@@ -104,6 +106,7 @@ fn virtual_tokens_are_no_part_of_a_text_s_vector() {
 
 #[test]
 fn rows_of_several_tasks_get_the_prompts_of_their_tasks() {
+    alone!();
     let mut peft = with(MultitaskPromptTuningConfig::new(4, 2, "CAUSAL_LM"));
     let of =
         |task: i64| -> Vec<Sample> { samples().into_iter().map(|it| Sample { task_id: Some(task), ..it }).collect() };
@@ -122,7 +125,6 @@ fn rows_of_several_tasks_get_the_prompts_of_their_tasks() {
     let apart = own(mixed(0)) + own(mixed(1));
     assert!((together - apart).abs() < 1e-4 * apart, "{together} and {apart}");
     let both = of(0).into_iter().chain(of(1)).collect();
-    let _alone = crate::support::random_numbers();
     let outcome = Trainer::new(&mut peft, &task(both), config(20)).run().unwrap();
     assert!(outcome.last_loss.is_finite());
 }
