@@ -27,5 +27,17 @@ pub use peft_models as models;
 pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
+pub use peft_core::burn;
+
 pub use methods::methods;
 pub use run::registry::Registry;
+
+/// The programs of the README and of the book's first page, so that they are compiled.
+#[cfg(all(doctest, feature = "flex", feature = "lora"))]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/src/library.md")]
+    struct Library;
+}
