@@ -23,3 +23,4 @@ pub use peft_tasks::train::{Observer, TrainConfig, Trainer};
 pub use crate::Registry;
 pub use crate::device::device;
 pub use crate::run::{RunConfig, RunObserver};
+pub use crate::task::{TaskKind, TaskSource};
