@@ -170,12 +170,14 @@ impl RunConfig {
     /// If the model, the training data or the output is not given.
     pub fn check(&self) -> Result<()> {
         let missing = [
-            ("model", self.model.is_empty()),
-            ("data.train", self.data.train.as_os_str().is_empty()),
-            ("output", self.output.as_os_str().is_empty()),
+            ("model", "--model", self.model.is_empty()),
+            ("data.train", "--data", self.data.train.as_os_str().is_empty()),
+            ("output", "--output", self.output.as_os_str().is_empty()),
         ];
-        match missing.into_iter().find(|it| it.1) {
-            Some((field, _)) => Err(PeftError::config(field, "is not given")),
+        match missing.into_iter().find(|it| it.2) {
+            Some((field, flag, _)) => {
+                Err(PeftError::config(field, format!("is not given: write it into the run file, or give {flag}")))
+            }
             None => Ok(()),
         }
     }
