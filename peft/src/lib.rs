@@ -13,6 +13,12 @@
 //! | `cli` | the `peft` command, also for programs with a registry of their own |
 //! | [`memory`] | tells the allocator what training is like |
 
+#[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")))]
+compile_error!(
+    "peft needs a backend: switch on at least one of its features `flex` (CPU), `wgpu` (GPUs), `vulkan` (`wgpu` with \
+     SPIR-V), `cuda` (NVIDIA) and `tch` (libtorch)"
+);
+
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod device;

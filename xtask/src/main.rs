@@ -8,6 +8,7 @@
 
 mod bench;
 mod docs;
+mod features;
 mod modules;
 mod support;
 
@@ -21,8 +22,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, format, clippy, docs, tests, support table, examples, book, demo; cheapest first, stops at
-                   the first failure
+  check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside the
+                   workspace, book, demo, bench; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
@@ -32,6 +33,8 @@ usage: cargo xtask check [--quick] [--device wgpu]
 
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what
+
+  features         combinations of features: each builds without a warning
 
   modules          finds circles of modules inside a crate, and folders that import from above";
 
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == "support" => support::run(rest),
         Some((word, rest)) if word == "docs" => docs::run(rest),
         Some((word, rest)) if word == "modules" => modules::run(rest),
+        Some((word, [])) if word == "features" => features::check(),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -112,6 +116,7 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run_command("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     let deny = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     steps.run_command("clippy", &mut cargo(&deny))?;
+    steps.run("features", features::check)?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
     steps.run_command("docs", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     let mut printed = String::new();
@@ -123,6 +128,7 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run("support table", || support::compare(&printed))?;
     // Built with the whole workspace, as the tests were: `-p` would choose other features and compile our crates again.
     steps.run_command("examples", &mut cargo(&["build", "--workspace", "--examples"]))?;
+    steps.run("downstream crate", check_downstream)?;
     for name in EXAMPLES {
         steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(name)?))?;
     }
@@ -210,6 +216,25 @@ fn root() -> PathBuf {
 fn example_binary(name: &str) -> Result<PathBuf, String> {
     let own = env::current_exe().map_err(|error| format!("cannot tell where xtask lies: {error}"))?;
     Ok(own.with_file_name("examples").join(format!("{name}{}", env::consts::EXE_SUFFIX)))
+}
+
+/// A crate outside the workspace, with a method, a model and a task of its own in the command. It shares our target folder,
+/// and with that what is compiled of its dependencies.
+fn check_downstream() -> Result<(), String> {
+    let folder = root().join("examples").join("downstream");
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    for arguments in [
+        &["fmt", "--check"][..],
+        &["clippy", "--locked", "--all-targets", "--", "-D", "warnings"],
+        &["test", "--locked"],
+    ] {
+        let status = cargo(arguments).current_dir(&folder).env("CARGO_TARGET_DIR", &target).status();
+        let status = status.map_err(|error| format!("cannot start cargo: {error}"))?;
+        if !status.success() {
+            return Err(format!("cargo {}: {status}", arguments.join(" ")));
+        }
+    }
+    Ok(())
 }
 
 fn check_crate_graph() -> Result<(), String> {
