@@ -6,6 +6,12 @@
 //! [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the allocator what training is
 //! like. The `peft` command is built on these.
 
+#[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")))]
+compile_error!(
+    "peft needs a backend: switch on at least one of its features `flex` (CPU), `wgpu` (GPUs), `vulkan` (`wgpu` with \
+     SPIR-V), `cuda` (NVIDIA) and `tch` (libtorch)"
+);
+
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod device;

@@ -2,12 +2,15 @@
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
 //! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
-//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules.
+//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules. `cargo xtask
+//! features` and `cargo xtask downstream` are steps of the check.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod docs;
+mod examples;
+mod features;
 mod modules;
 mod support;
 
@@ -21,8 +24,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, format, clippy, docs, tests, support table, examples, book, demo; cheapest first, stops at
-                   the first failure
+  check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside
+                   the workspace, book, demo; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
@@ -33,7 +36,11 @@ usage: cargo xtask check [--quick] [--device wgpu]
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what
 
-  modules          finds circles of modules inside a crate, and folders that import from above";
+  modules          finds circles of modules inside a crate, and folders that import from above
+
+  features         builds every combination of features, without warnings
+
+  downstream       builds and runs examples/downstream, which is no member of the workspace";
 
 /// Which of our crates each crate may depend on. Arrows point one way: methods never see models, and models never see
 /// methods. A crate that is not listed may use all of them.
@@ -46,8 +53,6 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
     ("peft-tasks", &["peft-core", "peft-models"]),
 ];
 
-const EXAMPLES: [&str; 4] = ["custom_method", "custom_model", "custom_task", "adapt_any_module"];
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == "support" => support::run(rest),
         Some((word, rest)) if word == "docs" => docs::run(rest),
         Some((word, rest)) if word == "modules" => modules::run(rest),
+        Some((word, [])) if word == "features" => features::check(),
+        Some((word, [])) if word == "downstream" => examples::downstream(),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -112,6 +119,7 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run_command("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     let deny = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     steps.run_command("clippy", &mut cargo(&deny))?;
+    steps.run("features", features::check)?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
     steps.run_command("docs", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     let mut printed = String::new();
@@ -123,9 +131,10 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run("support table", || support::compare(&printed))?;
     // Built with the whole workspace, as the tests were: `-p` would choose other features and compile our crates again.
     steps.run_command("examples", &mut cargo(&["build", "--workspace", "--examples"]))?;
-    for name in EXAMPLES {
-        steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(name)?))?;
+    for name in examples::runnable()? {
+        steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(&name)?))?;
     }
+    steps.run("downstream", examples::downstream)?;
     steps.run("book", docs::check)?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
