@@ -185,7 +185,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let config = TrainConfig { learning_rate: 0.05, max_steps: Some(2), batch_size: 4, ..TrainConfig::default() };
     Trainer::new(&mut model, &data, config).run()?;
     let after = data.evaluate(model.model(), 4, &device)?.loss;
-    println!("loss {before:.3} before two steps, {after:.3} after");
+    println!("loss {before:.6} before two steps, {after:.6} after");
     assert!(after < before, "two steps must help");
     Ok(())
 }

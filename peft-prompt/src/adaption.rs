@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::{ADAPTION_PROMPT, NO_WEIGHT};
 
-/// Tokens and a gate. It rides on the output projection of the attention that looks at them.
+/// Tokens and a gate. It is attached to the output projection of the attention that looks at them.
 #[derive(Module, Debug)]
 pub struct AdaptionPrompt {
     /// `[1, len, d_model]`

@@ -1,10 +1,17 @@
 //! Parameter-efficient fine-tuning on Burn, in the files of Hugging Face PEFT.
 //!
 //! This crate brings the others together: [`peft_core`] as `core`, [`peft_models`] as `models`, [`peft_tasks`] as
-//! `tasks`, and the methods by feature. [`device`] picks a backend at run time, [`load`] finds models and adapters by
-//! name, [`run`] makes a task of a data file, [`folder`] looks into adapter folders, combines, converts and exports them,
-//! [`forward`](mod@forward) computes one pass from files to files, and [`memory`] tells the allocator what training is
-//! like. The `peft` command is built on these.
+//! `tasks`, and the methods by feature. Most programs start with `use peft::prelude::*;`.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`device`](mod@device) | picks a backend at run time |
+//! | [`load`] | finds models and adapters by name, and puts adapters on a base |
+//! | [`task`] | kinds of tasks: which model each loads, what it makes of a data file |
+//! | [`run`](mod@run) | a run as data; training, evaluation and single passes for any kind of task; the [`Registry`] |
+//! | [`folder`] | adapter folders: combined, converted, exported, inspected, merged into their base |
+//! | `cli` | the `peft` command, also for programs with a registry of their own |
+//! | [`memory`] | tells the allocator what training is like |
 
 #[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")))]
 compile_error!(
@@ -33,5 +40,17 @@ pub use peft_models as models;
 pub use peft_prompt as prompt;
 pub use peft_tasks as tasks;
 
+pub use peft_core::burn;
+
 pub use methods::methods;
 pub use run::registry::Registry;
+
+/// The programs of the README and of the book's first page, so that they are compiled.
+#[cfg(all(doctest, feature = "flex", feature = "lora"))]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/src/library.md")]
+    struct Library;
+}

@@ -1,7 +1,7 @@
 //! What most programs import: `use peft::prelude::*;`.
 
 pub use peft_core::files::checkpoint::Placement;
-pub use peft_core::{Adaptable, PeftError, PeftModel, Result};
+pub use peft_core::{Adaptable, PeftError, PeftModel, Result, nn};
 #[cfg(feature = "ia3")]
 pub use peft_ia3::Ia3Config;
 #[cfg(feature = "lora")]
@@ -23,3 +23,4 @@ pub use peft_tasks::train::{Observer, TrainConfig, Trainer};
 pub use crate::Registry;
 pub use crate::device::device;
 pub use crate::run::{RunConfig, RunObserver};
+pub use crate::task::{TaskKind, TaskSource};

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use peft::core::files::checkpoint::{
     BaseDtype, FloatType, Placement, Stored, TensorFile, model_tensors, write_tensors,
 };
-use peft::core::{DEFAULT_ADAPTER, PathStack, PeftConfig, PeftModel, laws};
+use peft::core::{DEFAULT_ADAPTER, PathStack, PeftConfig, PeftModel, VisitParams, laws, visit_params};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
 use peft::models::{CausalLm, ModelInput};
@@ -165,23 +165,17 @@ fn every_method_starts_and_trains_with_the_same_bits() {
 
 /// Element types of the parameters of a model, adapters left out.
 fn dtypes<M: Module>(model: &M) -> BTreeMap<String, DType> {
-    struct List(PathStack, BTreeMap<String, DType>);
-    impl ModuleVisitor for List {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.0.exit(container);
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if !self.0.in_adapters() {
-                self.1.insert(self.0.path(), param.base().dtype());
+    struct List(BTreeMap<String, DType>);
+    impl VisitParams for List {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            if !at.in_adapters() {
+                self.0.insert(at.path(), param.base().dtype());
             }
         }
     }
-    let mut list = List(PathStack::default(), BTreeMap::new());
-    model.visit(&mut list);
-    list.1
+    let mut list = List(BTreeMap::new());
+    visit_params(model, &mut list);
+    list.0
 }
 
 #[test]

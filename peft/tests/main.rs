@@ -13,6 +13,7 @@ mod generation;
 mod half_precision;
 mod laws;
 mod layers;
+mod library;
 mod own_layers;
 mod parity;
 mod tied_heads;

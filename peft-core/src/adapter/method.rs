@@ -13,6 +13,13 @@ use crate::spec::{KEY_PREFIX, ParamSpec};
 /// Field names are the keys of `adapter_model.safetensors` and tensors have the file's shapes, so a method gets its
 /// files without writing any code for them: a field `lora_A: Factor` with a field `weight` is stored as
 /// `<module>.lora_A.weight`. Fields that are bare tensors are constants: moved, but neither trained nor saved.
+///
+/// Draw random numbers in a forward only through [`nn::Dropout`](crate::nn::Dropout) or
+/// [`ops::random`](crate::ops::random). What is drawn otherwise is drawn anew when gradient checkpointing computes a layer
+/// again, so that gradients are wrong; and a generator of your own is not where it was when a run is resumed.
+///
+/// The [strength](AnyAdapter::strength) of an adapter is no concern of its method: the library interpolates between what
+/// there was without the adapter and what the methods below make of it.
 pub trait Adapter: Module + Sync + 'static {
     /// What the parameter becomes.
     ///
@@ -23,7 +30,10 @@ pub trait Adapter: Module + Sync + 'static {
     /// What the layer `y = x W + b` computes, `[rows, in]` to `[rows, out]`.
     ///
     /// The default goes through the dense [`weight`](Adapter::weight). A method with a cheaper form calls
-    /// `below.forward(input)` and adds to it.
+    /// `below.forward(input)` and adds to it. That output includes the bias, with what adapters below do to it; what
+    /// this adapter does to the bias ([`as_bias`](Adapter::as_bias)) is applied by this method itself. It must agree with
+    /// the dense form. `below.layout()` says how `below.frozen()`, `below.base()` and `below.weight()` lie: `[out, in]` or
+    /// `[in, out]`.
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
         let weight = self.weight(below.weight(), below.base(), below.param());
         below.apply(input, weight, below.bias().map(|it| self.as_bias().map_or(it.clone(), |own| own.bias(it))))
@@ -40,7 +50,8 @@ pub trait Adapter: Module + Sync + 'static {
         None
     }
 
-    /// What becomes of a field: trained, as most are, or kept as it is.
+    /// What becomes of a parameter: trained, as most are, or kept as it is. `field` is its path inside the adapter:
+    /// `lora_A.weight`.
     fn role(&self, field: &str) -> ParamRole {
         let _ = field;
         ParamRole::Trained
@@ -62,7 +73,8 @@ pub trait Adapter: Module + Sync + 'static {
         KEY_PREFIX
     }
 
-    /// Key of a parameter in the adapter file, without the [`key_prefix`](Adapter::key_prefix).
+    /// Key of a parameter in the adapter file, without the [`key_prefix`](Adapter::key_prefix). `field` is its path inside
+    /// the adapter: `lora_A.weight`.
     fn file_key(&self, param: &ParamSpec, field: &str) -> String {
         crate::spec::join(&param.module, field)
     }
@@ -77,12 +89,12 @@ pub trait Adapter: Module + Sync + 'static {
         None
     }
 
-    /// The adapter as a prompt before the input, for one that rides on the embedding matrix of a model.
+    /// The adapter as a prompt before the input, for one that is attached to the embedding matrix of a model.
     fn as_prompt(&self) -> Option<&dyn PromptAdapter> {
         None
     }
 
-    /// The adapter as a gated prompt beside the keys and values of an attention whose output projection it rides on.
+    /// The adapter as a gated prompt beside the keys and values of an attention, attached to its output projection.
     fn as_gated(&self) -> Option<&dyn GatedAdapter> {
         None
     }

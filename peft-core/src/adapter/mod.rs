@@ -1,4 +1,4 @@
-//! Adapters: the trait that a method implements, and the set of named adapters that rides on a parameter.
+//! Adapters: the trait that a method implements, and the set of named adapters that is attached to a parameter.
 //!
 //! Burn's `Param` has one slot for a [`Reparameterization`](burn::module::Reparameterization). An [`AdapterSet`] takes
 //! it. A layer that knows nothing of adapters reads `weight.val()` and gets the composed dense weight; a layer of ours

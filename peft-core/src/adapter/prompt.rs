@@ -1,7 +1,7 @@
 //! The input and attention seams: what an adapter puts before a model's own tokens, or beside its attention.
 //!
-//! A prompt rides on the parameter that it stands beside, as every adapter does. Virtual tokens and prefixes ride on the
-//! table that tokens are looked up in; a gated prompt rides on the output projection of its attention. Models ask
+//! A prompt is attached to a parameter, as every adapter is. Virtual tokens and prefixes are attached to the
+//! table that tokens are looked up in; a gated prompt to the output projection of its attention. Models ask
 //! [`forward::prompt`](crate::forward::prompt) and [`forward::gated`](crate::forward::gated) for what is active.
 
 use burn::tensor::Tensor;

@@ -37,7 +37,7 @@ impl AdapterSet {
         Self { param, adapters: Vec::new(), active: Vec::new() }
     }
 
-    /// The parameter that the set rides on.
+    /// The parameter that the set is attached to.
     pub fn param(&self) -> &Arc<ParamSpec> {
         &self.param
     }

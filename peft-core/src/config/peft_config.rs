@@ -14,13 +14,24 @@ use crate::spec::ModelSpec;
 
 /// A method's configuration: the contents of `adapter_config.json`, parsed.
 ///
-/// A method outside this workspace implements this trait and [`Adapter`](crate::Adapter), and everything else (applying,
-/// training, saving, loading, merging) is there.
+/// A method outside this workspace implements this trait, [`Adapter`](crate::Adapter) and
+/// [`AdapterBuilder`](crate::AdapterBuilder), and [`Tuner`] if it is to be registered. Everything else (applying, training,
+/// saving, loading, merging) is there. `examples/custom_method.rs` is a whole one.
 pub trait PeftConfig: Debug + Send + Sync {
-    /// `peft_type` of the file: `LORA`.
+    /// `peft_type` of the file: `LORA`. The same as [`MethodInfo::peft_type`] of [`Tuner::INFO`], by which the file is read.
     fn peft_type(&self) -> &str;
 
-    /// Says what the configuration does to a model, or everything that keeps it from it.
+    /// Says what the configuration does to a model, or everything that keeps it from it. No tensor is touched.
+    ///
+    /// An implementation
+    /// - calls [`refuse_unknown`] with the fields that it does not know;
+    /// - honours `modules_to_save`, and the heads that `task_type` adds to it:
+    ///   [`SavedModules`](crate::config::fields::SavedModules) does both;
+    /// - sets [`Plan::unmatched`] to the target names that matched nothing, which `PeftModel` refuses;
+    /// - has at most one row for a parameter: of two, only one is built.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense, or does not fit the model.
     fn plan(&self, spec: &ModelSpec) -> Result<Plan>;
 
     /// The field `task_type`, if the configuration has one. A fresh adapter whose configuration leaves it open takes that
@@ -113,14 +124,21 @@ pub trait Tuner: PeftConfig + Serialize + Sized + 'static {
 
     /// Parses `adapter_config.json`.
     ///
-    /// # Errors
-    /// If a field is wrong, or switched on and unknown.
-    fn from_json(json: Map<String, Value>) -> Result<Self>;
-
-    /// The fields of the configuration with their defaults.
+    /// `json` is the whole file: it also has `peft_type` and the other
+    /// [common fields](crate::config::fields::COMMON_FIELDS). So a struct must not have serde's `deny_unknown_fields`. Keep
+    /// unknown fields in a flattened map: they are written back, and [`PeftConfig::plan`] refuses them.
     ///
     /// # Errors
-    /// If nothing at all is no configuration.
+    /// If a field is wrong. Unknown fields that are switched on may be refused here already.
+    fn from_json(json: Map<String, Value>) -> Result<Self>;
+
+    /// The fields of the configuration with their defaults, as `peft methods` lists them.
+    ///
+    /// By default those of a file that has `peft_type` only. Override it if the configuration has fields that must be
+    /// given.
+    ///
+    /// # Errors
+    /// If a file with `peft_type` only is no configuration.
     fn defaults() -> Result<Map<String, Value>> {
         let json = Map::from_iter([("peft_type".to_owned(), Value::from(Self::INFO.peft_type))]);
         let fields = serde_json::to_value(Self::from_json(json)?);

@@ -59,7 +59,7 @@ pub struct Parameter {
     pub key: String,
     /// Number of its axes.
     pub rank: usize,
-    /// The parameter that the adapter rides on.
+    /// The parameter that the adapter is attached to.
     pub param: Arc<ParamSpec>,
 }
 

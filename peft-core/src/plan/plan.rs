@@ -24,10 +24,16 @@ use crate::spec::{
 /// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
 pub trait AdapterBuilder: Debug + Send + Sync {
     /// The adapter with its starting values.
+    ///
+    /// Make its parameters with `init`, which puts them on the device of the adapter, lets them have gradients, and draws by
+    /// the seed, the adapter's name and the parameter's path. They must have as many trainable elements as
+    /// [`PlanRow::parameters`] says, which is what is printed and counted. `base` is read only if it is asked for:
+    /// [`BaseTensor::tensor`] and [`BaseTensor::matrix`] give single precision, a copy of a base in half precision.
     fn build(&self, base: BaseTensor<'_>, init: &mut Init) -> AnyAdapter;
 
     /// Keys and shapes of the tensors that the adapter of this parameter has in a file, for those who want to compare
-    /// without building. Nothing if the method does not say.
+    /// without building. Keys are whole, prefix included: `param.file_key("lora_A.weight")`. Nothing if the method does not
+    /// say.
     fn tensors(&self, _param: &ParamSpec) -> Option<Vec<(String, Vec<usize>)>> {
         None
     }
@@ -94,7 +100,7 @@ pub struct PlanRow {
     pub param: Arc<ParamSpec>,
     /// The settings in a few characters: `r=8 α=16`.
     pub label: String,
-    /// Trainable elements that the adapter adds.
+    /// Trainable elements that the adapter adds: as many as [`AdapterBuilder::build`] makes.
     pub parameters: usize,
     /// Makes the adapter.
     pub build: Arc<dyn AdapterBuilder>,

@@ -15,6 +15,10 @@ use crate::spec::walk::{VisitParams, visit_params};
 /// A model that says of itself what a planner must know: what [`PeftModel::new`](crate::PeftModel::new) takes.
 pub trait Adaptable {
     /// Parameters, architecture and heads.
+    ///
+    /// [`ModelSpec::heads`] names the head even while it is tied and has no parameter of its own: readers of adapter files
+    /// tell by this that a key means the head. After [`untie_head`](Adaptable::untie_head) this is called again on the
+    /// untied clone, and must then list the head's weight.
     fn spec(&self) -> ModelSpec;
 
     /// Whether the output layer has no weight of its own, but reads the embedding matrix the other way.
@@ -24,8 +28,11 @@ pub trait Adaptable {
 
     /// Gives a tied model an output layer of its own that starts as the embedding matrix and shares its memory.
     ///
-    /// An adapter that names the head rides on the head's own weight. [`PeftModel`](crate::PeftModel) calls this when it
-    /// takes in such an adapter. Nothing happens to a model that [is not tied](Adaptable::is_tied).
+    /// An adapter that names the head is attached to the head's own weight. [`PeftModel`](crate::PeftModel) calls this on a
+    /// clone when it takes in an adapter. Nothing happens to a model that [is not tied](Adaptable::is_tied).
+    ///
+    /// A tied model that leaves out this or [`is_tied`](Adaptable::is_tied) works, but an adapter that names its head is
+    /// refused: there is no such layer.
     fn untie_head(&mut self) {}
 }
 

@@ -20,6 +20,10 @@ use crate::common::task::{
 pub trait ModelConfig: Sized {
     /// Understands a `config.json`. [`RawConfig::parse`] does most of it.
     ///
+    /// Loading may have changed the fields: `tie_word_embeddings` says whether the checkpoint has a head of its own, and for
+    /// classifiers `num_labels`, `id2label`, `problem_type` and `pad_token_id` say what the caller asked for. A model that may
+    /// be tied must read `tie_word_embeddings`, or the head of such a checkpoint is left out.
+    ///
     /// # Errors
     /// If a field has a value that cannot be computed; the message names the field. An architecture must refuse what it
     /// does not know rather than compute something else.
@@ -37,6 +41,12 @@ pub(crate) type Constructor<T> = Arc<dyn Fn(&RawConfig, &Device) -> Result<T> + 
 /// Every task takes the function that builds its model from the configuration. That must not allocate parameters:
 /// layers of [`peft_core::nn`] are lazy, and loading gives them the numbers of the checkpoint. Paths of parameters are
 /// the checkpoint's keys.
+///
+/// Whether a checkpoint holds a head that is not the embedding matrix is told by names (`auto/tied.rs`): a head is
+/// `lm_head.weight`, `embed_out.weight` or `decoder.weight`; the matrix is the weight of `wte`, `shared`, `embed_tokens`,
+/// `word_embeddings`, `embed_in` or `tok_embeddings`, or for causal models of the table that
+/// [`PromptShape`](peft_core::PromptShape) names. If there is such a head, loading sets `tie_word_embeddings` to false before
+/// the [`ModelConfig`] reads it. A tied model with other names is loaded as tied.
 #[derive(Clone)]
 pub struct Architecture {
     pub(crate) model_types: Vec<String>,

@@ -10,7 +10,7 @@
 //! [`Architecture`] that says all that. Loaders, tasks and tuning methods then take it as they take the built-in ones.
 //! `examples/custom_model.rs` is a whole one.
 //!
-//! - Layers come from [`peft_core::nn`], so that adapters ride on them without a dense update and parameters are not
+//! - Layers come from [`peft_core::nn`], so that adapters act on them without a dense update and parameters are not
 //!   allocated before a checkpoint is read. Layers of `burn::nn` work too.
 //! - Virtual tokens come in by [`prompt::around`](crate::prompt::around); what generation remembers, and prefixes, are in a
 //!   [`KvCache`](crate::KvCache); gradient checkpointing comes in by [`layers::run`](crate::common::layers::run).

@@ -16,8 +16,14 @@ use crate::common::input::{ModelInput, Tokens};
 /// [`CausalLm::hidden`] is where everything happens. It passes its input through
 /// [`prompt::around`](crate::common::prompt::around), so that prompt methods work; it counts positions from the length of
 /// the cache, and its mask covers what the cache holds ([`mask::causal`](crate::common::mask::causal)); every attention
-/// layer extends the cache ([`extend_cache`](crate::common::cache::extend_cache)). The methods with a default are
-/// promises and shortcuts: a model that leaves them out is correct, but slower. [`crate::auto`] has a whole example.
+/// layer extends the cache ([`extend_cache`](crate::common::cache::extend_cache)). The loop over layers calls
+/// [`layers::run`](crate::common::layers::run), without which gradient checkpointing is refused.
+///
+/// Most methods with a default are promises and shortcuts: a model that leaves them out is correct, but slower. The exception
+/// is [`CausalLm::cache_limit`], which a model with longrope must have to be right.
+///
+/// A model that implements [`Decoder`](crate::common::decoder::Decoder) gets prompts and the description of its parameters
+/// from there. `examples/custom_model.rs` is a whole model without it.
 pub trait CausalLm: Module {
     /// The last hidden state, `[batch, seq, d_model]`; virtual tokens of an active prompt are part of `seq`, in front.
     fn hidden(&self, input: &ModelInput, cache: Option<&mut KvCache>) -> Tensor<3>;
@@ -36,7 +42,9 @@ pub trait CausalLm: Module {
 
     /// The length at which a cache becomes useless, if there is one.
     ///
-    /// Some rotary embeddings change their frequencies beyond a length. Generation then reads the whole text again.
+    /// Some rotary embeddings (longrope) change their frequencies beyond a length, so that keys in the cache no longer fit.
+    /// Generation then reads the whole text again. A model with such embeddings that leaves this out generates something
+    /// else beyond the length.
     fn cache_limit(&self) -> Option<usize> {
         None
     }
@@ -49,13 +57,17 @@ pub trait CausalLm: Module {
         false
     }
 
-    /// Whether the head is the embedding matrix read the other way. [`Adaptable::is_tied`](peft_core::Adaptable::is_tied)
-    /// says the same to plans.
+    /// Whether the head is the embedding matrix read the other way.
+    ///
+    /// Loading asks this: it looks for a head in the checkpoint that differs from the matrix, and for a matrix that is stored
+    /// under the name of the head. [`Adaptable::is_tied`](peft_core::Adaptable::is_tied) says the same to plans. The two must
+    /// agree: let one call the other. Where `Adaptable` leaves it out, an adapter that names the head is refused.
     fn is_tied(&self) -> bool;
 
     /// Gives a tied model a head of its own, a copy of the embedding matrix that shares its memory.
     ///
-    /// Adapters that name the head need this: a tied head has no parameter that they could ride on.
+    /// Adapters that name the head need this: a tied head has no parameter that they could be attached to.
+    /// [`Adaptable::untie_head`](peft_core::Adaptable::untie_head) must do the same.
     fn untie(&mut self);
 
     /// The model, [untied](CausalLm::untie).

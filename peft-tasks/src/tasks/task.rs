@@ -54,6 +54,8 @@ use serde_json::{Map, Value};
 /// ```
 pub trait Task<M: Module> {
     /// Length of every item in tokens; as many as there are items. Batches may be grouped by it.
+    ///
+    /// It must be the same at every call: a run asks once, and a resumed run relies on the order of batches that follows.
     fn lengths(&self) -> Vec<usize>;
 
     /// Tokens of some items, padding excluded: what the log counts.
@@ -62,6 +64,9 @@ pub trait Task<M: Module> {
     /// How many terms [`loss_sum`](Task::loss_sum) is a sum of: tokens that are predicted, or rows. Adapters put
     /// `virtual_tokens` before every row ([`forward::virtual_tokens`](peft_core::forward::virtual_tokens)), behind which a
     /// language model predicts the first token too; other tasks need not look at it.
+    ///
+    /// May be 0 for some items, whose [`loss_sum`](Task::loss_sum) is then 0. If it is 0 for all batches of a step, the sum is
+    /// not divided.
     fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize;
 
     /// The loss of a batch of items, summed over its targets and not averaged; `[1]`. The trainer divides by the targets of

@@ -44,7 +44,7 @@ struct Args {
     #[arg(long)]
     task: TaskKind,
     #[arg(long)]
-    method: Tuner,
+    method: Method,
     #[arg(long, default_value_t = 8)]
     rank: usize,
     /// Every linear layer, not only the attention's as the method's defaults have it.
@@ -73,7 +73,7 @@ enum TaskKind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Tuner {
+enum Method {
     /// Writes random weights beside the folder's `config.json`; measures nothing.
     Synthesise,
     /// Training steps of LoRA or DoRA by our trainer.
@@ -108,7 +108,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let device = peft::device::device(&args.device)?;
-    if args.method == Tuner::Synthesise {
+    if args.method == Method::Synthesise {
         return synthesise(args, &device);
     }
     let started = Instant::now();
@@ -118,19 +118,19 @@ fn run(args: &Args) -> Result<()> {
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.language_modelling()?;
             match args.method {
-                Tuner::Adapters => bench.infer(model, |model, input| {
+                Method::Adapters => bench.infer(model, |model, input| {
                     let logits = CausalLm::logits(model, input, None);
                     let [batch, seq, vocab] = logits.dims();
                     logits.reshape([batch * seq, vocab])
                 }),
-                Tuner::BurnLora => match model.downcast::<Gpt2LmHeadModel>().map_err(AutoCausalLm::downcast) {
+                Method::BurnLora => match model.downcast::<Gpt2LmHeadModel>().map_err(AutoCausalLm::downcast) {
                     Ok(it) => bench.burn_lora(PlainGpt2::new(it, &bench.config()?), &task),
                     Err(Ok(it)) => bench.burn_lora(PlainLlama::new(it, &bench.config()?), &task),
                     Err(Err(_)) => {
                         Err(PeftError::unsupported("Burn's LoRA on this model", "GPT-2 and LLaMA are written out"))
                     }
                 },
-                Tuner::Full => bench.full(model, &task),
+                Method::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
             }
         }
@@ -139,12 +139,12 @@ fn run(args: &Args) -> Result<()> {
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.classification(model.num_labels())?;
             match args.method {
-                Tuner::Adapters => bench.infer(model, SequenceClassifier::logits),
-                Tuner::BurnLora => match model.downcast::<BertForSequenceClassification>() {
+                Method::Adapters => bench.infer(model, SequenceClassifier::logits),
+                Method::BurnLora => match model.downcast::<BertForSequenceClassification>() {
                     Ok(it) => bench.burn_lora(PlainBert::new(it, &bench.config()?), &task),
                     Err(_) => Err(PeftError::unsupported("Burn's LoRA on this classifier", "only BERT is written out")),
                 },
-                Tuner::Full => bench.full(model, &task),
+                Method::Full => bench.full(model, &task),
                 _ => bench.lora(model, &task),
             }
         }

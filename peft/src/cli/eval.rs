@@ -22,7 +22,6 @@ pub(super) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity.
     #[arg(long, default_value = "causal-lm")]
     task: String,
     /// JSONL, JSON, CSV, TSV or plain text.

@@ -16,7 +16,7 @@ pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or feature-extraction.
+    /// (similarity gives hidden states, and is also called feature-extraction)
     #[arg(long)]
     task: String,
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.

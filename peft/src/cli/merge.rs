@@ -22,7 +22,6 @@ pub(super) struct Args {
     /// Folder to write the checkpoint to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity
     /// [default: what the adapter's `task_type` says, or causal-lm]
     #[arg(long)]
     task: Option<String>,

@@ -32,7 +32,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use peft_core::Result;
 use tracing_subscriber::EnvFilter;
 
@@ -87,13 +87,28 @@ pub fn run(registry: Registry) -> ExitCode {
         .without_time()
         .with_writer(std::io::stderr)
         .try_init();
-    match Cli::parse().command.run(&registry) {
+    let matches = command_line(&registry).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command.run(&registry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line, whose help names the tasks of this program.
+fn command_line(registry: &Registry) -> clap::Command {
+    let names = registry.tasks.names().join(", ");
+    ["train", "eval", "merge", "forward"].into_iter().fold(Cli::command(), |command, name| {
+        command.mut_subcommand(name, |it| {
+            it.mut_arg("task", |arg| {
+                let more = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                arg.help(format!("{names} {more}").trim_end().to_owned())
+            })
+        })
+    })
 }
 
 impl Command {

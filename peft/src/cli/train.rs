@@ -17,7 +17,7 @@ pub(super) struct Args {
     /// Folder of the base model, or its id on the hub.
     #[arg(long, value_name = "DIR or ID")]
     model: Option<String>,
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-answering or similarity [default: causal-lm]
+    /// [default: causal-lm]
     #[arg(long)]
     task: Option<String>,
     /// JSONL, JSON, CSV, TSV or plain text.

@@ -8,7 +8,8 @@ use peft_core::{PeftError, Result, nearest};
 use peft_tasks::data::columns::Columns;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::train::TrainConfig;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::load::configure::{tasks, virtual_positions};
@@ -44,6 +45,7 @@ pub struct RunConfig {
     /// The method and its settings, as `adapter_config.json` has them. Without `peft_type` it is LoRA.
     pub method: Map<String, Value>,
     /// Settings of the training loop.
+    #[serde(deserialize_with = "training")]
     pub training: TrainConfig,
     /// Folder for the adapter, the log, the loss curve and checkpoints.
     pub output: PathBuf,
@@ -168,12 +170,14 @@ impl RunConfig {
     /// If the model, the training data or the output is not given.
     pub fn check(&self) -> Result<()> {
         let missing = [
-            ("model", self.model.is_empty()),
-            ("data.train", self.data.train.as_os_str().is_empty()),
-            ("output", self.output.as_os_str().is_empty()),
+            ("model", "--model", self.model.is_empty()),
+            ("data.train", "--data", self.data.train.as_os_str().is_empty()),
+            ("output", "--output", self.output.as_os_str().is_empty()),
         ];
-        match missing.into_iter().find(|it| it.1) {
-            Some((field, _)) => Err(PeftError::config(field, "is not given")),
+        match missing.into_iter().find(|it| it.2) {
+            Some((field, flag, _)) => {
+                Err(PeftError::config(field, format!("is not given: write it into the run file, or give {flag}")))
+            }
             None => Ok(()),
         }
     }
@@ -197,6 +201,20 @@ impl RunConfig {
     pub fn task_options(&self) -> TaskOptions {
         TaskOptions { masked_share: self.data.masked_share, seed: self.training.seed, ..TaskOptions::default() }
     }
+}
+
+/// Settings of the training loop, of which none may be misspelt: serde passes over what it does not know in a struct that
+/// has another one flattened into it.
+fn training<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<TrainConfig, D::Error> {
+    let given = Map::deserialize(from)?;
+    let known = serde_json::to_value(TrainConfig::default()).map_err(D::Error::custom)?;
+    let known: Vec<&str> = known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
+    if let Some(unknown) = given.keys().find(|it| !known.contains(&it.as_str())) {
+        let near = nearest(unknown, known.iter().copied());
+        let hint = near.first().map_or(String::new(), |it| format!("; did you mean `{it}`?"));
+        return Err(D::Error::custom(format!("`training` has no field `{unknown}`{hint}")));
+    }
+    serde_json::from_value(Value::Object(given)).map_err(D::Error::custom)
 }
 
 /// A dtype by its name.

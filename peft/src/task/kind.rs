@@ -18,7 +18,8 @@ use crate::task::inputs::ForwardInputs;
 /// A kind of task, such as `causal-lm`: which class of model it loads, and the [`Task`] that it makes of a data file.
 ///
 /// Every command that trains, evaluates, merges, inspects or combines goes through this trait, so a kind that a program
-/// registers ([`TaskRegistry::with`](crate::run::TaskRegistry::with)) works in all of them.
+/// registers ([`TaskRegistry::with`](crate::run::TaskRegistry::with)) works in all of them. `peft generate` does not: it is
+/// for causal language models only.
 pub trait TaskKind: Send + Sync + 'static {
     /// The class of model: `AutoCausalLm`.
     type Model: Module + ModuleDisplay + Adaptable + Sync + 'static;
@@ -33,10 +34,17 @@ pub trait TaskKind: Send + Sync + 'static {
         &[]
     }
 
-    /// `task_type` of `adapter_config.json`, where PEFT has one.
+    /// `task_type` of `adapter_config.json`, where PEFT has one. A run writes it over what its configuration says.
+    ///
+    /// Commands that take the task from an adapter ([`TaskRegistry::of_type`](crate::run::TaskRegistry::of_type)) take the
+    /// first kind with its type, and built-in ones come first. So it should be unique, or `None`.
     fn task_type(&self) -> Option<&'static str>;
 
     /// Loads the base model in a folder. `head` says what the head is to be, for kinds that have one of their own.
+    ///
+    /// A training run makes it from the labels of the data ([`head_for`](TaskKind::head_for)); without labels only its seed is
+    /// set, to that of the run. Other commands do not know the labels yet: at most `num_labels` is set, to the outputs of a
+    /// head that an adapter brings.
     ///
     /// # Errors
     /// If the folder cannot be read, or no architecture of the registry has such a model.
@@ -59,7 +67,8 @@ pub trait TaskKind: Send + Sync + 'static {
         device: &Device,
     ) -> Result<Self::Model>;
 
-    /// The labels that a data file holds, for kinds with labels.
+    /// The labels that a data file holds, for kinds with labels: `Some` for every kind whose [`head`](TaskKind::head) is.
+    /// An evaluation asks for them where neither the adapter nor the base names its labels, and fails without.
     ///
     /// # Errors
     /// If the column of labels is missing or holds something else.
@@ -68,7 +77,8 @@ pub trait TaskKind: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// What the outputs of a loaded model mean, for kinds with labels.
+    /// What the outputs of a loaded model mean, for kinds with labels. If this is `Some`, so must be
+    /// [`learn_labels`](TaskKind::learn_labels).
     fn head<'a>(&self, model: &'a Self::Model) -> Option<&'a LabelConfig> {
         let _ = model;
         None
@@ -108,7 +118,7 @@ pub trait TaskKind: Send + Sync + 'static {
         &[]
     }
 
-    /// The input without which there is no loss.
+    /// The input without which there is no loss: a text for the message that asks for it.
     fn labels_input(&self) -> &'static str {
         "`labels`"
     }

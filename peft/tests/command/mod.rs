@@ -4,3 +4,4 @@ mod adapters;
 mod labels;
 mod methods;
 mod questions;
+mod run_file;

@@ -25,8 +25,8 @@ use sources::{Load, Sources};
 /// What the modules of a crate may import.
 struct Rules {
     package: &'static str,
-    /// Folders and root files (`"error"` is `src/error.rs`) from low to high: each may import from those before it. An
-    /// empty list checks no order.
+    /// Folders and root files (`"error"` is `src/error.rs`) from low to high: each may import from those before it. A
+    /// folder inside a folder may have a place of its own. An empty list checks no order.
     order: &'static [&'static str],
     /// Folders inside which circles are allowed, and why they cannot be taken apart.
     circles: &'static [(&'static str, &'static str)],
@@ -52,7 +52,11 @@ const RULES: [Rules; 7] = [
         order: &["config", "start", "dense", "lstm", "tokens", "prefix", "p_tuning", "multitask", "adaption"],
         circles: &[],
     },
-    Rules { package: "peft-models", order: &["common", "architecture", "text", "auto"], circles: &[] },
+    Rules {
+        package: "peft-models",
+        order: &["common", "architecture", "text/decoder", "text/encoder", "text/seq2seq", "text", "auto"],
+        circles: &[],
+    },
     Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
     Rules {
         package: "peft",
@@ -158,7 +162,7 @@ fn describe(uses: &[&Edge], source: &str) -> String {
 }
 
 fn upward_imports(rules: &Rules, source: &str, files: &[String], edges: &[Edge]) -> Vec<String> {
-    let present: BTreeSet<&str> = files.iter().map(|it| folder(it, source)).collect();
+    let present: BTreeSet<&str> = files.iter().map(|it| folder(it, source, rules.order)).collect();
     let height: BTreeMap<&str, usize> = rules.order.iter().enumerate().map(|(at, it)| (*it, at)).collect();
     let mut wrong = Vec::new();
     for missing in present.iter().filter(|it| !height.contains_key(*it)) {
@@ -175,7 +179,7 @@ fn upward_imports(rules: &Rules, source: &str, files: &[String], edges: &[Edge])
         ));
     }
     for edge in edges {
-        let (from, to) = (folder(&edge.from, source), folder(&edge.to, source));
+        let (from, to) = (folder(&edge.from, source, rules.order), folder(&edge.to, source, rules.order));
         if let (Some(low), Some(high)) = (height.get(from), height.get(to))
             && low < high
         {
@@ -192,10 +196,12 @@ fn upward_imports(rules: &Rules, source: &str, files: &[String], edges: &[Edge])
     wrong
 }
 
-/// The first folder below `src/`, or the name of a file there.
-fn folder<'a>(file: &'a str, source: &str) -> &'a str {
+/// The place of a file in an order: the innermost folder that the order names, or else the first one below `src/`, or the
+/// name of a file there.
+fn folder<'a>(file: &'a str, source: &str, order: &[&'a str]) -> &'a str {
     let inner = file.strip_prefix(source).unwrap_or(file);
-    inner.split('/').next().unwrap_or(inner).trim_end_matches(".rs")
+    let named = order.iter().filter(|it| is_below(inner, it)).max_by_key(|it| it.len());
+    named.copied().unwrap_or_else(|| inner.split('/').next().unwrap_or(inner).trim_end_matches(".rs"))
 }
 
 /// Whether a file is the module `folder` or one of those in it.

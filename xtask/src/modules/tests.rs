@@ -208,6 +208,22 @@ fn circles_are_allowed_inside_a_folder_only() {
 }
 
 #[test]
+fn a_folder_inside_a_folder_may_have_a_place_of_its_own() {
+    let order = |order| Rules { order, ..NO_RULES };
+    let files = [
+        ("lib.rs", "mod text;"),
+        ("text/mod.rs", "pub mod decoder; pub mod encoder;"),
+        ("text/decoder/mod.rs", "pub struct Decoder(crate::text::encoder::Encoder);"),
+        ("text/encoder/mod.rs", "pub struct Encoder;"),
+    ];
+    assert_eq!(wrong_by(&order(&["text"]), &files), [""; 0]);
+    assert_eq!(wrong_by(&order(&["text/encoder", "text/decoder", "text"]), &files), [""; 0]);
+    let upward = wrong_by(&order(&["text/decoder", "text/encoder", "text"]), &files);
+    assert_eq!(upward.len(), 1);
+    assert!(upward[0].contains("`text/decoder` is below `text/encoder`"), "{}", upward[0]);
+}
+
+#[test]
 fn folders_import_downwards_only() {
     let order = |order| Rules { order, ..NO_RULES };
     let files = [

@@ -1,8 +1,8 @@
 //! Heads that a checkpoint lacks.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use peft_core::{Init, ModelSpec, PathStack};
+use peft_core::{Init, MapParams, ModelSpec, PathStack, map_params};
 
 /// Gives parameters that no checkpoint holds their starting values: weights are N(0, `std`), those of norms 1, biases 0.
 ///
@@ -13,11 +13,10 @@ pub fn draw_missing<M: Module>(model: M, absent: &[String], std: f64, seed: u64,
         return model;
     }
     let spec = ModelSpec::of(&model);
-    model.map(&mut DrawMissing { at: PathStack::default(), spec: &spec, absent, std, seed, device })
+    map_params(model, &mut DrawMissing { spec: &spec, absent, std, seed, device })
 }
 
 struct DrawMissing<'a> {
-    at: PathStack,
     spec: &'a ModelSpec,
     absent: &'a [String],
     std: f64,
@@ -25,17 +24,9 @@ struct DrawMissing<'a> {
     device: &'a Device,
 }
 
-impl ModuleMapper for DrawMissing<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.at.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.at.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let path = self.at.path();
+impl MapParams for DrawMissing<'_> {
+    fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = at.path();
         let Some(spec) = self.spec.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
         let shape: [usize; D] = std::array::from_fn(|axis| spec.shape[axis]);
         let mut init = Init::new(self.seed, "base", spec, self.device);
