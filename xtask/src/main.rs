@@ -2,12 +2,14 @@
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
 //! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
-//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules.
+//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules. `cargo xtask
+//! features` and `cargo xtask downstream` are steps of the check.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod docs;
+mod examples;
 mod features;
 mod modules;
 mod support;
@@ -22,8 +24,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
-  check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside the
-                   workspace, book, demo, bench; cheapest first, stops at the first failure
+  check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside
+                   the workspace, book, demo, bench; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
@@ -34,9 +36,11 @@ usage: cargo xtask check [--quick] [--device wgpu]
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what
 
-  features         combinations of features: each builds without a warning
+  modules          finds circles of modules inside a crate, and folders that import from above
 
-  modules          finds circles of modules inside a crate, and folders that import from above";
+  features         builds every combination of features, without warnings
+
+  downstream       builds and tests examples/downstream, which is no member of the workspace";
 
 /// Which of our crates each crate may depend on. Arrows point one way: methods never see models, and models never see
 /// methods. A crate that is not listed may use all of them.
@@ -49,8 +53,6 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
     ("peft-tasks", &["peft-core", "peft-models"]),
 ];
 
-const EXAMPLES: [&str; 4] = ["custom_method", "custom_model", "custom_task", "adapt_any_module"];
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == "docs" => docs::run(rest),
         Some((word, rest)) if word == "modules" => modules::run(rest),
         Some((word, [])) if word == "features" => features::check(),
+        Some((word, [])) if word == "downstream" => examples::downstream(),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -128,10 +131,10 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run("support table", || support::compare(&printed))?;
     // Built with the whole workspace, as the tests were: `-p` would choose other features and compile our crates again.
     steps.run_command("examples", &mut cargo(&["build", "--workspace", "--examples"]))?;
-    steps.run("downstream crate", check_downstream)?;
-    for name in EXAMPLES {
-        steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(name)?))?;
+    for name in examples::runnable()? {
+        steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(&name)?))?;
     }
+    steps.run("downstream", examples::downstream)?;
     steps.run("book", docs::check)?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
@@ -216,25 +219,6 @@ fn root() -> PathBuf {
 fn example_binary(name: &str) -> Result<PathBuf, String> {
     let own = env::current_exe().map_err(|error| format!("cannot tell where xtask lies: {error}"))?;
     Ok(own.with_file_name("examples").join(format!("{name}{}", env::consts::EXE_SUFFIX)))
-}
-
-/// A crate outside the workspace, with a method, a model and a task of its own in the command. It shares our target folder,
-/// and with that what is compiled of its dependencies.
-fn check_downstream() -> Result<(), String> {
-    let folder = root().join("examples").join("downstream");
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    for arguments in [
-        &["fmt", "--check"][..],
-        &["clippy", "--locked", "--all-targets", "--", "-D", "warnings"],
-        &["test", "--locked"],
-    ] {
-        let status = cargo(arguments).current_dir(&folder).env("CARGO_TARGET_DIR", &target).status();
-        let status = status.map_err(|error| format!("cannot start cargo: {error}"))?;
-        if !status.success() {
-            return Err(format!("cargo {}: {status}", arguments.join(" ")));
-        }
-    }
-    Ok(())
 }
 
 fn check_crate_graph() -> Result<(), String> {

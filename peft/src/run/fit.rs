@@ -10,7 +10,7 @@ use peft_models::auto::ArchitectureRegistry;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
-use peft_tasks::train::log;
+use peft_tasks::train::log::{self, LOG_FILE};
 use peft_tasks::train::{Observer, Outcome, Trainer};
 
 use crate::load::configure::configure;
@@ -103,7 +103,7 @@ pub(crate) fn fit<K: TaskKind>(
 
     model.save_adapter(&run.output, DEFAULT_ADAPTER)?;
     run.write(&run.output)?;
-    let records = log::read(run.output.join("train_log.jsonl"))?;
+    let records = log::read(run.output.join(LOG_FILE))?;
     write_atomically(run.output.join("loss.svg"), Curve::from_records("Loss", &records).to_svg()?.as_bytes())?;
     Ok(RunReport { outcome, seconds })
 }

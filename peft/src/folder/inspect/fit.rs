@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+#[cfg(feature = "lora")]
 use burn::tensor::Device;
 #[cfg(feature = "lora")]
 use peft_core::{Adaptable, ModelSpec};
