@@ -201,11 +201,10 @@ fn train(folder: &Folder, base: &str, task: &str, data: &str, method: &Value, mo
         &method,
         "--output",
         &output,
-        "--lr",
-        "2e-2",
     ];
-    let steps: &[&str] = if more.contains(&"--steps") { &[] } else { &["--steps", "40"] };
-    run(&[&fixed[..], steps, more].concat())
+    let default = [["--steps", "40"], ["--lr", "2e-2"]];
+    let default: Vec<&str> = default.iter().filter(|it| !more.contains(&it[0])).flatten().copied().collect();
+    run(&[&fixed[..], &default, more].concat())
 }
 
 #[test]
@@ -223,7 +222,8 @@ fn a_classifier_is_trained_evaluated_inspected_and_merged() {
     let folder = Folder::new();
     let base = base(&folder, &config());
     let data = folder.rows("data.jsonl", &sentences());
-    let printed = train(&folder, &base, "seq-cls", &data, &road_json("road_2"), &[]).unwrap();
+    let more = ["--steps", "400", "--lr", "3e-2"];
+    let printed = train(&folder, &base, "seq-cls", &data, &road_json("road_2"), &more).unwrap();
     let (before, after) = losses(&printed);
     assert!(after < 0.5 * before, "the loss must fall:\n{printed}");
 
@@ -364,10 +364,12 @@ fn every_task_of_albert_is_trained() {
 /// A layer that is called at every depth is computed again at every depth.
 #[test]
 fn gradient_checkpointing_trains_a_shared_layer_alike() {
-    let folder = Folder::new();
-    let base = base(&folder, &config());
-    let data = folder.rows("data.jsonl", &sentences());
-    let trained = |more: &[&str]| losses(&train(&folder, &base, "seq-cls", &data, &road_json("road_1"), more).unwrap());
+    let trained = |more: &[&str]| {
+        let folder = Folder::new();
+        let base = base(&folder, &config());
+        let data = folder.rows("data.jsonl", &sentences());
+        losses(&train(&folder, &base, "seq-cls", &data, &road_json("road_1"), more).unwrap())
+    };
     let (plain, checkpointed) = (trained(&[]), trained(&["--gradient-checkpointing"]));
     close("after training", checkpointed.1, plain.1);
 }
@@ -425,7 +427,8 @@ fn turned(variant: Variant, quarters: &[f32], alpha: &[f32]) -> [Vec<f32>; 2] {
 /// (1 2 3 4)(5 6 7 8) the numbers (−3 −4 1 2)(−7 −8 5 6).
 #[test]
 fn road_turns_as_the_reference_says() {
-    let cases: [(Variant, &[f32], &[f32], [f32; 8]); 3] = [
+    type Case<'a> = (Variant, &'a [f32], &'a [f32], [f32; 8]);
+    let cases: [Case<'_>; 3] = [
         // Pairs (1, 3), (2, 4), (5, 7), (6, 8).
         (Variant::Pair, &[0.0, 1.0, 1.0, 2.0], &[2.0, 1.0, 3.0, 0.5], [2.0, -4.0, 6.0, 2.0, -21.0, -3.0, 15.0, -4.0]),
         (
