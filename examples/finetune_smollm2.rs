@@ -1,4 +1,4 @@
-//! Fine-tune SmolLM2-135M-Instruct with LoRA to answer prompts, and save a folder that Python's PEFT loads.
+//! Fine-tune SmolLM2-135M-Instruct with LoRA to answer prompts, and save a folder that Hugging Face PEFT loads.
 //!
 //! ```text
 //! cargo run --release -p peft-examples --example finetune_smollm2 -- MODEL TRAIN.jsonl EVAL.jsonl OUTPUT

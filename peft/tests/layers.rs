@@ -1,4 +1,4 @@
-//! Single layers of plain torch against `burn::nn` layers with adapters: the dense side of the weight seam.
+//! Single layers of plain torch against `burn::nn` layers with adapters: the dense path.
 
 use burn::module::{Module, ModuleDisplay, Param, ParamId};
 use burn::nn::conv::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};

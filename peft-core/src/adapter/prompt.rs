@@ -1,4 +1,4 @@
-//! The input and attention seams: what an adapter puts before a model's own tokens, or beside its attention.
+//! What an adapter puts before a model's own tokens, or beside its attention.
 //!
 //! A prompt is attached to a parameter, as every adapter is. Virtual tokens and prefixes are attached to the
 //! table that tokens are looked up in; a gated prompt to the output projection of its attention. Models ask
