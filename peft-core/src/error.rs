@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = PeftError> = std::result::Result<T, E>;
 
 /// What can go wrong.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its [`Debug`](fmt::Debug) form is the message, too: that is what a `main` prints which returns a [`Result`].
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PeftError {
     /// The file system said no.
@@ -125,6 +127,12 @@ impl PeftError {
     }
 }
 
+impl fmt::Debug for PeftError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Everything that keeps a file from fitting a model, collected before anything is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
@@ -221,6 +229,13 @@ mod tests {
         let names = ["q_proj", "k_proj", "o_proj", "gate_proj"];
         assert_eq!(nearest("qproj", names)[0], "q_proj");
         assert!(nearest("attention", names).is_empty());
+    }
+
+    /// What the standard library prints of the error that `main` returns.
+    #[test]
+    fn a_main_that_returns_an_error_prints_its_message() {
+        let error = PeftError::io("read", "a/b")(std::io::Error::from(std::io::ErrorKind::NotFound));
+        assert_eq!(format!("{error:?}"), "cannot read a/b: entity not found");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use peft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfi
 pub use peft_tasks::data::text_data::TextData;
 pub use peft_tasks::data::tokenizer::Tokenizer;
 pub use peft_tasks::tasks::task::{Evaluation, Task};
-pub use peft_tasks::train::{Observer, TrainConfig, Trainer};
+pub use peft_tasks::train::{Observer, Start, TrainConfig, Trainer};
 
 pub use crate::Registry;
 pub use crate::device::device;

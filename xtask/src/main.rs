@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
 //! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
-//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds circles of modules. `cargo xtask
+//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds cycles of modules. `cargo xtask
 //! features` and `cargo xtask downstream` are steps of the check.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -36,7 +36,7 @@ usage: cargo xtask check [--quick] [--device wgpu]
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what
 
-  modules          finds circles of modules inside a crate, and folders that import from above
+  modules          finds cycles of modules inside a crate, and folders that import from above
 
   features         builds every combination of features, without warnings
 

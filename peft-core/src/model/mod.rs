@@ -1,6 +1,7 @@
 //! A base model with its adapters.
 
 mod add;
+pub mod fingerprint;
 mod folders;
 pub mod peft_model;
 pub mod state;

@@ -14,7 +14,7 @@ use crate::model::peft_model::PeftModel;
 use crate::ops;
 use crate::plan::plan::BaseTensor;
 use crate::plan::replacement::is_replacement;
-use crate::spec::{ParamKind, ParamSpec, PathStack, VisitParams, visit_params};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, visit_params};
 
 /// What one adapter does to one parameter.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub struct Update {
     /// What is added to the frozen value: `[out, in]` of a linear layer, `[d_model, rows]` of a table,
     /// `[out, in · kernel]` of a convolution, `[1, n]` of anything else.
     pub delta: Tensor<2>,
-    /// Whether the bias of the layer changes too.
+    /// Whether the bias of the layer changes too, which it has or would have to get.
     pub touches_bias: bool,
     /// The key in the file of a copy that is trained whole, as `modules_to_save` and trained biases are.
     pub replacement: Option<String>,
@@ -41,7 +41,8 @@ impl<M: Module> PeftModel<M> {
         self.adapter_tensors(name)?;
         let model = self.model().valid();
         let sets = slots::collect(&model).into_iter().filter(|it| it.get(name).is_some());
-        let mut visitor = Updates { name, sets: sets.map(|it| (it.param().path(), it)).collect(), found: Vec::new() };
+        let sets = sets.map(|it| (it.param().path(), it)).collect();
+        let mut visitor = Updates { name, spec: self.spec(), sets, found: Vec::new() };
         visit_params(&model, &mut visitor);
         Ok(visitor.found)
     }
@@ -49,6 +50,7 @@ impl<M: Module> PeftModel<M> {
 
 struct Updates<'a> {
     name: &'a str,
+    spec: &'a ModelSpec,
     sets: HashMap<String, AdapterSet>,
     found: Vec<Update>,
 }
@@ -65,7 +67,10 @@ impl VisitParams for Updates<'_> {
         let delta = BaseTensor::new(param.clone(), Ranked::new(D, after - base)).matrix();
         let delta = if param.kind == ParamKind::Embedding { delta.transpose() } else { delta };
         let replacement = is_replacement(adapter, D).then(|| adapter.file_key(&param, "value"));
-        let (touches_bias, unmergeable) = (adapter.touches_bias(), adapter.unmergeable());
+        // What would act on a bias has nothing to act on where there is none.
+        let has_bias = || self.spec.get(&format!("{}.bias", param.module)).is_some();
+        let touches_bias = adapter.touches_bias() && (adapter.needs_bias() || has_bias());
+        let unmergeable = adapter.unmergeable();
         self.found.push(Update { param, delta, touches_bias, replacement, unmergeable });
     }
 }

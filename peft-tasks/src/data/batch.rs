@@ -64,6 +64,17 @@ pub struct Batch {
     pub task_ids: Option<Vec<i64>>,
 }
 
+impl Batch {
+    /// Places of all that is no filling, numbered as `row · width + place`; with `labelled` of what has a label, where there
+    /// are labels.
+    pub fn places(&self, labelled: bool) -> Vec<usize> {
+        let counts = |at: &usize| {
+            self.attention_mask[*at] == 1 && (!labelled || self.labels.get(*at).is_none_or(|it| *it != IGNORED))
+        };
+        (0..self.attention_mask.len()).filter(counts).collect()
+    }
+}
+
 /// Puts samples into a batch, shorter rows filled up: what a data collator does in transformers.
 ///
 /// # Errors
@@ -142,6 +153,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn places_leave_filling_out_and_what_has_no_label() {
+        let mut samples = [Sample::language(vec![1, 2, 3]), Sample::language(vec![4])];
+        samples[0].labels[1] = IGNORED;
+        let batch = collate(&samples, &Padding::right(0)).unwrap();
+        assert_eq!((batch.places(false), batch.places(true)), (vec![0, 1, 2, 3], vec![0, 2, 3]));
+        samples.iter_mut().for_each(|it| it.labels.clear());
+        assert_eq!(collate(&samples, &Padding::left(0)).unwrap().places(true), [0, 1, 2, 5]);
     }
 
     #[test]

@@ -223,6 +223,10 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         Ok(mean.mul_scalar(rows.len() as f64))
     }
 
+    fn places(&self, model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
+        Ok(Some(self.batch(model, items)?.places(labelled)))
+    }
+
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.len()).collect();
         let virtual_tokens = forward::virtual_tokens(model);

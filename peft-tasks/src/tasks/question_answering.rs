@@ -173,6 +173,10 @@ impl<M: QuestionAnswerer> Task<M> for QuestionAnswering {
         Ok(self.loss_of(model.logits(&self.batch(items)?.input(device)), items, device))
     }
 
+    fn places(&self, _model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
+        Ok(Some(self.batch(items)?.places(labelled)))
+    }
+
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.windows.len()).collect();
         let (mut sum, mut scores) = (0.0, Vec::new());

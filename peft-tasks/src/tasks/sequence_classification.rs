@@ -115,6 +115,10 @@ impl<M: SequenceClassifier> Task<M> for SequenceClassification {
         self.loss_of(logits, items, device)
     }
 
+    fn places(&self, _model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
+        Ok(Some(self.batch(items)?.places(labelled)))
+    }
+
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.samples.len()).collect();
         let mut sum = 0.0;

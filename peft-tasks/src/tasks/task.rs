@@ -76,6 +76,17 @@ pub trait Task<M: Module> {
     /// If the items make no batch; the run ends with it.
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>>;
 
+    /// Which places of a batch a layer's input counts at that starts from data, numbered as `row · sequence + place` in the
+    /// forward of [`loss_sum`](Task::loss_sum): those of padding do not, and with `labelled` none that nothing is learned
+    /// from. `None` if there is no such forward, as where a model has two sequences; items then go through it one by one.
+    ///
+    /// # Errors
+    /// As [`loss_sum`](Task::loss_sum).
+    fn places(&self, model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
+        let _ = (model, items, labelled);
+        Ok(None)
+    }
+
     /// Loss and metrics over all items, `batch_size` at a time. The model is in evaluation mode: see
     /// [`nn::eval`](peft_core::nn::eval).
     ///

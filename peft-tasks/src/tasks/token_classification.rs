@@ -106,6 +106,10 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         Ok(batch.loss_of_labels(model.logits(&batch.input(device)), device))
     }
 
+    fn places(&self, _model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
+        Ok(Some(self.batch(items)?.places(labelled)))
+    }
+
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.samples.len()).collect();
         let (mut sum, mut scores) = (0.0, EntityScores::default());

@@ -1,5 +1,6 @@
 //! Checkpoints of a run: the adapter, the optimizer's state and the counters, in a folder `checkpoint-N` each.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,40 +11,25 @@ use peft_core::files::checkpoint::{FloatType, Stored, TensorFile, write_atomical
 use peft_core::model::state;
 use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::train::config::TrainConfig;
+use crate::train::folder::{checkpoints, partial, remove, whole};
+use crate::train::identity::{Differences, differences, file_mark};
+use crate::train::state::TrainerState;
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.bpk";
 const HOOK_FILE: &str = "after_step.safetensors";
 const BEST_FILE: &str = "best.safetensors";
 
-/// How far a run has come.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct TrainerState {
-    pub(crate) step: usize,
-    pub(crate) tokens: u64,
-    pub(crate) seconds: f64,
-    /// Lowest loss of an evaluation.
-    pub(crate) best: Option<f64>,
-    #[serde(default)]
-    pub(crate) best_step: usize,
-    pub(crate) evaluations_without_gain: usize,
-    config: TrainConfig,
-}
-
-impl TrainerState {
-    pub(crate) fn new(config: &TrainConfig) -> Self {
-        Self {
-            step: 0,
-            tokens: 0,
-            seconds: 0.0,
-            best: None,
-            best_step: 0,
-            evaluations_without_gain: 0,
-            config: config.clone(),
-        }
-    }
+/// `trainer_state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct StateFile {
+    state: TrainerState,
+    /// What the checkpoint belongs to.
+    identity: Map<String, Value>,
+    /// Sizes and hashes of the other files: their readers take damaged numbers for good ones.
+    files: BTreeMap<String, String>,
 }
 
 /// The adapter as it was when its evaluation was best.
@@ -71,17 +57,24 @@ impl BestAdapter {
 /// What a checkpoint holds beside the adapter.
 pub(crate) struct Snapshot<'a> {
     pub(crate) state: &'a TrainerState,
+    pub(crate) identity: &'a Map<String, Value>,
     pub(crate) optimizer: &'a ModuleOptimizer,
     pub(crate) hook: Option<&'a dyn AfterStep>,
     pub(crate) best: Option<&'a BestAdapter>,
 }
 
 impl Snapshot<'_> {
-    /// Writes `checkpoint-N` into the folder of the run. Removes the oldest ones if there are more than `limit`, which is
-    /// 0 for no limit.
-    pub(crate) fn save<M: Module>(&self, peft: &PeftModel<M>, name: &str, folder: &Path, limit: usize) -> Result<()> {
+    /// Writes `checkpoint-N` into the folder of the run, and says where. Removes the oldest ones if there are more than
+    /// `limit`, which is 0 for no limit.
+    pub(crate) fn save<M: Module>(
+        &self,
+        peft: &PeftModel<M>,
+        name: &str,
+        folder: &Path,
+        limit: usize,
+    ) -> Result<PathBuf> {
         // Written under another name and moved when whole: a checkpoint that has its name can be resumed from.
-        let partial = folder.join(format!(".checkpoint-{}.partial", self.state.step));
+        let partial = partial(folder, self.state.step);
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(PeftError::io("remove", &partial))?;
         }
@@ -100,72 +93,108 @@ impl Snapshot<'_> {
         let bytes =
             bytes.map_err(|error| PeftError::Invalid(format!("the optimizer's state cannot be saved: {error}")))?;
         write_atomically(partial.join(OPTIMIZER_FILE), &bytes)?;
-        let json = serde_json::to_string_pretty(self.state).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        let (state, identity) = (self.state.clone(), self.identity.clone());
+        let file = StateFile { state, identity, files: marks(&partial)? };
+        let json = serde_json::to_string_pretty(&file).map_err(|error| PeftError::Invalid(error.to_string()))?;
         write_atomically(partial.join(STATE_FILE), json.as_bytes())?;
-        let whole = folder.join(format!("checkpoint-{}", self.state.step));
+        let whole = whole(folder, self.state.step);
         if whole.exists() {
-            fs::remove_dir_all(&whole).map_err(PeftError::io("remove", &whole))?;
+            remove(&whole)?;
         }
         fs::rename(&partial, &whole).map_err(PeftError::io("write", &whole))?;
-        remove_oldest(folder, limit)
+        remove_oldest(folder, limit)?;
+        Ok(whole)
     }
 }
 
-/// A checkpoint in the folder of a run.
-pub(crate) struct Checkpoint(PathBuf);
+/// A checkpoint in the folder of a run, whole.
+pub(crate) struct Checkpoint {
+    path: PathBuf,
+    file: StateFile,
+}
 
 impl Checkpoint {
-    /// The last one, if there is one.
-    pub(crate) fn last(folder: &Path) -> Result<Option<Self>> {
-        Ok(checkpoints(folder)?.pop().map(|(_, path)| Self(path)))
+    /// Opens one.
+    ///
+    /// # Errors
+    /// If a file is missing, or is not as it was written.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let state = path.join(STATE_FILE);
+        let text = fs::read(&state).map_err(PeftError::io("read", &state))?;
+        let advice = "remove the checkpoint and go on from an earlier one, or start anew";
+        let file: StateFile = serde_json::from_slice(&text)
+            .map_err(|error| PeftError::bad_file(&state, format!("it is no state of a run ({error}): {advice}")))?;
+        for (name, written) in &file.files {
+            let damaged = path.join(name);
+            if file_mark(&damaged)? != *written {
+                return Err(PeftError::bad_file(&damaged, format!("it is not what was written: {advice}")));
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// What differs between the run that wrote it and one that is `identity`, and what of that may.
+    ///
+    /// # Errors
+    /// If something differs that may not.
+    pub(crate) fn compare(&self, identity: &Map<String, Value>) -> Result<Vec<String>> {
+        // Through JSON as the other one went: its reader may miss the last bit of a number.
+        let text = serde_json::to_string(identity).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        let identity = serde_json::from_str(&text).map_err(|error| PeftError::Invalid(error.to_string()))?;
+        let Differences { allowed, refused } = differences(&self.file.identity, &identity);
+        if refused.is_empty() {
+            return Ok(allowed);
+        }
+        let reason = format!(
+            "it was written with other settings: {}; resume with the same ones, or start in a new folder",
+            refused.join(", ")
+        );
+        Err(PeftError::bad_file(&self.path, reason))
     }
 
     /// Puts the adapter back, and the state of what changes it after every step.
     ///
     /// # Errors
-    /// If a file is missing or damaged, or the settings are others than those that it was written with.
+    /// If they do not fit.
     pub(crate) fn restore<M: Module>(
         &self,
         peft: &mut PeftModel<M>,
         name: &str,
-        config: &TrainConfig,
         hook: Option<&mut Box<dyn AfterStep>>,
     ) -> Result<TrainerState> {
-        let path = self.0.join(STATE_FILE);
-        let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
-        let state: TrainerState = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
-        // Through JSON as the saved one went: its reader may miss the last bit of a number.
-        let text = serde_json::to_string(config).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        let config = serde_json::from_str(&text).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        if !state.config.gives_numbers_of(&config) {
-            let reason = "it was written with other settings; resume with the same ones, or start in a new folder";
-            return Err(PeftError::bad_file(&self.0, reason));
-        }
         match hook {
             Some(hook) => {
-                let (tensors, own) = adapter_and_hook(&self.0.join(HOOK_FILE))?;
+                let (tensors, own) = adapter_and_hook(&self.path.join(HOOK_FILE))?;
                 peft.assign_adapter(name, tensors)?;
                 hook.restore(own)?;
                 peft.set_config(name, hook.config())?;
             }
-            None => peft.restore_adapter(name, &AdapterFolder::open(&self.0)?)?,
+            None => peft.restore_adapter(name, &AdapterFolder::open(&self.path)?)?,
         }
-        Ok(state)
+        Ok(self.file.state.clone())
     }
 
     /// The best adapter so far: a resumed run may never be as good again.
-    pub(crate) fn best(&self, state: &TrainerState) -> Result<Option<BestAdapter>> {
-        let path = self.0.join(BEST_FILE);
-        if state.best.is_none() || !path.is_file() {
+    ///
+    /// # Errors
+    /// If its file is not one of this adapter.
+    pub(crate) fn best<M: Module>(&self, model: &M, name: &str) -> Result<Option<BestAdapter>> {
+        if !self.file.files.contains_key(BEST_FILE) {
             return Ok(None);
         }
+        let path = self.path.join(BEST_FILE);
         let (tensors, hook) = adapter_and_hook(&path)?;
-        Ok(Some(BestAdapter { tensors, hook }))
+        let shapes = tensors.iter().map(|it| (it.key.as_str(), it.data.shape().as_slice()));
+        let report = state::compare(model, name, shapes);
+        match report.is_clean() {
+            true => Ok(Some(BestAdapter { tensors, hook })),
+            false => Err(PeftError::DoesNotFit { what: path.display().to_string(), report }),
+        }
     }
 
     /// An optimizer for the same parameters, with its state.
     pub(crate) fn optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer> {
-        let path = self.0.join(OPTIMIZER_FILE);
+        let path = self.path.join(OPTIMIZER_FILE);
         let bytes = fs::read(&path).map_err(PeftError::io("read", &path))?;
         let loaded = optimizer.from_bytes(Bytes::from_bytes_vec(bytes));
         loaded.map_err(|error| PeftError::bad_file(&path, format!("{error:?}")))
@@ -180,25 +209,20 @@ fn adapter_and_hook(path: &Path) -> Result<(Vec<Stored>, Vec<Stored>)> {
     Ok(stored.into_iter().partition(|it| it.key.starts_with("base_model.")))
 }
 
-/// `checkpoint-N` folders, oldest first.
-fn checkpoints(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let mut found = Vec::new();
-    if folder.is_dir() {
-        for entry in fs::read_dir(folder).map_err(PeftError::io("read", folder))? {
-            let path = entry.map_err(PeftError::io("read", folder))?.path();
-            let number = path.file_name().and_then(|it| it.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
-            found.extend(number.map(|number| (number, path)));
+/// Size and hash of every file of a folder.
+fn marks(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let mut marks = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(PeftError::io("read", folder))? {
+        let path = entry.map_err(PeftError::io("read", folder))?.path();
+        if let Some(name) = path.file_name().and_then(|it| it.to_str()).filter(|_| path.is_file()) {
+            marks.insert(name.to_owned(), file_mark(&path)?);
         }
     }
-    found.sort();
-    Ok(found)
+    Ok(marks)
 }
 
 fn remove_oldest(folder: &Path, limit: usize) -> Result<()> {
     let found = checkpoints(folder)?;
     let excess = if limit == 0 { 0 } else { found.len().saturating_sub(limit) };
-    for (_, path) in found.into_iter().take(excess) {
-        fs::remove_dir_all(&path).map_err(PeftError::io("remove", &path))?;
-    }
-    Ok(())
+    found.iter().take(excess).try_for_each(|(_, path)| remove(path))
 }

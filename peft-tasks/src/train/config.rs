@@ -3,7 +3,8 @@
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::train::schedule::ScheduleConfig;
+use crate::train::limits::{self, Limit, Range};
+use crate::train::schedule::{Schedule, ScheduleConfig};
 
 /// Settings of a run. Names are those of transformers' training arguments where there is one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -100,40 +101,92 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    pub(crate) fn check(&self) -> Result<()> {
-        let positive = |field: &str, value: f64| {
-            let reason = format!("is {value}, expected a number above 0");
-            if value > 0.0 && value.is_finite() { Ok(()) } else { Err(PeftError::config(field, reason)) }
-        };
-        positive("learning_rate", self.learning_rate)?;
-        positive("batch_size", self.batch_size as f64)?;
-        positive("gradient_accumulation_steps", self.gradient_accumulation_steps as f64)?;
-        positive("adam_epsilon", self.adam_epsilon)?;
-        if let Some(ratio) = self.loraplus_lr_ratio {
-            positive("loraplus_lr_ratio", ratio)?;
-            positive("loraplus_lr_embedding", self.loraplus_lr_embedding)?;
-            if self.lora_fa {
-                return Err(PeftError::config(
-                    "lora_fa",
-                    "freezes what `loraplus_lr_ratio` slows down: take one of them",
-                ));
-            }
+    /// Says what makes no sense, before anything is loaded.
+    ///
+    /// # Errors
+    /// If a number is out of its range, or settings do not go together.
+    pub fn check(&self) -> Result<()> {
+        limits::check(self, &LIMITS)?;
+        if self.loraplus_lr_ratio.is_some() && self.lora_fa {
+            let reason = "freezes what `loraplus_lr_ratio` slows down: take one of them";
+            return Err(PeftError::config("lora_fa", reason));
         }
-        match self.max_steps {
-            Some(steps) => positive("max_steps", steps as f64),
-            None => positive("num_train_epochs", self.num_train_epochs),
+        // How many steps there are does not matter to what it refuses.
+        Schedule::new(&self.schedule, 1, self.learning_rate).map(|_| ())
+    }
+}
+
+/// More is a mistake of the keyboard, and would overflow what is computed from it.
+const MOST_ROWS: usize = 1 << 20;
+const MOST_STEPS: usize = 1_000_000_000;
+
+/// What the numbers may be. Those of AdamW are what torch takes, but for an ε of 0, which divides by 0.
+const LIMITS: [Limit<TrainConfig>; 21] = [
+    Limit::number("learning_rate", |it| Some(it.learning_rate), Range::Above(0.0)),
+    Limit::number("warmup_steps", |it| Some(it.schedule.warmup_steps), Range::AtLeast(0.0)),
+    Limit::number("warmup_ratio", |it| Some(it.schedule.warmup_ratio), Range::Share),
+    Limit::whole("batch_size", |it| Some(it.batch_size), 1, MOST_ROWS),
+    Limit::whole("gradient_accumulation_steps", |it| Some(it.gradient_accumulation_steps), 1, MOST_ROWS),
+    Limit::number("num_train_epochs", |it| Some(it.num_train_epochs), Range::Within(0.0, 1e6)),
+    Limit::whole("max_steps", |it| it.max_steps, 1, MOST_STEPS),
+    Limit::number("max_grad_norm", |it| Some(it.max_grad_norm), Range::AtLeast(0.0)),
+    Limit::number("adam_beta1", |it| Some(it.adam_beta1), Range::BelowOne),
+    Limit::number("adam_beta2", |it| Some(it.adam_beta2), Range::BelowOne),
+    Limit::number("adam_epsilon", |it| Some(it.adam_epsilon), Range::Above(0.0)),
+    Limit::number("weight_decay", |it| Some(it.weight_decay), Range::AtLeast(0.0)),
+    Limit::number("loraplus_lr_ratio", |it| it.loraplus_lr_ratio, Range::Above(0.0)),
+    Limit::number("loraplus_weight_decay", |it| Some(it.loraplus_weight_decay), Range::AtLeast(0.0)),
+    Limit::number("loraplus_lr_embedding", |it| Some(it.loraplus_lr_embedding), Range::Above(0.0)),
+    Limit::whole("logging_steps", |it| Some(it.logging_steps), 1, MOST_STEPS),
+    Limit::whole("eval_steps", |it| Some(it.eval_steps), 0, MOST_STEPS),
+    Limit::whole("eval_batch_size", |it| Some(it.eval_batch_size), 1, MOST_ROWS),
+    Limit::whole("save_steps", |it| Some(it.save_steps), 0, MOST_STEPS),
+    Limit::whole("save_total_limit", |it| Some(it.save_total_limit), 0, MOST_STEPS),
+    Limit::whole("early_stopping_patience", |it| Some(it.early_stopping_patience), 0, MOST_STEPS),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl Fn(&mut TrainConfig)) -> String {
+        let mut config = TrainConfig::default();
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_number_has_a_limit() {
+        TrainConfig::default().check().unwrap();
+        let known: Vec<&str> = LIMITS.iter().map(|it| it.field).collect();
+        let config = TrainConfig { max_steps: Some(1), loraplus_lr_ratio: Some(1.0), ..TrainConfig::default() };
+        let json = serde_json::to_value(&config).unwrap();
+        let numbers = json.as_object().unwrap().iter().filter(|(_, value)| value.is_number());
+        for (field, _) in numbers.filter(|it| it.0 != "seed") {
+            assert!(known.contains(&field.as_str()), "`{field}` has no limit");
         }
     }
 
-    /// Whether a run with these settings gives the same numbers as one with the others.
-    pub(crate) fn gives_numbers_of(&self, other: &Self) -> bool {
-        let numbers = |it: &Self| Self {
-            gradient_checkpointing: false,
-            logging_steps: 0,
-            save_steps: 0,
-            save_total_limit: 0,
-            ..it.clone()
-        };
-        numbers(self) == numbers(other)
+    #[test]
+    fn numbers_that_make_no_sense_are_refused_by_name() {
+        assert_eq!(refused(|it| it.max_grad_norm = f64::NAN), "`max_grad_norm` is NaN, expected a number from 0");
+        assert_eq!(refused(|it| it.learning_rate = -1.0), "`learning_rate` is -1, expected a number above 0");
+        assert_eq!(refused(|it| it.learning_rate = f64::INFINITY), "`learning_rate` is inf, expected a number above 0");
+        assert_eq!(
+            refused(|it| it.schedule.warmup_steps = f64::NAN),
+            "`warmup_steps` is NaN, expected a number from 0"
+        );
+        assert_eq!(refused(|it| it.adam_beta2 = 1.0), "`adam_beta2` is 1, expected a number from 0, below 1");
+        assert_eq!(
+            refused(|it| it.batch_size = 1_000_000_000_000),
+            "`batch_size` is 1000000000000, expected a whole number from 1 to 1048576"
+        );
+        assert_eq!(
+            refused(|it| it.num_train_epochs = 1e300),
+            "`num_train_epochs` is 1e300, expected a number above 0, at most 1000000"
+        );
+        assert!(refused(|it| it.num_train_epochs = 0.0).starts_with("`num_train_epochs` is 0,"));
+        assert!(refused(|it| it.max_steps = Some(0)).starts_with("`max_steps` is 0, expected a whole number from 1"));
+        assert!(refused(|it| it.schedule.lr_scheduler_kwargs.power = Some(2.0)).contains("lr_scheduler_kwargs"));
     }
 }

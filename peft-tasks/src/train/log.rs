@@ -87,37 +87,24 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Starts a log; its folder is made where it is missing.
-    ///
-    /// # Errors
-    /// The file has lines already: they are another run's, and are not written over.
-    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        if std::fs::metadata(path).is_ok_and(|it| it.len() > 0) {
-            return Err(PeftError::bad_file(
-                path,
-                "it is the log of another run; resume that run, or use a new folder",
-            ));
-        }
-        Self::open(path)
-    }
-
     /// Goes on with a log after `step` optimiser steps: lines of later steps are dropped, and so is a line that was cut
-    /// off. A log that is missing is started.
+    /// off. What stays keeps its bytes. A log that is missing is started, and its folder is made.
     ///
     /// # Errors
     /// The file is no log.
     pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
         let path = path.as_ref();
         if path.exists() {
-            let kept: Vec<Record> = read(path)?.into_iter().filter(|it| it.step() <= step).collect();
-            let text: String = kept.iter().map(|it| line(path, it)).collect::<Result<_>>()?;
-            // Written beside and moved, so that a crash leaves either the old log or the new one.
-            let beside = path.with_extension("jsonl.part");
-            std::fs::write(&beside, text).map_err(PeftError::io("write", &beside))?;
-            std::fs::rename(&beside, path).map_err(PeftError::io("replace", path))?;
+            let kept = lines(path)?.iter().take_while(|(record, _)| record.step() <= step).map(|it| it.1).last();
+            // Only ever shortened: a crash leaves either the old log or the new one.
+            let file = OpenOptions::new().write(true).open(path).map_err(PeftError::io("open", path))?;
+            file.set_len(kept.unwrap_or(0)).map_err(PeftError::io("write", path))?;
         }
-        Self::open(path)
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(PeftError::io("open", path))?;
+        Ok(Self { path: path.to_path_buf(), file })
     }
 
     /// Appends a line. It is handed to the system at once: a killed process loses no whole line.
@@ -130,14 +117,6 @@ impl RunLog {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    fn open(path: &Path) -> Result<Self> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(PeftError::io("open", path))?;
-        Ok(Self { path: path.to_path_buf(), file })
-    }
 }
 
 /// Reads a log. A last line that was cut off is left out.
@@ -145,15 +124,25 @@ impl RunLog {
 /// # Errors
 /// There is no file, or another line is no record.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
-    let path = path.as_ref();
+    Ok(lines(path.as_ref())?.into_iter().map(|it| it.0).collect())
+}
+
+/// The records of a log, each with the byte that its line ends before.
+fn lines(path: &Path) -> Result<Vec<(Record, u64)>> {
     // A cut may fall inside a character.
     let bytes = std::fs::read(path).map_err(PeftError::io("read", path))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut records = Vec::new();
-    for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, it)| !it.trim().is_empty()) {
-        match serde_json::from_str(line) {
-            Ok(record) => records.push(record),
-            Err(_) if !line.ends_with('\n') => break,
+    let (mut records, mut end) = (Vec::new(), 0);
+    for (index, line) in bytes.split_inclusive(|it| *it == b'\n').enumerate() {
+        end += line.len() as u64;
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        // Also one that lacks nothing but its end: what is appended would go on in the same line.
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        match serde_json::from_slice(line) {
+            Ok(record) => records.push((record, end)),
             Err(error) => return Err(PeftError::bad_row(path, index + 1, format!("not a line of a run log: {error}"))),
         }
     }
@@ -186,21 +175,20 @@ mod tests {
     fn records_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/log.jsonl");
-        let mut log = RunLog::create(&path).unwrap();
+        let mut log = RunLog::resume(&path, 0).unwrap();
         let records = [train(1, 2.5), train(2, 0.1 + 0.2), eval(2)];
         records.iter().for_each(|it| log.append(it).unwrap());
         assert_eq!(read(&path).unwrap(), records);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with(r#"{"kind":"train","step":1,"epoch":0.0,"loss":2.5,"#), "{text}");
         assert!(text.contains(r#""accuracy":0.5}"#), "{text}");
-        assert!(RunLog::create(&path).unwrap_err().to_string().contains("the log of another run"));
     }
 
     #[test]
     fn a_loss_that_is_no_number_comes_back_as_such() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
-        RunLog::create(&path).unwrap().append(&train(1, f64::NAN)).unwrap();
+        RunLog::resume(&path, 0).unwrap().append(&train(1, f64::NAN)).unwrap();
         assert!(matches!(&read(&path).unwrap()[..], [Record::Train(it)] if it.loss.is_nan()));
     }
 
@@ -213,8 +201,11 @@ mod tests {
         log.file.write_all(b"{\"kind\":\"train\",\"st").unwrap();
         assert_eq!(steps(&path), [1, 2, 2, 3]);
 
+        let before = std::fs::read(&path).unwrap();
         let mut log = RunLog::resume(&path, 2).unwrap();
         assert_eq!(steps(&path), [1, 2, 2]);
+        let kept = std::fs::read(&path).unwrap();
+        assert_eq!(kept, before[..kept.len()]);
         log.append(&train(3, 0.5)).unwrap();
         assert_eq!(steps(&path), [1, 2, 2, 3]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

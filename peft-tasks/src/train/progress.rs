@@ -1,25 +1,64 @@
 //! What a run tells while it goes: lines of its log, and calls of an observer.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use peft_core::Result;
 
 use crate::tasks::task::Evaluation;
 use crate::train::batches::Steps;
-use crate::train::checkpoint::TrainerState;
 use crate::train::config::TrainConfig;
 use crate::train::log::{EvalRecord, Record, RunLog, TrainRecord};
+use crate::train::state::{SinceLine, TrainerState};
+
+/// Where a run starts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Started {
+    /// Steps that are done already.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total: usize,
+    /// The checkpoint that it goes on from.
+    pub checkpoint: Option<PathBuf>,
+    /// Whether it was to be resumed, and there was nothing to go on from.
+    pub anew: bool,
+    /// What it has otherwise than the run before, of what may change: a text for each.
+    pub changed: Vec<String>,
+    /// Whether the checkpoint is the end of the run: nothing is left to be trained.
+    pub finished: bool,
+}
 
 /// Sees a run as it goes: a progress bar, a log window.
 pub trait Observer {
+    /// Before the first step.
+    fn started(&mut self, start: &Started) {
+        let _ = start;
+    }
+
     /// After every step, `record.step` of `total`.
     fn step(&mut self, record: &TrainRecord, total: usize) {
+        let _ = (record, total);
+    }
+
+    /// With every line of the log, `logging_steps` apart, whether there is a log or not. The loss is the mean since the last.
+    fn logged(&mut self, record: &TrainRecord, total: usize) {
         let _ = (record, total);
     }
 
     /// After every evaluation.
     fn evaluated(&mut self, record: &EvalRecord) {
         let _ = record;
+    }
+
+    /// After every checkpoint.
+    fn saved(&mut self, checkpoint: &Path) {
+        let _ = checkpoint;
+    }
+
+    /// Asked after every step. If it says `true` the run ends there: it leaves a checkpoint if it has a folder, and
+    /// [`Outcome::interrupted`](crate::train::Outcome::interrupted) says so.
+    fn stop_asked(&mut self) -> bool {
+        false
     }
 }
 
@@ -31,6 +70,8 @@ pub(crate) struct Step {
     pub(crate) lr: f64,
     pub(crate) grad_norm: f64,
     pub(crate) tokens: u64,
+    /// Seconds that it took.
+    pub(crate) seconds: f64,
 }
 
 /// The log and the observer of a run.
@@ -43,7 +84,6 @@ pub(crate) struct Progress<'a> {
     started: Instant,
     /// Seconds of the parts of the run before this one.
     earlier: f64,
-    since_line: SinceLine,
 }
 
 impl<'a> Progress<'a> {
@@ -58,21 +98,26 @@ impl<'a> Progress<'a> {
         Self {
             log,
             observer,
-            logging_steps: config.logging_steps.max(1),
+            logging_steps: config.logging_steps,
             steps_per_epoch: steps.per_epoch(),
             total: steps.total(),
             started: Instant::now(),
             earlier: state.seconds,
-            since_line: SinceLine::new(),
         }
+    }
+
+    /// Tells where the run starts.
+    pub(crate) fn started(&mut self, start: &Started) {
+        self.observer.started(start);
     }
 
     /// Counts a step that was done.
     pub(crate) fn stepped(&mut self, state: &mut TrainerState, step: &Step) -> Result<()> {
         state.step += 1;
         state.tokens += step.tokens;
+        state.last_loss = step.loss;
         state.seconds = self.earlier + self.started.elapsed().as_secs_f64();
-        self.since_line.add(step);
+        state.since_line.add(step.loss, step.tokens, step.seconds);
         let mut record = TrainRecord {
             step: state.step,
             epoch: self.epoch(state),
@@ -80,14 +125,15 @@ impl<'a> Progress<'a> {
             lr: step.lr,
             grad_norm: Some(step.grad_norm),
             tokens: state.tokens,
-            tokens_per_second: self.since_line.tokens_per_second(),
+            tokens_per_second: state.since_line.tokens_per_second(),
             seconds: state.seconds,
         };
         self.observer.step(&record, self.total);
         if state.step.is_multiple_of(self.logging_steps) || state.step == self.total {
-            record.loss = self.since_line.mean_loss();
+            record.loss = state.since_line.mean_loss();
+            state.since_line = SinceLine::default();
+            self.observer.logged(&record, self.total);
             self.append(Record::Train(record))?;
-            self.since_line = SinceLine::new();
         }
         Ok(())
     }
@@ -105,39 +151,21 @@ impl<'a> Progress<'a> {
         self.append(Record::Eval(record))
     }
 
+    /// Tells of a checkpoint.
+    pub(crate) fn saved(&mut self, checkpoint: &Path) {
+        self.observer.saved(checkpoint);
+    }
+
+    /// Whether the run is to end here.
+    pub(crate) fn stop_asked(&mut self) -> bool {
+        self.observer.stop_asked()
+    }
+
     fn epoch(&self, state: &TrainerState) -> f64 {
         state.step as f64 / self.steps_per_epoch as f64
     }
 
     fn append(&mut self, record: Record) -> Result<()> {
         self.log.as_mut().map_or(Ok(()), |log| log.append(&record))
-    }
-}
-
-/// Steps since the last line of the log.
-struct SinceLine {
-    started: Instant,
-    loss: f64,
-    steps: usize,
-    tokens: u64,
-}
-
-impl SinceLine {
-    fn new() -> Self {
-        Self { started: Instant::now(), loss: 0.0, steps: 0, tokens: 0 }
-    }
-
-    fn add(&mut self, step: &Step) {
-        self.loss += step.loss;
-        self.steps += 1;
-        self.tokens += step.tokens;
-    }
-
-    fn mean_loss(&self) -> f64 {
-        self.loss / self.steps.max(1) as f64
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
     }
 }

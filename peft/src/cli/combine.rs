@@ -7,6 +7,7 @@ use peft_core::{PeftError, Result};
 use peft_lora::combine::weighted::{Combination, Majority};
 
 use super::common::Adapter;
+use super::terminal::say;
 use crate::device::cpu_device;
 use crate::load::names::model_folder;
 use crate::run::registry::Registry;
@@ -63,6 +64,5 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let adapters = args.adapter.iter().map(|it| Ok((it.folder()?, it.weight))).collect::<Result<Vec<_>>>()?;
     let base = model_folder(&args.model)?;
     combine(&adapters, &base, how, args.seed, &args.output, registry, &cpu_device()?)?;
-    println!("{} adapters combined ({}) in {}", adapters.len(), args.kind, args.output.display());
-    Ok(())
+    say!("{} adapters combined ({}) in {}", adapters.len(), args.kind, args.output.display())
 }

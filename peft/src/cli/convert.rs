@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::terminal::say;
 use crate::folder::convert::{convert, total_error};
 use peft_core::Result;
 use peft_lora::combine::convert::{Conversion, Rank};
@@ -37,17 +38,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         (rank, None) => Rank::Fixed(rank.unwrap_or(0)),
     };
     let layers = convert(&adapter, &base, rank, &args.output, registry, &cpu_device()?)?;
-    print(&layers);
+    print(&layers)?;
     let rank = layers.iter().map(|it| it.rank).max().unwrap_or(0);
-    println!("LoRA of rank {rank} written to {}", args.output.display());
-    Ok(())
+    say!("LoRA of rank {rank} written to {}", args.output.display())
 }
 
 /// What each layer lost, and all together.
-pub(super) fn print(layers: &[Conversion]) {
+pub(super) fn print(layers: &[Conversion]) -> Result<()> {
     let width = layers.iter().map(|it| it.module.len()).max().unwrap_or(0);
     for Conversion { module, rank, error, rank_needed, .. } in layers {
-        println!("{module:width$}  rank {rank:3}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error);
+        say!("{module:width$}  rank {rank:3}  error {:7.3} %  exact at rank {rank_needed}", 100.0 * error)?;
     }
-    println!("{:width$}            error {:7.3} %", "all together", 100.0 * total_error(layers));
+    say!("{:width$}            error {:7.3} %", "all together", 100.0 * total_error(layers))
 }

@@ -17,6 +17,7 @@ use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::{TrainConfig, Trainer};
 
 use super::bar::Bar;
+use super::terminal::say;
 use crate::device::best_device;
 use crate::run::registry::Registry;
 
@@ -51,7 +52,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         write_atomically(args.output.join(name), bytes)?;
     }
     let base_folder = args.output.join("base");
-    println!("base model: a small GPT-2 that has read Jane Austen, in {}", base_folder.display());
+    say!("base model: a small GPT-2 that has read Jane Austen, in {}", base_folder.display())?;
     let data = TextData::file(args.output.join("voice_train.txt")).causal_lm(&base_folder)?;
     let held_out = TextData::file(args.output.join("voice_eval.txt")).causal_lm(&base_folder)?;
     let tokenizer = Tokenizer::load(&base_folder)?;
@@ -63,10 +64,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let mut model = load()?;
 
     let before = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
-    println!("\nperplexity on Genesis before: {}", perplexity(&before));
-    println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
+    say!("\nperplexity on Genesis before: {}", perplexity(&before))?;
+    say!("  {}\n", sample(model.model(), &tokenizer, &device)?)?;
 
-    println!("{}\n", model.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?);
+    say!("{}\n", model.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(16, 32.0).all_linear(), 42)?)?;
     let mut training = TrainConfig {
         learning_rate: 1e-2,
         batch_size: 8,
@@ -81,36 +82,58 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let result = Trainer::new(&mut model, &data, training).observer(&mut bar).run();
     bar.finish();
     let outcome = result?;
-    println!("{} steps in {:.0} s, last loss {:.3}", outcome.steps, started.elapsed().as_secs_f64(), outcome.last_loss);
+    bar.end()?;
+    say!("{} steps in {:.0} s, last loss {:.3}", outcome.steps, started.elapsed().as_secs_f64(), outcome.last_loss)?;
 
     let after = held_out.evaluate(&nn::eval(model.model()), 16, &device)?;
-    println!("\nperplexity on Genesis after: {}", perplexity(&after));
-    println!("  {}\n", sample(model.model(), &tokenizer, &device)?);
+    say!("\nperplexity on Genesis after: {}", perplexity(&after))?;
+    say!("  {}\n", sample(model.model(), &tokenizer, &device)?)?;
 
     let adapter = args.output.join("adapter");
     model.save(&adapter)?;
     let mut again = load()?;
     again.load_adapter(&adapter, DEFAULT_ADAPTER, &registry.methods)?;
     let reloaded = held_out.evaluate(&nn::eval(again.model()), 16, &device)?;
-    println!("adapter saved to {}: {} bytes", adapter.display(), folder_size(&adapter));
-    println!("loaded into a fresh base it gives perplexity {}\n", perplexity(&reloaded));
+    say!("adapter saved to {}: {} bytes", adapter.display(), folder_size(&adapter))?;
+    say!("loaded into a fresh base it gives perplexity {}\n", perplexity(&reloaded))?;
     if (reloaded.loss - after.loss).abs() > 1e-4 * after.loss {
         let reason = "the reloaded adapter does not give the same loss; please report this".to_owned();
         return Err(PeftError::Invalid(reason));
     }
-    print_next(&args.output);
-    Ok(())
+    print_next(&args.output)
 }
 
-fn print_next(output: &Path) {
-    let at = output.display();
-    println!("next:");
-    println!(
-        "  peft generate --model {at}/base --adapter {at}/adapter --prompt \"In the beginning\" --temperature 0.8"
-    );
-    println!("  peft inspect {at}/adapter --model {at}/base");
-    println!("  peft merge --model {at}/base --adapter {at}/adapter --output {at}/merged");
-    println!("  peft train --model {at}/base --data YOUR.txt --output {at}/yours --targets all-linear --lr 5e-3");
+/// Commands that can be typed as they stand.
+fn print_next(output: &Path) -> Result<()> {
+    let (at, peft) = (quoted(&output.display().to_string()), quoted(&command()));
+    say!("next:")?;
+    say!("  {peft} generate --model {at}/base --adapter {at}/adapter --prompt \"In the beginning\" --temperature 0.8")?;
+    say!("  {peft} inspect {at}/adapter --model {at}/base")?;
+    say!("  {peft} merge --model {at}/base --adapter {at}/adapter --output {at}/merged")?;
+    say!("  {peft} train --model {at}/base --data YOUR.txt --output {at}/yours --targets all-linear --lr 5e-3")
+}
+
+/// How this program is called here: by its name if that finds it, else by its path.
+fn command() -> String {
+    let Ok(program) = std::env::current_exe() else { return "peft".to_owned() };
+    let name = program.file_name().unwrap_or_default().to_owned();
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|it| it.join(&name)).find(|it| it.is_file());
+    if found.is_some_and(|it| matches!((it.canonicalize(), program.canonicalize()), (Ok(a), Ok(b)) if a == b)) {
+        return name.to_string_lossy().into_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    // With a separator in it, so that a shell does not look for it elsewhere.
+    match program.strip_prefix(&here) {
+        Ok(below) => Path::new(".").join(below).display().to_string(),
+        Err(_) => program.display().to_string(),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = word.chars().all(|it| it.is_alphanumeric() || "/._-\\:".contains(it));
+    if is_plain { word.to_owned() } else { format!("\"{word}\"") }
 }
 
 fn perplexity(evaluation: &Evaluation) -> String {

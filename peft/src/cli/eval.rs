@@ -8,6 +8,7 @@ use peft_tasks::tasks::task::Evaluation;
 
 use super::bar::short;
 use super::common::{Adapter, ColumnArgs, PlaceArgs, adapter_sources, most_tasks, reserved_positions};
+use super::terminal::say;
 use crate::load::names::model_folder;
 use crate::run::actions;
 use crate::run::evaluate::EvalRequest;
@@ -70,13 +71,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     };
     let request = EvalRequest { data, adapters, batch_size: args.batch_size, options };
     let base = model_folder(&args.model)?;
-    print(&actions::evaluate(&args.task, &base, &request, registry, &args.place.placement()?)?);
-    Ok(())
+    print(&actions::evaluate(&args.task, &base, &request, registry, &args.place.placement()?)?)
 }
 
-fn print(evaluation: &Evaluation) {
-    println!("loss {:.4}", evaluation.loss);
+fn print(evaluation: &Evaluation) -> Result<()> {
+    say!("loss {:.4}", evaluation.loss)?;
     for (name, value) in &evaluation.metrics {
-        println!("{name} {}", short(value));
+        say!("{name} {}", short(value))?;
     }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use crate::folder::export::{ExportOptions, export};
 use peft_core::Result;
 
 use super::convert::print;
+use super::terminal::say;
 use crate::device::cpu_device;
 use crate::load::names::{adapter_folder, model_folder};
 use crate::run::registry::Registry;
@@ -42,14 +43,14 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let adapter = adapter_folder(&args.adapter)?;
     let exported = export(&adapter, &args.output, &options, registry, &cpu_device()?)?;
     if !exported.converted.is_empty() {
-        print(&exported.converted);
+        print(&exported.converted)?;
     }
-    println!("{} layers, rank {}", exported.layers, exported.rank);
+    say!("{} layers, rank {}", exported.layers, exported.rank)?;
     for note in &exported.notes {
-        println!("note: {note}");
+        say!("note: {note}")?;
     }
     for file in &exported.files {
-        println!("written: {}", file.display());
+        say!("written: {}", file.display())?;
     }
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! `peft generate`
 
-use std::io::Write;
-
 use peft_core::{PeftError, Result};
 use peft_tasks::data::chat::{ChatTemplate, Message};
 use peft_tasks::data::tokenizer::Tokenizer;
@@ -9,6 +7,7 @@ use peft_tasks::generate::GenerationConfig;
 use peft_tasks::generate::causal::generate;
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
+use super::terminal::{part, say};
 use crate::load::adapters::with_adapters;
 use crate::load::names::model_folder;
 use crate::run::registry::Registry;
@@ -98,17 +97,15 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let (base, _) = registry.architectures.load_causal_lm(&folder, &place)?;
     let peft = with_adapters(base, &adapters, &registry.methods)?;
     if !args.chat {
-        print!("{}", args.prompt);
+        part(&args.prompt)?;
     }
     let mut stream = tokenizer.stream(true);
     generate(peft.model(), &[ids], &plan, &place.device, |_, token| {
         if let Some(text) = stream.push(token)? {
-            print!("{text}");
-            // A terminal that has gone away is no reason to stop.
-            let _ = std::io::stdout().flush();
+            part(text)?;
         }
         Ok(())
     })?;
-    println!();
+    say!("")?;
     Ok(())
 }

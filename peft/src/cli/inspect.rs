@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use peft_core::{PeftError, Result};
 
+use super::terminal::say;
 use crate::folder::inspect::inspect;
 use crate::run::registry::Registry;
 
@@ -23,9 +24,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let inspection = inspect(&args.adapter, args.model.as_deref(), registry)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection);
-        println!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?);
+        say!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?)
     } else {
-        println!("{inspection}");
+        say!("{inspection}")
     }
-    Ok(())
 }

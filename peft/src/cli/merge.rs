@@ -6,6 +6,7 @@ use peft_core::files::checkpoint::{FloatType, Placement};
 use peft_core::{PeftError, Result};
 
 use super::common::{Adapter, adapter_sources};
+use super::terminal::say;
 use crate::device::best_device;
 use crate::folder::merge::{MergeRequest, merge};
 use crate::load::names::model_folder;
@@ -49,6 +50,5 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         float,
     };
     merge(&request, registry, Placement::on(&best_device(args.device.as_deref())?))?;
-    println!("merged checkpoint written to {}", args.output.display());
-    Ok(())
+    say!("merged checkpoint written to {}", args.output.display())
 }

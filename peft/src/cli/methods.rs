@@ -3,6 +3,7 @@
 use peft_core::{PeftError, RegisteredMethod, Result};
 use serde_json::{Map, Value, json};
 
+use super::terminal::say;
 use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
@@ -33,25 +34,26 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         let rows = found.iter().map(|it| Ok(json!({ "about": it.about, "parameters": (it.defaults)()? })));
         let rows = rows.collect::<Result<Vec<Value>>>()?;
         let text = serde_json::to_string_pretty(&rows).map_err(|error| PeftError::Invalid(error.to_string()))?;
-        println!("{text}");
-        return Ok(());
+        return say!("{text}");
     }
+    // Of a program's own methods, too, whose names may be longer than ours.
+    let width =
+        |of: fn(&RegisteredMethod) -> &str| found.iter().map(|it| of(it).chars().count()).max().unwrap_or(0) + 2;
+    let (name, kind, paper) = (width(|it| it.about.name), width(|it| it.about.peft_type), width(|it| it.about.paper));
     for it in &found {
         let about = &it.about;
-        println!("{:<24}{:<25}{:<24}{}", about.name, about.peft_type, about.paper, about.package);
-        println!("    trains {}", about.what);
+        say!("{:<name$}{:<kind$}{:<paper$}{}", about.name, about.peft_type, about.paper, about.package)?;
+        say!("    trains {}", about.what)?;
         if args.method.is_some() {
-            parameters(&(it.defaults)()?);
+            parameters(&(it.defaults)()?)?;
         }
     }
     if args.method.is_none() {
-        println!("\npeft methods NAME lists the parameters of one, with their defaults");
+        say!("\npeft methods NAME lists the parameters of one, with their defaults")?;
     }
     Ok(())
 }
 
-fn parameters(defaults: &Map<String, Value>) {
-    for (field, value) in defaults {
-        println!("    {field} = {value}");
-    }
+fn parameters(defaults: &Map<String, Value>) -> Result<()> {
+    defaults.iter().try_for_each(|(field, value)| say!("    {field} = {value}"))
 }

@@ -9,9 +9,6 @@
 //! }
 //! ```
 
-// The terminal is this module's business.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod bar;
 #[cfg(feature = "lora")]
 mod combine;
@@ -23,17 +20,20 @@ mod demo;
 mod eval;
 #[cfg(feature = "lora")]
 mod export;
+mod flags;
 mod forward;
 mod generate;
 mod inspect;
 mod merge;
 mod methods;
+mod stop;
+mod terminal;
 mod train;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use peft_core::Result;
+use peft_core::{PeftError, Result};
 use tracing_subscriber::EnvFilter;
 
 use crate::run::registry::Registry;
@@ -85,16 +85,30 @@ pub fn run(registry: Registry) -> ExitCode {
         .with_env_filter(filter)
         .with_target(false)
         .without_time()
-        .with_writer(std::io::stderr)
+        .with_writer(|| terminal::Log)
         .try_init();
-    let matches = command_line(&registry).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match cli.command.run(&registry) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+    let matches = match command_line(&registry).try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match (cli.command.run(&registry), matches.subcommand()) {
+        (Ok(code), _) => code,
+        (Err(error), Some((_, given))) => terminal::failed(&flags::with_flags(error, given)),
+        (Err(error), None) => terminal::failed(&error),
+    }
+}
+
+/// Help, the version, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.print() {
+        Ok(()) => ExitCode::from(error.exit_code() as u8),
+        // Help is printed on standard output; where the rest cannot be read, its exit code says enough.
+        Err(source) if !error.use_stderr() => terminal::failed(&PeftError::io("write", terminal::STDOUT)(source)),
+        Err(_) => ExitCode::from(error.exit_code() as u8),
     }
 }
 
@@ -112,11 +126,11 @@ fn command_line(registry: &Registry) -> clap::Command {
 }
 
 impl Command {
-    fn run(self, registry: &Registry) -> Result<()> {
-        match self {
+    fn run(self, registry: &Registry) -> Result<ExitCode> {
+        let done = match self {
             #[cfg(feature = "lora")]
             Self::Demo(args) => demo::run(&args, registry),
-            Self::Train(args) => train::run(&args, registry),
+            Self::Train(args) => return train::run(&args, registry),
             Self::Eval(args) => eval::run(&args, registry),
             Self::Generate(args) => generate::run(&args, registry),
             Self::Merge(args) => merge::run(&args, registry),
@@ -129,6 +143,7 @@ impl Command {
             Self::Export(args) => export::run(&args, registry),
             Self::Methods(args) => methods::run(&args, registry),
             Self::Forward(args) => forward::run(&args, registry),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }

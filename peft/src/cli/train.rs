@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use peft_core::{ALL_LINEAR, PeftError, RegisteredMethod, Result, nearest};
+use peft_tasks::train::Start;
 use serde_json::{Map, Value};
 
 use super::bar::Bar;
 use super::common::{ColumnArgs, PlaceArgs, peak_memory};
+use super::terminal::{complain, part};
 use crate::run::actions;
 use crate::run::config::RunConfig;
 use crate::run::registry::Registry;
@@ -57,9 +60,18 @@ pub(super) struct Args {
     /// The method, by the name or `peft_type` that `peft methods` lists [default: LoRA]
     #[arg(long, value_name = "NAME", help_heading = "Method")]
     method: Option<String>,
-    /// An `adapter_config.json` of any method. LoRA's options below go before it.
+    /// An `adapter_config.json` of any method. The options below go before it.
     #[arg(long, value_name = "FILE", help_heading = "Method")]
     method_config: Option<PathBuf>,
+    /// Go on from this adapter, a folder or a hub id: its method and its values.
+    #[arg(long, value_name = "DIR or ID", conflicts_with_all = ["method", "method_config"], help_heading = "Method")]
+    init_from: Option<String>,
+    /// Layers: names with commas, `all-linear`, or a regular expression [default: the model type's]
+    #[arg(long, help_heading = "Method")]
+    targets: Option<String>,
+    /// Modules that are trained whole: names with commas.
+    #[arg(long, help_heading = "Method", value_delimiter = ',')]
+    modules_to_save: Vec<String>,
     /// Rank [default: 8]
     #[arg(long, help_heading = "LoRA")]
     r: Option<usize>,
@@ -69,21 +81,19 @@ pub(super) struct Args {
     /// Share of the adapter's input that is dropped [default: 0]
     #[arg(long, help_heading = "LoRA")]
     dropout: Option<f64>,
-    /// Layers: names with commas, `all-linear`, or a regular expression [default: the model type's]
-    #[arg(long, help_heading = "LoRA")]
-    targets: Option<String>,
-    /// Modules that are trained whole: names with commas.
-    #[arg(long, help_heading = "LoRA", value_delimiter = ',')]
-    modules_to_save: Vec<String>,
     /// Scale by alpha / √r.
     #[arg(long, help_heading = "LoRA")]
     rslora: bool,
     /// Train magnitude and direction apart.
     #[arg(long, help_heading = "LoRA")]
     dora: bool,
-    /// true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora [default: true]
+    /// true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora; eva and corda look at the training data first
+    /// [default: true]
     #[arg(long, help_heading = "LoRA")]
     init: Option<String>,
+    /// Rows that eva and corda look at [default: 256 for corda, as many as needed for eva]
+    #[arg(long, value_name = "N", help_heading = "LoRA")]
+    calibration_rows: Option<usize>,
     /// none, all, lora_only [default: none]
     #[arg(long, help_heading = "LoRA")]
     bias: Option<String>,
@@ -142,7 +152,7 @@ pub(super) struct Args {
     /// Steps between evaluations; 0 evaluates at the end only [default: 0]
     #[arg(long, help_heading = "Training")]
     eval_every: Option<usize>,
-    /// Steps between checkpoints; 0 writes none [default: 0]
+    /// Steps between checkpoints, and one at the end; 0 writes none, unless a signal ends the run [default: 0]
     #[arg(long, help_heading = "Training")]
     save_every: Option<usize>,
     /// Checkpoints to keep; 0 keeps all [default: 2]
@@ -151,18 +161,18 @@ pub(super) struct Args {
     /// Evaluations without gain after which to stop; the adapter is then the best one. 0 never [default: 0]
     #[arg(long, help_heading = "Training")]
     patience: Option<usize>,
-    /// Go on from the last checkpoint in the output folder.
-    #[arg(long, help_heading = "Training")]
+    /// Go on from the last checkpoint in the output folder; without one start anew.
+    #[arg(long, conflicts_with = "overwrite_output", help_heading = "Training")]
     resume: bool,
+    /// Remove an earlier run from the output folder first.
+    #[arg(long, help_heading = "Training")]
+    overwrite_output: bool,
     /// What every random choice depends on [default: 42]
     #[arg(long, help_heading = "Training")]
     seed: Option<u64>,
     #[command(flatten)]
     place: PlaceArgs,
 }
-
-/// `peft_type` of LoRA, the method that has flags of its own.
-const LORA: &str = "LORA";
 
 impl Args {
     /// The run that the flags and the run file describe together.
@@ -189,7 +199,7 @@ impl Args {
             }
         }
         self.fill(&mut run)?;
-        self.fill_lora(&mut run.method)?;
+        self.fill_method(&mut run, registry)?;
         Ok(run)
     }
 
@@ -202,6 +212,7 @@ impl Args {
         set(&mut run.model, &self.model);
         set(&mut run.task, &self.task);
         set(&mut run.output, &self.output);
+        run.init_from = self.init_from.clone().or(run.init_from.take());
         set(&mut run.dtype, &self.place.dtype);
         run.device = self.place.device.clone().or(run.device.take());
 
@@ -212,6 +223,7 @@ impl Args {
         data.max_length = self.max_length.or(data.max_length);
         data.doc_stride = self.doc_stride.or(data.doc_stride);
         set(&mut data.masked_share, &self.masked);
+        data.calibration_rows = self.calibration_rows.or(data.calibration_rows);
         data.packing |= self.packing;
         data.train_on_prompt |= self.train_on_prompt;
 
@@ -255,35 +267,45 @@ impl Args {
         Ok(())
     }
 
-    /// LoRA's flags, as fields of its configuration.
-    fn fill_lora(&self, method: &mut Map<String, Value>) -> Result<()> {
-        let mut fields: Vec<(&str, Value)> = Vec::new();
-        fields.extend(self.r.map(|it| ("r", it.into())));
-        fields.extend(self.alpha.map(|it| ("lora_alpha", it.into())));
-        fields.extend(self.dropout.map(|it| ("lora_dropout", it.into())));
-        fields.extend(self.targets.as_deref().map(|it| ("target_modules", targets(it))));
-        fields.extend(
-            (!self.modules_to_save.is_empty()).then(|| ("modules_to_save", self.modules_to_save.clone().into())),
-        );
-        fields.extend(self.rslora.then(|| ("use_rslora", true.into())));
-        fields.extend(self.dora.then(|| ("use_dora", true.into())));
+    /// Flags that are fields of the method's configuration, whichever method has them.
+    fn fill_method(&self, run: &mut RunConfig, registry: &Registry) -> Result<()> {
         let init = |it: &String| it.parse::<bool>().map_or_else(|_| it.clone().into(), Value::from);
-        fields.extend(self.init.as_ref().map(|it| ("init_lora_weights", init(it))));
-        match self.bias.as_deref() {
-            None => {}
-            Some(bias @ ("none" | "all" | "lora_only")) => fields.push(("bias", bias.into())),
-            Some(other) => {
-                return Err(PeftError::config("bias", format!("is `{other}`, expected none, all or lora_only")));
+        let modules = (!self.modules_to_save.is_empty()).then(|| self.modules_to_save.clone().into());
+        let fields: [(&str, &str, Option<Value>); 9] = [
+            ("--r", "r", self.r.map(Value::from)),
+            ("--alpha", "lora_alpha", self.alpha.map(Value::from)),
+            ("--dropout", "lora_dropout", self.dropout.map(Value::from)),
+            ("--targets", "target_modules", self.targets.as_deref().map(targets)),
+            ("--modules-to-save", "modules_to_save", modules),
+            ("--rslora", "use_rslora", self.rslora.then(|| true.into())),
+            ("--dora", "use_dora", self.dora.then(|| true.into())),
+            ("--init", "init_lora_weights", self.init.as_ref().map(init)),
+            ("--bias", "bias", self.bias.clone().map(Value::from)),
+        ];
+        let given: Vec<_> = fields.into_iter().filter_map(|(flag, field, value)| Some((flag, field, value?))).collect();
+        let Some((first, ..)) = given.first() else { return Ok(()) };
+        if let Some(adapter) = &run.init_from {
+            let reason = format!("has no meaning beside --init-from: {adapter} says what it is");
+            return Err(PeftError::config(*first, reason));
+        }
+        let peft_type = run.method.get("peft_type").and_then(Value::as_str).unwrap_or(LORA).to_owned();
+        let known = registry.methods.described().iter().find(|it| it.about.peft_type == peft_type);
+        // A method that says nothing of itself refuses what it does not know when it is parsed.
+        let known = known.map(|it| (it.defaults)()).transpose()?;
+        for (flag, field, value) in given {
+            if known.as_ref().is_some_and(|it| !it.contains_key(field)) {
+                let reason =
+                    format!("sets `{field}`, which {peft_type} has not; `peft methods {peft_type}` lists its fields");
+                return Err(PeftError::config(flag, reason));
             }
+            run.method.insert(field.to_owned(), value);
         }
-        if !fields.is_empty() && method.get("peft_type").is_some_and(|it| it != LORA) {
-            let reason = "names another method: LoRA's options do not go with it, write them into the file";
-            return Err(PeftError::config("config", reason));
-        }
-        method.extend(fields.into_iter().map(|(field, value)| (field.to_owned(), value)));
         Ok(())
     }
 }
+
+/// `peft_type` of a run that names no method.
+const LORA: &str = "LORA";
 
 /// Names with commas, `all-linear`, or a regular expression.
 fn targets(text: &str) -> Value {
@@ -318,27 +340,41 @@ fn registered(name: &str, registry: &Registry) -> Result<String> {
     Err(PeftError::config("method", format!("is `{name}`, known are {}{hint}", known.join(", "))))
 }
 
-pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<ExitCode> {
     let mut run = args.run_config(registry)?;
     if args.print_config {
         // With all of the method's fields, so that they can be seen and changed.
         let peft_type = run.method.get("peft_type").cloned();
         run.method = registry.methods.parse(run.method)?.to_json()?;
         run.method.extend(peft_type.map(|it| ("peft_type".to_owned(), it)));
-        print!("{}", run.to_yaml()?);
-        return Ok(());
+        part(run.to_yaml()?)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let mut bar = Bar::new();
-    let result = actions::train(&run, registry, args.resume, &mut bar);
+    let start = match (args.resume, args.overwrite_output) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Overwrite,
+        _ => Start::New,
+    };
+    let mut bar = Bar::stoppable();
+    let result = actions::train(&run, registry, start, &mut bar);
     bar.finish();
     let report = result?;
     let outcome = &report.outcome;
+    if let (true, Some((signal, code))) = (outcome.interrupted, bar.signal()) {
+        let at = outcome.checkpoint.as_deref().map(|it| format!("{} is whole", it.display())).unwrap_or_default();
+        complain(format_args!(
+            "ended by {signal} after {} steps; {at}: go on with the same command and --resume",
+            outcome.steps
+        ));
+        return Ok(ExitCode::from(code));
+    }
     let memory = peak_memory().map_or(String::new(), |it| format!(", peak memory {:.2} GB", it as f64 / 1e9));
     if let Some(step) = outcome.restored {
-        println!("the adapter is that of step {step}, whose evaluation was best");
+        bar.line(format_args!("the adapter is that of step {step}, whose evaluation was best"));
     }
     let early = if outcome.stopped_early { " (stopped early)" } else { "" };
-    println!("{} steps{early} in {:.1} s, last loss {:.4}{memory}", outcome.steps, report.seconds, outcome.last_loss);
-    println!("adapter, log and loss curve are in {}", run.output.display());
-    Ok(())
+    let (steps, seconds, loss) = (outcome.steps, report.seconds, outcome.last_loss);
+    bar.line(format_args!("{steps} steps{early} in {seconds:.1} s, last loss {loss:.4}{memory}"));
+    bar.line(format_args!("adapter, log and loss curve are in {}", run.output.display()));
+    bar.end()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use peft_core::Result;
 use peft_core::files::checkpoint::{Placement, Stored};
 use peft_tasks::tasks::task::Evaluation;
+use peft_tasks::train::Start;
 
 use crate::device::best_device;
 use crate::load::names::model_folder;
@@ -14,17 +15,24 @@ use crate::run::fit::{RunContext, RunObserver, RunReport};
 use crate::run::forward::ForwardRequest;
 use crate::run::registry::Registry;
 
-/// Trains an adapter as `run` says, and leaves it in `run.output` with its log, its loss curve and the run itself. With
-/// `resume` the last checkpoint there is gone on from, if there is one.
+/// Trains an adapter as `run` says, and leaves it in `run.output` with its log, its loss curve and the run itself. `start`
+/// says what to do about an earlier run in that folder; `true` goes on from its last checkpoint, if there is one.
+///
+/// A run that its observer ends before its time leaves a checkpoint, and no adapter yet.
 ///
 /// # Errors
 /// If anything that the run names is missing, unknown or does not fit; if a loss is not finite; if the disk says no.
-pub fn train(run: &RunConfig, registry: &Registry, resume: bool, observer: &mut dyn RunObserver) -> Result<RunReport> {
+pub fn train(
+    run: &RunConfig,
+    registry: &Registry,
+    start: impl Into<Start>,
+    observer: &mut dyn RunObserver,
+) -> Result<RunReport> {
     run.check()?;
     let task = registry.tasks.get(&run.task)?;
     let place = Placement::on(&best_device(run.device.as_deref())?).with_dtype(run.dtype);
     let base = model_folder(&run.model)?;
-    task.fit(run, &context(registry, &base, &place), resume, observer)
+    task.fit(run, &context(registry, &base, &place), start.into(), observer)
 }
 
 /// Measures the base model in `base`, with the adapters of `request`, as the task of this name does.

@@ -4,10 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
-use peft_core::{PeftError, Result, nearest};
+use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::columns::Columns;
 use peft_tasks::data::text_data::TextData;
-use peft_tasks::train::TrainConfig;
+use peft_tasks::train::identity::file_mark;
+use peft_tasks::train::limits::{self, Limit, Range};
+use peft_tasks::train::{TrainConfig, folder};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -16,7 +18,7 @@ use crate::load::configure::{tasks, virtual_positions};
 use crate::task::TaskOptions;
 
 /// Name of the run file that lies beside a trained adapter. PEFT passes over it.
-pub const RUN_FILE: &str = "run.yaml";
+pub const RUN_FILE: &str = folder::RUN_FILE;
 
 /// A training run, whole: the same file gives the same adapter.
 ///
@@ -44,6 +46,9 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// The method and its settings, as `adapter_config.json` has them. Without `peft_type` it is LoRA.
     pub method: Map<String, Value>,
+    /// An adapter to go on from, a folder or an id on the hub: its method and its values, in place of `method`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<String>,
     /// Settings of the training loop.
     #[serde(deserialize_with = "training")]
     pub training: TrainConfig,
@@ -64,6 +69,7 @@ impl Default for RunConfig {
             task: "causal-lm".to_owned(),
             data: DataConfig::default(),
             method: Map::from_iter([("peft_type".to_owned(), "LORA".into())]),
+            init_from: None,
             training: TrainConfig::default(),
             output: PathBuf::new(),
             device: None,
@@ -96,6 +102,9 @@ pub struct DataConfig {
     pub doc_stride: Option<usize>,
     /// Share of the tokens that a masked language model predicts.
     pub masked_share: f64,
+    /// Rows that an adapter looks at which starts from data; by default 256 for CorDA, and for EVA as many as it needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_rows: Option<usize>,
 }
 
 impl Default for DataConfig {
@@ -109,6 +118,7 @@ impl Default for DataConfig {
             train_on_prompt: false,
             doc_stride: None,
             masked_share: TaskOptions::default().masked_share,
+            calibration_rows: None,
         }
     }
 }
@@ -164,22 +174,46 @@ impl RunConfig {
         write_atomically(folder.as_ref().join(RUN_FILE), self.to_yaml()?.as_bytes())
     }
 
-    /// Says what is missing before anything is loaded.
+    /// Says what is missing or makes no sense before anything is loaded.
     ///
     /// # Errors
-    /// If the model, the training data or the output is not given.
+    /// If the model, the training data or the output is not given, a number is out of its range, or settings do not go
+    /// together.
     pub fn check(&self) -> Result<()> {
         let missing = [
             ("model", "--model", self.model.is_empty()),
             ("data.train", "--data", self.data.train.as_os_str().is_empty()),
             ("output", "--output", self.output.as_os_str().is_empty()),
         ];
-        match missing.into_iter().find(|it| it.2) {
-            Some((field, flag, _)) => {
-                Err(PeftError::config(field, format!("is not given: write it into the run file, or give {flag}")))
-            }
-            None => Ok(()),
+        if let Some((field, flag, _)) = missing.into_iter().find(|it| it.2) {
+            return Err(PeftError::config(field, format!("is not given: write it into the run file, or give {flag}")));
         }
+        if self.init_from.is_some() && self.method != Self::default().method {
+            let reason = "says the method, and so does the run: take one of them";
+            return Err(PeftError::config("init_from", reason));
+        }
+        for file in [Some(&self.data.train), self.data.eval.as_ref()].into_iter().flatten() {
+            std::fs::metadata(file).map_err(PeftError::io("read", file))?;
+        }
+        limits::check(&self.data, &LIMITS)?;
+        self.training.check()
+    }
+
+    /// What a checkpoint of the run must agree with: the task, and the data by its contents, not by where it lies.
+    pub(crate) fn identity(&self, init_from: Option<&Path>) -> Result<Map<String, Value>> {
+        let mut data = match serde_json::to_value(&self.data) {
+            Ok(Value::Object(data)) => data,
+            _ => Map::new(),
+        };
+        data.insert("train".into(), file_mark(&self.data.train)?.into());
+        if let Some(eval) = &self.data.eval {
+            data.insert("eval".into(), file_mark(eval)?.into());
+        }
+        let mut identity = Map::from_iter([("task".into(), self.task.clone().into()), ("data".into(), data.into())]);
+        if let Some(folder) = init_from {
+            identity.insert("init_from".into(), file_mark(folder.join(WEIGHTS_FILE))?.into());
+        }
+        Ok(identity)
     }
 
     /// How the rows of a file become samples, positions for the method's prompt put aside.
@@ -202,6 +236,17 @@ impl RunConfig {
         TaskOptions { masked_share: self.data.masked_share, seed: self.training.seed, ..TaskOptions::default() }
     }
 }
+
+/// Rows longer than this are a mistake of the keyboard.
+const MOST_TOKENS: usize = 1 << 30;
+
+/// What the numbers of [`DataConfig`] may be.
+const LIMITS: [Limit<DataConfig>; 4] = [
+    Limit::whole("max_length", |it| it.max_length, 1, MOST_TOKENS),
+    Limit::whole("doc_stride", |it| it.doc_stride, 0, MOST_TOKENS),
+    Limit::number("masked_share", |it| Some(it.masked_share), Range::Within(0.0, 1.0)),
+    Limit::whole("calibration_rows", |it| it.calibration_rows, 1, MOST_TOKENS),
+];
 
 /// Settings of the training loop, of which none may be misspelt: serde passes over what it does not know in a struct that
 /// has another one flattened into it.

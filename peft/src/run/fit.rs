@@ -5,23 +5,36 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use peft_core::files::checkpoint::{Placement, write_atomically};
-use peft_core::{DEFAULT_ADAPTER, MethodRegistry, PeftModel, Plan, Result, nn};
+use peft_core::{AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftModel, Plan, Result, nn, read_config};
 use peft_models::auto::ArchitectureRegistry;
+use peft_tasks::data::labels::LabelSet;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
+use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
-use peft_tasks::train::{Observer, Outcome, Trainer};
+use peft_tasks::train::{Observer, Outcome, RunFolder, Start, Trainer};
+use serde_json::Value;
 
+use crate::load::adapters::AdapterSource;
 use crate::load::configure::configure;
+use crate::load::names::adapter_folder;
+#[cfg(feature = "lora")]
+use crate::run::calibrate::{calibrated, start_of};
 use crate::run::config::RunConfig;
+use crate::run::labels::of_adapters;
 use crate::task::{TaskKind, TaskSource};
 
 /// Sees a run as it goes: what [`Observer`] sees of the steps, and what comes before them.
 pub trait RunObserver: Observer {
+    /// What takes a while before the first step: a text such as `reading poems.txt`.
+    fn busy(&mut self, with: &str) {
+        let _ = with;
+    }
+
     /// What the labels of the data are.
-    fn labels(&mut self, names: &[String]) {
-        let _ = names;
+    fn labels(&mut self, labels: &LabelSet) {
+        let _ = labels;
     }
 
     /// What will be trained.
@@ -60,22 +73,37 @@ pub(crate) fn fit<K: TaskKind>(
     kind: &K,
     run: &RunConfig,
     context: &RunContext<'_>,
-    resume: bool,
+    start: Start,
     observer: &mut dyn RunObserver,
 ) -> Result<RunReport> {
     let RunContext { methods, architectures, base, place } = *context;
+    // Before anything is read: a folder that is in use, or was used, is the likeliest mistake.
+    let folder = RunFolder::open(&run.output, start)?;
     place.device.seed(run.training.seed);
 
-    let mut method = run.method.clone();
+    let init_from = run.init_from.as_deref().map(adapter_folder).transpose()?;
+    let mut method = match &init_from {
+        Some(adapter) => read_config(adapter)?,
+        None => run.method.clone(),
+    };
+    // Whatever a template says, the adapter is one of this base.
+    method.insert("base_model_name_or_path".into(), run.model.clone().into());
+    method.insert("revision".into(), Value::Null);
     if let Some(task_type) = kind.task_type() {
         method.insert("task_type".into(), task_type.into());
     }
-    let config = configure(method, base, methods)?;
+    let prepared = RunConfig { method: method.clone(), ..run.clone() };
+    let config = configure(method.clone(), base, methods)?;
 
     let tokenizer = Arc::new(Tokenizer::load(base)?);
-    let text_data = |file| run.text_data(file).tokenizer(tokenizer.clone());
+    let text_data = |file| prepared.text_data(file).tokenizer(tokenizer.clone());
     let (data, options) = (text_data(&run.data.train), run.task_options());
-    let labels = kind.learn_labels(&data)?;
+    observer.busy(&format!("reading {}", run.data.train.display()));
+    let earlier: Vec<AdapterSource> = init_from.iter().map(AdapterSource::new).collect();
+    let labels = match of_adapters(&earlier)? {
+        Some(labels) => Some(LabelSet::from_labels(&labels)?),
+        None => kind.learn_labels(&data)?,
+    };
     let source = TaskSource { data: &data, base, tokenizer: &tokenizer, labels: labels.as_ref(), options: &options };
     let task = kind.task(&source)?;
     let held_out = run.data.eval.as_ref().map(|file| text_data(file));
@@ -83,27 +111,55 @@ pub(crate) fn fit<K: TaskKind>(
 
     let mut head = labels.as_ref().map(|it| kind.head_for(it, &tokenizer)).unwrap_or_default();
     head.seed = run.training.seed;
+    observer.busy(&format!("loading {}", run.model));
     let mut model = PeftModel::new(kind.load(architectures, base, place, &head)?);
     model.set_base_name(&run.model);
     if let Some(labels) = &labels {
-        observer.labels(&labels.names);
+        observer.labels(labels);
     }
-    let plan = model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed)?;
-    observer.planned(plan);
+    match &init_from {
+        Some(adapter) => {
+            model.adopt_tables(&AdapterFolder::open(adapter)?)?;
+            model.load_adapter(adapter, DEFAULT_ADAPTER, methods)?;
+            model.set_config(DEFAULT_ADAPTER, config)?;
+            observer.planned(&model.adapters()[DEFAULT_ADAPTER].plan);
+        }
+        None => {
+            #[cfg(feature = "lora")]
+            let config = match start_of(&method) {
+                Some(start) => {
+                    observer.busy(&format!("looking at the data for a start with {start}"));
+                    calibrated(start, method.clone(), &model, &task, run, &place.device)?
+                }
+                None => config,
+            };
+            observer.planned(model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed)?);
+        }
+    }
     model.set_labels(DEFAULT_ADAPTER, labels.as_ref().map(|it| kind.labels_to_save(it)))?;
 
-    if let Some(held_out) = &held_out {
+    // A run that goes on has been measured before.
+    if let Some(held_out) = held_out.as_ref().filter(|_| folder.checkpoint().is_none()) {
+        observer.busy("evaluating before the first step");
+        // The base alone, if nothing was trained yet: a fresh adapter may change what it computes.
+        model.set_enabled(init_from.is_some());
         let evaluated = held_out.evaluate(&nn::eval(model.model()), run.training.eval_batch_size, &place.device)?;
+        model.set_enabled(true);
         observer.before(&evaluated);
     }
     let started = Instant::now();
-    let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref());
-    let outcome = trainer.output(&run.output).resume(resume).observer(observer).run()?;
+    let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(&folder);
+    let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run()?;
     let seconds = started.elapsed().as_secs_f64();
+    if outcome.interrupted {
+        // Not the adapter that was asked for: the checkpoint has what is there.
+        return Ok(RunReport { outcome, seconds });
+    }
 
-    model.save_adapter(&run.output, DEFAULT_ADAPTER)?;
-    run.write(&run.output)?;
-    let records = log::read(run.output.join(LOG_FILE))?;
-    write_atomically(run.output.join("loss.svg"), Curve::from_records("Loss", &records).to_svg()?.as_bytes())?;
+    model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
+    run.write(folder.path())?;
+    let records = log::read(folder.path().join(LOG_FILE))?;
+    let curve = Curve::from_records("Loss", &records).to_svg()?;
+    write_atomically(folder.path().join(CURVE_FILE), curve.as_bytes())?;
     Ok(RunReport { outcome, seconds })
 }

@@ -1,6 +1,8 @@
 //! A run as data, and what a program does with any task: train, evaluate, compute one pass.
 
 pub mod actions;
+#[cfg(feature = "lora")]
+mod calibrate;
 pub mod config;
 pub mod evaluate;
 pub mod fit;
@@ -13,4 +15,5 @@ pub use config::{DataConfig, RUN_FILE, RunConfig};
 pub use evaluate::EvalRequest;
 pub use fit::{RunObserver, RunReport};
 pub use forward::ForwardRequest;
+pub use peft_tasks::train::Start;
 pub use registry::{KnownTask, Registry, TaskRegistry};

@@ -9,6 +9,7 @@ use peft_core::{MethodRegistry, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::RawConfig;
 use peft_tasks::tasks::task::Evaluation;
+use peft_tasks::train::Start;
 
 use crate::load::any_model::{AnyModel, any_model};
 use crate::run::config::{RunConfig, unknown_task};
@@ -89,7 +90,7 @@ trait AnyKind: Send + Sync {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        resume: bool,
+        start: Start,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport>;
     fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation>;
@@ -122,10 +123,10 @@ impl<K: TaskKind> AnyKind for K {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        resume: bool,
+        start: Start,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport> {
-        fit(self, run, context, resume, observer)
+        fit(self, run, context, start, observer)
     }
     fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
         evaluate(self, request, context)
@@ -254,10 +255,10 @@ impl KnownTask<'_> {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        resume: bool,
+        start: Start,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport> {
-        self.0.fit(run, context, resume, observer)
+        self.0.fit(run, context, start, observer)
     }
 
     pub(crate) fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {

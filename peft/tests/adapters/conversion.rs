@@ -7,7 +7,7 @@ use peft::lora::combine::convert::{ConvertToLora, Rank};
 use peft::lora::{Bias, LoraConfig, MissConfig, OftConfig};
 
 use super::nets::{deltas, llama, logits_of, lora, methods, mlp, output, two_rows};
-use crate::support::device;
+use crate::support::{assert_close, device};
 
 #[test]
 fn every_weight_method_becomes_lora() {
@@ -50,6 +50,25 @@ fn every_weight_method_becomes_lora() {
     let mut peft = llama();
     peft.add_adapter_as("prompt", peft::prompt::PromptTuningConfig::new(2, "CAUSAL_LM"), 1).unwrap();
     assert!(peft.convert_to_lora("prompt", "low", Rank::Fixed(2)).is_err());
+}
+
+/// Its vectors act on the bias of a layer, where there is one: Llama's layers have none.
+#[test]
+fn ia3_becomes_lora_where_layers_have_no_bias() {
+    let mut peft = llama();
+    let targets = ["k_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec();
+    let config = peft::ia3::Ia3Config {
+        target_modules: Some(Names::List(targets)),
+        feedforward_modules: Some(Names::List(vec!["down_proj".to_owned()])),
+        ..Default::default()
+    };
+    peft.add_adapter_as("one", config, 1).unwrap();
+    laws::disturb(&mut peft, "one", 0.1, &device()).unwrap();
+    let wanted = logits_of(peft.model(), two_rows());
+    let report = peft.convert_to_lora("one", "full", Rank::Fixed(64)).unwrap();
+    assert!(report.iter().all(|it| it.error < 1e-4), "{report:?}");
+    peft.set_active(&["full"]).unwrap();
+    assert_close("logits", &logits_of(peft.model(), two_rows()), &wanted);
 }
 
 #[test]

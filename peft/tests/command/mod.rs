@@ -3,5 +3,8 @@
 mod adapters;
 mod labels;
 mod methods;
+mod output;
 mod questions;
 mod run_file;
+mod run_folder;
+mod signals;

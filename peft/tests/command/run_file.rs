@@ -11,18 +11,18 @@ use super::adapters::peft;
 use super::labels::{at, data};
 use crate::support::{fixtures, registry};
 
-fn base() -> String {
+pub(super) fn base() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base").display().to_string()
 }
 
 /// A folder with two short data files.
-fn texts() -> TempDir {
+pub(super) fn texts() -> TempDir {
     let row = |text: &str| json!({ "text": text });
     let rows = [row("In the beginning was a test."), row("It was small, and it was quick."), row("And it was green.")];
     data(&[("train.jsonl", &rows), ("eval.jsonl", &rows[..1])])
 }
 
-fn config(folder: &Path) -> Value {
+pub(super) fn config(folder: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
 }
 
@@ -145,7 +145,7 @@ fn a_method_is_named_or_comes_from_its_own_file() {
     let error = of(&["--method", "verra"]).unwrap_err();
     assert!(error.contains("VERA"), "{error}");
     let error = of(&["--method-config", &method, "--r", "4"]).unwrap_err();
-    assert!(error.contains("LoRA's options do not go with it"), "{error}");
+    assert!(error.contains("`--r` sets `r`, which IA3 has not"), "{error}");
     let error = of(&["--method-config", &at(&folder, "run.yaml")]).unwrap_err();
     assert!(error.contains("peft_type") && error.contains("--config"), "{error}");
     let error = of(&["--loraplus-lr-embedding", "1"]).unwrap_err();

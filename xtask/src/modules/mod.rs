@@ -1,4 +1,4 @@
-//! `cargo xtask modules`: inside a crate, modules form no circles, and folders import downwards only.
+//! `cargo xtask modules`: inside a crate, modules form no cycles, and folders import downwards only.
 //!
 //! Whoever reads a file should have to know what is below it, and nothing else. A module is a file; `lib.rs` and
 //! `main.rs` are the roots and may know everything. A file uses another one where it names something that is defined
@@ -6,7 +6,7 @@
 //! methods that are called on a value without naming its type.
 
 mod attributes;
-mod circles;
+mod cycles;
 mod names;
 mod sources;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use std::fmt::Write;
 use std::io::ErrorKind;
 
 use crate::root;
-use circles::Graph;
+use cycles::Graph;
 use names::Edge;
 use sources::{Load, Sources};
 
@@ -28,8 +28,8 @@ struct Rules {
     /// Folders and root files (`"error"` is `src/error.rs`) from low to high: each may import from those before it. A
     /// folder inside a folder may have a place of its own. An empty list checks no order.
     order: &'static [&'static str],
-    /// Folders inside which circles are allowed, and why they cannot be taken apart.
-    circles: &'static [(&'static str, &'static str)],
+    /// Folders inside which cycles are allowed, and why they cannot be taken apart.
+    cycles: &'static [(&'static str, &'static str)],
 }
 
 const RULES: [Rules; 7] = [
@@ -39,29 +39,29 @@ const RULES: [Rules; 7] = [
             "error", "context", "ops", "erased", "spec", "files", "adapter", "forward", "nn", "plan", "config",
             "model", "laws",
         ],
-        circles: &[("adapter", "an adapter sees the layer below it, and that layer may be adapted too")],
+        cycles: &[("adapter", "an adapter sees the layer below it, and that layer may be adapted too")],
     },
     Rules {
         package: "peft-lora",
         order: &["svd", "default_targets", "common", "trainable_tokens", "lora", "methods", "combine"],
-        circles: &[],
+        cycles: &[],
     },
-    Rules { package: "peft-ia3", order: &["defaults", "vector", "config", "combine"], circles: &[] },
+    Rules { package: "peft-ia3", order: &["defaults", "vector", "config", "combine"], cycles: &[] },
     Rules {
         package: "peft-prompt",
         order: &["config", "start", "dense", "lstm", "tokens", "prefix", "p_tuning", "multitask", "adaption"],
-        circles: &[],
+        cycles: &[],
     },
     Rules {
         package: "peft-models",
         order: &["common", "architecture", "text/decoder", "text/encoder", "text/seq2seq", "text", "auto"],
-        circles: &[],
+        cycles: &[],
     },
-    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], circles: &[] },
+    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], cycles: &[] },
     Rules {
         package: "peft",
         order: &["device", "memory", "methods", "load", "task", "run", "folder", "prelude", "cli"],
-        circles: &[],
+        cycles: &[],
     },
 ];
 
@@ -100,46 +100,46 @@ fn check_crate(rules: &Rules, load: Load<'_>) -> Result<Vec<String>, String> {
             files.extend(sources.files.into_iter().skip(1));
         }
     }
-    let mut wrong = circles_in(rules, &source, &edges);
+    let mut wrong = cycles_in(rules, &source, &edges);
     if !rules.order.is_empty() {
         wrong.extend(upward_imports(rules, &source, &files, &edges));
     }
     Ok(wrong)
 }
 
-fn circles_in(rules: &Rules, source: &str, edges: &[Edge]) -> Vec<String> {
+fn cycles_in(rules: &Rules, source: &str, edges: &[Edge]) -> Vec<String> {
     let graph = Graph::new(edges);
-    let mut circles = graph.circles();
+    let mut cycles = graph.cycles();
     let mut wrong = Vec::new();
-    for (folder, _) in rules.circles {
-        let before = circles.len();
-        circles.retain(|files| !files.iter().all(|file| is_below(file, &format!("{source}{folder}"))));
-        if circles.len() == before {
+    for (folder, _) in rules.cycles {
+        let before = cycles.len();
+        cycles.retain(|files| !files.iter().all(|file| is_below(file, &format!("{source}{folder}"))));
+        if cycles.len() == before {
             wrong.push(format!(
-                "{}: no circle is left inside `{folder}`; take it out of `circles` in RULES of xtask/src/modules/mod.rs",
+                "{}: no cycle is left inside `{folder}`; take it out of `cycles` in RULES of xtask/src/modules/mod.rs",
                 rules.package
             ));
         }
     }
-    for component in circles::components(circles) {
+    for component in cycles::components(cycles) {
         let files: BTreeSet<&str> = component.iter().flatten().copied().collect();
         let names: Vec<&str> = files.iter().map(|it| it.strip_prefix(source).unwrap_or(it)).collect();
         let mut text = format!(
-            "{}: {} modules use each other in circles: {}.\nMove what both sides need into a module below them, or what \
+            "{}: {} modules use each other in cycles: {}.\nMove what both sides need into a module below them, or what \
              needs both into one above.",
             rules.package,
             names.len(),
             names.join(", ")
         );
         let mut shown = BTreeSet::new();
-        for circle in component {
-            let uses = graph.uses(&circle);
-            // A longer circle is worth reading if it has a use that no shorter one has.
+        for cycle in component {
+            let uses = graph.uses(&cycle);
+            // A longer cycle is worth reading if it has a use that no shorter one has.
             if uses.iter().all(|it| shown.contains(it[0])) {
                 continue;
             }
             shown.extend(uses.iter().map(|it| it[0]));
-            let _ = write!(text, "\n  a circle of {}:", circle.len());
+            let _ = write!(text, "\n  a cycle of {}:", cycle.len());
             for lines in uses {
                 let _ = write!(text, "\n    {}", describe(lines, source));
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const NO_RULES: Rules = Rules { package: "p", order: &[], circles: &[] };
+const NO_RULES: Rules = Rules { package: "p", order: &[], cycles: &[] };
 
 /// What is wrong in a crate of these files.
 fn wrong_by(rules: &Rules, files: &[(&str, &str)]) -> Vec<String> {
@@ -13,8 +13,8 @@ fn wrong_by(rules: &Rules, files: &[(&str, &str)]) -> Vec<String> {
     check_crate(rules, &load).unwrap()
 }
 
-/// The uses that circles consist of, without explanations.
-fn circles(files: &[(&str, &str)]) -> Vec<String> {
+/// The uses that cycles consist of, without explanations.
+fn cycles(files: &[(&str, &str)]) -> Vec<String> {
     let found = wrong_by(&NO_RULES, files).join("\n");
     found.lines().filter_map(|it| it.strip_prefix("    ")).map(str::to_owned).collect()
 }
@@ -32,7 +32,7 @@ fn a_clean_crate_passes() {
 }
 
 #[test]
-fn a_circle_in_nested_braces_names_its_lines() {
+fn a_cycle_in_nested_braces_names_its_lines() {
     let files = [
         ("lib.rs", "mod a;\nmod b;\nmod c;"),
         ("a.rs", "use std::fs;\nuse crate::{\n    b::{self, B},\n    c::C,\n};\npub struct A(B, C);"),
@@ -41,7 +41,7 @@ fn a_circle_in_nested_braces_names_its_lines() {
     ];
     let expected =
         ["p/src/a.rs:3 uses b.rs (`crate::b::B`, and on another line)", "p/src/b.rs:2 uses a.rs (`crate::a::A`)"];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn reexports_lead_to_where_a_name_comes_from() {
         "p/src/a.rs:1 uses files/checkpoint.rs (`crate::Stored`)",
         "p/src/files/checkpoint.rs:1 uses a.rs (`crate::A`)",
     ];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_reexport_of_what_is_no_child_counts() {
         ("a.rs", "pub struct A; pub use crate::b::B;"),
         ("b.rs", "pub struct B(crate::a::A);"),
     ];
-    assert_eq!(circles(&files).len(), 2);
+    assert_eq!(cycles(&files).len(), 2);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn what_a_function_defines_is_its_own() {
         ("b.rs", "pub use crate::c::C; fn f(_: crate::a::A) { struct C; }"),
         ("c.rs", "pub struct C;"),
     ];
-    assert_eq!(circles(&files), [""; 0]);
+    assert_eq!(cycles(&files), [""; 0]);
 }
 
 #[test]
@@ -92,17 +92,17 @@ fn a_glob_counts_by_what_it_brings() {
         ("b/c.rs", "pub trait Shown {} impl Shown for crate::a::A {}"),
     ];
     let expected = ["p/src/a.rs:1 uses b/c.rs (`crate::b::*`)", "p/src/b/c.rs:1 uses a.rs (`crate::a::A`)"];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
     let of_own_file = [
         ("lib.rs", "mod a;"),
         ("a.rs", "mod b; pub use b::B; pub struct Own; mod inner { use super::*; }"),
         ("a/b.rs", "pub struct B(super::Own);"),
     ];
-    assert_eq!(circles(&of_own_file), [""; 0]);
+    assert_eq!(cycles(&of_own_file), [""; 0]);
 }
 
 #[test]
-fn a_parent_and_a_child_may_form_a_circle() {
+fn a_parent_and_a_child_may_form_a_cycle() {
     let files = [
         ("lib.rs", "mod a;"),
         ("a.rs", "mod b; mod c; pub use b::B; pub struct Own; fn f(it: B) {}"),
@@ -110,9 +110,9 @@ fn a_parent_and_a_child_may_form_a_circle() {
         ("a/c.rs", "use super::Own; struct C(Own);"),
     ];
     let expected = ["p/src/a.rs:1 uses a/b.rs (`B`)", "p/src/a/b.rs:1 uses a.rs (`super::Own`)"];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
     let without_use = [files[0], ("a.rs", "mod b; mod c; pub use b::B; pub struct Own;"), files[2], files[3]];
-    assert_eq!(circles(&without_use), [""; 0]);
+    assert_eq!(cycles(&without_use), [""; 0]);
 }
 
 #[test]
@@ -125,14 +125,14 @@ fn modules_that_are_named_lead_on() {
         ("b.rs", "use super::a; use self::E::X; enum E { X } pub(crate) fn go(_: u8) { a::run() }"),
     ];
     let expected = ["p/src/a/c.rs:1 uses b.rs (`b::go`)", "p/src/b.rs:1 uses a/c.rs (`a::run`)"];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
 }
 
 #[test]
 fn a_local_value_hides_an_imported_function() {
     let a = |body: &str| format!("mod b; pub use b::run; pub struct Own; fn f() {{ {body} }}");
     let count = |body: &str| {
-        circles(&[("lib.rs", "mod a;"), ("a.rs", &a(body)), ("a/b.rs", "pub fn run(_: super::Own) {}")]).len()
+        cycles(&[("lib.rs", "mod a;"), ("a.rs", &a(body)), ("a/b.rs", "pub fn run(_: super::Own) {}")]).len()
     };
     assert_eq!(count("run(Own)"), 2);
     assert_eq!(count("let run = |_| (); run(Own)"), 0);
@@ -149,13 +149,13 @@ fn bodies_of_macros_count() {
         ("c.rs", "fn f() { vec![crate::b::B] }"),
     ];
     let expected = ["p/src/a.rs:1 uses b.rs (`crate::b::B`)", "p/src/b.rs:1 uses a.rs (`crate::a::each`)"];
-    assert_eq!(circles(&files), expected);
+    assert_eq!(cycles(&files), expected);
     let exported = [
         ("lib.rs", "mod a; mod b;"),
         ("a.rs", "#[macro_export] macro_rules! each { () => { $crate::b::B } }"),
         ("b.rs", "pub struct B; fn f() { crate::each!() }"),
     ];
-    assert_eq!(circles(&exported).len(), 2);
+    assert_eq!(cycles(&exported).len(), 2);
 }
 
 #[test]
@@ -170,9 +170,9 @@ fn tests_do_not_count() {
         ),
         ("b.rs", "pub struct B(crate::a::A);"),
     ];
-    assert_eq!(circles(&files), [""; 0]);
+    assert_eq!(cycles(&files), [""; 0]);
     let not_a_test = ("a.rs", "pub struct A; #[cfg(any(test, feature = \"x\"))] use crate::b::B;");
-    assert_eq!(circles(&[files[0], not_a_test, files[2]]).len(), 2);
+    assert_eq!(cycles(&[files[0], not_a_test, files[2]]).len(), 2);
 }
 
 #[test]
@@ -186,13 +186,13 @@ fn every_component_is_reported() {
     ];
     let found = wrong_by(&NO_RULES, &files);
     assert_eq!(found.len(), 2);
-    assert!(found[0].starts_with("p: 2 modules use each other in circles: a.rs, b.rs."), "{}", found[0]);
-    assert!(found[1].starts_with("p: 2 modules use each other in circles: c.rs, d.rs."), "{}", found[1]);
+    assert!(found[0].starts_with("p: 2 modules use each other in cycles: a.rs, b.rs."), "{}", found[0]);
+    assert!(found[1].starts_with("p: 2 modules use each other in cycles: c.rs, d.rs."), "{}", found[1]);
 }
 
 #[test]
-fn circles_are_allowed_inside_a_folder_only() {
-    let rules = Rules { circles: &[("a", "one thing in two files")], ..NO_RULES };
+fn cycles_are_allowed_inside_a_folder_only() {
+    let rules = Rules { cycles: &[("a", "one thing in two files")], ..NO_RULES };
     let inside = [
         ("lib.rs", "mod a; mod b;"),
         ("a/mod.rs", "mod c; pub use c::C; pub struct A(C);"),
@@ -204,7 +204,7 @@ fn circles_are_allowed_inside_a_folder_only() {
     let leaving = [inside[0], inside[1], ("a/c.rs", "use super::A; pub struct C(crate::b::B);"), inside[3]];
     assert!(wrong_by(&rules, &leaving)[0].contains("a/c.rs, a/mod.rs, b.rs"));
     let needless = [inside[0], inside[1], ("a/c.rs", "pub struct C;"), inside[3]];
-    assert!(wrong_by(&rules, &needless)[0].contains("no circle is left inside `a`"));
+    assert!(wrong_by(&rules, &needless)[0].contains("no cycle is left inside `a`"));
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Circles in the graph of files.
+//! Cycles in the graph of files.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::names::Edge;
 
 /// Files that use each other in turn; the last one uses the first.
-pub(super) type Circle<'a> = Vec<&'a str>;
+pub(super) type Cycle<'a> = Vec<&'a str>;
 
 /// Which file uses which, and by what.
 pub(super) struct Graph<'a> {
@@ -21,17 +21,17 @@ impl<'a> Graph<'a> {
         Self { links }
     }
 
-    /// For each edge that lies on a circle the shortest such circle, shortest first. So every edge that keeps files in a
-    /// circle is in one of them, while the number of all circles may be astronomic.
-    pub(super) fn circles(&self) -> Vec<Circle<'a>> {
+    /// For each edge that lies on a cycle the shortest such cycle, shortest first. So every edge that keeps files in a
+    /// cycle is in one of them, while the number of all cycles may be astronomic.
+    pub(super) fn cycles(&self) -> Vec<Cycle<'a>> {
         let mut found = BTreeSet::new();
         for (&from, targets) in &self.links {
             for &to in targets.keys() {
-                if let Some(mut circle) = self.shortest_way(to, from) {
-                    // One circle is found from each of its edges: let it start with the same file each time.
-                    let first = circle.iter().enumerate().min_by_key(|it| it.1).map_or(0, |it| it.0);
-                    circle.rotate_left(first);
-                    found.insert((circle.len(), circle));
+                if let Some(mut cycle) = self.shortest_way(to, from) {
+                    // One cycle is found from each of its edges: let it start with the same file each time.
+                    let first = cycle.iter().enumerate().min_by_key(|it| it.1).map_or(0, |it| it.0);
+                    cycle.rotate_left(first);
+                    found.insert((cycle.len(), cycle));
                 }
             }
         }
@@ -56,31 +56,31 @@ impl<'a> Graph<'a> {
         None
     }
 
-    /// The uses that a circle consists of, each with all the lines in one file that use the next one.
-    pub(super) fn uses(&self, circle: &Circle<'a>) -> Vec<&[&'a Edge]> {
-        let next = circle.iter().cycle().skip(1);
-        circle.iter().zip(next).map(|(from, to)| self.links[from][to].as_slice()).collect()
+    /// The uses that a cycle consists of, each with all the lines in one file that use the next one.
+    pub(super) fn uses(&self, cycle: &Cycle<'a>) -> Vec<&[&'a Edge]> {
+        let next = cycle.iter().cycle().skip(1);
+        cycle.iter().zip(next).map(|(from, to)| self.links[from][to].as_slice()).collect()
     }
 }
 
-/// Circles that share files, put together: each group is a strongly connected component of the graph.
-pub(super) fn components(circles: Vec<Circle<'_>>) -> Vec<Vec<Circle<'_>>> {
-    let mut groups: Vec<(BTreeSet<&str>, Vec<Circle<'_>>)> = Vec::new();
-    for circle in circles {
-        let mut files: BTreeSet<&str> = circle.iter().copied().collect();
+/// Cycles that share files, put together: each group is a strongly connected component of the graph.
+pub(super) fn components(cycles: Vec<Cycle<'_>>) -> Vec<Vec<Cycle<'_>>> {
+    let mut groups: Vec<(BTreeSet<&str>, Vec<Cycle<'_>>)> = Vec::new();
+    for cycle in cycles {
+        let mut files: BTreeSet<&str> = cycle.iter().copied().collect();
         let (joined, apart): (Vec<_>, Vec<_>) = groups.into_iter().partition(|it| !it.0.is_disjoint(&files));
         groups = apart;
         let mut inside = Vec::new();
-        for (more, circles) in joined {
+        for (more, cycles) in joined {
             files.extend(more);
-            inside.extend(circles);
+            inside.extend(cycles);
         }
-        inside.push(circle);
+        inside.push(cycle);
         groups.push((files, inside));
     }
-    let mut components: Vec<Vec<Circle<'_>>> = groups.into_iter().map(|it| it.1).collect();
-    for circles in &mut components {
-        circles.sort_by_key(Vec::len);
+    let mut components: Vec<Vec<Cycle<'_>>> = groups.into_iter().map(|it| it.1).collect();
+    for cycles in &mut components {
+        cycles.sort_by_key(Vec::len);
     }
     components.sort_by_key(|it| it[0].len());
     components
@@ -99,24 +99,24 @@ mod tests {
     }
 
     #[test]
-    fn every_component_is_found_and_the_shortest_circle_comes_first() {
+    fn every_component_is_found_and_the_shortest_cycle_comes_first() {
         let edges = edges("a>b b>c c>a x>y y>x c>d p>q q>r r>p q>p r>x");
-        let circles = Graph::new(&edges).circles();
-        assert_eq!(circles, [vec!["p", "q"], vec!["x", "y"], vec!["a", "b", "c"], vec!["p", "q", "r"]]);
-        let components = components(circles);
+        let cycles = Graph::new(&edges).cycles();
+        assert_eq!(cycles, [vec!["p", "q"], vec!["x", "y"], vec!["a", "b", "c"], vec!["p", "q", "r"]]);
+        let components = components(cycles);
         let files: Vec<Vec<String>> =
-            components.iter().map(|it| it.iter().map(|circle| circle.concat()).collect()).collect();
+            components.iter().map(|it| it.iter().map(|cycle| cycle.concat()).collect()).collect();
         assert_eq!(files, [vec!["xy"], vec!["pq", "pqr"], vec!["abc"]]);
     }
 
     #[test]
-    fn no_circle_is_longer_than_it_must_be() {
+    fn no_cycle_is_longer_than_it_must_be() {
         let edges = edges("a>b b>m m>a b>n n>o o>a n>b o>n a>o");
-        assert_eq!(Graph::new(&edges).circles(), [vec!["a", "o"], vec!["b", "n"], vec!["n", "o"], vec!["a", "b", "m"]]);
+        assert_eq!(Graph::new(&edges).cycles(), [vec!["a", "o"], vec!["b", "n"], vec!["n", "o"], vec!["a", "b", "m"]]);
     }
 
     #[test]
-    fn what_is_used_twice_is_no_circle() {
-        assert!(Graph::new(&edges("a>b a>c b>d c>d")).circles().is_empty());
+    fn what_is_used_twice_is_no_cycle() {
+        assert!(Graph::new(&edges("a>b a>c b>d c>d")).cycles().is_empty());
     }
 }

@@ -1,0 +1,61 @@
+//! The forward and backward passes of a step.
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::Device;
+use peft_core::forward::{self, gradient_checkpointing};
+use peft_core::model::state as tensors;
+use peft_core::{Result, ops};
+
+use crate::tasks::task::{Task, scalar};
+use crate::train::config::TrainConfig;
+
+/// How the gradients of a step are computed.
+pub(crate) struct Pass<'a, T: ?Sized> {
+    task: &'a T,
+    config: &'a TrainConfig,
+    device: &'a Device,
+    virtual_tokens: usize,
+    /// Whether adapters add a term of their own to the loss.
+    adds_to_loss: bool,
+}
+
+impl<'a, T: ?Sized> Pass<'a, T> {
+    pub(crate) fn new<M: Module>(model: &M, task: &'a T, config: &'a TrainConfig, device: &'a Device) -> Self {
+        // Neither changes during a run, and to find out takes a walk through the model.
+        let (virtual_tokens, adds_to_loss) = (forward::virtual_tokens(model), tensors::loss(model).is_some());
+        Self { task, config, device, virtual_tokens, adds_to_loss }
+    }
+
+    pub(crate) fn tokens<M: Module>(&self, batches: &[Vec<usize>]) -> u64
+    where
+        T: Task<M>,
+    {
+        batches.iter().map(|items| self.task.tokens(items) as u64).sum()
+    }
+
+    /// The mean loss over the targets of all batches, and its gradients.
+    pub(crate) fn gradients<M: Module>(&self, model: &M, batches: &[Vec<usize>]) -> Result<(f64, GradientsParams)>
+    where
+        T: Task<M>,
+    {
+        let targets: usize = batches.iter().map(|items| self.task.targets(self.virtual_tokens, items)).sum();
+        let mut accumulator = GradientsAccumulator::new();
+        let mut loss = 0.0;
+        for items in batches {
+            let forward = || match self.config.gradient_checkpointing {
+                true => gradient_checkpointing::scope(model, |model| self.task.loss_sum(model, items, self.device))?,
+                false => self.task.loss_sum(model, items, self.device),
+            };
+            let sum = if self.config.bf16 { ops::within_bf16(self.device, forward)?? } else { forward()? };
+            let mut mean = sum.div_scalar(targets.max(1) as f64);
+            if let Some(own) = self.adds_to_loss.then(|| tensors::loss(model)).flatten() {
+                mean = mean + own.div_scalar(batches.len() as f64);
+            }
+            loss += scalar(&mean);
+            let gradients = GradientsParams::from_grads(mean.backward(), model);
+            accumulator.accumulate(model, gradients);
+        }
+        Ok((loss, accumulator.grads()))
+    }
+}

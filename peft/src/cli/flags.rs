@@ -1,0 +1,37 @@
+//! Errors in the words of the command line: a setting that was given as a flag is called by it.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use peft_core::PeftError;
+
+/// Fields of a run whose flag has another name.
+const NAMES: [(&str, &str); 19] = [
+    ("learning_rate", "lr"),
+    ("lr_scheduler_type", "schedule"),
+    ("warmup_steps", "warmup"),
+    ("gradient_accumulation_steps", "accumulate"),
+    ("num_train_epochs", "epochs"),
+    ("max_steps", "steps"),
+    ("eval_batch_size", "batch_size"),
+    ("logging_steps", "log_every"),
+    ("eval_steps", "eval_every"),
+    ("save_steps", "save_every"),
+    ("save_total_limit", "keep"),
+    ("early_stopping_patience", "patience"),
+    ("masked_share", "masked"),
+    ("lora_alpha", "alpha"),
+    ("lora_dropout", "dropout"),
+    ("target_modules", "targets"),
+    ("init_lora_weights", "init"),
+    ("use_rslora", "rslora"),
+    ("use_dora", "dora"),
+];
+
+/// The error with the flag in place of the field, if `matches`, those of a subcommand, have the flag.
+pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
+    let PeftError::Config { field, reason } = error else { return error };
+    let id = NAMES.iter().find(|it| it.0 == field).map_or(field.as_str(), |it| it.1);
+    let given = matches.ids().any(|it| it.as_str() == id) && matches.value_source(id) == Some(ValueSource::CommandLine);
+    let field = if given { format!("--{}", id.replace('_', "-")) } else { field };
+    PeftError::Config { field, reason }
+}
