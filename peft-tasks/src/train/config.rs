@@ -3,7 +3,7 @@
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::train::limits::{self, Limit, Range};
+use crate::train::limits::{self, Limit, MOST_ROWS, MOST_STEPS, Range};
 use crate::train::schedule::{Schedule, ScheduleConfig};
 
 /// Settings of a run. Names are those of transformers' training arguments where there is one.
@@ -115,10 +115,6 @@ impl TrainConfig {
         Schedule::new(&self.schedule, 1, self.learning_rate).map(|_| ())
     }
 }
-
-/// More is a mistake of the keyboard, and would overflow what is computed from it.
-const MOST_ROWS: usize = 1 << 20;
-const MOST_STEPS: usize = 1_000_000_000;
 
 /// What the numbers may be. Those of AdamW are what torch takes, but for an ε of 0, which divides by 0.
 const LIMITS: [Limit<TrainConfig>; 21] = [

@@ -159,8 +159,16 @@ pub(crate) fn remove(checkpoint: &Path) -> Result<()> {
     fs::remove_dir_all(&aside).map_err(PeftError::io("remove", &aside))
 }
 
-/// Removes checkpoints that were being written, or removed, when a run was killed.
+/// Removes what was being written, or removed, when a run was killed.
 fn remove_leftovers(folder: &Path) -> Result<()> {
+    // Names that `write_atomically` gives to a file before it is whole.
+    let is_part = |it: &&String| it.strip_prefix(".tmp").is_some_and(|it| it.len() == 6);
+    for name in names(folder)?.iter().filter(is_part) {
+        let path = folder.join(name);
+        if path.is_file() {
+            fs::remove_file(&path).map_err(PeftError::io("remove", &path))?;
+        }
+    }
     let is_leftover = |it: &&String| {
         it.strip_prefix('.').is_some_and(|it| it.starts_with(CHECKPOINT))
             && (it.ends_with(".partial") || it.ends_with(".removed"))

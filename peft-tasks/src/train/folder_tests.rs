@@ -83,6 +83,7 @@ fn resuming_without_a_checkpoint_starts_anew() {
     put(folder.path(), LOG_FILE);
     put(folder.path(), ".checkpoint-2.partial/a");
     put(folder.path(), ".checkpoint-1.removed/a");
+    put(folder.path(), ".tmpa1B2c3");
     let run = RunFolder::open(folder.path(), Start::Resume).unwrap();
     assert_eq!(listed(folder.path()), [LOCK_FILE, LOG_FILE]);
     assert_eq!((run.checkpoint(), run.resumes()), (None, true));

@@ -2,6 +2,13 @@
 
 use peft_core::{PeftError, Result};
 
+/// More rows in a batch, or batches in a step, are a mistake of the keyboard, and would overflow what is computed from them.
+pub const MOST_ROWS: usize = 1 << 20;
+/// More tokens in a row are a mistake of the keyboard.
+pub const MOST_TOKENS: usize = 1 << 30;
+/// More steps are a mistake of the keyboard.
+pub const MOST_STEPS: usize = 1_000_000_000;
+
 /// The limits of one field of a configuration `C`. A field that is not set has none.
 #[derive(Debug)]
 pub struct Limit<C> {

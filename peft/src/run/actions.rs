@@ -46,6 +46,7 @@ pub fn evaluate(
     registry: &Registry,
     place: impl Into<Placement>,
 ) -> Result<Evaluation> {
+    request.check()?;
     registry.tasks.get(task)?.evaluate(request, &context(registry, base, &place.into()))
 }
 

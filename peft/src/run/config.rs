@@ -237,15 +237,12 @@ impl RunConfig {
     }
 }
 
-/// Rows longer than this are a mistake of the keyboard.
-const MOST_TOKENS: usize = 1 << 30;
-
 /// What the numbers of [`DataConfig`] may be.
 const LIMITS: [Limit<DataConfig>; 4] = [
-    Limit::whole("max_length", |it| it.max_length, 1, MOST_TOKENS),
-    Limit::whole("doc_stride", |it| it.doc_stride, 0, MOST_TOKENS),
+    Limit::whole("max_length", |it| it.max_length, 1, limits::MOST_TOKENS),
+    Limit::whole("doc_stride", |it| it.doc_stride, 0, limits::MOST_TOKENS),
     Limit::number("masked_share", |it| Some(it.masked_share), Range::Within(0.0, 1.0)),
-    Limit::whole("calibration_rows", |it| it.calibration_rows, 1, MOST_TOKENS),
+    Limit::whole("calibration_rows", |it| it.calibration_rows, 1, limits::MOST_TOKENS),
 ];
 
 /// Settings of the training loop, of which none may be misspelt: serde passes over what it does not know in a struct that

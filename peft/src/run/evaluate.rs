@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use peft_core::{Result, nn};
+use peft_core::{PeftError, Result, nn};
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
+use peft_tasks::train::limits::{self, Limit, Range};
 
 use crate::load::adapters::{AdapterSource, head_of, with_adapters};
 use crate::run::fit::RunContext;
@@ -25,6 +26,26 @@ pub struct EvalRequest {
     pub options: TaskOptions,
 }
 
+/// What the numbers of an evaluation may be.
+const LIMITS: [Limit<EvalRequest>; 5] = [
+    Limit::whole("batch_size", |it| Some(it.batch_size), 1, limits::MOST_ROWS),
+    Limit::whole("max_length", |it| it.data.max_length, 1, limits::MOST_TOKENS),
+    Limit::whole("doc_stride", |it| it.data.doc_stride, 0, limits::MOST_TOKENS),
+    Limit::whole("max_new_tokens", |it| it.options.max_new_tokens, 1, limits::MOST_TOKENS),
+    Limit::number("masked_share", |it| Some(it.options.masked_share), Range::Within(0.0, 1.0)),
+];
+
+impl EvalRequest {
+    /// Says what makes no sense before anything is loaded.
+    ///
+    /// # Errors
+    /// If a number is out of its range, or there is no such file.
+    pub fn check(&self) -> Result<()> {
+        limits::check(self, &LIMITS)?;
+        std::fs::metadata(&self.data.file).map(|_| ()).map_err(PeftError::io("read", &self.data.file))
+    }
+}
+
 /// Loss and measures over all rows of the data.
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
     let tokenizer = Arc::new(Tokenizer::load(context.base)?);
@@ -33,7 +54,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let model = kind.load(context.architectures, context.base, context.place, &head_of(adapters))?;
     let learn = || match kind.learn_labels(&data)? {
         Some(labels) => Ok(labels),
-        None => Err(peft_core::PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
+        None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
     let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
     let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };

@@ -219,8 +219,12 @@ fn numbers_that_make_no_sense_are_refused_before_anything_is_loaded() {
     let error =
         peft(&["train", "--config", &at(&folder, "run.yaml"), "--data", &at(&folder, "train.jsonl")]).unwrap_err();
     assert!(error.contains("`batch_size` is 0"), "{error}");
-    let error = train(&folder, &["--output", &at(&folder, "out"), "--data", "missing.jsonl"]);
-    assert!(error.is_err());
+    for (more, named) in [(["--batch-size", "0"], "`--batch-size` is 0"), (["--masked", "nan"], "`--masked` is NaN")] {
+        let error = peft(&[&["eval", "--model", &base(), "--data", "missing.jsonl"], &more[..]].concat()).unwrap_err();
+        assert!(error.contains(named), "{error}");
+    }
+    let error = peft(&["train", "--model", "nowhere", "--data", "missing.jsonl", "--output", "out"]).unwrap_err();
+    assert!(error.contains("cannot read missing.jsonl"), "{error}");
 }
 
 /// Whichever method has the field takes the flag.

@@ -93,6 +93,27 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(checkpoints(&folder), [""; 0]);
 }
 
+/// Nobody else may write to its folder while it lives; when it is killed nothing keeps the next run from it.
+#[test]
+fn a_folder_has_one_run_and_is_free_when_that_is_killed() {
+    let folder = texts();
+    let (mut child, _said) = running(&folder);
+    let next = |more: &[&str]| {
+        let (base, data, output) = (base(), at(&folder, "train.jsonl"), at(&folder, "out"));
+        let files = ["train", "--model", &base, "--data", &data, "--output", &output, "--targets", "c_attn"];
+        peft(&[&files[..], &["--steps", "1"], more].concat())
+    };
+    for more in ["--resume", "--overwrite-output"] {
+        let error = next(&[more]).unwrap_err();
+        assert!(error.contains("another run is writing to it"), "{error}");
+    }
+    send(&child, "KILL");
+    child.wait().unwrap();
+    assert!(next(&[]).unwrap_err().contains("the log of an earlier run"));
+    let printed = next(&["--resume"]).unwrap();
+    assert!(printed.contains("the run starts anew"), "{printed}");
+}
+
 /// `nohup` wants a run to outlive its terminal.
 #[test]
 #[cfg(target_os = "linux")]
