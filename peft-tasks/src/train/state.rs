@@ -85,6 +85,15 @@ mod exact {
 mod tests {
     use super::*;
 
+    /// An evaluation between two steps is no time of training.
+    #[test]
+    fn a_line_counts_what_its_steps_took() {
+        let mut line = SinceLine::default();
+        line.add(1.0, 30, 0.5);
+        line.add(4.0, 50, 1.5);
+        assert_eq!((line.mean_loss(), line.tokens_per_second()), (2.5, 40.0));
+    }
+
     #[test]
     fn numbers_come_back_to_the_last_bit() {
         let mut generator = 1u64;

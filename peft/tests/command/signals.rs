@@ -12,16 +12,27 @@ use super::adapters::peft;
 use super::labels::at;
 use super::run_file::{base, texts};
 
+/// A process that does not outlive its test, whatever becomes of it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A run that has done its first step and would go on for hours, and its standard error.
-fn running(folder: &TempDir) -> (Child, BufReader<impl Read>) {
+fn running(folder: &TempDir) -> (Running, BufReader<impl Read>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_peft"))
         .args(["train", "--model", &base(), "--data", &at(folder, "train.jsonl"), "--output", &at(folder, "out")])
         .args(["--log-every", "1", "--targets", "c_attn", "--steps", "100000000"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
+        .map(Running)
         .unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut said = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("step 1/") {
         line.clear();
@@ -30,8 +41,8 @@ fn running(folder: &TempDir) -> (Child, BufReader<impl Read>) {
     (child, said)
 }
 
-fn send(child: &Child, signal: &str) {
-    let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+fn send(child: &Running, signal: &str) {
+    let sent = Command::new("kill").args([format!("-{signal}"), child.0.id().to_string()]).status();
     assert!(sent.unwrap().success());
 }
 
@@ -48,7 +59,7 @@ fn a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
         send(&child, signal);
         let mut rest = String::new();
         said.read_to_string(&mut rest).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(code), "{rest}");
+        assert_eq!(child.0.wait().unwrap().code(), Some(code), "{rest}");
         let last = rest.lines().last().unwrap();
         assert!(last.starts_with(&format!("ended by {name} after ")) && last.ends_with("--resume"), "{last}");
         let found = checkpoints(&folder);
@@ -88,7 +99,7 @@ fn a_second_signal_ends_it_at_once() {
     send(&child, "INT");
     send(&child, "TERM");
     send(&child, "CONT");
-    let code = child.wait().unwrap().code();
+    let code = child.0.wait().unwrap().code();
     assert!(code == Some(130) || code == Some(143), "{code:?}");
     assert_eq!(checkpoints(&folder), [""; 0]);
 }
@@ -108,7 +119,7 @@ fn a_folder_has_one_run_and_is_free_when_that_is_killed() {
         assert!(error.contains("another run is writing to it"), "{error}");
     }
     send(&child, "KILL");
-    child.wait().unwrap();
+    child.0.wait().unwrap();
     assert!(next(&[]).unwrap_err().contains("the log of an earlier run"));
     let printed = next(&["--resume"]).unwrap();
     assert!(printed.contains("the run starts anew"), "{printed}");
@@ -127,13 +138,14 @@ fn a_signal_that_is_to_be_ignored_is() {
         at(&folder, "out")
     );
     let mut shell = Command::new("sh");
-    let mut child = shell.args(["-c", &command]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let spawned = shell.args(["-c", &command]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = Running(spawned.unwrap());
+    let mut said = BufReader::new(child.0.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(said.by_ref().any(|it| it.starts_with("step 1/")));
     send(&child, "HUP");
     // It goes on: TERM ends it, and not what came before.
     assert!(said.by_ref().take(2).all(|it| it.starts_with("step ")));
     send(&child, "TERM");
     assert!(said.last().unwrap().starts_with("ended by SIGTERM"));
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(child.0.wait().unwrap().code(), Some(143));
 }
