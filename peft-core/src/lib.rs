@@ -36,7 +36,7 @@ pub use config::projected::{GradientProjection, ProjectedPair};
 pub use error::{LoadReport, PeftError, Result, nearest};
 pub use files::checkpoint;
 pub use files::folder::{
-    AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, WEIGHTS_FILE, read_config, write_folder,
+    AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, WEIGHTS_FILE, read_config, write_folder, write_folder_in,
     write_folder_with_encoder,
 };
 pub use forward::gradient_checkpointing;
@@ -45,6 +45,7 @@ pub use model::state;
 pub use model::status::{AdapterStatus, LayerStatus, ModelStatus};
 pub use model::update::Update;
 pub use plan::init::{Init, stable_hash};
+pub use plan::memory::check_memory;
 pub use plan::plan::{AdapterBuilder, BaseTensor, Plan, PlanRow, thousands};
 pub use plan::replacement::{Replacement, replacement_row, replacement_row_beside_prompt, replacement_row_with_head};
 pub use plan::targets::{

@@ -160,10 +160,10 @@ impl PeftConfig for Ia3Config {
 
         let mut plan = Plan::new("IA3", spec);
         for param in &selected.params {
-            plan.rows.push(self.row(param, feedforward.contains(&param.module))?);
+            plan.rows.push(self.row(param, feedforward.contains(&param.module)?)?);
         }
         if selected.params.iter().any(|it| it.kind == ParamKind::Conv && it.shape.len() == 3) {
-            plan.notes.push("PEFT has no IA3 for one-dimensional convolutions and will not load this".into());
+            plan.not_in_reference.push("PEFT has no IA3 for one-dimensional convolutions".into());
         }
         saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;
@@ -190,10 +190,10 @@ impl<'a> FeedForward<'a> {
         })
     }
 
-    fn contains(&self, path: &str) -> bool {
+    fn contains(&self, path: &str) -> Result<bool> {
         match self {
             Self::Whole(pattern) => pattern.matches(path),
-            Self::Ends(names) => names.iter().any(|name| path.ends_with(name.as_str())),
+            Self::Ends(names) => Ok(names.iter().any(|name| path.ends_with(name.as_str()))),
         }
     }
 }

@@ -104,7 +104,7 @@ impl Common<'_> {
             .iter()
             .any(|it| it.param.owner == "Gpt2Linear" && it.param.kind == ParamKind::Linear(Layout::InOut))
         {
-            plan.notes.push(format!("PEFT has no {} for Conv1D layers: it cannot load this adapter", self.method));
+            plan.not_in_reference.push(format!("PEFT has no {} for Conv1D layers", self.method));
         }
     }
 }

@@ -18,11 +18,24 @@ pub(crate) fn to_tensor(mat: &Mat<f32>, device: &burn::tensor::Device) -> Tensor
     Tensor::from_data(TensorData::new(values, [rows, cols]), device)
 }
 
+/// Whether no element is NaN or infinite.
+pub(crate) fn is_finite<T: Copy + Into<f64>>(mat: &Mat<T>) -> bool {
+    mat.col_iter().all(|column| column.iter().all(|it| (*it).into().is_finite()))
+}
+
 /// `U S Vᵀ` with as few columns as the smaller side has.
+///
+/// Of a matrix that is not finite all three are NaN: what is made of them is then refused where any other number that is
+/// not finite is, by the name of its tensor.
 pub(crate) fn thin(weight: &Mat<f32>) -> (Mat<f32>, Vec<f32>, Mat<f32>) {
-    let svd = weight.thin_svd().expect("the singular values of a finite matrix converge");
-    let values = svd.S().column_vector().iter().copied().collect();
-    (svd.U().to_owned(), values, svd.V().to_owned())
+    match Some(weight).filter(|it| is_finite(it)).and_then(|it| it.thin_svd().ok()) {
+        Some(svd) => (svd.U().to_owned(), svd.S().column_vector().iter().copied().collect(), svd.V().to_owned()),
+        None => {
+            let small = weight.nrows().min(weight.ncols());
+            let nan = |rows, columns| Mat::from_fn(rows, columns, |_, _| f32::NAN);
+            (nan(weight.nrows(), small), vec![f32::NAN; small], nan(weight.ncols(), small))
+        }
+    }
 }
 
 /// The best factors of this rank: `A = Vᵀ` `[rank, in]`, `B = U S` `[out, rank]`, and the singular values of all of it.
@@ -39,4 +52,19 @@ pub(crate) fn leading((u, s, v): &(Mat<f32>, Vec<f32>, Mat<f32>), rank: usize) -
     let a = Mat::from_fn(rank, v.nrows(), |row, column| v[(column, row)]);
     let b = Mat::from_fn(u.nrows(), rank, |row, column| u[(row, column)] * s[column]);
     (a, b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_stays_so_and_stops_nobody() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let weight = Mat::from_fn(3, 5, |row, column| if row == column { bad } else { 1.0 });
+            let (a, b, values) = factors(&weight, 2);
+            assert_eq!((a.nrows(), a.ncols(), b.nrows(), b.ncols(), values.len()), (2, 5, 3, 2, 3));
+            assert!(!is_finite(&a) && !is_finite(&b));
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! Real models are counted, never allocated.
 
+use std::fs;
+
 use peft_core::Adaptable;
 use peft_models::auto::{
-    AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    ArchitectureRegistry, AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoTokenClassifier,
 };
 use peft_models::common::config::RawConfig;
 use peft_models::llama::LlamaForCausalLm;
 
-use crate::support::device;
+use crate::support::{device, fixtures};
 
 fn causal(json: &str) -> AutoCausalLm {
     AutoCausalLm::from_config(&RawConfig::parse_text(json).unwrap(), &device()).unwrap()
@@ -190,4 +193,39 @@ fn bart_base_and_mbart_large() {
         "decoder_ffn_dim": 3072, "is_encoder_decoder": true}"#;
     assert_eq!(counted("targets", base), 139_420_416);
     assert_eq!(counted("targets", r#"{"model_type": "mbart", "vocab_size": 250027}"#), 610_851_840);
+}
+
+/// A `config.json` comes from anywhere, and is understood before a weight is looked at.
+#[test]
+fn no_number_of_a_configuration_allocates_overflows_or_panics() {
+    let registry = ArchitectureRegistry::builtin();
+    let folders = fs::read_dir(fixtures().join("models")).unwrap().map(|it| it.unwrap().path());
+    let configs: Vec<RawConfig> = folders.map(|folder| RawConfig::read(folder).unwrap()).collect();
+    let mut built = 0;
+    for (config, number) in configs.iter().flat_map(|it| [0, 1, 7, 1 << 28, u64::MAX].map(|number| (it, number))) {
+        let counts = config.json.iter().filter(|(_, value)| value.is_u64()).map(|(field, _)| field);
+        for field in counts {
+            let mut raw = config.clone();
+            raw.json.insert(field.clone(), number.into());
+            built += usize::from(registry.causal_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
+            built += usize::from(registry.seq2seq_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
+            built += usize::from(registry.masked_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
+            let classifier = registry.sequence_classifier(&raw, &device());
+            built += usize::from(classifier.is_ok_and(|it| it.spec().parameters() > 0));
+        }
+    }
+    assert!(built > configs.len(), "{built} of {} configurations came to a model", configs.len());
+}
+
+#[test]
+fn more_layers_than_any_model_has_are_named() {
+    for (model_type, field) in [("gpt2", "n_layer"), ("llama", "num_hidden_layers"), ("bart", "decoder_layers")] {
+        let raw =
+            RawConfig::parse_text(&format!(r#"{{"model_type": "{model_type}", "{field}": 1000000000000}}"#)).unwrap();
+        let registry = ArchitectureRegistry::builtin();
+        let error =
+            registry.causal_lm(&raw, &device()).map(drop).or_else(|_| registry.seq2seq_lm(&raw, &device()).map(drop));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(field) && error.contains("10000"), "{error}");
+    }
 }

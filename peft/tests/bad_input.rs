@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use peft::core::files::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
 use peft::core::{DEFAULT_ADAPTER, MethodRegistry, Names, PeftModel};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm};
@@ -56,6 +57,130 @@ fn settings_that_make_no_sense_are_named() {
     assert!(refused(LoraConfig { init_lora_weights: "corda".into(), ..plain() }).contains("corda"));
     assert!(refused(LoraConfig { modules_to_save: Some(vec!["lmhead".into()]), ..plain() }).contains("lm_head"));
     assert!(refused(LoraConfig { r: 100, init_lora_weights: "pissa".into(), ..plain() }).contains("singular"));
+}
+
+#[test]
+fn what_no_memory_holds_is_refused_before_it_is_allocated() {
+    let wide = |r| LoraConfig::new(r, 6.0).targets(["q_proj"]);
+    let error = refused(wide(i32::MAX as usize));
+    assert!(error.contains("LoRA on") && error.contains("TB of memory"), "{error}");
+    assert!(refused(wide(1_000_000_000_000)).contains("`r` is 1000000000000"));
+    assert!(refused(wide(usize::MAX)).contains("`r` is 18446744073709551615"));
+    assert!(refused(LoraConfig { lora_alpha: 1e308, ..wide(4) }).contains("`lora_alpha`"));
+    // Of every method: numbers of a file, and what they ask for beside what is trained.
+    let registry = peft::methods();
+    let names: Vec<String> = registry.names().map(str::to_owned).collect();
+    for name in names {
+        let known = registry.described().iter().find(|it| it.about.peft_type == name).unwrap();
+        let fields = (known.defaults)().unwrap();
+        let counts = fields.iter().filter(|(_, value)| value.is_u64()).map(|(field, _)| field.as_str());
+        let counts: Vec<&str> =
+            counts.chain(fields.keys().map(String::as_str).filter(|it| it.starts_with("num_"))).collect();
+        for (field, number) in
+            counts.into_iter().flat_map(|it| [i64::from(i32::MAX), i64::MAX].map(|number| (it, number)))
+        {
+            let mut json = fields.clone();
+            json.insert("peft_type".into(), name.clone().into());
+            json.insert("num_virtual_tokens".into(), 4.into());
+            json.insert(field.to_owned(), number.into());
+            let mut peft = base("llama-tiny");
+            // Some numbers are harmless. The others are errors, and no allocation aborts the process.
+            let added = registry
+                .parse(json)
+                .and_then(|config| peft.add_adapter_as("a", config, 0).map(|plan| plan.trainable()));
+            if let Ok(trainable) = added {
+                assert!(trainable < 1_000_000, "{name} {field}: {trainable}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_target_of_another_architecture_is_left_out_and_said() {
+    let mut peft = base("llama-tiny");
+    let config = LoraConfig::new(4, 6.0).targets(["q_proj", "v_proj", "query_key_value", "w3"]);
+    let plan = peft.add_adapter_as(DEFAULT_ADAPTER, config, 0).unwrap();
+    let note = plan.notes.join("\n");
+    assert!(
+        note.contains("`query_key_value`, `w3`") && note.contains("as PEFT does") && note.contains("gate_proj"),
+        "{note}"
+    );
+    // As in PEFT, the list stays as it was given.
+    let saved = peft.adapter_config(DEFAULT_ADAPTER).unwrap();
+    assert_eq!(saved["target_modules"].as_array().unwrap().len(), 4);
+    assert!(refused(LoraConfig::new(4, 6.0).targets(["q_proj", "v_porj"])).contains("did you mean v_proj"));
+}
+
+#[test]
+fn a_folder_that_is_no_adapter_of_peft_says_what_it_is() {
+    let say = |files: &[&str], config: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::create_dir_all(folder.path().join(file).parent().unwrap()).unwrap();
+            fs::write(folder.path().join(file), "x").unwrap();
+        }
+        if !config.is_empty() {
+            fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        }
+        load(folder.path(), &peft::methods())
+    };
+    let lora = r#"{"peft_type": "LORA", "target_modules": ["q_proj"]}"#;
+    assert!(say(&["adapter_model.bin"], lora).contains("a pickle"));
+    assert!(say(&["adapters.safetensors"], r#"{"fine_tune_type": "lora", "num_layers": 4}"#).contains("mlx-lm"));
+    assert!(say(&["adapters.safetensors"], r#"{"lora_parameters": {"rank": 8}}"#).contains("mlx-lm"));
+    assert!(say(&["pytorch_lora_weights.safetensors"], "").contains("diffusers"));
+    assert!(say(&["config.json", "model.safetensors"], "").contains("is a model, no adapter"));
+    assert!(say(&["ggml-adapter.gguf"], "").contains("GGUF"));
+    assert!(say(&["checkpoint-500/adapter_config.json"], "").contains("holds checkpoints"));
+    assert!(load(Path::new("nowhere"), &peft::methods()).contains("there is no such folder"));
+
+    let old = r#"{"peft_type": "OFT", "r": 8, "inference_mode": true, "target_modules": ["q_proj"]}"#;
+    let folder = copy_of("llama_lora_default");
+    fs::write(folder.path().join("adapter_config.json"), old).unwrap();
+    let error = load(folder.path(), &peft::methods());
+    assert!(error.contains("oft_block_size") && error.contains("PEFT 0.13"), "{error}");
+}
+
+#[test]
+fn keys_with_the_names_of_adapters_and_wrappers_load() {
+    let folder = copy_of("llama_lora_default");
+    let plain = TensorFile::open(folder.path().join("adapter_model.safetensors")).unwrap();
+    for name in [
+        |key: &str| key.replace(".weight", ".default.weight"),
+        |key: &str| format!("module.{key}"),
+        |key: &str| format!("_orig_mod.{key}"),
+    ] {
+        let stored = |key: String| Stored { data: plain.floats(&key).unwrap(), key: name(&key) };
+        let tensors = plain.keys().into_iter().map(stored).collect();
+        let other = copy_of("llama_lora_default");
+        write_tensors(other.path().join("adapter_model.safetensors"), tensors, FloatType::F32).unwrap();
+        let mut peft = base("llama-tiny");
+        peft.load_adapter(other.path(), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+        for Stored { key, data } in peft.adapter_tensors(DEFAULT_ADAPTER).unwrap() {
+            assert_eq!(data, plain.floats(&key).unwrap(), "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_fresh_adapter_names_the_base_that_it_was_made_on() {
+    let template = r#"{"peft_type": "LORA", "base_model_name_or_path": "someone/else", "revision": "abc", "r": 4}"#;
+    let mut peft = base("llama-tiny");
+    let config = peft::methods().parse(serde_json::from_str(template).unwrap()).unwrap();
+    peft.add_adapter(config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    peft.save(folder.path()).unwrap();
+    let saved = peft::core::read_config(folder.path()).unwrap();
+    assert!(saved["base_model_name_or_path"].as_str().unwrap().ends_with("llama-tiny"), "{saved:?}");
+    assert!(saved["revision"].is_null());
+    // One that was loaded keeps the name that its author gave.
+    let mut again = base("llama-tiny");
+    again.set_base_name("another/place");
+    again.load_adapter(folder.path(), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+    assert_eq!(
+        again.adapter_config(DEFAULT_ADAPTER).unwrap()["base_model_name_or_path"],
+        saved["base_model_name_or_path"]
+    );
 }
 
 #[test]

@@ -250,7 +250,7 @@ impl PeftConfig for RoadConfig {
         // transformers' `Conv1D`. `burn::nn::Linear` lies the same way, but a file holds it as torch's `Linear`.
         let is_conv1d = |it: &ParamSpec| it.kind == ParamKind::Linear(Layout::InOut) && !it.is_transposed_on_disk();
         if plan.rows.iter().any(|it| is_conv1d(&it.param)) {
-            plan.notes.push("PEFT has no RoAd for Conv1D layers: it cannot load this adapter".into());
+            plan.not_in_reference.push("PEFT has no RoAd for Conv1D layers".into());
         }
         saved.add_to(&mut plan, spec)?;
         plan.unmatched = selected.unmatched;

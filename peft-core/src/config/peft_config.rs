@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::config::fields::COMMON_FIELDS;
+use crate::config::limits::check_numbers;
 use crate::config::projected::GradientProjection;
 use crate::error::{PeftError, Result};
 use crate::files::checkpoint::{Stored, TensorFile};
@@ -249,7 +250,11 @@ impl MethodRegistry {
     }
 
     /// The configuration that a JSON object describes.
+    ///
+    /// # Errors
+    /// If it names no method that is known, a number is beyond what anything can hold, or the method refuses it.
     pub fn parse(&self, config: Map<String, Value>) -> Result<Box<dyn PeftConfig>> {
+        check_numbers(&config)?;
         let Some(peft_type) = config.get("peft_type").and_then(Value::as_str) else {
             return Err(PeftError::config("peft_type", "is missing: this is no adapter_config.json"));
         };

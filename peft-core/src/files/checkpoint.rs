@@ -9,7 +9,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::{LoadReport, PeftError, Result};
 pub use crate::files::dtype::{BaseDtype, Dtype, FloatType, Placement};
-pub use crate::files::safetensors::{Stored, TensorFile, serialize, write_atomically, write_tensors, write_together};
+pub use crate::files::safetensors::{
+    Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
+};
 use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, map_params, visit_params};
 
 /// File names under which a folder may keep its weights, in order of preference.

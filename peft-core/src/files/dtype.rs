@@ -107,7 +107,7 @@ impl From<&Placement> for Placement {
 }
 
 /// Element type of written floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum FloatType {
     /// 32 bits.
     #[default]

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result};
 use crate::files::dtype::FloatType;
-use crate::files::safetensors::{Stored, TensorFile, serialize, write_atomically, write_together};
-use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path};
+use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_atomically, write_together};
+use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, plain_key};
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -78,19 +78,21 @@ pub struct AdapterFolder {
 
 impl AdapterFolder {
     /// Opens a folder that the reference or this workspace wrote.
+    ///
+    /// Keys are known as the reference saves them, also where the file has the adapter's name or those of torch's wrappers
+    /// in them.
+    ///
+    /// # Errors
+    /// If there is no such folder, it is something else than an adapter, or a file of it is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let config = read_config(path)?;
         let weights = path.join(WEIGHTS_FILE);
         if !weights.is_file() {
-            let reason = if path.join("adapter_model.bin").is_file() {
-                "it has only `adapter_model.bin`; save it once from Python with `safe_serialization=True`".to_owned()
-            } else {
-                format!("it has no `{WEIGHTS_FILE}`")
-            };
-            return Err(PeftError::bad_file(path, reason));
+            let what = foreign(path).unwrap_or("has no `adapter_model.safetensors`");
+            return Err(PeftError::bad_file(path, format!("it {what}")));
         }
-        let tensors = TensorFile::open(weights)?;
+        let tensors = TensorFile::open(weights)?.renamed(plain_key)?;
         if tensors.keys().is_empty() {
             return Err(PeftError::bad_file(tensors.path(), "it holds no tensor: the adapter was saved empty"));
         }
@@ -126,15 +128,71 @@ impl AdapterFolder {
 pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     let file = folder.join(CONFIG_FILE);
     if !file.is_file() {
-        return Err(PeftError::bad_file(folder, format!("it has no `{CONFIG_FILE}`, so it is no adapter folder")));
+        let reason = match (folder.is_dir(), foreign(folder)) {
+            (false, _) => "there is no such folder".to_owned(),
+            (true, Some(what)) => format!("it {what}"),
+            (true, None) => format!("it has no `{CONFIG_FILE}`, so it is no adapter folder"),
+        };
+        return Err(PeftError::bad_file(folder, reason));
     }
     let text = fs::read_to_string(&file).map_err(PeftError::io("read", &file))?;
-    serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&file, error))
+    let config: Map<String, Value> = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&file, error))?;
+    // mlx-lm calls its configuration by the same name.
+    match config.contains_key("peft_type") {
+        false if config.contains_key("fine_tune_type") || config.contains_key("lora_parameters") => {
+            Err(PeftError::bad_file(folder, format!("it {MLX}")))
+        }
+        _ => Ok(config),
+    }
+}
+
+const MLX: &str = "is an adapter of mlx-lm, whose factors lie the other way round: train it again here, or fuse it into \
+                   its base with `mlx_lm.fuse` and use that model";
+
+/// What a folder is that is none of ours, and what to do with it: the end of a sentence that begins with `it`.
+fn foreign(folder: &Path) -> Option<&'static str> {
+    const KNOWN: [(&str, &str); 8] = [
+        (
+            "adapter_model.bin",
+            "has its weights in `adapter_model.bin`, a pickle, which may run any program and is not opened: write it \
+             once from Python with `PeftModel.from_pretrained(…).save_pretrained(…)`",
+        ),
+        ("adapters.safetensors", MLX),
+        ("adapters.npz", MLX),
+        (
+            "pytorch_lora_weights.safetensors",
+            "is an adapter of an image pipeline in the layout of diffusers; language models have no use for it",
+        ),
+        ("pytorch_lora_weights.bin", "is an adapter of an image pipeline, in a pickle, which is not opened"),
+        ("model.safetensors", "is a model, no adapter: give it as the model"),
+        ("model.safetensors.index.json", "is a model, no adapter: give it as the model"),
+        ("pytorch_model.bin", "is a model in a pickle, no adapter"),
+    ];
+    if let Some((_, what)) = KNOWN.iter().find(|(file, _)| folder.join(file).is_file()) {
+        return Some(what);
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names: Vec<String> = entries.filter_map(|it| it.file_name().into_string().ok()).collect();
+    let any = |test: fn(&String) -> bool| names.iter().any(test);
+    if any(|it| it.ends_with(".gguf")) {
+        return Some("holds GGUF, the form of llama.cpp: give the folder that it was converted from");
+    }
+    any(|it| it.starts_with("checkpoint-")).then_some("holds checkpoints: give one of them, such as the last")
 }
 
 /// Writes an adapter folder. Until the last moment an adapter that was there stays whole.
 pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors: Vec<Stored>) -> Result<()> {
-    write_folder_with_encoder(path, config, tensors, Vec::new())
+    write_all(path.as_ref(), config, tensors, Vec::new(), FloatType::F32)
+}
+
+/// The same in other numbers than single precision.
+pub fn write_folder_in(
+    path: impl AsRef<Path>,
+    config: &Map<String, Value>,
+    tensors: Vec<Stored>,
+    float: FloatType,
+) -> Result<()> {
+    write_all(path.as_ref(), config, tensors, Vec::new(), float)
 }
 
 /// The same with the tensors of an encoder whose outcome `tensors` holds, if there are any.
@@ -144,23 +202,28 @@ pub fn write_folder_with_encoder(
     tensors: Vec<Stored>,
     encoder: Vec<Stored>,
 ) -> Result<()> {
-    let path = path.as_ref();
+    write_all(path.as_ref(), config, tensors, encoder, FloatType::F32)
+}
+
+fn write_all(
+    path: &Path,
+    config: &Map<String, Value>,
+    tensors: Vec<Stored>,
+    encoder: Vec<Stored>,
+    float: FloatType,
+) -> Result<()> {
     if path.is_file() {
         return Err(PeftError::bad_file(path, "it is a file; give a folder to save the adapter in"));
     }
     if tensors.is_empty() {
         return Err(PeftError::Invalid("refusing to save an adapter without a single tensor".into()));
     }
-    for Stored { key, data } in tensors.iter().chain(&encoder) {
-        let finite = !data.dtype().is_float() || data.iter::<f32>().all(f32::is_finite);
-        if !finite {
-            let reason = format!("refusing to save: `{key}` holds NaN or infinity; train with a smaller learning rate");
-            return Err(PeftError::NotFinite(reason));
-        }
-    }
+    let next = "if training made it, train with a smaller learning rate";
+    check_finite(&tensors, float, next)?;
+    check_finite(&encoder, FloatType::F32, next)?;
     let sorted: BTreeMap<&String, &Value> = config.iter().collect();
     let json = serde_json::to_string_pretty(&sorted).map_err(|error| PeftError::Invalid(error.to_string()))?;
-    let bytes = serialize(tensors, FloatType::F32)?;
+    let bytes = serialize(tensors, float)?;
 
     let [weights, config, beside] = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE].map(|it| path.join(it));
     if encoder.is_empty() {

@@ -23,6 +23,8 @@ pub struct TensorFile {
     map: Arc<Mmap>,
     data_start: usize,
     metadata: Metadata,
+    /// The keys of the file, by the names that they are known under; empty where these are the same.
+    names: HashMap<String, String>,
 }
 
 impl TensorFile {
@@ -39,7 +41,25 @@ impl TensorFile {
         };
         SafeTensors::deserialize(&map).map_err(reason)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(reason)?;
-        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start: header + size_of::<u64>(), metadata })
+        let data_start = header + size_of::<u64>();
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start, metadata, names: HashMap::new() })
+    }
+
+    /// The same file, whose tensors are known under other names.
+    ///
+    /// # Errors
+    /// If two tensors get one name.
+    pub fn renamed(mut self, name: impl Fn(&str) -> Cow<'_, str>) -> Result<Self> {
+        let mut names = HashMap::new();
+        for key in self.file_keys() {
+            let name = name(&key).into_owned();
+            if let Some(other) = names.insert(name.clone(), key.clone()) {
+                let reason = format!("`{key}` and `{other}` are the same tensor, `{name}`: remove one");
+                return Err(PeftError::bad_file(&self.path, reason));
+            }
+        }
+        self.names = if names.iter().all(|(name, key)| name == key) { HashMap::new() } else { names };
+        Ok(self)
     }
 
     /// Where the file lies.
@@ -49,6 +69,16 @@ impl TensorFile {
 
     /// All keys, sorted.
     pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.names.keys().cloned().collect();
+        if keys.is_empty() {
+            return self.file_keys();
+        }
+        keys.sort();
+        keys
+    }
+
+    /// All keys as the file spells them, sorted.
+    pub fn file_keys(&self) -> Vec<String> {
         let mut keys: Vec<String> = self.metadata.tensors().into_keys().collect();
         keys.sort();
         keys
@@ -61,17 +91,17 @@ impl TensorFile {
 
     /// Shape of a tensor, if the file has it.
     pub fn shape(&self, key: &str) -> Option<&[usize]> {
-        self.metadata.info(key).map(|it| it.shape.as_slice())
+        self.info(key).map(|it| it.shape.as_slice())
     }
 
     /// Element type of a tensor, if the file has it.
     pub fn dtype(&self, key: &str) -> Option<Dtype> {
-        self.metadata.info(key).map(|it| it.dtype)
+        self.info(key).map(|it| it.dtype)
     }
 
     /// Bytes that a tensor takes in the file.
     pub fn bytes(&self, key: &str) -> Option<usize> {
-        self.metadata.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
+        self.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
     }
 
     /// A tensor as floats, cast once.
@@ -136,8 +166,15 @@ impl TensorFile {
         Ok(TensorData::new(values, info.shape.clone()))
     }
 
+    fn info(&self, key: &str) -> Option<&TensorInfo> {
+        match self.names.is_empty() {
+            true => self.metadata.info(key),
+            false => self.metadata.info(self.names.get(key)?),
+        }
+    }
+
     fn tensor(&self, key: &str) -> Result<(&TensorInfo, &[u8])> {
-        let info = self.metadata.info(key).ok_or_else(|| {
+        let info = self.info(key).ok_or_else(|| {
             PeftError::bad_file(&self.path, format!("it has no tensor `{key}`; it has {}", self.keys().join(", ")))
         })?;
         let (start, end) = info.data_offsets;
@@ -238,6 +275,28 @@ pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
     let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(views, Some(header))
         .map_err(|error| PeftError::Invalid(format!("cannot serialise: {error}")))
+}
+
+/// Refuses tensors that would hold NaN or infinity in a file of these numbers. `next` says what to do about it.
+///
+/// # Errors
+/// Names the tensor, and the number that is too large for half precision.
+pub fn check_finite(tensors: &[Stored], float: FloatType, next: &str) -> Result<()> {
+    let largest = match float {
+        FloatType::F32 => f32::MAX,
+        FloatType::F16 => f16::MAX.to_f32(),
+        FloatType::BF16 => bf16::MAX.to_f32(),
+    };
+    for Stored { key, data } in tensors.iter().filter(|it| it.data.dtype().is_float()) {
+        let beyond = |it: &f32| !(it.abs() <= largest);
+        let what = match data.iter::<f32>().find(beyond) {
+            None => continue,
+            Some(number) if number.is_finite() => format!("{number:e}, too large for {float:?}"),
+            Some(_) => "NaN or infinity".to_owned(),
+        };
+        return Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {what}; {next}")));
+    }
+    Ok(())
 }
 
 /// Writes a safetensors file. See [`write_atomically`].

@@ -3,6 +3,7 @@
 use burn::module::Module;
 
 use crate::adapter::{AnyAdapter, slots};
+use crate::config::limits::check_numbers;
 use crate::config::peft_config::PeftConfig;
 use crate::error::{PeftError, Result};
 use crate::files::safetensors::Stored;
@@ -67,18 +68,9 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn add(&mut self, name: &str, config: Box<dyn PeftConfig>, seed: u64) -> Result<()> {
-        let Planned { model, spec: untied, plan } = self.planned(name, config.as_ref())?;
+        let Planned { model, spec: untied, mut plan } = self.planned(name, config.as_ref())?;
         let spec = untied.as_ref().unwrap_or(&self.spec);
-        if !plan.unmatched.is_empty() {
-            let leaves: Vec<&str> =
-                spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
-            let near = plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect();
-            let mut available: Vec<String> = leaves.iter().map(|it| (*it).to_owned()).collect();
-            available.sort();
-            available.dedup();
-            let targets = format!("{:?}", plan.unmatched);
-            return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
-        }
+        check_unmatched(&mut plan, spec)?;
         if !plan.unmatched_parameters.is_empty() {
             return Err(crate::no_parameter_matched(&plan.unmatched_parameters, spec));
         }
@@ -94,13 +86,21 @@ impl<M: Module> PeftModel<M> {
         // Labels belong to a head: an adapter that leaves it alone has none.
         let trains_head = plan.rows.iter().any(|it| self.spec.is_head(&it.param.module));
         let labels = self.spec.labels.clone().filter(|_| trains_head);
-        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels });
+        self.adapters.insert(name.to_owned(), AdapterInfo { config, plan, trainable: true, labels, made_here: true });
         self.set_active(&[name])?;
         self.set_trainable(&[name])
     }
 
     /// Plans an adapter, on a base whose tied head is untied if the adapter names it.
     pub(super) fn planned(&self, name: &str, config: &dyn PeftConfig) -> Result<Planned<M>> {
+        // A configuration that a program wrote has not been through the registry.
+        check_numbers(&config.to_json()?)?;
+        let planned = self.planned_on_head(name, config)?;
+        planned.plan.check_memory(&self.device())?;
+        Ok(planned)
+    }
+
+    fn planned_on_head(&self, name: &str, config: &dyn PeftConfig) -> Result<Planned<M>> {
         if let Some(head) = self.head.as_ref().filter(|it| (it.is_tied)(&self.model))
             && !config.keeps_head_tied(&self.spec)
         {
@@ -132,5 +132,77 @@ impl<M: Module> PeftModel<M> {
             }
         }
         Ok(())
+    }
+}
+
+/// Names of a list of targets that match nothing. The reference goes on without a word as long as one of the list matches,
+/// for a list may be meant for several architectures. That is noted here; what is a slip of the pen is refused.
+fn check_unmatched(plan: &mut Plan, spec: &ModelSpec) -> Result<()> {
+    let mut leaves: Vec<&str> = spec.layers().map(|it| it.module.rsplit('.').next().unwrap_or(&it.module)).collect();
+    leaves.sort_unstable();
+    leaves.dedup();
+    let meant = |name: &str| leaves.iter().copied().find(|leaf| is_slip(name, leaf));
+    let slips: Vec<(&String, &str)> = plan.unmatched.iter().filter_map(|it| Some((it, meant(it)?))).collect();
+    if plan.rows.is_empty() || !slips.is_empty() {
+        let near = match slips.is_empty() {
+            true => plan.unmatched.iter().flat_map(|it| crate::nearest(it, leaves.iter().copied())).collect(),
+            false => slips.iter().map(|it| it.1.to_owned()).collect(),
+        };
+        let names: Vec<&String> =
+            if slips.is_empty() { plan.unmatched.iter().collect() } else { slips.iter().map(|it| it.0).collect() };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let available = leaves.iter().map(|it| (*it).to_owned()).collect();
+        let targets = format!("{names:?}");
+        return Err(PeftError::NothingMatched { field: "target_modules", targets, nearest: near, available });
+    }
+    if !plan.unmatched.is_empty() {
+        let names = plan.unmatched.iter().map(|it| format!("`{it}`")).collect::<Vec<_>>().join(", ");
+        let has = leaves.join(", ");
+        plan.notes.push(format!(
+            "target_modules {names} is in no layer of this model and is left out, as PEFT does; its layers are {has}"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `name` is `leaf`, written with other dashes, with two letters swapped, or in a longer name with one too few or
+/// too many. `k_proj` is none of `q_proj`: names that differ in a letter are often both meant.
+fn is_slip(name: &str, leaf: &str) -> bool {
+    let plain =
+        |text: &str| text.chars().filter(|it| it.is_alphanumeric()).flat_map(char::to_lowercase).collect::<Vec<_>>();
+    let (a, b) = (plain(name), plain(leaf));
+    if a == b {
+        return true;
+    }
+    let (short, long) = if a.len() < b.len() { (&a, &b) } else { (&b, &a) };
+    let same = short.iter().zip(long).take_while(|(left, right)| left == right).count();
+    match long.len() - short.len() {
+        0 => same + 1 < a.len() && a[same] == b[same + 1] && a[same + 1] == b[same] && a[same + 2..] == b[same + 2..],
+        1 => short.len() >= 5 && short[same..] == long[same + 1..] && long[same].is_alphabetic(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_slip;
+
+    #[test]
+    fn a_slip_is_told_from_a_name_of_another_architecture() {
+        for (name, leaf) in [("qproj", "q_proj"), ("Q-Proj", "q_proj"), ("q_porj", "q_proj"), ("gate_prj", "gate_proj")]
+        {
+            assert!(is_slip(name, leaf), "{name} {leaf}");
+        }
+        for (name, leaf) in [
+            ("k_proj", "q_proj"),
+            ("w3", "w2"),
+            ("fc", "fc1"),
+            ("query_key_value", "query"),
+            ("dense", "dense_h_to_4h"),
+        ] {
+            assert!(!is_slip(name, leaf), "{name} {leaf}");
+        }
     }
 }

@@ -45,7 +45,7 @@ impl<M: Module> PeftModel<M> {
             set.map_adapters(|it, adapter| if it == name { adapter.set_trainable(true) } else { adapter })
         });
         self.spec = spec;
-        let info = AdapterInfo { config, plan, trainable: true, labels: folder.labels };
+        let info = AdapterInfo { config, plan, trainable: true, labels: folder.labels, made_here: false };
         self.adapters.insert(name.to_owned(), info);
         self.set_active(&active)
     }
@@ -96,7 +96,7 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn described(&self, name: &str, mut json: Map<String, Value>) -> Result<Map<String, Value>> {
-        let AdapterInfo { config, plan, .. } = &self.adapters[name];
+        let AdapterInfo { config, plan, made_here, .. } = &self.adapters[name];
         for (field, value) in &plan.derived {
             if json.get(field).is_none_or(Value::is_null) {
                 json.insert(field.clone(), value.clone());
@@ -105,6 +105,11 @@ impl<M: Module> PeftModel<M> {
         json.insert("peft_type".into(), config.peft_type().into());
         json.insert("inference_mode".into(), true.into());
         json.insert("peft_version".into(), REFERENCE_VERSION.into());
+        // A configuration may be a template that names the base of another adapter.
+        if *made_here && self.spec.base_name.is_some() {
+            json.insert("base_model_name_or_path".into(), Value::Null);
+            json.insert("revision".into(), Value::Null);
+        }
         for (field, value) in [("base_model_name_or_path", &self.spec.base_name), ("task_type", &self.spec.task_type)] {
             if json.get(field).is_none_or(Value::is_null) {
                 json.insert(field.into(), value.clone().into());

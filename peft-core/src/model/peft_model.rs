@@ -33,6 +33,8 @@ pub struct AdapterInfo {
     pub trainable: bool,
     /// What the outputs of a head that it brings mean; written beside it.
     pub labels: Option<Labels>,
+    /// Whether it was made on this base, so that its folder names this base whatever its configuration said before.
+    pub made_here: bool,
 }
 
 /// A base model with named adapters.

@@ -15,8 +15,10 @@ use serde_json::{Map, Value};
 use crate::adapter::slots;
 use crate::adapter::{AdapterSet, AnyAdapter};
 use crate::erased::{Ranked, with_rank};
+use crate::error::Result;
 use crate::ops;
 use crate::plan::init::{Init, stable_hash};
+use crate::plan::memory::check_memory;
 use crate::spec::{
     Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, map_params, visit_params,
 };
@@ -118,6 +120,8 @@ pub struct Plan {
     pub export_form: Option<Vec<PlanRow>>,
     /// Elements of the model without the adapter.
     pub base_parameters: usize,
+    /// Elements that are made once for all rows and never trained, such as VeRA's projections.
+    pub shared_elements: usize,
     /// Target names that matched nothing.
     pub unmatched: Vec<String>,
     /// The same of names that stand for parameters, `target_parameters`.
@@ -129,6 +133,8 @@ pub struct Plan {
     pub derived: Map<String, Value>,
     /// What a user should know although nothing is wrong.
     pub notes: Vec<String>,
+    /// Why the reference cannot load the adapter: `PEFT has no OFT for Conv1D layers`.
+    pub not_in_reference: Vec<String>,
 }
 
 impl Plan {
@@ -151,7 +157,17 @@ impl Plan {
 
     /// Trainable elements.
     pub fn trainable(&self) -> usize {
-        self.rows.iter().map(|it| it.parameters).sum()
+        self.rows.iter().fold(0, |sum, it| sum.saturating_add(it.parameters))
+    }
+
+    /// Refuses a plan whose adapter does not fit into the memory of the machine.
+    ///
+    /// # Errors
+    /// Says how much it needs and how much there is.
+    pub fn check_memory(&self, device: &Device) -> Result<()> {
+        let rows = self.rows.iter().map(|it| it.parameters as u64);
+        let elements = rows.fold(self.shared_elements as u64, u64::saturating_add);
+        check_memory(&format!("the adapter ({} on {} parameters)", self.method, self.rows.len()), elements, device)
     }
 
     /// Trainable elements over all elements, base and adapter, as `print_trainable_parameters` counts.
@@ -218,6 +234,9 @@ impl fmt::Display for Plan {
         )?;
         for note in &self.notes {
             write!(f, "\n  note: {note}")?;
+        }
+        for reason in &self.not_in_reference {
+            write!(f, "\n  note: {reason}: it cannot load this adapter")?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use fancy_regex::Regex;
+use fancy_regex::{Captures, Regex};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -120,9 +120,9 @@ impl Selection {
         let mut excluded = 0;
         for param in &candidates {
             let path = param.module.as_str();
-            if exclude.as_ref().is_some_and(|it| it.matches(path)) {
+            if exclude.as_ref().map_or(Ok(false), |it| it.matches(path))? {
                 excluded += 1;
-            } else if !self.is_saved(path) && matcher.matches(path) && self.index_fits(&matcher, &index, path) {
+            } else if !self.is_saved(path) && matcher.matches(path)? && self.index_fits(&matcher, &index, path)? {
                 found.push(param.clone());
             }
         }
@@ -134,7 +134,9 @@ impl Selection {
             }
         };
         if found.is_empty() {
-            if let Some(module) = spec.modules().find(|it| matcher.matches(it) && is_container(spec, it)) {
+            // Whatever a pattern gave up on has been an error above.
+            let is_hit = |it: &str| matcher.matches(it).unwrap_or(false);
+            if let Some(module) = spec.modules().find(|it| is_hit(it) && is_container(spec, it)) {
                 let is_weight =
                     |it: &&Arc<ParamSpec>| it.module == module && it.name == "weight" && it.shape.len() >= 2;
                 let reason = match spec.iter().find(is_weight) {
@@ -164,10 +166,14 @@ impl Selection {
         let linear = |param: &&Arc<ParamSpec>| {
             matches!(param.kind, ParamKind::Linear(_))
                 && !spec.heads.iter().any(|head| is_suffix(&param.module, head))
-                && !exclude.as_ref().is_some_and(|it| it.matches(&param.module))
                 && !self.is_saved(&param.module)
         };
-        let found: Vec<_> = spec.layers().filter(linear).cloned().collect();
+        let mut found = Vec::new();
+        for param in spec.layers().filter(linear) {
+            if !exclude.as_ref().map_or(Ok(false), |it| it.matches(&param.module))? {
+                found.push(param.clone());
+            }
+        }
         if found.is_empty() {
             return Err(self.nothing_matched("target_modules", &Names::Pattern(ALL_LINEAR.into()), spec));
         }
@@ -212,7 +218,7 @@ impl Selection {
         self.modules_to_save.iter().any(|name| contains_module(path, name))
     }
 
-    fn index_matchers(&self) -> Result<Vec<Regex>> {
+    fn index_matchers(&self) -> Result<Vec<Pattern>> {
         if self.layers_to_transform.is_none() {
             return Ok(Vec::new());
         }
@@ -222,22 +228,27 @@ impl Selection {
             Some(Names::Pattern(pattern)) => vec![named(pattern)],
             Some(Names::List(patterns)) => patterns.iter().map(|it| named(it)).collect(),
         };
-        patterns.iter().map(|it| compile("layers_pattern", it)).collect()
+        patterns.iter().map(|it| Pattern::new("layers_pattern", it)).collect()
     }
 
-    fn index_fits(&self, targets: &Matcher, patterns: &[Regex], path: &str) -> bool {
+    fn index_fits(&self, targets: &Matcher, patterns: &[Pattern], path: &str) -> Result<bool> {
         // A path that is listed whole is meant, whatever the layer numbers say.
-        let Some(indices) = self.layers_to_transform.as_ref().filter(|_| !targets.lists(path)) else { return true };
+        let Some(indices) = self.layers_to_transform.as_ref().filter(|_| !targets.lists(path)) else {
+            return Ok(true);
+        };
         let wanted = |index: usize| match indices {
             Indices::One(one) => *one == index,
             Indices::Many(many) => many.is_empty() || many.contains(&index),
         };
         if matches!(indices, Indices::Many(many) if many.is_empty()) {
-            return true;
+            return Ok(true);
         }
-        let captured = patterns.iter().find_map(|it| it.captures(path).ok().flatten());
-        let index = captured.and_then(|it| it.get(1)?.as_str().parse().ok());
-        index.is_some_and(wanted)
+        for pattern in patterns {
+            if let Some(captured) = pattern.captures(path)? {
+                return Ok(captured.get(1).and_then(|it| it.as_str().parse().ok()).is_some_and(wanted));
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -281,19 +292,51 @@ pub fn is_saved_whole(path: &str, name: &str) -> bool {
     enclosing(path).any(|it| it.ends_with(name))
 }
 
+/// A regular expression of a configuration. It may give up on a path, which is no answer.
+#[derive(Debug)]
+struct Pattern {
+    field: String,
+    regex: Box<Regex>,
+}
+
+impl Pattern {
+    fn new(field: &str, pattern: &str) -> Result<Self> {
+        let regex = Regex::new(pattern)
+            .map_err(|error| PeftError::config(field, format!("is not a regular expression: {error}")))?;
+        Ok(Self { field: field.to_owned(), regex: Box::new(regex) })
+    }
+
+    fn matches(&self, path: &str) -> Result<bool> {
+        self.regex.is_match(path).map_err(|error| self.gave_up(path, &error))
+    }
+
+    fn captures<'a>(&self, path: &'a str) -> Result<Option<Captures<'a>>> {
+        self.regex.captures(path).map_err(|error| self.gave_up(path, &error))
+    }
+
+    fn gave_up(&self, path: &str, error: &fancy_regex::Error) -> PeftError {
+        let reason =
+            format!("is a regular expression that gives up on `{path}`, so nobody knows ({error}): simplify it");
+        PeftError::config(self.field.as_str(), reason)
+    }
+}
+
 /// A regular expression that must match a whole path.
 #[derive(Debug)]
-pub struct WholePath(Box<Regex>);
+pub struct WholePath(Pattern);
 
 impl WholePath {
     /// Compiles the expression of a configuration's field.
     pub fn new(field: &str, pattern: &str) -> Result<Self> {
-        Ok(Self(Box::new(compile(field, &format!(r"\A(?:{pattern})\z"))?)))
+        Ok(Self(Pattern::new(field, &format!(r"\A(?:{pattern})\z"))?))
     }
 
     /// Whether it matches all of the path.
-    pub fn matches(&self, path: &str) -> bool {
-        self.0.is_match(path).unwrap_or(false)
+    ///
+    /// # Errors
+    /// If the expression takes so many steps that it gives up.
+    pub fn matches(&self, path: &str) -> Result<bool> {
+        self.0.matches(path)
     }
 }
 
@@ -310,10 +353,10 @@ impl Matcher {
         })
     }
 
-    fn matches(&self, path: &str) -> bool {
+    fn matches(&self, path: &str) -> Result<bool> {
         match self {
             Self::Pattern(pattern) => pattern.matches(path),
-            Self::List(names) => names.iter().any(|name| is_suffix(path, name)),
+            Self::List(names) => Ok(names.iter().any(|name| is_suffix(path, name))),
         }
     }
 
@@ -322,14 +365,10 @@ impl Matcher {
     }
 }
 
-fn compile(field: &str, pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|error| PeftError::config(field, format!("is not a regular expression: {error}")))
-}
-
 /// `rank_pattern` and its like: values for layers whose path ends in a match of the key.
 #[derive(Debug)]
 pub struct Patterns<'a, T> {
-    entries: Vec<(Regex, &'a T)>,
+    entries: Vec<(Pattern, &'a T)>,
 }
 
 impl<'a, T> Patterns<'a, T> {
@@ -343,28 +382,43 @@ impl<'a, T> Patterns<'a, T> {
 
     /// Compiles keys that a method matches in a way of its own.
     pub fn spelled(field: &str, map: &'a IndexMap<String, T>, spell: impl Fn(&str) -> String) -> Result<Self> {
-        let entries = map.iter().map(|(key, value)| Ok((compile(field, &spell(key))?, value)));
+        let entries = map.iter().map(|(key, value)| Ok((Pattern::new(field, &spell(key))?, value)));
         Ok(Self { entries: entries.collect::<Result<_>>()? })
     }
 
     /// The value for a layer.
-    pub fn get(&self, path: &str) -> Option<&'a T> {
-        self.entries.iter().find(|(regex, _)| regex.is_match(path).unwrap_or(false)).map(|(_, value)| *value)
+    ///
+    /// # Errors
+    /// If a key takes so many steps that it gives up.
+    pub fn get(&self, path: &str) -> Result<Option<&'a T>> {
+        for (pattern, value) in &self.entries {
+            if pattern.matches(path)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
     }
 
     /// Keys that match none of the paths.
+    ///
+    /// # Errors
+    /// As [`Patterns::get`].
     pub fn unused<'b>(
         &self,
         field: &'a IndexMap<String, T>,
         paths: impl Iterator<Item = &'b str> + Clone,
-    ) -> Vec<String> {
-        let hit = |regex: &Regex| paths.clone().any(|path| regex.is_match(path).unwrap_or(false));
-        self.entries
-            .iter()
-            .zip(field.keys())
-            .filter(|((regex, _), _)| !hit(regex))
-            .map(|(_, key)| key.clone())
-            .collect()
+    ) -> Result<Vec<String>> {
+        let mut unused = Vec::new();
+        for ((pattern, _), key) in self.entries.iter().zip(field.keys()) {
+            let mut is_hit = false;
+            for path in paths.clone() {
+                is_hit |= pattern.matches(path)?;
+            }
+            if !is_hit {
+                unused.push(key.clone());
+            }
+        }
+        Ok(unused)
     }
 }
 
@@ -393,9 +447,9 @@ mod tests {
     fn the_first_pattern_that_matches_wins_and_anchors_work() {
         let map: IndexMap<String, usize> = [("q_proj".into(), 4), ("^model.layers.1.q_proj".into(), 9)].into();
         let patterns = Patterns::new("rank_pattern", &map).unwrap();
-        assert_eq!(patterns.get("model.layers.1.q_proj"), Some(&4));
-        assert_eq!(patterns.get("model.layers.1.k_proj"), None);
-        assert_eq!(patterns.get("model.xq_proj"), None);
+        assert_eq!(patterns.get("model.layers.1.q_proj").unwrap(), Some(&4));
+        assert_eq!(patterns.get("model.layers.1.k_proj").unwrap(), None);
+        assert_eq!(patterns.get("model.xq_proj").unwrap(), None);
     }
 
     #[test]
@@ -415,7 +469,7 @@ mod tests {
                 ..Selection::default()
             };
             let (index, targets) = (selection.index_matchers().unwrap(), Matcher::List(vec!["w".into()]));
-            PATHS.map(|path| selection.index_fits(&targets, &index, path))
+            PATHS.map(|path| selection.index_fits(&targets, &index, path).unwrap())
         };
         // As `check_target_module_exists` of the reference (0.21.2) answers.
         assert_eq!(found(None), [true, true, false, false, false, false]);
@@ -428,7 +482,7 @@ mod tests {
         let values = |entries: &[(&str, usize)]| {
             let map: IndexMap<String, usize> = entries.iter().map(|(key, value)| ((*key).into(), *value)).collect();
             let patterns = Patterns::new("rank_pattern", &map).unwrap();
-            PATHS.map(|path| patterns.get(path).copied())
+            PATHS.map(|path| patterns.get(path).unwrap().copied())
         };
         assert_eq!(values(&[("foo", 4)]), [Some(4); 3]);
         assert_eq!(values(&[("bar", 4)]), [None; 3]);
@@ -442,5 +496,17 @@ mod tests {
         assert_eq!(values(&[("foo", 3), ("middle.foo", 4)]), [Some(3); 3]);
         assert_eq!(values(&[("middle.foo", 4), ("foo", 3)]), [Some(3), Some(4), Some(3)]);
         assert_eq!(values(&[(r"(?:middle\.)?foo", 4), ("inner.foo", 5)]), [Some(4); 3]);
+    }
+
+    #[test]
+    fn an_expression_that_gives_up_is_an_error_and_not_a_no() {
+        let slow = r"(?=(a+)+\1x)[^.]*\.weight";
+        let path = format!("{}.weight", "a".repeat(64));
+        let error = WholePath::new("target_modules", slow).unwrap().matches(&path).unwrap_err().to_string();
+        assert!(error.starts_with("`target_modules` is a regular expression that gives up"), "{error}");
+        let map: IndexMap<String, usize> = [(slow.to_owned(), 4)].into();
+        assert!(
+            Patterns::new("rank_pattern", &map).unwrap().get(&path).unwrap_err().to_string().contains("rank_pattern")
+        );
     }
 }

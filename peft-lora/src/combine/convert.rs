@@ -1,6 +1,7 @@
 //! Any weight method as LoRA of a given rank. Source: `convert_to_lora` in `peft/tuners/lora/conversion.py`.
 
 use burn::module::Module;
+use peft_core::config::fields;
 use peft_core::{Names, PeftError, PeftModel, Result};
 use serde_json::Value;
 
@@ -66,7 +67,16 @@ fn energy(values: &[f32]) -> f64 {
 impl<M: Module> ConvertToLora for PeftModel<M> {
     fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: Rank) -> Result<Vec<Conversion>> {
         match rank {
-            Rank::Fixed(rank) => peft_core::config::fields::check_positive("r", rank)?,
+            Rank::Fixed(rank) => {
+                fields::check_positive("rank", rank)?;
+                // Beyond the full rank of a layer there are only zeros to write.
+                let widest = self.spec().layers().map(|it| it.features()).map(|(d_in, d_out)| d_in.min(d_out)).max();
+                let limit = widest.unwrap_or(1);
+                if rank > limit {
+                    let reason = format!("is {rank}, more than the full rank {limit} of this model's largest layer");
+                    return Err(PeftError::config("rank", reason));
+                }
+            }
             Rank::Share(share) if !(share > 0.0 && share <= 1.0) => {
                 return Err(PeftError::config("keep", format!("is {share}, expected a share above 0 and at most 1")));
             }
@@ -89,6 +99,13 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
                 return Err(PeftError::unsupported(format!("converting `{adapter}` to LoRA"), reason));
             }
             let matrix = svd::to_mat(&update.delta);
+            if !svd::is_finite(&matrix) {
+                let reason = format!(
+                    "the update of `{}` by `{adapter}` is not finite: NaN or infinity is in the adapter or in the base",
+                    param.module
+                );
+                return Err(PeftError::NotFinite(reason));
+            }
             let svd = svd::thin(&matrix);
             let rank = rank.of(&svd.1);
             let (a, b) = svd::leading(&svd, rank);

@@ -89,7 +89,11 @@ impl Combination {
         };
         let density = || {
             let given = density.ok_or_else(|| PeftError::config("density", format!("must be given for `{name}`")))?;
-            if given >= 0.0 { Ok(given) } else { Err(PeftError::config("density", format!("is {given}, below 0"))) }
+            // Below or at 0 nothing would be kept.
+            if given > 0.0 && given <= 1.0 {
+                return Ok(given);
+            }
+            Err(PeftError::config("density", format!("is {given}, expected a share above 0 and at most 1")))
         };
         let merge = match kind {
             "linear" => Merge::Linear,
@@ -154,6 +158,12 @@ impl<M: Module> Combine for PeftModel<M> {
                 ranks[0]
             }
         };
+        let limit =
+            self.spec().layers().map(|it| it.features()).map(|(d_in, d_out)| d_in.min(d_out)).max().unwrap_or(1);
+        if matches!(how, Combination::Svd { rank: Some(rank), .. } if rank == 0 || rank > limit) {
+            let reason = format!("is {rank}, expected from 1 to {limit}, the full rank of this model's largest layer");
+            return Err(PeftError::config("rank", reason));
+        }
         let mut random = TorchGenerator::new(seed as i64);
         let mut tensors = Vec::new();
         let mut modules = Vec::new();
@@ -164,6 +174,14 @@ impl<M: Module> Combine for PeftModel<M> {
             }
             let param = set.param();
             let (a, b) = combined(&parts, how, rank, &mut random, param)?;
+            if !(svd::is_finite(&a) && svd::is_finite(&b)) {
+                let reason = format!(
+                    "the factors of `{}` would hold NaN or infinity: look at the weights, or at the adapters with \
+                     `peft inspect`",
+                    param.module
+                );
+                return Err(PeftError::NotFinite(reason));
+            }
             modules.push(param.module.clone());
             tensors.extend(stored(param, rank, &a, &b));
         }

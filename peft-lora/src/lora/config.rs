@@ -136,6 +136,9 @@ impl Default for LoraConfig {
     }
 }
 
+/// Subspace iterations of a start, of which the reference's examples take 4 or 16.
+const MOST_ITERATIONS: usize = 1000;
+
 /// Fields of LoRA that say nothing about the numbers of a trained adapter.
 pub(crate) const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
 
@@ -202,6 +205,10 @@ impl LoraConfig {
                 "olora" => Ok(InitWeights::Olora),
                 "pissa" => Ok(InitWeights::Pissa(None)),
                 other => match other.strip_prefix("pissa_niter_").and_then(|it| it.parse().ok()) {
+                    Some(iterations) if iterations > MOST_ITERATIONS => {
+                        let reason = format!("asks for {iterations} iterations, and {MOST_ITERATIONS} are the limit");
+                        Err(PeftError::config("init_lora_weights", reason))
+                    }
                     Some(iterations) => Ok(InitWeights::Pissa(Some(iterations))),
                     // EVA leaves the base as it is: a trained adapter is an ordinary one.
                     None if other == "eva" => Ok(InitWeights::Eva),

@@ -35,8 +35,8 @@ impl LoraConfig {
 
     /// A parameter with its rank and alpha, which go by `name`.
     pub(crate) fn layer(&self, (ranks, alphas): &Scales, param: &Arc<ParamSpec>, name: &str) -> Result<Layer> {
-        let rank = ranks.get(name).copied().unwrap_or(self.r);
-        let alpha = alphas.get(name).copied().unwrap_or(self.lora_alpha);
+        let rank = ranks.get(name)?.copied().unwrap_or(self.r);
+        let alpha = alphas.get(name)?.copied().unwrap_or(self.lora_alpha);
         if rank == 0 {
             return Err(PeftError::config("rank_pattern", format!("gives `{name}` the rank 0")));
         }

@@ -76,8 +76,8 @@ impl PeftConfig for LoraConfig {
         adapted.extend(parameters.iter().map(|it| it.param.path()));
         let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
         for (field, unused) in [
-            ("rank_pattern", ranks.unused(&self.rank_pattern, adapted.iter().copied())),
-            ("alpha_pattern", alphas.unused(&self.alpha_pattern, adapted.iter().copied())),
+            ("rank_pattern", ranks.unused(&self.rank_pattern, adapted.iter().copied())?),
+            ("alpha_pattern", alphas.unused(&self.alpha_pattern, adapted.iter().copied())?),
         ] {
             plan.notes.extend(unused.iter().map(|key| format!("{field} `{key}` matches no adapted layer")));
         }
@@ -99,8 +99,7 @@ impl PeftConfig for LoraConfig {
         plan.unmatched = unmatched;
         plan.unmatched_parameters = unmatched_parameters;
         if !parameters.is_empty() && layers.iter().any(|it| it.param.owner == "Gpt2Linear") {
-            let note = "PEFT refuses `target_parameters` beside Conv1D layers: it cannot load this adapter";
-            plan.notes.push(note.into());
+            plan.not_in_reference.push("PEFT has no `target_parameters` beside Conv1D layers".into());
         }
         Ok(plan)
     }

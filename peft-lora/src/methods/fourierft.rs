@@ -208,12 +208,13 @@ impl PeftConfig for FourierFtConfig {
             Patterns::spelled("n_frequency_pattern", &self.n_frequency_pattern, |key| format!(r"\A.*\.{key}\z"))?;
         let waves = Arc::new(Waves::default());
         let whole = |path: &str| self.n_frequency_pattern.get(path);
-        let count = |param: &ParamSpec| {
-            counts.get(&param.module).or_else(|| whole(&param.module)).copied().unwrap_or(self.n_frequency)
+        let count = |param: &ParamSpec| -> Result<usize> {
+            let given = counts.get(&param.module)?.or_else(|| whole(&param.module));
+            Ok(given.copied().unwrap_or(self.n_frequency))
         };
-        let mut plan = self.common().plan(spec, defaults, |param| self.row(param, count(param), seed, &waves))?;
+        let mut plan = self.common().plan(spec, defaults, |param| self.row(param, count(param)?, seed, &waves))?;
         let adapted: Vec<String> = plan.rows.iter().map(|it| it.param.module.clone()).collect();
-        let unused = counts.unused(&self.n_frequency_pattern, adapted.iter().map(String::as_str));
+        let unused = counts.unused(&self.n_frequency_pattern, adapted.iter().map(String::as_str))?;
         let unused = unused.iter().filter(|key| !adapted.contains(key));
         plan.notes.extend(unused.map(|key| format!("n_frequency_pattern `{key}` matches no adapted layer")));
         Ok(plan)

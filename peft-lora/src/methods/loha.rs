@@ -234,8 +234,8 @@ impl PeftConfig for LoHaConfig {
             spec,
             |_| None,
             |param| {
-                let rank = ranks.get(&param.module).copied().unwrap_or(self.r);
-                self.row(param, rank, alphas.get(&param.module).copied().unwrap_or(self.alpha))
+                let rank = ranks.get(&param.module)?.copied().unwrap_or(self.r);
+                self.row(param, rank, alphas.get(&param.module)?.copied().unwrap_or(self.alpha))
             },
         )?;
         self.common().note_conv1d(&mut plan);

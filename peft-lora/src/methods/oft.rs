@@ -204,8 +204,11 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
 impl OftConfig {
     /// Parses `adapter_config.json`.
     pub fn parse(json: Map<String, Value>) -> Result<Self> {
-        if json.contains_key("peft_version") && !json.contains_key("oft_block_size") {
-            let reason = "is missing: adapters of PEFT before 0.15 have another form, which nothing newer reads";
+        // Every saved adapter is in inference mode; a template that somebody wrote by hand may say as little as `r`.
+        let is_saved = json.contains_key("peft_version") || json.get("inference_mode") == Some(&Value::Bool(true));
+        if is_saved && !json.contains_key("oft_block_size") {
+            let reason = "is missing: adapters of PEFT before 0.15 have another form, which nothing newer reads; merge it \
+                          with PEFT 0.13, or train it again";
             return Err(PeftError::config("oft_block_size", reason));
         }
         fields::parse_config(json)

@@ -238,7 +238,11 @@ impl PeftConfig for RandLoraConfig {
             },
             drawn: OnceLock::new(),
         });
-        self.common().plan_of(spec, layers, |param| self.row(param, &bases))
+        let mut plan = self.common().plan_of(spec, layers, |param| self.row(param, &bases))?;
+        // The last base may be wider than what is left of the smaller side.
+        let widths = bases.small.div_ceil(self.r) * self.r;
+        plan.shared_elements = (bases.small * self.r).saturating_add(bases.large.saturating_mul(widths));
+        Ok(plan)
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {

@@ -208,7 +208,9 @@ impl PeftConfig for VeraConfig {
             key: self.projection_prng_key,
             drawn: OnceLock::new(),
         });
-        self.common().plan_of(spec, layers, |param| self.row(param, &projections))
+        let mut plan = self.common().plan_of(spec, layers, |param| self.row(param, &projections))?;
+        plan.shared_elements = self.r.saturating_mul(projections.d_in + projections.d_out);
+        Ok(plan)
     }
 
     fn to_json(&self) -> Result<Map<String, Value>> {

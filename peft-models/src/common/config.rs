@@ -82,10 +82,40 @@ impl RawConfig {
         Ok(())
     }
 
+    /// Refuses what would be allocated, or overflow, before anybody could compare it with the weights.
+    fn check_size(&self, field: &str, value: &Value) -> Result<()> {
+        // A wavelength is no size.
+        let Some(number) = value.as_u64().filter(|_| !field.contains("theta")) else { return Ok(()) };
+        let limit = if LAYERS.contains(&field) { MOST_LAYERS } else { LARGEST_SIZE };
+        match number > limit {
+            true => Err(PeftError::bad_file(&self.path, format!("`{field}` is {number}, and {limit} is the limit"))),
+            false => Ok(()),
+        }
+    }
+
     fn understand<T: DeserializeOwned>(&self) -> Result<T> {
+        self.json.iter().try_for_each(|(field, value)| self.check_size(field, value))?;
         serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
     }
 }
+
+/// More than any model has; a model is built of as many blocks before a weight is read.
+const MOST_LAYERS: u64 = 10_000;
+
+/// More than any model has of anything. Products of two such numbers do not overflow.
+const LARGEST_SIZE: u64 = 1 << 28;
+
+/// The numbers of layers, as architectures call them.
+const LAYERS: [&str; 8] = [
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+];
 
 /// Refuses a width that its number of heads does not divide; both with the names of their fields.
 ///

@@ -6,9 +6,8 @@ use crate::folder::combine::combine;
 use peft_core::{PeftError, Result};
 use peft_lora::combine::weighted::{Combination, Majority};
 
-use super::common::Adapter;
+use super::common::{Adapter, CpuArgs};
 use super::terminal::say;
-use crate::device::cpu_device;
 use crate::load::names::model_folder;
 use crate::run::registry::Registry;
 
@@ -42,6 +41,8 @@ pub(super) struct Args {
     /// What the random choices of dare depend on.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    #[command(flatten)]
+    place: CpuArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
@@ -63,6 +64,6 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     }
     let adapters = args.adapter.iter().map(|it| Ok((it.folder()?, it.weight))).collect::<Result<Vec<_>>>()?;
     let base = model_folder(&args.model)?;
-    combine(&adapters, &base, how, args.seed, &args.output, registry, &cpu_device()?)?;
+    combine(&adapters, &base, how, args.seed, &args.output, registry, args.place.placement()?)?;
     say!("{} adapters combined ({}) in {}", adapters.len(), args.kind, args.output.display())
 }

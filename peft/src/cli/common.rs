@@ -7,7 +7,7 @@ use peft_core::Result;
 use peft_core::files::checkpoint::{BaseDtype, Placement};
 use peft_tasks::data::columns::Columns;
 
-use crate::device::best_device;
+use crate::device::{best_device, cpu_device};
 use crate::load::adapters::AdapterSource;
 use crate::load::configure::{tasks, virtual_positions};
 use crate::load::names::adapter_folder;
@@ -71,6 +71,21 @@ impl PlaceArgs {
     pub(super) fn placement(&self) -> Result<Placement> {
         let place = Placement::on(&best_device(self.device.as_deref())?);
         Ok(place.with_dtype(self.dtype.unwrap_or_default()))
+    }
+}
+
+/// In which numbers a base is kept that is only read.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct CpuArgs {
+    /// What the matrices of the base are kept in: auto, as they are in its file, which changes no number and takes half the
+    /// memory for bf16 and f16; float32; bfloat16 or float16, rounded to it [default: auto]
+    #[arg(long)]
+    dtype: Option<BaseDtype>,
+}
+
+impl CpuArgs {
+    pub(super) fn placement(&self) -> Result<Placement> {
+        Ok(Placement::on(&cpu_device()?).with_dtype(self.dtype.unwrap_or(BaseDtype::Auto)))
     }
 }
 

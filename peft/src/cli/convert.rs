@@ -7,7 +7,7 @@ use crate::folder::convert::{convert, total_error};
 use peft_core::Result;
 use peft_lora::combine::convert::{Conversion, Rank};
 
-use crate::device::cpu_device;
+use super::common::CpuArgs;
 use crate::load::names::{adapter_folder, model_folder};
 use crate::run::registry::Registry;
 
@@ -28,6 +28,8 @@ pub(super) struct Args {
     /// Folder to write it to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    #[command(flatten)]
+    place: CpuArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
@@ -37,7 +39,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         (_, Some(share)) => Rank::Share(share),
         (rank, None) => Rank::Fixed(rank.unwrap_or(0)),
     };
-    let layers = convert(&adapter, &base, rank, &args.output, registry, &cpu_device()?)?;
+    let layers = convert(&adapter, &base, rank, &args.output, registry, args.place.placement()?)?;
     print(&layers)?;
     let rank = layers.iter().map(|it| it.rank).max().unwrap_or(0);
     say!("LoRA of rank {rank} written to {}", args.output.display())

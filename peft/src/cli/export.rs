@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use crate::folder::export::{ExportOptions, export};
 use peft_core::Result;
 
+use super::common::CpuArgs;
 use super::convert::print;
 use super::terminal::say;
-use crate::device::cpu_device;
 use crate::load::names::{adapter_folder, model_folder};
 use crate::run::registry::Registry;
 
@@ -31,6 +31,8 @@ pub(super) struct Args {
     /// Part of an image pipeline that the adapter is for: unet, text_encoder, ….
     #[arg(long, value_name = "NAME")]
     component: Option<String>,
+    #[command(flatten)]
+    place: CpuArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
@@ -41,7 +43,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         component: args.component.clone(),
     };
     let adapter = adapter_folder(&args.adapter)?;
-    let exported = export(&adapter, &args.output, &options, registry, &cpu_device()?)?;
+    let exported = export(&adapter, &args.output, &options, registry, args.place.placement()?)?;
     if !exported.converted.is_empty() {
         print(&exported.converted)?;
     }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use peft_core::{PeftError, Result};
 
 use super::terminal::say;
-use crate::folder::inspect::inspect;
+use crate::folder::inspect::{Fit, inspect};
 use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Adapter folder.
     adapter: PathBuf,
-    /// Base model to check the adapter against.
+    /// Base model to check the adapter against; if it does not fit, the exit status is 1.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Print JSON.
@@ -24,8 +24,14 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let inspection = inspect(&args.adapter, args.model.as_deref(), registry)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection);
-        say!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?)
+        say!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?)?;
     } else {
-        say!("{inspection}")
+        say!("{inspection}")?;
+    }
+    match inspection.fit {
+        Some(Fit { fits: Some(false), base, .. }) => {
+            Err(PeftError::Invalid(format!("{} does not fit {}", args.adapter.display(), base.display())))
+        }
+        _ => Ok(()),
     }
 }

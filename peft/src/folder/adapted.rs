@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::Placement;
-use peft_core::{PeftModel, Result, read_config};
+use peft_core::{PeftError, PeftModel, Result, read_config};
 use serde_json::Value;
 
-use crate::load::adapters::{AdapterSource, head_of};
+use crate::load::adapters::{AdapterSource, head_of, is_same_folder};
 use crate::load::any_model::AnyModel;
 use crate::run::registry::{KnownTask, Registry};
 
@@ -46,4 +46,17 @@ pub fn adapted(
         model.set_task_type(task_type);
     }
     Ok(model)
+}
+
+/// Refuses to write over what is read.
+///
+/// # Errors
+/// If both are the same folder.
+pub fn refuse_source(source: &Path, output: &Path) -> Result<()> {
+    match is_same_folder(source, output) {
+        true => {
+            Err(PeftError::config("output", format!("is {}, which is read: give another folder", source.display())))
+        }
+        false => Ok(()),
+    }
 }

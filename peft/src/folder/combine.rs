@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result};
 use peft_lora::combine::weighted::{Combination, Combine};
 
-use crate::folder::adapted::adapted;
+use crate::folder::adapted::{adapted, refuse_source};
 use crate::run::registry::Registry;
 
 /// Name of what is made, which no folder has.
@@ -24,8 +24,9 @@ pub fn combine(
     seed: u64,
     output: &Path,
     registry: &Registry,
-    device: &Device,
+    place: impl Into<Placement>,
 ) -> Result<()> {
+    adapters.iter().map(|it| it.0.as_path()).chain([base]).try_for_each(|source| refuse_source(source, output))?;
     if adapters.is_empty() {
         return Err(PeftError::Invalid("there is nothing to combine: name at least one adapter".into()));
     }
@@ -33,7 +34,7 @@ pub fn combine(
     let named: Vec<(String, PathBuf)> =
         names.iter().cloned().zip(adapters.iter().map(|(folder, _)| folder.clone())).collect();
     let weights: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(adapters.iter().map(|it| it.1)).collect();
-    let mut model = adapted(base, &named, registry, device)?;
+    let mut model = adapted(base, &named, registry, place)?;
     let is_ia3 = model.adapters().values().all(|it| it.config.peft_type() == "IA3");
     match how {
         #[cfg(feature = "ia3")]

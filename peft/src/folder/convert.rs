@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use peft_core::files::checkpoint::Placement;
 use peft_core::{DEFAULT_ADAPTER, Result};
 use peft_lora::combine::convert::{Conversion, ConvertToLora, Rank};
 
-use crate::folder::adapted::adapted;
+use crate::folder::adapted::{adapted, refuse_source};
 use crate::run::registry::Registry;
 
 /// Name of what is made, which no folder has.
@@ -22,10 +22,12 @@ pub fn convert(
     rank: Rank,
     output: &Path,
     registry: &Registry,
-    device: &Device,
+    place: impl Into<Placement>,
 ) -> Result<Vec<Conversion>> {
+    refuse_source(adapter, output)?;
+    refuse_source(base, output)?;
     let named = [(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())];
-    let mut model = adapted(base, &named, registry, device)?;
+    let mut model = adapted(base, &named, registry, place)?;
     let report = model.convert_to_lora(DEFAULT_ADAPTER, MADE, rank)?;
     model.save_adapter(output, MADE)?;
     Ok(report)

@@ -1,9 +1,10 @@
 //! The `peft` command as a user calls it: what it does with adapters.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peft::core::files::checkpoint::TensorFile;
+use peft::core::files::checkpoint::{Dtype, TensorFile};
 use peft::core::read_config;
 use peft::lora::combine::weighted::{Combination, Majority};
 
@@ -156,4 +157,90 @@ fn vectors_are_added_up_by_combine() {
         assert_close(&key, &data, &recorded[&format!("ia3/{key}")]);
     }
     assert!(call("cat").unwrap_err().contains("linear"));
+}
+
+#[test]
+fn nothing_is_written_over_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(Path::new(&path("combined/first")).join(file), folder.path().join(file)).unwrap();
+    }
+    let before = fs::read(tensors(folder.path())).unwrap();
+    let (base, own) = (path("models/llama-tiny"), folder.path().display().to_string());
+    for command in [&["convert", "--rank", "2"][..], &["combine"], &["export", "--format", "portable"]] {
+        let error = peft(&[command, &["--model", &base, "--adapter", &own, "--output", &own]].concat()).unwrap_err();
+        assert!(error.contains("which is read"), "{error}");
+    }
+    assert_eq!(fs::read(tensors(folder.path())).unwrap(), before);
+}
+
+#[test]
+fn options_that_make_no_sense_are_named() {
+    let (base, first, second) = (path("models/llama-tiny"), path("combined/first"), path("combined/second"));
+    let output = tempfile::tempdir().unwrap();
+    let to = output.path().join("new").display().to_string();
+    let refuse = |command: &str, more: &[&str]| {
+        let error =
+            peft(&[&[command, "--model", &base, "--adapter", &first, "--output", &to], more].concat()).unwrap_err();
+        assert!(!Path::new(&to).exists(), "{error}");
+        error
+    };
+    let two = ["--adapter", second.as_str()];
+    for density in ["2", "nan", "0", "-0.5"] {
+        assert!(refuse("combine", &[&two[..], &["--kind", "ties", "--density", density]].concat()).contains("density"));
+    }
+    assert!(refuse("combine", &[&two[..], &["--kind", "svd", "--rank", "100000000"]].concat()).contains("full rank"));
+    assert!(refuse("combine", &[&two[..], &["--kind", "svd", "--rank", "0"]].concat()).contains("rank"));
+    assert!(refuse("convert", &["--rank", "100000000"]).contains("full rank"));
+    assert!(refuse("convert", &["--rank", "0"]).contains("rank"));
+    assert!(refuse("convert", &["--keep", "nan"]).contains("keep"));
+    // Two weights that each are a number, and a sum that is none.
+    let (huge, more) = (format!("{first}=1e38"), format!("{second}=1e38"));
+    let to = output.path().join("new").display().to_string();
+    let call = ["combine", "--model", &base, "--adapter", &huge, "--adapter", &more, "--kind", "svd", "--output", &to];
+    let error = peft(&call).unwrap_err();
+    assert!(error.contains("NaN or infinity") && !Path::new(&to).exists(), "{error}");
+}
+
+#[test]
+fn inspect_fails_where_the_adapter_does_not_fit() {
+    let (adapter, llama, gpt2) = (path("combined/first"), path("models/llama-tiny"), path("models/gpt2-tiny"));
+    peft(&["inspect", &adapter]).unwrap();
+    assert!(peft(&["inspect", &adapter, "--model", &llama]).unwrap().contains("fits"));
+    assert!(peft(&["inspect", &adapter, "--model", &gpt2]).unwrap_err().contains("does not fit"));
+}
+
+#[test]
+fn half_precision_stays_half_precision() {
+    let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lora_bf16_file/default"));
+    let file = |folder: &Path| {
+        TensorFile::open(
+            fs::read_dir(folder)
+                .unwrap()
+                .map(|it| it.unwrap().path())
+                .find(|it| it.extension().is_some_and(|it| it == "safetensors"))
+                .unwrap(),
+        )
+        .unwrap()
+    };
+    let stored = file(Path::new(&adapter));
+    assert_eq!(stored.dtype(&stored.keys()[0]), Some(Dtype::BF16));
+    for format in ["portable", "diffusers", "kohya", "mlx"] {
+        let output = tempfile::tempdir().unwrap();
+        let to = output.path().display().to_string();
+        peft(&["export", "--format", format, "--model", &base, "--adapter", &adapter, "--output", &to]).unwrap();
+        let written = file(output.path());
+        for key in written.keys() {
+            assert_eq!(written.dtype(&key), Some(Dtype::BF16), "{format} {key}");
+        }
+    }
+    // A base in half precision is read as it is, which changes no number.
+    let (half, output) = (path("models/llama-bf16"), tempfile::tempdir().unwrap());
+    let convert = |dtype: &str| {
+        let to = output.path().join(dtype).display().to_string();
+        peft(&["convert", "--model", &half, "--adapter", &adapter, "--rank", "4", "--dtype", dtype, "--output", &to])
+            .unwrap();
+        expected(&tensors(Path::new(&to)))
+    };
+    assert_eq!(convert("auto"), convert("float32"));
 }

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use peft::core::files::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
-use peft::core::{CONFIG_FILE, WEIGHTS_FILE};
+use peft::core::{CONFIG_FILE, PeftModel, WEIGHTS_FILE};
 use peft::folder::inspect::{Inspection, Outcome, Verdict, inspect};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::support::{case, fixtures, registry};
+use crate::support::{case, device, fixtures, registry};
 
 const CONSUMERS: [&str; 6] = ["PEFT", "vLLM", "llama.cpp", "TGI/LoRAX", "mistral.rs", "Ollama"];
 
@@ -51,11 +51,12 @@ fn verdict<'a>(inspection: &'a Inspection, consumer: &str) -> &'a Verdict {
     inspection.consumers.iter().find(|it| it.consumer == consumer).unwrap()
 }
 
-/// Outcomes in the order of [`CONSUMERS`]: `+` loads, `~` ignores something, `-` refuses.
+/// Outcomes in the order of [`CONSUMERS`]: `+` loads, `~` ignores something, `0` finds nothing, `-` refuses.
 fn outcomes(inspection: &Inspection) -> String {
     let sign = |name: &str| match verdict(inspection, name).outcome {
         Outcome::Loads => '+',
         Outcome::LoadsButIgnores => '~',
+        Outcome::LoadsNothing => '0',
         Outcome::Refuses => '-',
     };
     CONSUMERS.into_iter().map(sign).collect()
@@ -386,4 +387,44 @@ fn a_pattern_does_not_excuse_ranks_that_it_does_not_give_and_magnitudes_must_fit
         config.insert("use_dora".into(), false.into());
     };
     assert!(edited("gpt2_dora", &off).contains("use_dora=false leaves out"));
+}
+
+/// As PEFT 0.21.2 answers: with `.default` it loads the adapter, of the others it loads nothing and warns.
+#[test]
+fn keys_that_other_ways_of_saving_leave_behind() {
+    let renamed = |name: fn(&str) -> String| {
+        let rename = |tensors: &mut Vec<Stored>| tensors.iter_mut().for_each(|it| it.key = name(&it.key));
+        inspect(edited("llama_lora_default", |_| {}, rename).path(), None, registry()).unwrap()
+    };
+    assert_eq!(outcomes(&renamed(|key| key.replace(".weight", ".default.weight"))), "+-----");
+    for name in [
+        |key: &str| format!("_orig_mod.{key}"),
+        |key: &str| format!("module.{key}"),
+        |key: &str| key.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+    ] {
+        let found = renamed(name);
+        assert_eq!(outcomes(&found), "0-----", "{found}");
+        assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+    }
+    let bare = renamed(|key| key.replace("base_model.model.", ""));
+    assert_eq!(verdict(&bare, "PEFT").outcome, Outcome::LoadsNothing);
+    let half = |key: &str| if key.contains("lora_A") { format!("module.{key}") } else { key.to_owned() };
+    assert_eq!(verdict(&renamed(half), "PEFT").outcome, Outcome::LoadsButIgnores);
+}
+
+#[test]
+fn what_peft_has_no_layer_for_is_said_of_peft() {
+    let base = fixtures().join("models/gpt2-tiny");
+    let mut peft = PeftModel::new(peft::models::auto::load_causal_lm(&base, &device()).unwrap().0);
+    let config = json!({"peft_type": "HIRA", "r": 2, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"});
+    let config = peft::methods().parse(config.as_object().unwrap().clone()).unwrap();
+    let plan = peft.add_adapter_as("default", config, 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    if plan.not_in_reference.is_empty() {
+        return assert!(!plan.to_string().contains("cannot load"), "{plan}");
+    }
+    peft.save(folder.path()).unwrap();
+    assert_eq!(verdict(&inspect(folder.path(), None, registry()).unwrap(), "PEFT").outcome, Outcome::Loads);
+    let found = inspect(folder.path(), Some(&base), registry()).unwrap();
+    assert_reason(&found, "PEFT", Outcome::Refuses, "Conv1D");
 }

@@ -282,7 +282,7 @@ impl Analysis {
         }
     }
 
-    /// Takes in a batch, `[rows, in]`; false if it is too small.
+    /// Takes in a batch, `[rows, in]`; false if it is too small, or its singular values do not converge.
     fn fit(&mut self, states: Mat<f64>, tau: f64) -> bool {
         let (rows, d_in) = (states.nrows(), states.ncols());
         if rows < self.components || rows == 0 {
@@ -313,7 +313,9 @@ impl Analysis {
                 (mean, (0..d_in).map(variance).collect(), stacked)
             }
         };
-        let (values, directions) = leading(&stacked, self.components, self.directions.is_none());
+        let Some((values, directions)) = leading(&stacked, self.components, self.directions.is_none()) else {
+            return false;
+        };
         let whole = variance.iter().sum::<f64>() * total;
         self.explained = values.iter().map(|it| it * it / whole).collect();
         if let Some((_, before)) = &self.directions {
@@ -339,12 +341,13 @@ impl Analysis {
     }
 }
 
-/// The leading singular values and right directions, as rows whose largest element is positive.
+/// The leading singular values and right directions, as rows whose largest element is positive; nothing if they do not
+/// converge.
 ///
 /// By subspace iteration from a random start (arXiv 0909.4061, algorithms 4.4 and 5.1), which is torch's: the reference
 /// seeds `svd_lowrank` with 42, asks for twice as many directions as it keeps, and iterates four times. It draws in single
 /// precision for the first batch and in double for the others, since its means are double.
-fn leading(matrix: &Mat<f64>, components: usize, is_first: bool) -> (Vec<f64>, Mat<f64>) {
+fn leading(matrix: &Mat<f64>, components: usize, is_first: bool) -> Option<(Vec<f64>, Mat<f64>)> {
     let is_wide = matrix.nrows() < matrix.ncols();
     let tall = if is_wide { matrix.transpose().to_owned() } else { matrix.clone() };
     let width = 2 * components;
@@ -360,7 +363,7 @@ fn leading(matrix: &Mat<f64>, components: usize, is_first: bool) -> (Vec<f64>, M
         let back = (tall.transpose() * &basis).qr().compute_thin_Q();
         basis = (&tall * &back).qr().compute_thin_Q();
     }
-    let svd = (basis.transpose() * &tall).thin_svd().expect("the singular values of a finite matrix converge");
+    let svd = (basis.transpose() * &tall).thin_svd().ok()?;
     let right = if is_wide { &basis * svd.U() } else { svd.V().to_owned() };
     let values: Vec<f64> = svd.S().column_vector().iter().copied().take(components).collect();
     let sign = |direction: usize| {
@@ -371,5 +374,5 @@ fn leading(matrix: &Mat<f64>, components: usize, is_first: bool) -> (Vec<f64>, M
     };
     let signs: Vec<f64> = (0..values.len()).map(sign).collect();
     let directions = Mat::from_fn(values.len(), right.nrows(), |row, column| signs[row] * right[(column, row)]);
-    (values, directions)
+    Some((values, directions))
 }

@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use peft_core::files::checkpoint::{FloatType, Stored, write_tensors};
+use peft_core::files::checkpoint::{Stored, check_finite, write_tensors};
 use peft_core::{PeftError, Result};
 
 use super::form::Exported;
-use super::pairs::{Allowed, Pairs, scaled};
+use super::pairs::{Allowed, INSPECT, Pairs, scaled};
 
 /// The name that diffusers looks for.
 const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
@@ -76,10 +76,8 @@ pub(super) fn write_kohya(found: &Pairs, output: &Path, part: Option<&str>) -> R
 }
 
 fn write(found: &Pairs, tensors: Vec<Stored>, file: PathBuf) -> Result<Exported> {
-    if let Some(Stored { key, .. }) = tensors.iter().find(|it| !it.data.iter::<f32>().all(f32::is_finite)) {
-        return Err(PeftError::NotFinite(format!("refusing to export: `{key}` holds NaN or infinity")));
-    }
-    write_tensors(&file, tensors, FloatType::F32)?;
+    check_finite(&tensors, found.float, INSPECT)?;
+    write_tensors(&file, tensors, found.float)?;
     Ok(Exported {
         files: vec![file],
         layers: found.pairs.len(),

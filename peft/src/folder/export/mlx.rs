@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::TensorData;
-use peft_core::files::checkpoint::{FloatType, Stored, serialize, write_together};
+use peft_core::files::checkpoint::{Stored, check_finite, serialize, write_together};
 use peft_core::{CONFIG_FILE, PeftError, Result};
 use serde_json::json;
 
 use super::form::Exported;
-use super::pairs::{Allowed, Pairs};
+use super::pairs::{Allowed, INSPECT, Pairs};
 
 const WEIGHTS: &str = "adapters.safetensors";
 /// What mlx-lm calls the list of layers in its models.
@@ -50,9 +50,7 @@ pub(super) fn write(found: &Pairs, output: &Path) -> Result<Exported> {
             tensors.push(Stored { key: key("m"), data: magnitude.clone() });
         }
     }
-    if let Some(Stored { key, .. }) = tensors.iter().find(|it| !it.data.iter::<f32>().all(f32::is_finite)) {
-        return Err(PeftError::NotFinite(format!("refusing to export: `{key}` holds NaN or infinity")));
-    }
+    check_finite(&tensors, found.float, INSPECT)?;
     let config = json!({
         "fine_tune_type": if is_dora { "dora" } else { "lora" },
         // Less than one means all blocks.
@@ -66,7 +64,7 @@ pub(super) fn write(found: &Pairs, output: &Path) -> Result<Exported> {
         "model": found.json.get("base_model_name_or_path"),
     });
     let text = serde_json::to_string_pretty(&config).map_err(|error| PeftError::Invalid(error.to_string()))?;
-    let bytes = serialize(tensors, FloatType::F32)?;
+    let bytes = serialize(tensors, found.float)?;
     let [weights, file] = [WEIGHTS, CONFIG_FILE].map(|it| output.join(it));
     write_together(&[(&weights, &bytes), (&file, text.as_bytes())])?;
     Ok(Exported {

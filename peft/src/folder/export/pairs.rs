@@ -1,13 +1,17 @@
 //! A LoRA folder as pairs of factors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::TensorData;
+use peft_core::files::checkpoint::{Dtype, FloatType};
 use peft_core::model::state::KEY_PREFIX;
 use peft_core::{AdapterFolder, Patterns, PeftError, Result};
 use peft_lora::LoraConfig;
 use serde_json::{Map, Value};
+
+/// What to do about a number that cannot be written.
+pub(super) const INSPECT: &str = "look at the adapter with `peft inspect`";
 
 /// What a pair belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub(super) struct Pairs {
     pub(super) pairs: Vec<Pair>,
     /// Tensors that belong to no pair.
     pub(super) rest: Vec<String>,
+    /// What the factors are stored in, and are written in again. Single precision if they differ.
+    pub(super) float: FloatType,
 }
 
 impl Pairs {
@@ -109,7 +115,8 @@ impl Pairs {
                           convert it first, or merge it into the base";
             return Err(PeftError::unsupported("exporting `target_parameters`", reason));
         }
-        let mut pairs = Self { json: folder.config.clone(), config, pairs: Vec::new(), rest: Vec::new() };
+        let float = float_of(&folder);
+        let mut pairs = Self { json: folder.config.clone(), config, pairs: Vec::new(), rest: Vec::new(), float };
         pairs.collect(&folder)?;
         if pairs.pairs.is_empty() {
             return Err(PeftError::bad_file(path, "it holds no pair of factors"));
@@ -141,12 +148,12 @@ impl Pairs {
                 return Err(PeftError::bad_file(&folder.path, reason));
             }
             let rank = a_shape[0];
-            let told = ranks.get(module).copied().unwrap_or(self.config.r);
+            let told = ranks.get(module)?.copied().unwrap_or(self.config.r);
             if rank != told {
                 let reason = format!("`{key}` has the rank {rank}, but the configuration says {told}");
                 return Err(PeftError::bad_file(&folder.path, reason));
             }
-            let alpha = alphas.get(module).copied().unwrap_or(self.config.lora_alpha);
+            let alpha = alphas.get(module)?.copied().unwrap_or(self.config.lora_alpha);
             let root = if self.config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             self.pairs.push(Pair {
                 kind: match (table, a_shape.len()) {
@@ -202,6 +209,21 @@ impl Pairs {
         }
         Ok(())
     }
+}
+
+/// What all tensors of a folder are stored in.
+fn float_of(folder: &AdapterFolder) -> FloatType {
+    let dtypes: BTreeSet<FloatType> = folder
+        .tensors
+        .keys()
+        .iter()
+        .filter_map(|key| match folder.tensors.dtype(key)? {
+            Dtype::F16 => Some(FloatType::F16),
+            Dtype::BF16 => Some(FloatType::BF16),
+            _ => Some(FloatType::F32),
+        })
+        .collect();
+    dtypes.first().copied().filter(|_| dtypes.len() == 1).unwrap_or_default()
 }
 
 /// What a form has beyond factors of linear layers.

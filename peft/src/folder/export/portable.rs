@@ -9,7 +9,7 @@ use peft_core::files::checkpoint::Stored;
 use peft_core::model::state::KEY_PREFIX;
 use peft_core::{
     CONFIG_FILE, ModelSpec, Names, ParamKind, PeftConfig, PeftError, REFERENCE_VERSION, Result, WEIGHTS_FILE,
-    is_suffix, write_folder,
+    is_suffix, write_folder_in,
 };
 use peft_lora::LoraConfig;
 use serde_json::Value;
@@ -79,7 +79,7 @@ pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>, regist
     json.insert("peft_version".into(), REFERENCE_VERSION.into());
     json.insert("inference_mode".into(), true.into());
     json.insert("base_model_name_or_path".into(), base_name.into());
-    write_folder(output, &json, tensors)?;
+    write_folder_in(output, &json, tensors, found.float)?;
     Ok(Exported {
         files: vec![output.join(WEIGHTS_FILE), output.join(CONFIG_FILE)],
         layers: found.pairs.len(),

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result};
 use peft_lora::combine::convert::Rank;
 
 use super::form::{ExportOptions, Exported, Format};
 use super::pairs::Pairs;
 use super::{image, mlx, portable};
+use crate::folder::adapted::refuse_source;
 use crate::folder::convert::convert;
-use crate::load::adapters::is_same_folder;
 use crate::run::registry::Registry;
 
 /// Writes the adapter in the folder `adapter` in another form into the folder `output`.
@@ -22,11 +22,10 @@ pub fn export(
     output: &Path,
     options: &ExportOptions,
     registry: &Registry,
-    device: &Device,
+    place: impl Into<Placement>,
 ) -> Result<Exported> {
-    if is_same_folder(adapter, output) {
-        return Err(PeftError::config("output", "is the adapter's own folder: give another one"));
-    }
+    refuse_source(adapter, output)?;
+    options.base.iter().try_for_each(|base| refuse_source(base, output))?;
     let plain = tempfile::tempdir().map_err(PeftError::io("create", "a temporary folder"))?;
     let (adapter, converted) = match options.rank {
         None => (adapter, Vec::new()),
@@ -34,7 +33,7 @@ pub fn export(
             let Some(base) = &options.base else {
                 return Err(PeftError::config("rank", "needs the base model to convert the adapter: name it too"));
             };
-            (plain.path(), convert(adapter, base, Rank::Fixed(rank), plain.path(), registry, device)?)
+            (plain.path(), convert(adapter, base, Rank::Fixed(rank), plain.path(), registry, place)?)
         }
     };
     let pairs = Pairs::read(adapter)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::model::state::KEY_PREFIX;
+use peft_core::spec::{METHOD_TENSORS, is_wrapped_by_torch};
 use peft_core::{AdapterFolder, MethodRegistry, PeftError, Result, is_off};
 use serde_json::{Map, Value};
 
@@ -32,30 +33,6 @@ const ENDINGS: [(&str, Role); 6] = [
     (".lora_embedding_B", Role::EmbeddingB),
     (".lora_magnitude_vector", Role::Magnitude),
     (".lora_B.bias", Role::BiasOfB),
-];
-
-/// Starts of the names that methods give to their tensors.
-const METHOD_TENSORS: [&str; 20] = [
-    "lora_",
-    "ia3_",
-    "hada_",
-    "lokr_",
-    "oft_",
-    "boft_",
-    "vera_",
-    "vblora_",
-    "fourierft_",
-    "hra_",
-    "miss_",
-    "bone_",
-    "randlora_",
-    "road_",
-    "shira_",
-    "c3a_",
-    "waveft_",
-    "delora_",
-    "gralora_",
-    "trainable_tokens_",
 ];
 
 pub(super) fn split(key: &str) -> (&str, Role) {
@@ -103,8 +80,14 @@ pub(super) struct Facts {
     pub(super) not_finite: Vec<String>,
     pub(super) unreadable: Vec<String>,
     pub(super) missing_partners: Vec<String>,
+    /// Tensors whose keys, as the file spells them, name torch's wrappers.
+    pub(super) wrapped: usize,
+    /// Tensors whose keys name the adapter.
+    pub(super) named: usize,
     pub(super) base_type: Option<String>,
     pub(super) base_is_tied: Option<bool>,
+    /// Why the reference has no such adapter on this base.
+    pub(super) not_in_reference: Vec<String>,
 }
 
 impl Facts {
@@ -150,9 +133,15 @@ impl Facts {
             not_finite: Vec::new(),
             unreadable: Vec::new(),
             missing_partners: Vec::new(),
+            wrapped: 0,
+            named: 0,
             base_type: None,
             base_is_tied: None,
+            not_in_reference: Vec::new(),
         };
+        let (spelled, plain) = (folder.tensors.file_keys(), folder.tensors.keys());
+        facts.wrapped = spelled.iter().filter(|it| is_wrapped_by_torch(it)).count();
+        facts.named = spelled.iter().filter(|it| !is_wrapped_by_torch(it) && plain.binary_search(it).is_err()).count();
         facts.read_tensors(folder);
         facts.find_partners();
         Ok(facts)

@@ -49,24 +49,24 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig, regis
     let told = |task: KnownTask<'_>| {
         let model = task.unallocated(&registry.architectures, &raw, &device);
         match model.and_then(|model| check(model, folder, &registry.methods)) {
-            Ok(()) => (Some(true), String::new()),
-            Err(error @ PeftError::Unsupported { .. }) => (None, error.to_string()),
-            Err(error) => (Some(false), error.to_string()),
+            Ok(not_in_reference) => (Some(true), String::new(), not_in_reference),
+            Err(error @ PeftError::Unsupported { .. }) => (None, error.to_string(), Vec::new()),
+            Err(error) => (Some(false), error.to_string(), Vec::new()),
         }
     };
-    let (fits, report) = match folder.config.get("task_type").and_then(Value::as_str) {
+    let (fits, report, not_in_reference) = match folder.config.get("task_type").and_then(Value::as_str) {
         Some(task_type) => match registry.tasks.of_type(task_type) {
             Ok(task) => told(task),
-            Err(error) => (None, error.to_string()),
+            Err(error) => (None, error.to_string(), Vec::new()),
         },
         None => {
             // The first answer is as good as any if all are bad.
             let mut answers = registry.tasks.iter().map(told);
-            let first = answers.next().unwrap_or((None, "no task is registered".into()));
+            let first = answers.next().unwrap_or((None, "no task is registered".into(), Vec::new()));
             if first.0 == Some(true) { first } else { answers.find(|it| it.0 == Some(true)).unwrap_or(first) }
         }
     };
-    Fit { base: base.to_path_buf(), fits, report }
+    Fit { base: base.to_path_buf(), fits, report, not_in_reference }
 }
 
 /// Whether a configuration adapts or saves the language-model head by name, as one of its own.
@@ -80,19 +80,22 @@ fn names_head(config: &Map<String, Value>) -> bool {
     })
 }
 
-fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> Result<()> {
+/// Whether the adapter goes onto the model, and why the reference has no such adapter.
+fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> Result<Vec<String>> {
     let config = methods.parse(folder.config.clone())?;
     let mut peft = PeftModel::new(model);
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
     let spec = peft.spec();
-    let Some(wanted) = config.plan(spec)?.tensors() else {
-        return peft.load_adapter(&folder.path, DEFAULT_ADAPTER, methods);
+    let plan = config.plan(spec)?;
+    let Some(wanted) = plan.tensors() else {
+        peft.load_adapter(&folder.path, DEFAULT_ADAPTER, methods)?;
+        return Ok(plan.not_in_reference);
     };
     let mut report = compare(wanted, folder);
     report.unexpected.retain(|key| !folder.is_copy(key, spec));
     if report.is_clean() {
-        return Ok(());
+        return Ok(plan.not_in_reference);
     }
     Err(PeftError::DoesNotFit { what: format!("adapter {}", folder.path.display()), report })
 }

@@ -100,6 +100,8 @@ pub enum Outcome {
     Loads,
     /// It reads it, but leaves something out: the numbers differ.
     LoadsButIgnores,
+    /// It reads it and finds nothing of it, without an error.
+    LoadsNothing,
     /// It does not read it.
     Refuses,
 }
@@ -124,6 +126,8 @@ pub struct Fit {
     pub fits: Option<bool>,
     /// Why not.
     pub report: String,
+    /// Why the reference cannot load such an adapter on this base, although it fits.
+    pub not_in_reference: Vec<String>,
 }
 
 pub(super) fn shorten(keys: &[impl AsRef<str>]) -> String {
@@ -184,7 +188,7 @@ impl fmt::Display for Inspection {
         for warning in &self.warnings {
             write!(f, "\n  warning: {warning}")?;
         }
-        if let Some(Fit { base, fits, report }) = &self.fit {
+        if let Some(Fit { base, fits, report, .. }) = &self.fit {
             let base = base.display();
             match fits {
                 Some(true) => write!(f, "\n  fits {base}")?,
@@ -196,13 +200,14 @@ impl fmt::Display for Inspection {
             let outcome = match outcome {
                 Outcome::Loads => "loads",
                 Outcome::LoadsButIgnores => "loads, but ignores part of it",
+                Outcome::LoadsNothing => "finds nothing of it, and says nothing",
                 Outcome::Refuses => "refuses",
             };
             write!(f, "\n  {consumer:<12}{outcome}")?;
             for Reason { effect, what, next } in reasons {
                 let verb = match effect {
                     Outcome::Loads => "note: ",
-                    Outcome::LoadsButIgnores => "ignores ",
+                    Outcome::LoadsButIgnores | Outcome::LoadsNothing => "ignores ",
                     Outcome::Refuses => "refuses ",
                 };
                 write!(f, "\n    {verb}{what}: {next}")?;

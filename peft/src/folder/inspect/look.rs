@@ -21,6 +21,7 @@ pub fn inspect(folder: &Path, base: Option<&Path>, registry: &Registry) -> Resul
     facts.base_type = base_config.as_ref().and_then(|it| it.model_type().ok().map(str::to_owned));
     facts.base_is_tied = base_config.as_ref().map(is_tied);
     let fit = base.zip(base_config).map(|(base, raw)| fit(&opened, base, raw, registry));
+    facts.not_in_reference = fit.as_ref().map(|it| it.not_in_reference.clone()).unwrap_or_default();
     let consumers = vec![
         facts.peft(),
         facts.vllm(),

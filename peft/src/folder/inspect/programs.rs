@@ -17,6 +17,7 @@ const TASK_TYPES: [&str; 6] =
     ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
 
 const MERGE: &str = "merge the adapter into the base and give it the merged model";
+const REWRITE: &str = "write it again under its plain keys: peft combine --model BASE --adapter DIR --output NEW";
 const ONLY_LORA: &str = "it reads LoRA only: merge the adapter into the base, or train LoRA";
 const RETRAIN_PLAIN: &str = "merge the adapter into the base, or train again without it";
 const CONVERT_START: &str = "convert the adapter to plain LoRA against the original base";
@@ -60,6 +61,12 @@ impl Facts {
     fn lora_judge(&self, consumer: &'static str) -> (Judge, bool) {
         let mut judge = Judge::new(consumer);
         judge.refuses(!self.is_lora(), format!("peft_type {}", self.peft_type), ONLY_LORA);
+        let odd = self.wrapped + self.named;
+        judge.refuses(
+            self.is_lora() && odd > 0,
+            format!("{odd} tensors whose keys name an adapter or a wrapper"),
+            REWRITE,
+        );
         (judge, self.is_lora())
     }
 
@@ -100,9 +107,19 @@ impl Facts {
         if let Some(what) = self.contradicting_rank() {
             judge.refuses(true, what, "correct `r` in adapter_config.json");
         }
-        let foreign = self.keys.iter().filter(|it| !it.starts_with(KEY_PREFIX)).count();
-        let next = "rename the tensors to start with `base_model.model.`";
-        judge.ignores(self.is_lora() && foreign > 0, format!("{foreign} tensors without the prefix of its keys"), next);
+        for reason in &self.not_in_reference {
+            judge.refuses(true, reason.trim_start_matches("PEFT has "), "train another method, or other layers");
+        }
+        // It looks for names and says nothing of those that it does not find.
+        let is_weight_method = self.keys.iter().any(|it| !matches!(split(it).1, Role::Whole | Role::BaseLayer));
+        let foreign = self.keys.iter().filter(|it| is_weight_method && !it.starts_with(KEY_PREFIX)).count();
+        for (count, what, next) in [
+            (self.wrapped, "with the names of torch's wrappers in their keys", REWRITE),
+            (foreign, "without the prefix of its keys", "rename the tensors to start with `base_model.model.`"),
+        ] {
+            let effect = if count == self.keys.len() { Outcome::LoadsNothing } else { Outcome::LoadsButIgnores };
+            judge.add(effect, count > 0, format!("{count} tensors {what}"), next);
+        }
         let magnitudes = !self.keys_of(&[Role::Magnitude]).is_empty();
         let next = "correct `use_dora` in adapter_config.json";
         judge.ignores(self.flags.use_dora && !magnitudes, "use_dora without magnitudes, which it starts anew", next);
