@@ -181,6 +181,22 @@ impl fmt::Display for LoadReport {
     }
 }
 
+/// A text from elsewhere as it may be shown on a terminal: control characters, by which a file or a server could move the
+/// cursor or rewrite what is there, are spelled out. Lines and tabs stay.
+pub fn printable(text: &str) -> String {
+    // Beside the controls proper, those that turn the direction of writing.
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() || turns(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// The names of `candidates` that are spelled almost like `name`, best first.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut scored: Vec<(usize, &str)> = candidates
@@ -236,6 +252,11 @@ mod tests {
     fn a_main_that_returns_an_error_prints_its_message() {
         let error = PeftError::io("read", "a/b")(std::io::Error::from(std::io::ErrorKind::NotFound));
         assert_eq!(format!("{error:?}"), "cannot read a/b: entity not found");
+    }
+
+    #[test]
+    fn what_moves_a_cursor_is_spelled_out() {
+        assert_eq!(printable("a\u{1b}[2Jb\r\u{9b}\u{202e}ü\n\t"), "a\\u{1b}[2Jb\\r\\u{9b}\\u{202e}ü\n\t");
     }
 
     #[test]

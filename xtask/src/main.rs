@@ -2,12 +2,13 @@
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
 //! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
-//! table. `cargo xtask docs` checks and runs the book. `cargo xtask modules` finds cycles of modules. `cargo xtask
-//! features` and `cargo xtask downstream` are steps of the check.
+//! table. `cargo xtask docs` checks and runs the book. `cargo xtask break` kills, fills, damages and lies. `cargo xtask
+//! modules` finds cycles of modules. `cargo xtask features` and `cargo xtask downstream` are steps of the check.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod break_it;
 mod docs;
 mod examples;
 mod features;
@@ -25,13 +26,15 @@ const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
   check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside
-                   the workspace, book, demo, bench; cheapest first, stops at the first failure
+                   the workspace, book, break, demo, bench; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
   support          writes the support table of the book from the tests that passed; --check compares
 
   bench            measures; `cargo xtask bench --help` says what and how
+
+  break            kills runs, fills disks, damages files and lies to downloads: `cargo xtask break --help` says how often
 
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((word, rest)) if word == "bench" => bench::run(rest),
+        Some((word, rest)) if word == "break" => break_it::run(rest),
         Some((word, rest)) if word == "support" => support::run(rest),
         Some((word, rest)) if word == "docs" => docs::run(rest),
         Some((word, rest)) if word == "modules" => modules::run(rest),
@@ -130,12 +134,14 @@ fn check(options: &Options) -> Result<(), String> {
     })?;
     steps.run("support table", || support::compare(&printed))?;
     // Built with the whole workspace, as the tests were: `-p` would choose other features and compile our crates again.
-    steps.run_command("examples", &mut cargo(&["build", "--workspace", "--examples"]))?;
+    steps.run_command("examples", &mut cargo(&["build", "--workspace", "--bins", "--examples"]))?;
     for name in examples::runnable()? {
         steps.run_command(&format!("example {name}"), &mut Command::new(example_binary(&name)?))?;
     }
     steps.run("downstream", examples::downstream)?;
     steps.run("book", docs::check)?;
+    // The command was built with the examples.
+    steps.run("break", || break_it::run(&[]))?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
         let mut demo = cargo(&["run", "--release", "-p", "peft", "--", "demo", "--quick", "--output"]);

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::{LoadReport, PeftError, Result};
 pub use crate::files::dtype::{BaseDtype, Dtype, FloatType, Placement};
+use crate::files::inside::inside;
 pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
@@ -63,6 +64,10 @@ impl Checkpoint {
         let mut names: Vec<&String> = parsed.weight_map.values().collect();
         names.sort();
         names.dedup();
+        for name in &names {
+            let reason = |why: String| PeftError::bad_file(index, format!("it lists the shard `{name}`: {why}"));
+            inside(folder, name).map_err(reason)?;
+        }
         let absent: Vec<&str> = names.iter().filter(|it| !folder.join(it).is_file()).map(|it| it.as_str()).collect();
         if !absent.is_empty() {
             let reason = format!("it lists shards that are not there: {}; fetch them", absent.join(", "));

@@ -3,4 +3,5 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod folder;
+pub mod inside;
 pub mod safetensors;

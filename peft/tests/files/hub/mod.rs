@@ -2,141 +2,17 @@
 
 #![cfg(feature = "hub")]
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+mod hostile;
+mod server;
+
+use std::io::Read;
+use std::net::TcpListener;
 
 use peft::load::hub::{Hub, What};
 use peft::models::auto;
 
 use crate::support::{device, fixtures, registry};
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// A hub of a few repositories. It serves until the test's process ends, or until it is told to go.
-struct Server {
-    endpoint: String,
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    /// Files by `owner/name/file`.
-    files: BTreeMap<String, Vec<u8>>,
-    /// Answered instead of a file.
-    status: Option<u16>,
-    /// Every request: target and token.
-    log: Vec<(String, Option<String>)>,
-    gone: bool,
-}
-
-impl Server {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(Mutex::new(State::default()));
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if shared.lock().unwrap().gone {
-                    break;
-                }
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || answer(stream, &shared));
-            }
-        });
-        Self { endpoint, state }
-    }
-
-    /// Puts the files of a folder into a repository.
-    fn with(self, id: &str, folder: &Path) -> Self {
-        for entry in std::fs::read_dir(folder).unwrap().flatten() {
-            let name = entry.file_name().into_string().unwrap();
-            self.add(&format!("{id}/{name}"), std::fs::read(entry.path()).unwrap());
-        }
-        self
-    }
-
-    fn add(&self, path: &str, bytes: Vec<u8>) {
-        self.state.lock().unwrap().files.insert(path.to_owned(), bytes);
-    }
-
-    fn answering(self, status: u16) -> Self {
-        self.state.lock().unwrap().status = Some(status);
-        self
-    }
-
-    fn requests(&self) -> usize {
-        self.state.lock().unwrap().log.len()
-    }
-
-    /// Stops listening: whoever connects now is refused.
-    fn stop(&self) {
-        self.state.lock().unwrap().gone = true;
-        let _ = TcpStream::connect(self.endpoint.trim_start_matches("http://"));
-        while TcpStream::connect(self.endpoint.trim_start_matches("http://")).is_ok() {}
-    }
-
-    fn hub(&self, cache: &Path) -> Hub {
-        Hub {
-            endpoint: self.endpoint.clone(),
-            cache: cache.to_path_buf(),
-            token: None,
-            offline: false,
-            progress: false,
-        }
-    }
-}
-
-/// One request, one answer.
-fn answer(mut stream: TcpStream, state: &Mutex<State>) {
-    let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-    let head: Vec<String> = lines.take_while(|it| !it.is_empty()).collect();
-    let Some(target) = head.first().and_then(|it| it.split(' ').nth(1)) else { return };
-    let header = |name: &str| {
-        let mut pairs = head.iter().filter_map(|it| it.split_once(": "));
-        pairs.find(|(it, _)| it.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
-    };
-    let mut state = state.lock().unwrap();
-    state.log.push((target.to_owned(), header("authorization")));
-    let (status, headers, body) = match state.status {
-        Some(status) => (status, String::new(), Vec::new()),
-        None => reply(&state.files, target, header("range").as_deref()),
-    };
-    let length = body.len();
-    let text = format!("HTTP/1.1 {status} -\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
-    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(&body));
-}
-
-fn reply(files: &BTreeMap<String, Vec<u8>>, target: &str, range: Option<&str>) -> (u16, String, Vec<u8>) {
-    let missing = || (404, String::new(), Vec::new());
-    let revisions = ["main", "v1", COMMIT];
-    if let Some((id, revision)) = target.strip_prefix("/api/models/").and_then(|it| it.split_once("/revision/")) {
-        let names = files.keys().filter_map(|it| it.strip_prefix(id)?.strip_prefix('/'));
-        let siblings: Vec<_> = names.map(|it| serde_json::json!({"rfilename": it})).collect();
-        if siblings.is_empty() || !revisions.contains(&revision) {
-            return missing();
-        }
-        return (200, String::new(), serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string().into_bytes());
-    }
-    let Some((id, rest)) = target[1..].split_once("/resolve/") else { return missing() };
-    let Some((revision, file)) = rest.split_once('/') else { return missing() };
-    let Some(bytes) = files.get(&format!("{id}/{file}")).filter(|_| revisions.contains(&revision)) else {
-        return missing();
-    };
-    let size = bytes.len();
-    let range = range.and_then(|it| it.strip_prefix("bytes=")?.split_once('-'));
-    let (first, last) = range.unwrap_or(("0", ""));
-    let (first, end) = (first.parse().unwrap_or(0), last.parse().map_or(size, |it: usize| (it + 1).min(size)));
-    let etag = file.replace('.', "-");
-    let headers = format!(
-        "ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {first}-{}/{size}\r\n",
-        end.saturating_sub(1)
-    );
-    (206, headers, bytes[first..end].to_vec())
-}
+use server::{COMMIT, Reply, Server, hub};
 
 fn cache() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -145,7 +21,7 @@ fn cache() -> tempfile::TempDir {
 #[test]
 fn a_model_is_fetched_once_and_then_comes_from_the_cache() {
     let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny"));
-    server.add("someone/llama/tokenizer.json", b"{}".to_vec());
+    server.add("someone/llama/tokenizer.json", "{}");
     let cache = cache();
     let hub = server.hub(cache.path());
 
@@ -198,7 +74,7 @@ fn shards_are_fetched_as_the_index_lists_them() {
 
     let server = Server::start().with("someone/evil", &fixtures().join("models/llama-sharded"));
     let index = br#"{"weight_map": {"a": "../../../../stolen.safetensors"}}"#;
-    server.add("someone/evil/model.safetensors.index.json", index.to_vec());
+    server.add("someone/evil/model.safetensors.index.json", *index);
     let error = server.hub(cache.path()).resolve("someone/evil", What::Model).unwrap_err().to_string();
     assert!(error.contains("leaves the repository"), "{error}");
 }
@@ -210,10 +86,10 @@ fn an_adapter_is_fetched_at_a_revision() {
     let hub = Hub { token: Some("secret".into()), ..server.hub(cache.path()) };
     let folder = hub.resolve("someone/adapter@v1", What::Adapter).unwrap();
     peft::folder::inspect::inspect(&folder, None, registry()).unwrap();
-    let log = server.state.lock().unwrap().log.clone();
-    assert!(log[0].0.contains("/resolve/v1/"), "{log:?}");
-    assert!(log[1..].iter().all(|(target, _)| target.contains(COMMIT)), "{log:?}");
-    assert!(log.iter().all(|(_, token)| token.as_deref() == Some("Bearer secret")), "{log:?}");
+    let log = server.log();
+    assert!(log[0].target.contains("/revision/v1"), "{log:?}");
+    assert!(log[1..].iter().all(|it| it.target.contains(COMMIT)), "{log:?}");
+    assert!(log.iter().all(|it| it.token.as_deref() == Some("Bearer secret")), "{log:?}");
     assert!(cache.path().join("models--someone--adapter/refs/v1").is_file());
 }
 
@@ -222,10 +98,10 @@ fn a_name_that_the_hub_does_not_know_and_a_file_that_a_repository_lacks() {
     let server = Server::start()
         .with("someone/adapter", &fixtures().join("cases/llama_lora_default/default"))
         .with("someone/model", &fixtures().join("models/llama-tiny"));
-    server.add("someone/old/adapter_config.json", b"{}".to_vec());
-    server.add("someone/old/adapter_model.bin", b"".to_vec());
-    server.add("someone/pickled/config.json", b"{}".to_vec());
-    server.add("someone/pickled/pytorch_model.bin", b"".to_vec());
+    server.add("someone/old/adapter_config.json", "{}");
+    server.add("someone/old/adapter_model.bin", "");
+    server.add("someone/pickled/config.json", "{}");
+    server.add("someone/pickled/pytorch_model.bin", "");
     let cache = cache();
     let hub = server.hub(cache.path());
     let error = |name: &str, what| hub.resolve(name, what).unwrap_err().to_string();
@@ -244,7 +120,7 @@ fn a_name_that_the_hub_does_not_know_and_a_file_that_a_repository_lacks() {
 
 #[test]
 fn a_gated_repository_asks_for_a_token() {
-    let server = Server::start().answering(401);
+    let server = Server::start().faulty(|_, _| Reply::new(401).with("Content-Length", 0));
     let cache = cache();
     let hub = server.hub(cache.path());
     let error = hub.resolve("someone/gated", What::Model).unwrap_err().to_string();
@@ -256,7 +132,8 @@ fn a_gated_repository_asks_for_a_token() {
     let error = hub.resolve("someone/gated", What::Adapter).unwrap_err().to_string();
     assert!(error.contains("the token has no access") && !error.contains("secret"), "{error}");
 
-    let error = Server::start().answering(503).hub(cache.path()).resolve("a/b", What::Model).unwrap_err().to_string();
+    let server = Server::start().faulty(|_, _| Reply::new(503).with("Content-Length", 0));
+    let error = server.hub(cache.path()).resolve("a/b", What::Model).unwrap_err().to_string();
     assert!(error.contains("503"), "{error}");
 }
 
@@ -279,8 +156,7 @@ fn https_is_compiled_in() {
         start
     });
     let cache = cache();
-    let hub = Hub { endpoint, cache: cache.path().to_path_buf(), token: None, offline: false, progress: false };
-    hub.resolve("someone/model", What::Model).unwrap_err();
+    hub(&endpoint, cache.path()).resolve("someone/model", What::Model).unwrap_err();
     // A handshake of TLS, version 1.0 for the sake of old servers, as every version begins.
     assert_eq!(greeting.join().unwrap(), [22, 3]);
 }
@@ -300,13 +176,86 @@ fn paths_are_never_looked_up_on_a_hub() {
     assert!(error.contains("no such folder; did you mean") && error.contains("/adapter?"), "{error}");
     let error = hub.resolve(&at("file"), What::Adapter).unwrap_err().to_string();
     assert!(error.contains("give the folder"), "{error}");
-    for name in ["./missing", "../missing", "~/missing", "a/b/c", "missing/"] {
+    for name in ["./missing", "../missing", "~/missing", "src/load/missing", "missing/"] {
         let error = hub.resolve(name, What::Model).unwrap_err().to_string();
         assert!(error.contains("no such folder"), "{error}");
     }
-    for name in ["", "a b", "a/..b@main", "a/b@", "a/b@../x"] {
+    for name in ["", "a b", "a/..b@main", "a/b@", "a/b@../x", "a/b:../x", "a/b/c:d"] {
         let error = hub.resolve(name, What::Model).unwrap_err().to_string();
         assert!(error.contains("owner/name"), "{error}");
     }
     assert_eq!(server.requests(), 0);
+}
+
+#[test]
+fn all_that_belongs_to_a_folder_comes_along_and_nothing_else() {
+    let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny"));
+    let along = ["tokenizer.model", "spiece.model", "merges.txt", "added_tokens.json", "LICENSE"];
+    let left = ["pytorch_model.bin", "model.onnx", "modeling_llama.py", "README.md", "other/config.json"];
+    along.iter().chain(&left).for_each(|it| server.add(&format!("someone/llama/{it}"), *it));
+    server.add("someone/llama/additional_chat_templates/tool_use.jinja", "t");
+    let cache = cache();
+    let folder = server.hub(cache.path()).resolve("someone/llama", What::Model).unwrap();
+    for file in along.iter().chain(&["additional_chat_templates/tool_use.jinja"]) {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+    for file in left {
+        assert!(!folder.join(file).exists() && !server.log().iter().any(|it| it.is_of(file)), "{file}");
+    }
+}
+
+#[test]
+fn a_folder_of_a_repository_at_a_revision() {
+    let tiny = fixtures().join("models/llama-tiny");
+    let server = Server::start().with("someone/many/small/llama", &tiny);
+    server.add("someone/many/vocab.json", "of another folder");
+    server.add("someone/many/small/llama/vocab.json", "its own");
+    let place = cache();
+    let hub = server.hub(place.path());
+    let expected = place.path().join("models--someone--many/snapshots").join(COMMIT).join("small/llama");
+    for name in ["someone/many@v1:small/llama", "someone/many:small/llama", "someone/many/small/llama"] {
+        let folder = hub.resolve(name, What::Model).unwrap();
+        assert_eq!(folder, expected, "{name}");
+        auto::load_causal_lm(&folder, &device()).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.join("vocab.json")).unwrap(), "its own");
+        assert!(!expected.join("../../vocab.json").exists());
+    }
+    let error = hub.resolve("someone/many", What::Model).unwrap_err().to_string();
+    assert!(error.contains("`someone/many:small/llama`"), "{error}");
+    let error = hub.resolve("someone/many:small/gpt", What::Model).unwrap_err().to_string();
+    assert!(error.contains("small/gpt/config.json"), "{error}");
+}
+
+#[test]
+fn a_server_that_lists_no_files_is_asked_for_the_usual_ones() {
+    let none = |request: &server::Request, reply| match request.is_api() {
+        true => Reply::new(404).with("Content-Length", 0),
+        false => reply,
+    };
+    let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny")).faulty(none);
+    server.add("someone/llama/spiece.model", "s");
+    let cache = cache();
+    let hub = server.hub(cache.path());
+    let folder = hub.resolve("someone/llama@v1", What::Model).unwrap();
+    assert!(folder.join("spiece.model").is_file() && folder.join("model.safetensors").is_file());
+    assert!(cache.path().join("models--someone--llama/.no_exist").join(COMMIT).join("merges.txt").is_file());
+    let requests = server.requests();
+    assert_eq!(hub.resolve("someone/llama@v1", What::Model).unwrap(), folder);
+    assert_eq!(server.requests(), requests);
+}
+
+/// What huggingface_hub finds in its cache: blobs by their etag, links to them that still hold when the cache is moved.
+#[cfg(unix)]
+#[test]
+fn the_cache_has_the_layout_of_python() {
+    let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny"));
+    let cache = cache();
+    let folder = server.hub(cache.path()).resolve("someone/llama", What::Model).unwrap();
+    let root = cache.path().join("models--someone--llama");
+    assert_eq!(std::fs::read_to_string(root.join("refs/main")).unwrap(), COMMIT);
+    let etag = server::sha256(&server.bytes("someone/llama/model.safetensors"));
+    let link = std::fs::read_link(folder.join("model.safetensors")).unwrap();
+    assert_eq!(link, std::path::Path::new("../../blobs").join(&etag));
+    let blobs: Vec<_> = std::fs::read_dir(root.join("blobs")).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert!(blobs.iter().all(|it| it.len() == 64), "{blobs:?}");
 }
