@@ -34,9 +34,10 @@ impl Peft {
     pub(super) fn find(given: Option<PathBuf>) -> Result<Self, String> {
         let own = std::env::current_exe().map_err(|error| format!("cannot tell where xtask lies: {error}"))?;
         let program = given.unwrap_or_else(|| own.with_file_name(format!("peft{}", std::env::consts::EXE_SUFFIX)));
-        match program.is_file() {
-            true => Ok(Self { program }),
-            false => Err(format!("there is no {}: run `cargo build --workspace`", program.display())),
+        // Runs have folders of their own.
+        match program.canonicalize() {
+            Ok(program) => Ok(Self { program }),
+            Err(_) => Err(format!("there is no {}: run `cargo build --workspace`", program.display())),
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
         served.insert(name, File { bytes: fs::read(&path).map_err(cannot("read", &path))?, hash: None });
     }
 
-    // Without etags, blobs are named by their SHA-256: the etags of the rounds that follow.
+    // Without hashes as etags, blobs are named by their SHA-256: the etags of the rounds that follow.
     let honest = Server::start(served.clone(), None)?;
     succeeds(&fetch(round, &honest)?)?;
     let snapshot = place.join("hf/hub/models--someone--base/snapshots").join(COMMIT);
@@ -279,9 +279,12 @@ fn answer(
     if let Ok(mut log) = log.lock() {
         log.push(head.join("\n"));
     }
-    let from =
-        head.iter().find_map(|it| it.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
-    let (mut status, mut headers, mut body) = honest(target, from, files);
+    let range = head.iter().find_map(|it| it.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+    let range = range.and_then(|it| {
+        let (first, last) = it.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()))
+    });
+    let (mut status, mut headers, mut body) = honest(target, range, files);
     let (mut sent, mut silent) = (usize::MAX, false);
     let length =
         |headers: &mut Vec<(String, String)>, length: usize| set(headers, "Content-Length", &length.to_string());
@@ -348,7 +351,11 @@ fn set(headers: &mut Vec<(String, String)>, name: &str, value: &str) {
 }
 
 /// What a hub answers.
-fn honest(target: &str, from: Option<usize>, files: &BTreeMap<String, File>) -> (u16, Vec<(String, String)>, Vec<u8>) {
+fn honest(
+    target: &str,
+    range: Option<(usize, Option<usize>)>,
+    files: &BTreeMap<String, File>,
+) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let header = |name: &str, value: String| (name.to_owned(), value);
     if target.starts_with("/api/models/someone/base/revision/") {
         let names: Vec<String> = files
@@ -362,11 +369,13 @@ fn honest(target: &str, from: Option<usize>, files: &BTreeMap<String, File>) -> 
     let Some(file) = file else { return (404, vec![header("Content-Length", "0".to_owned())], Vec::new()) };
     let size = file.bytes.len();
     let mut headers = vec![header("X-Repo-Commit", COMMIT.to_owned())];
-    headers.extend(file.hash.as_ref().map(|it| header("ETag", format!("\"{it}\""))));
-    let first = from.filter(|it| *it < size).unwrap_or(0);
-    if first > 0 {
-        headers.push(header("Content-Range", format!("bytes {first}-{}/{size}", size - 1)));
+    let etag = file.hash.clone().unwrap_or_else(|| format!("of-{size}"));
+    headers.push(header("ETag", format!("\"{etag}\"")));
+    let (first, last) = range.filter(|it| it.0 < size).unwrap_or((0, None));
+    let end = last.map_or(size, |it| size.min(it.saturating_add(1))).max(first);
+    if range.is_some() {
+        headers.push(header("Content-Range", format!("bytes {first}-{}/{size}", end.saturating_sub(1))));
     }
-    headers.push(header("Content-Length", (size - first).to_string()));
-    (if first > 0 { 206 } else { 200 }, headers, file.bytes[first..].to_vec())
+    headers.push(header("Content-Length", (end - first).to_string()));
+    (if range.is_some() { 206 } else { 200 }, headers, file.bytes[first..end].to_vec())
 }
