@@ -22,7 +22,8 @@ pub(super) struct Args {
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Folder of the base model, or its id on the hub: which layers there are, and needed for --rank.
+    /// Folder of the base model, or its id on the hub, `owner/name` or `owner/name@revision:folder`: which layers there
+    /// are, and needed for --rank.
     #[arg(long, value_name = "DIR or ID")]
     model: Option<String>,
     /// Convert to plain LoRA of this rank first, whatever the method; says what is lost.

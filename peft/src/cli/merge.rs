@@ -14,7 +14,7 @@ use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Folder of the base model, or its id on the hub.
+    /// Folder of the base model, or its id on the hub, `owner/name` or `owner/name@revision:folder`.
     #[arg(long, value_name = "DIR or ID")]
     model: String,
     /// Adapter folder or hub id; several are all folded in. `DIR=0.5` folds in half of it.

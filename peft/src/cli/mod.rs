@@ -30,6 +30,7 @@ mod stop;
 mod terminal;
 mod train;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -85,6 +86,8 @@ pub fn run(registry: Registry) -> ExitCode {
         .with_env_filter(filter)
         .with_target(false)
         .without_time()
+        // Colours are for terminals.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(|| terminal::Log)
         .try_init();
     let matches = match command_line(&registry).try_get_matches() {

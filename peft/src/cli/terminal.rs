@@ -4,11 +4,11 @@
 //! command whose reader has gone ends without a word, as others do that the system ends with `SIGPIPE`.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, printable};
 
 /// What the output is called in an error.
 pub(super) const STDOUT: &str = "standard output";
@@ -22,13 +22,16 @@ macro_rules! say {
 }
 pub(super) use say;
 
-/// Prints a line on standard output.
+/// Prints a line on standard output. Names in it may come from elsewhere: none moves the cursor.
 pub(super) fn line(text: impl Display) -> Result<()> {
+    let text = printable(&text.to_string());
     written(|out| writeln!(out, "{text}"))
 }
 
-/// Prints a part of a line, at once.
+/// Prints a part of a text, at once. A file or another program gets it as it is, a terminal what it can show.
 pub(super) fn part(text: impl Display) -> Result<()> {
+    let text = text.to_string();
+    let text = if io::stdout().is_terminal() { printable(&text) } else { text };
     written(|out| write!(out, "{text}"))
 }
 
@@ -39,7 +42,7 @@ fn written(write: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) -> Res
 
 /// Prints a line on standard error. If nobody can read it, nobody can be told.
 pub(super) fn complain(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(&text.to_string()));
 }
 
 /// Standard error for the log, which is lost if nobody reads it.

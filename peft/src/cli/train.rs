@@ -17,7 +17,7 @@ use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Folder of the base model, or its id on the hub.
+    /// Folder of the base model, or its id on the hub, `owner/name` or `owner/name@revision:folder`.
     #[arg(long, value_name = "DIR or ID")]
     model: Option<String>,
     /// [default: causal-lm]

@@ -113,3 +113,24 @@ fn a_run_without_a_terminal_says_how_far_it_is() {
         assert!(line.starts_with(start), "{line}");
     }
 }
+
+/// Names come from the files of others: raw, they could rewrite what is on a terminal.
+#[test]
+fn control_characters_of_names_are_spelled_out() {
+    let folder = texts();
+    let data = at(&folder, "columns.csv");
+    std::fs::write(&data, "\u{1b}[2Jtitle,other\na,b\n").unwrap();
+    let adapter = folder.path().join("adapter");
+    let source = fixtures().join("cases/llama_lora_default/default");
+    std::fs::create_dir(&adapter).unwrap();
+    std::fs::copy(source.join("adapter_model.safetensors"), adapter.join("adapter_model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let config = config.replace("models/llama-tiny", "evil\\u001b[2J");
+    std::fs::write(adapter.join("adapter_config.json"), config).unwrap();
+    let adapter = adapter.display().to_string();
+    for command in [&["eval", "--model", &base(), "--data", &data][..], &["inspect", &adapter]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_peft")).args(command).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(said.contains("\\u{1b}[2J") && !said.contains('\u{1b}'), "{said:?}");
+    }
+}
