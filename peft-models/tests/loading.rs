@@ -7,14 +7,14 @@ use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
 use peft_core::{Adaptable, PeftError};
 use peft_models::auto::{
-    AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_seq2seq_lm,
-    load_sequence_classifier,
+    AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_masked_lm,
+    load_seq2seq_lm, load_sequence_classifier,
 };
 use peft_models::bert::BertForSequenceClassification;
 use peft_models::common::config::RawConfig;
 use peft_models::gpt2::Gpt2ForSequenceClassification;
 use peft_models::llama::LlamaForSequenceClassification;
-use peft_models::{ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft_models::{MaskedLm, ModelInput, Seq2SeqLm, SequenceClassifier};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -361,4 +361,124 @@ fn tensors_that_were_read_leave_memory() {
         assert_eq!(file.floats(key).unwrap().num_elements(), 4 << 20);
         assert!(resident() < opened + 1024, "{} kB of the file are in memory after `{key}`", resident());
     }
+}
+
+/// A configuration with fewer layers than its checkpoint is another model.
+#[test]
+fn layers_that_the_configuration_leaves_out_are_an_error() {
+    for (name, field, value) in [
+        ("gpt2-tiny", "n_layer", 1),
+        ("gpt2-tiny", "n_layer", 0),
+        ("gpt2-bare", "n_layer", 1),
+        ("llama-tiny", "num_hidden_layers", 1),
+        ("t5-tiny", "num_decoder_layers", 1),
+        ("bart-tiny", "encoder_layers", 1),
+    ] {
+        let folder = copy_of(name);
+        set(folder.path(), field, json!(value));
+        let error = match name {
+            "t5-tiny" | "bart-tiny" => load_seq2seq_lm(folder.path(), &device()).map(|_| ()),
+            _ => load_causal_lm(folder.path(), &device()).map(|_| ()),
+        };
+        let error = error.expect_err("a part of the checkpoint is left out");
+        assert_says(&error, &["config.json", "would be computed", &format!("`{field}` is {value}")]);
+    }
+    let error = load_feature_extractor(cut("bert-tiny").path(), &device()).unwrap_err();
+    assert_says(&error, &["layer.1.", "`num_hidden_layers` is 1"]);
+}
+
+fn cut(name: &str) -> TempDir {
+    let folder = copy_of(name);
+    set(folder.path(), "num_hidden_layers", json!(1));
+    folder
+}
+
+/// Buffers that earlier releases wrote, and what lies beside the stack, are not missed.
+#[test]
+fn old_buffers_and_other_heads_are_passed_over() {
+    let folder = copy_of("gpt2-tiny");
+    let mut spare: Vec<(String, TensorData)> = vec![
+        ("transformer.h.0.attn.bias".into(), TensorData::ones::<f32, _>([1, 1, 4, 4])),
+        ("transformer.h.0.attn.masked_bias".into(), TensorData::ones::<f32, [usize; 0]>([])),
+        ("multiple_choice_head.summary.weight".into(), TensorData::ones::<f32, _>([2])),
+        ("vision_tower.layers.0.weight".into(), TensorData::ones::<f32, _>([2])),
+    ];
+    rewrite_with(folder.path(), &mut spare);
+    let (_, report) = load_causal_lm(folder.path(), &device()).unwrap();
+    assert_eq!(report.unexpected.len(), 4, "{report}");
+    let folder = copy_of("llama-tiny");
+    rewrite_with(
+        folder.path(),
+        &mut vec![("model.layers.0.self_attn.q_proj.bias".into(), TensorData::ones::<f32, _>([32]))],
+    );
+    assert_says(&causal_error(folder.path()), &["model.layers.0.self_attn.q_proj.bias"]);
+}
+
+fn rewrite_with(folder: &Path, more: &mut Vec<(String, TensorData)>) {
+    let file = TensorFile::open(folder.join("model.safetensors")).unwrap();
+    let stored = |key: String| Stored { data: file.floats(&key).unwrap(), key };
+    let mut tensors: Vec<Stored> = file.keys().into_iter().map(stored).collect();
+    tensors.extend(more.drain(..).map(|(key, data)| Stored { key, data }));
+    write_tensors(folder.join("model.safetensors"), tensors, FloatType::F32).unwrap();
+}
+
+/// The bias of BERT's head has two names; files of earlier releases have one of them.
+#[test]
+fn a_masked_language_model_needs_one_of_the_two_names_of_its_bias() {
+    let scores = |folder: &Path| {
+        let (model, _) = load_masked_lm(folder, &device()).unwrap();
+        MaskedLm::logits(&still(model), &ModelInput::ids(ids([[9, 71, 5, 33]]))).into_data()
+    };
+    let whole = scores(&model_folder("bert-masked-untied"));
+    for absent in ["cls.predictions.decoder.bias", "cls.predictions.bias"] {
+        let folder = copy_of("bert-masked-untied");
+        let file = TensorFile::open(folder.path().join("model.safetensors")).unwrap();
+        let bias = file.floats("cls.predictions.decoder.bias").unwrap();
+        rewrite(folder.path(), FloatType::F32, |key, data| {
+            let data = if key == "cls.predictions.bias" { bias.clone() } else { data };
+            (key != absent).then(|| (key.to_owned(), data))
+        });
+        assert_close(absent, scores(folder.path()), whole.clone());
+    }
+}
+
+/// Norms without weights are norms with weights of one and biases of zero.
+#[test]
+fn an_opt_without_weights_in_its_norms() {
+    let is_norm = |key: &str| key.contains("layer_norm");
+    let (plain, ones) = (copy_of("opt-tiny"), copy_of("opt-tiny"));
+    rewrite(plain.path(), FloatType::F32, |key, data| (!is_norm(key)).then(|| (key.to_owned(), data)));
+    set(plain.path(), "layer_norm_elementwise_affine", json!(false));
+    rewrite(ones.path(), FloatType::F32, |key, data| {
+        let (shape, value) = (data.shape(), if key.ends_with("bias") { 0.0 } else { 1.0 });
+        let filled = TensorData::full::<f32, _>(shape, value);
+        Some((key.to_owned(), if is_norm(key) { filled } else { data }))
+    });
+    let [plain, ones] = [&plain, &ones].map(|folder| {
+        let (model, _) = load_causal_lm(folder.path(), &device()).unwrap();
+        logits(&still(model), &ModelInput::ids(ids([[9, 71, 5, 33]])), None).into_data()
+    });
+    assert_close("logits", plain, ones);
+}
+
+/// A head of other outputs starts anew, where others were asked for; the base's own is taken else.
+#[test]
+fn a_head_of_other_outputs_is_replaced_if_they_are_asked_for() {
+    for (name, head) in [("llama-cls", "score.weight"), ("bert-tiny", "classifier.weight")] {
+        let folder = model_folder(name);
+        let (plain, _) = load_sequence_classifier(&folder, &device(), &ClassifierOptions::default()).unwrap();
+        let own = SequenceClassifier::num_labels(&plain);
+        let options = ClassifierOptions { num_labels: Some(own + 1), ..ClassifierOptions::default() };
+        let (model, report) = load_sequence_classifier(&folder, &device(), &options).unwrap();
+        assert!(report.missing.contains(&head.to_owned()), "{report}");
+        assert_eq!(SequenceClassifier::num_labels(&model), own + 1);
+    }
+    // One of no outputs is damaged.
+    let folder = copy_of("llama-cls");
+    rewrite(folder.path(), FloatType::F32, |key, data| {
+        let scalar = TensorData::ones::<f32, [usize; 0]>([]);
+        Some((key.to_owned(), if key == "score.weight" { scalar } else { data }))
+    });
+    let error = load_sequence_classifier(folder.path(), &device(), &ClassifierOptions::default()).unwrap_err();
+    assert_says(&error, &["score.weight: file []"]);
 }

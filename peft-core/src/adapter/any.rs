@@ -82,6 +82,10 @@ impl AnyAdapter {
         self.inner.loss()
     }
 
+    pub(crate) fn replaces_table(&self) -> bool {
+        self.inner.as_table().is_some_and(TableAdapter::replaces_table)
+    }
+
     pub(crate) fn moves_tied_head(&self) -> bool {
         self.inner.as_table().is_some_and(TableAdapter::moves_tied_head)
     }

@@ -118,6 +118,11 @@ pub trait TableAdapter {
         false
     }
 
+    /// Whether the adapter has a matrix of its own in place of the whole table.
+    fn replaces_table(&self) -> bool {
+        false
+    }
+
     /// Rows in whose place this adapter puts values of its own: another that does it to the same rows would hide them, so
     /// that both cannot act at once.
     fn replaced_rows(&self) -> Vec<usize> {

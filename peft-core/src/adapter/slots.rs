@@ -86,24 +86,39 @@ pub fn strip<M: Module>(model: M) -> M {
 /// If an adapter cannot be folded into weights, or adds a bias to a layer that has none: the plain layer has no place
 /// for it.
 pub fn merge<M: Module>(model: M) -> Result<M> {
-    let mut biases = Biases { wanted: HashMap::new() };
-    for set in collect(&model) {
+    let mut biases = Biases { wanted: pending_biases(&collect(&model))? };
+    let model = map_params(pending_bias::suspended(|| model.materialize()), &mut biases);
+    check_biases(biases.wanted.iter())?;
+    Ok(model)
+}
+
+/// The active adapters that change biases, by the paths of these.
+///
+/// # Errors
+/// If an active adapter cannot be folded into weights.
+pub(crate) fn pending_biases(sets: &[AdapterSet]) -> Result<HashMap<String, Vec<AnyAdapter>>> {
+    let mut wanted = HashMap::new();
+    for set in sets {
         if let Some(reason) = set.active().find_map(AnyAdapter::unmergeable) {
             return Err(PeftError::unsupported(format!("merging into `{}`", set.param().path()), reason));
         }
         let active: Vec<AnyAdapter> = set.active().filter(|it| it.touches_bias()).cloned().collect();
         if !active.is_empty() {
-            biases.wanted.insert(format!("{}.bias", set.param().module), active);
+            wanted.insert(format!("{}.bias", set.param().module), active);
         }
     }
-    let model = map_params(pending_bias::suspended(|| model.materialize()), &mut biases);
-    // A layer without a bias has nothing to scale, but also no place for a bias of the adapter's own.
-    match biases.wanted.into_iter().find(|(_, adapters)| adapters.iter().any(AnyAdapter::needs_bias)) {
+    Ok(wanted)
+}
+
+/// Refuses adapters on biases that are not there. A layer without a bias has nothing to scale, but also no place for a
+/// bias of the adapter's own.
+pub(crate) fn check_biases<'a>(mut absent: impl Iterator<Item = (&'a String, &'a Vec<AnyAdapter>)>) -> Result<()> {
+    match absent.find(|(_, adapters)| adapters.iter().any(AnyAdapter::needs_bias)) {
         Some((path, _)) => {
             let reason = "the adapter adds a bias where the base layer has none; keep it unmerged";
             Err(PeftError::unsupported(format!("merging into `{path}`"), reason))
         }
-        None => Ok(model),
+        None => Ok(()),
     }
 }
 

@@ -108,6 +108,11 @@ impl Checkpoint {
         self.aliases.insert(path.into(), key.into());
     }
 
+    /// Does as if the checkpoint did not hold a tensor.
+    pub fn leave_out(&mut self, key: &str) {
+        self.keys.remove(key);
+    }
+
     /// All keys of all files, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.keys.keys().map(String::as_str)

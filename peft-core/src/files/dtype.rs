@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::{DType, Device};
+use half::{bf16, f16};
 pub use safetensors::Dtype;
 
 use crate::error::{PeftError, Result};
@@ -37,6 +38,16 @@ impl BaseDtype {
         }
     }
 
+    /// What floats are written in; `None` is what the file has.
+    pub fn float_type(self) -> Option<FloatType> {
+        match self {
+            Self::Auto => None,
+            Self::Float32 => Some(FloatType::F32),
+            Self::BFloat16 => Some(FloatType::BF16),
+            Self::Float16 => Some(FloatType::F16),
+        }
+    }
+
     /// Whether numbers of a file that is stored in `float` are rounded.
     pub fn rounds(self, float: FloatType) -> bool {
         match self {
@@ -47,18 +58,21 @@ impl BaseDtype {
     }
 }
 
-const DTYPES: [(&str, BaseDtype); 4] = [
-    ("float32", BaseDtype::Float32),
-    ("auto", BaseDtype::Auto),
-    ("bfloat16", BaseDtype::BFloat16),
-    ("float16", BaseDtype::Float16),
+/// The names of transformers, and the short ones of safetensors files.
+const DTYPES: [(&str, &str, BaseDtype); 4] = [
+    ("float32", "f32", BaseDtype::Float32),
+    ("auto", "auto", BaseDtype::Auto),
+    ("bfloat16", "bf16", BaseDtype::BFloat16),
+    ("float16", "f16", BaseDtype::Float16),
 ];
 
 impl FromStr for BaseDtype {
     type Err = PeftError;
 
     fn from_str(text: &str) -> Result<Self> {
-        let known = DTYPES.iter().find(|it| it.0 == text).map(|it| it.1);
+        let wanted = text.trim().to_ascii_lowercase();
+        let wanted = wanted.strip_prefix("torch.").unwrap_or(&wanted);
+        let known = DTYPES.iter().find(|it| it.0 == wanted || it.1 == wanted).map(|it| it.2);
         known.ok_or_else(|| {
             PeftError::Invalid(format!("there is no dtype `{text}`; choose {}", DTYPES.map(|it| it.0).join(", ")))
         })
@@ -67,7 +81,7 @@ impl FromStr for BaseDtype {
 
 impl fmt::Display for BaseDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(DTYPES.iter().find(|it| it.1 == *self).map_or("", |it| it.0))
+        f.write_str(DTYPES.iter().find(|it| it.2 == *self).map_or("", |it| it.0))
     }
 }
 
@@ -116,4 +130,60 @@ pub enum FloatType {
     F16,
     /// 16 bits, brain float.
     BF16,
+}
+
+impl FloatType {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The same in the words of safetensors files.
+    pub fn stored(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// Whether a number is finite, and stays so when it is rounded to this type.
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+            Self::BF16 => bf16::from_f32(value).is_finite(),
+        }
+    }
+}
+
+impl fmt::Display for FloatType {
+    /// As `dtype` of `config.json` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_are_one_dtype() {
+        for (long, short, dtype) in DTYPES {
+            assert_eq!(long.parse::<BaseDtype>().unwrap(), dtype);
+            assert_eq!(short.parse::<BaseDtype>().unwrap(), dtype);
+            assert_eq!(dtype.to_string(), long);
+        }
+        assert_eq!("torch.bfloat16".parse::<BaseDtype>().unwrap(), BaseDtype::BFloat16);
+        let error = "int8".parse::<BaseDtype>().unwrap_err().to_string();
+        assert!(error.contains("`int8`") && error.contains("bfloat16"), "{error}");
+    }
 }

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{PeftError, Result};
 use crate::files::dtype::FloatType;
-use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_atomically, write_together};
+use crate::files::place::StagedFolder;
+use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_together};
 use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, plain_key};
 
 /// Name of the configuration in the folder.
@@ -46,18 +47,8 @@ impl Labels {
         Ok(Some(Self { problem_type, names }))
     }
 
-    /// Writes them beside an adapter; `None` removes those of an earlier one.
-    pub(crate) fn write(labels: Option<&Self>, folder: &Path) -> Result<()> {
-        let path = folder.join(LABELS_FILE);
-        match labels {
-            Some(labels) => {
-                let json = serde_json::to_string_pretty(&labels.to_json());
-                let json = json.map_err(|error| PeftError::Invalid(error.to_string()))?;
-                write_atomically(&path, json.as_bytes())
-            }
-            None if path.is_file() => fs::remove_file(&path).map_err(PeftError::io("remove", &path)),
-            None => Ok(()),
-        }
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(&self.to_json()).map_err(|error| PeftError::Invalid(error.to_string()))
     }
 }
 
@@ -109,13 +100,19 @@ impl AdapterFolder {
         if path.contains(".modules_to_save.") || path.contains(".original_module.") {
             return true;
         }
-        // A tied head is the table by another name.
-        let is_tied = |head: &&String| {
-            let weight = format!("{head}.weight");
-            let rows = format!("{head}.trainable_tokens_delta");
-            spec.get(&weight).is_none() && (path == weight || path == rows)
+        // A tied head is the table by another name, with adapters of the table or without.
+        let names = ["weight", "bias", "base_layer.weight", "base_layer.bias", "trainable_tokens_delta"];
+        let is_of = |module: &str| {
+            let field = path.strip_prefix(module).and_then(|it| it.strip_prefix('.'));
+            field.is_some_and(|it| names.contains(&it.strip_prefix("token_adapter.").unwrap_or(it)))
         };
-        if spec.heads.iter().any(|head| is_tied(&head)) {
+        if spec.heads.iter().any(|head| spec.get(&format!("{head}.weight")).is_none() && is_of(head)) {
+            return true;
+        }
+        // So are the tables of an encoder and a decoder that share one.
+        let shared = spec.modules().find_map(|it| it.strip_suffix("shared"));
+        let tables = ["encoder.embed_tokens", "decoder.embed_tokens"];
+        if shared.is_some_and(|stack| tables.iter().any(|it| is_of(&format!("{stack}{it}")))) {
             return true;
         }
         let path = frozen_path(key).unwrap_or_default();
@@ -182,7 +179,7 @@ fn foreign(folder: &Path) -> Option<&'static str> {
 
 /// Writes an adapter folder. Until the last moment an adapter that was there stays whole.
 pub fn write_folder(path: impl AsRef<Path>, config: &Map<String, Value>, tensors: Vec<Stored>) -> Result<()> {
-    write_all(path.as_ref(), config, tensors, Vec::new(), FloatType::F32)
+    write_adapter(path.as_ref(), config, tensors, Vec::new(), FloatType::F32, None)
 }
 
 /// The same in other numbers than single precision.
@@ -192,7 +189,7 @@ pub fn write_folder_in(
     tensors: Vec<Stored>,
     float: FloatType,
 ) -> Result<()> {
-    write_all(path.as_ref(), config, tensors, Vec::new(), float)
+    write_adapter(path.as_ref(), config, tensors, Vec::new(), float, None)
 }
 
 /// The same with the tensors of an encoder whose outcome `tensors` holds, if there are any.
@@ -202,15 +199,17 @@ pub fn write_folder_with_encoder(
     tensors: Vec<Stored>,
     encoder: Vec<Stored>,
 ) -> Result<()> {
-    write_all(path.as_ref(), config, tensors, encoder, FloatType::F32)
+    write_adapter(path.as_ref(), config, tensors, encoder, FloatType::F32, None)
 }
 
-fn write_all(
+/// The same with the labels of a head that the adapter brings; `Some(None)` removes those of an earlier adapter.
+pub(crate) fn write_adapter(
     path: &Path,
     config: &Map<String, Value>,
     tensors: Vec<Stored>,
     encoder: Vec<Stored>,
     float: FloatType,
+    labels: Option<Option<&Labels>>,
 ) -> Result<()> {
     if path.is_file() {
         return Err(PeftError::bad_file(path, "it is a file; give a folder to save the adapter in"));
@@ -223,17 +222,88 @@ fn write_all(
     check_finite(&encoder, FloatType::F32, next)?;
     let sorted: BTreeMap<&String, &Value> = config.iter().collect();
     let json = serde_json::to_string_pretty(&sorted).map_err(|error| PeftError::Invalid(error.to_string()))?;
-    let bytes = serialize(tensors, float)?;
-
-    let [weights, config, beside] = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE].map(|it| path.join(it));
-    if encoder.is_empty() {
-        write_together(&[(&weights, &bytes), (&config, json.as_bytes())])?;
+    let mut files = vec![
+        (WEIGHTS_FILE, Some(serialize(tensors, float)?)),
         // One of an earlier adapter does not belong here any more.
-        return match beside.is_file() {
-            true => fs::remove_file(&beside).map_err(PeftError::io("remove", &beside)),
-            false => Ok(()),
-        };
+        (ENCODER_FILE, (!encoder.is_empty()).then(|| serialize(encoder, FloatType::F32)).transpose()?),
+    ];
+    if let Some(labels) = labels {
+        files.push((LABELS_FILE, labels.map(Labels::to_bytes).transpose()?));
     }
-    let encoder = serialize(encoder, FloatType::F32)?;
-    write_together(&[(&weights, &bytes), (&config, json.as_bytes()), (&beside, &encoder)])
+    files.push((CONFIG_FILE, Some(json.into_bytes())));
+    put_files(path, &files)
+}
+
+/// Writes the files of an adapter, and removes those without contents, so that no two of different adapters lie together
+/// at any time.
+///
+/// If no more than one of them changes, or there is no adapter yet, each takes its place in turn, the configuration last:
+/// without it the folder is none of an adapter. Else the whole folder is exchanged, with all else that is in it.
+fn put_files(path: &Path, files: &[(&str, Option<Vec<u8>>)]) -> Result<()> {
+    let changes = |(name, new): &&(&str, Option<Vec<u8>>)| {
+        let old = fs::read(path.join(name)).ok();
+        old.as_ref() != new.as_ref()
+    };
+    let changed: Vec<&(&str, Option<Vec<u8>>)> = files.iter().filter(changes).collect();
+    let is_adapter = [WEIGHTS_FILE, CONFIG_FILE].iter().all(|it| path.join(it).is_file());
+    if is_adapter
+        && changed.len() > 1
+        && let Ok(staged) = StagedFolder::beside(path)
+    {
+        let files = changed.iter().filter_map(|(name, bytes)| Some((staged.path().join(name), bytes.as_deref()?)));
+        let files: Vec<(PathBuf, &[u8])> = files.collect();
+        write_together(&files.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect::<Vec<_>>())?;
+        return staged.put(|name| changed.iter().any(|it| it.0 == name));
+    }
+    let written = changed.iter().filter_map(|(name, bytes)| Some((path.join(name), bytes.as_deref()?)));
+    let written: Vec<(PathBuf, &[u8])> = written.collect();
+    write_together(&written.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect::<Vec<_>>())?;
+    for (name, _) in changed.iter().filter(|it| it.1.is_none()) {
+        fs::remove_file(path.join(name)).map_err(PeftError::io("remove", path.join(name)))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use serde_json::json;
+
+    use super::*;
+
+    fn write(folder: &Path, value: f32, rank: u64, labels: Option<&Labels>, encoder: bool) {
+        let tensor = |key: &str| Stored { key: key.to_owned(), data: TensorData::from([value]) };
+        let config = Map::from_iter([("r".to_owned(), json!(rank))]);
+        let of_encoder = Stored { key: "e".to_owned(), data: TensorData::from([0.5f32]) };
+        let encoder = if encoder { vec![of_encoder] } else { Vec::new() };
+        write_adapter(folder, &config, vec![tensor("w")], encoder, FloatType::F32, Some(labels)).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole_and_what_else_is_in_it_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("adapter");
+        let labels = Labels { problem_type: None, names: vec!["a".into()] };
+        write(&folder, 1.0, 8, Some(&labels), true);
+        fs::create_dir(folder.join("checkpoint-5")).unwrap();
+        fs::write(folder.join("log.jsonl"), "kept").unwrap();
+        // The folder itself stays what it is while only the weights change.
+        #[cfg(unix)]
+        let identity = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        #[cfg(unix)]
+        let first = identity(&folder);
+        write(&folder, 2.0, 8, Some(&labels), true);
+        #[cfg(unix)]
+        assert_eq!(identity(&folder), first);
+
+        write(&folder, 3.0, 16, None, false);
+        #[cfg(target_os = "linux")]
+        assert_ne!(identity(&folder), first, "a weight and a configuration change in one step");
+        let opened = AdapterFolder::open(&folder).unwrap();
+        assert_eq!(opened.config["r"], 16);
+        assert_eq!(opened.tensors.floats("w").unwrap().iter::<f32>().next(), Some(3.0));
+        assert!(opened.labels.is_none() && opened.encoder.is_none());
+        assert!(folder.join("checkpoint-5").is_dir() && folder.join("log.jsonl").is_file());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
 }

@@ -4,4 +4,6 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod folder;
 pub mod inside;
+pub mod place;
 pub mod safetensors;
+pub mod shards;

@@ -39,14 +39,29 @@ pub fn embedding(ids: Tensor<2, Int>, weight: &Param<Tensor<2>>, padding: Option
 /// - weight: `[rows, d_model]`
 /// - output: `[.., rows]`
 pub fn attend<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> Tensor<D> {
+    attend_through(hidden, weight, AnyAdapter::moves_tied_head)
+}
+
+/// The same for a head that looks the table up by its place in the model, so that one that is trained whole in place of
+/// the table is found there too.
+pub fn attend_in_place<const D: usize>(hidden: Tensor<D>, weight: &Param<Tensor<2>>) -> Tensor<D> {
+    attend_through(hidden, weight, |it| it.moves_tied_head() || it.replaces_table())
+}
+
+fn attend_through<const D: usize>(
+    hidden: Tensor<D>,
+    weight: &Param<Tensor<2>>,
+    takes_part: fn(&AnyAdapter) -> bool,
+) -> Tensor<D> {
     let base = unadapted(weight);
-    let Some(set) = weight.reparameterization::<AdapterSet>().filter(|it| moves_tied_head(it)) else {
+    let is_meant = |it: &&AdapterSet| mixed_batch::any(it).into_iter().any(takes_part);
+    let Some(set) = weight.reparameterization::<AdapterSet>().filter(is_meant) else {
         return ops::linear(hidden, base, None, Layout::OutIn);
     };
     let base = Frozen::new(base);
     mixed_batch::each(&[Some(set)], hidden, |hidden| {
         let mut moving = mixed_batch::acting(set);
-        moving.retain(|it| it.moves_tied_head());
+        moving.retain(|it| takes_part(it));
         let mut dims = hidden.dims();
         let rows = dims[..D - 1].iter().product::<usize>();
         let below =

@@ -9,7 +9,7 @@ use crate::error::{PeftError, Result};
 use crate::files::safetensors::Stored;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel};
 use crate::plan::plan::Plan;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, ParamSpec};
 
 /// A base that takes in an adapter, and what the adapter will do to it.
 pub(super) struct Planned<M> {
@@ -109,7 +109,9 @@ impl<M: Module> PeftModel<M> {
             let mut spec = (head.spec)(&model);
             (spec.base_name, spec.task_type) = (self.spec.base_name.clone(), self.spec.task_type.clone());
             let on_head = |plan: &Plan| {
-                plan.rows.iter().any(|it| spec.is_head(&it.param.module) && self.spec.get(&it.param.path()).is_none())
+                // The bias of a masked language model's head is trained where it is.
+                let is_new = |it: &ParamSpec| it.name == "weight" && self.spec.get(&it.path()).is_none();
+                plan.rows.iter().any(|it| spec.is_head(&it.param.module) && is_new(&it.param))
             };
             if let Some(plan) = config.plan(&spec).ok().filter(on_head) {
                 self.check_head_is_free(name)?;

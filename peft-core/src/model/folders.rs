@@ -10,13 +10,14 @@ use serde_json::{Map, Value};
 use crate::adapter::slots;
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
-use crate::files::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_folder_with_encoder};
+use crate::files::dtype::FloatType;
+use crate::files::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_adapter};
 use crate::files::safetensors::{Stored, TensorFile};
 use crate::model::add::Planned;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION, check_together};
 use crate::model::state;
 use crate::model::values::{HALF_PRECISION, is_close, value_of};
-use crate::spec::{Labels, ModelSpec, ParamKind, ParamSpec, frozen_path};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, frozen_path};
 
 impl<M: Module> PeftModel<M> {
     /// Loads an adapter folder and adds the adapter, active beside those that are active already.
@@ -152,8 +153,14 @@ impl<M: Module> PeftModel<M> {
         let mut saved = self.adapters[name].config.to_file(state::saved(&self.model, name));
         saved.extend(self.tables_to_save(name));
         let encoder = state::encoders(&self.model, name).1;
-        write_folder_with_encoder(&folder, &config, saved, encoder)?;
-        Labels::write(self.adapters[name].labels.as_ref(), folder.as_ref())
+        write_adapter(
+            folder.as_ref(),
+            &config,
+            saved,
+            encoder,
+            FloatType::F32,
+            Some(self.adapters[name].labels.as_ref()),
+        )
     }
 }
 

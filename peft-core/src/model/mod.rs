@@ -3,9 +3,10 @@
 mod add;
 pub mod fingerprint;
 mod folders;
+pub mod merge;
 pub mod peft_model;
 pub mod state;
 pub mod status;
 pub mod update;
-mod values;
+pub mod values;
 pub mod vocabulary;

@@ -10,8 +10,6 @@ use crate::adapter::{AdapterSet, mixed_batch, slots};
 use crate::config::peft_config::PeftConfig;
 use crate::context::Misuse;
 use crate::error::{PeftError, Result};
-use crate::files::safetensors::Stored;
-use crate::model::state;
 use crate::plan::plan::Plan;
 use crate::plan::replacement::is_replacement;
 use crate::spec::{Adaptable, Labels, ModelSpec};
@@ -318,24 +316,19 @@ impl<M: Module> PeftModel<M> {
         Ok(())
     }
 
-    /// A plain model in which the active adapters are folded into the weights. `self` stays as it is.
-    ///
-    /// # Errors
-    /// If an adapter adds a bias to a layer that has none, or one of its values is no finite number.
-    pub fn merge(&self) -> Result<M> {
-        for name in self.active.iter().filter(|_| self.enabled) {
-            let is_bad = |it: &Stored| it.data.dtype().is_float() && !it.data.iter::<f32>().all(f32::is_finite);
-            if let Some(bad) = state::tensors(&self.model, name).iter().find(|it| is_bad(it)) {
-                let reason = format!("refusing to merge: `{}` of the adapter `{name}` holds NaN or infinity", bad.key);
-                return Err(PeftError::NotFinite(reason));
-            }
-        }
-        slots::merge(self.model.valid())
-    }
-
     /// The base model, bit for bit, without any adapter.
     pub fn unload(self) -> M {
         slots::strip(self.model)
+    }
+
+    /// Paths of the base's parameters that its files do not hold and that no active adapter brings: they are random.
+    pub fn drawn(&self) -> Vec<String> {
+        let sets = slots::collect(&self.model);
+        let is_brought = |path: &String| {
+            let set = sets.iter().find(|it| it.param().path() == *path);
+            set.is_some_and(|set| set.active().any(|it| is_replacement(it, set.param().shape.len())))
+        };
+        self.spec.drawn.iter().filter(|it| self.spec.get(it).is_some() && !is_brought(it)).cloned().collect()
     }
 
     /// Trainable elements and all elements, as `print_trainable_parameters` counts them.

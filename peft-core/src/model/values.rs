@@ -23,6 +23,21 @@ pub(crate) fn value_of<M: Module>(model: &M, param: &ParamSpec) -> TensorData {
     find.1.expect("a description names a parameter of its model")
 }
 
+/// The first parameter of a plain model that holds NaN or infinity. Adapters are left out.
+pub fn first_not_finite<M: Module>(model: &M) -> Option<String> {
+    struct Find(Option<String>);
+    impl VisitParams for Find {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            if self.0.is_none() && !at.in_adapters() && !param.base().into_data().iter::<f32>().all(f32::is_finite) {
+                self.0 = Some(at.path());
+            }
+        }
+    }
+    let mut find = Find(None);
+    visit_params(model, &mut find);
+    find.0
+}
+
 /// How far numbers may be apart, of the largest of them, and be the same in half precision.
 pub(crate) const HALF_PRECISION: f32 = 1e-2;
 

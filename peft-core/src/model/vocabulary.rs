@@ -67,7 +67,8 @@ impl<M: Module> PeftModel<M> {
             let is_whole = is_saved_whole(&folder.config, param);
             let wrappers: &[&str] = if is_whole { &[".original_module", ""] } else { &["", WRAPPED, WRAPPED_ROWS] };
             let mut keys = wrappers.iter().map(|it| format!("{KEY_PREFIX}{}{it}.{}", param.module, param.name));
-            let Some(key) = keys.find(|it| folder.tensors.shape(it).is_some()) else { continue };
+            let own = keys.find(|it| folder.tensors.shape(it).is_some());
+            let Some(key) = own.or_else(|| decoder_bias(folder, param)) else { continue };
             // A table that is trained whole has other numbers anyway.
             if is_whole && folder.tensors.shape(&key) == Some(&param.shape_on_disk()[..]) {
                 continue;
@@ -83,8 +84,25 @@ impl<M: Module> PeftModel<M> {
             return Ok(false);
         }
         self.check_no_adapters()?;
-        let paths: Vec<String> = brought.keys().cloned().collect();
-        self.change_base(&paths, |path, _| Ok(brought[path].clone()))?;
+        let rows = brought.get(&tables.table.path()).map_or(tables.table.shape[0], |it| it.shape()[0]);
+        let mut paths: Vec<String> = brought.keys().cloned().collect();
+        for param in tables.all().filter(|it| !brought.contains_key(&it.path())) {
+            if rows == tables.table.shape[0] {
+                break;
+            }
+            if param.shape.len() > 1 && param.kind != ParamKind::Buffer {
+                let reason = format!(
+                    "it brings a `{}` of {rows} rows, and no `{}` that goes with it",
+                    tables.table.path(),
+                    param.path()
+                );
+                return Err(PeftError::bad_file(&folder.path, reason));
+            }
+            paths.push(param.path());
+        }
+        self.change_base(&paths, |path, old| {
+            Ok(brought.get(path).cloned().unwrap_or_else(|| resized_bias(old, rows)))
+        })?;
         Ok(true)
     }
 
@@ -177,7 +195,11 @@ impl Tables {
         let table = table
             .ok_or_else(|| PeftError::Invalid("the model has no embedding matrix whose rows could be tokens".into()))?;
         let rows = table.shape[0];
-        let of_words = |it: &&Arc<ParamSpec>| spec.heads.contains(&it.module) && it.shape.first() == Some(&rows);
+        // The bias of a masked language model's head lies beside the layer that is the head.
+        let is_beside = |it: &ParamSpec| it.name == "bias" && spec.heads.contains(&format!("{}.decoder", it.module));
+        let of_words = |it: &&Arc<ParamSpec>| {
+            (spec.heads.contains(&it.module) || is_beside(it)) && it.shape.first() == Some(&rows)
+        };
         let heads = spec.iter().filter(of_words).cloned().collect();
         let is_bias = |it: &&Arc<ParamSpec>| it.kind == ParamKind::Buffer && it.shape == [1, rows];
         Ok(Self { table, heads, buffers: spec.iter().filter(is_bias).cloned().collect() })
@@ -186,6 +208,23 @@ impl Tables {
     fn all(&self) -> impl Iterator<Item = &Arc<ParamSpec>> {
         [&self.table].into_iter().chain(&self.heads).chain(&self.buffers)
     }
+}
+
+/// The key of a masked language model's bias, which the reference saves as that of the decoder beside it.
+fn decoder_bias(folder: &AdapterFolder, param: &ParamSpec) -> Option<String> {
+    let decoder = format!("{KEY_PREFIX}{}.decoder", param.module);
+    let mut keys = ["", WRAPPED, WRAPPED_ROWS].iter().map(|it| format!("{decoder}{it}.bias"));
+    keys.find(|it| param.name == "bias" && folder.tensors.shape(it).is_some())
+}
+
+/// A bias for another number of words: new ones have 0, as in the reference.
+fn resized_bias(old: TensorData, rows: usize) -> TensorData {
+    let mut shape = old.shape().as_slice().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = rows;
+    }
+    let values: Vec<f32> = old.iter::<f32>().chain(std::iter::repeat(0.0)).take(rows).collect();
+    TensorData::new(values, shape)
 }
 
 /// Whether a folder trains the module whole, so that its tensor is the adapter's own.

@@ -55,6 +55,14 @@ impl Embedding {
         forward::attend(hidden, &self.weight)
     }
 
+    /// The same for a head that finds the table by its place in the model: one that is trained whole takes part as well.
+    ///
+    /// # Shapes
+    /// As [`Embedding::attend`].
+    pub fn attend_in_place<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        forward::attend_in_place(hidden, &self.weight)
+    }
+
     /// The table as it is stored, `[rows, d_model]`, if [`Embedding::attend`] is a product with it: no active adapter moves it along.
     pub fn bare_weight(&self) -> Option<Tensor<2>> {
         let moved = self.weight.reparameterization().is_some_and(forward::moves_tied_head);

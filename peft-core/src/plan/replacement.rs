@@ -47,6 +47,20 @@ impl<const D: usize> TableAdapter for Replacement<D> {
     fn moves_tied_head(&self) -> bool {
         self.moves_head
     }
+
+    fn replaces_table(&self) -> bool {
+        true
+    }
+}
+
+/// What plans say of such a parameter.
+const TRAINED_WHOLE: &str = "trained whole";
+
+impl PlanRow {
+    /// Whether the parameter gets a copy that is trained and saved whole.
+    pub fn is_whole(&self) -> bool {
+        self.label == TRAINED_WHOLE
+    }
 }
 
 fn prefix(beside_prompt: bool) -> &'static str {
@@ -94,7 +108,7 @@ pub fn replacement_row_beside_prompt(param: &Arc<ParamSpec>, key: String) -> Pla
 }
 
 fn row(param: &Arc<ParamSpec>, copy: CopyOf) -> PlanRow {
-    PlanRow { param: param.clone(), label: "trained whole".into(), parameters: param.len(), build: Arc::new(copy) }
+    PlanRow { param: param.clone(), label: TRAINED_WHOLE.into(), parameters: param.len(), build: Arc::new(copy) }
 }
 
 /// Whether an adapter on a parameter of this rank is a copy that is trained whole.

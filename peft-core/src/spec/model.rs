@@ -75,6 +75,8 @@ pub struct ModelSpec {
     pub prompts: Option<PromptShape>,
     /// Folder or hub id that the weights came from. Adapter folders name it as `base_model_name_or_path`.
     pub base_name: Option<String>,
+    /// Paths of parameters that the base's files do not hold, so that they started at random. An adapter must bring them.
+    pub drawn: Vec<String>,
     /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
     pub task_type: Option<String>,
     /// What the outputs of its head mean, if somebody said so. A fresh adapter that trains the head takes them along.

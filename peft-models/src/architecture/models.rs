@@ -109,6 +109,7 @@ macro_rules! auto_model {
                 }
                 if let Some(origin) = &self.origin {
                     spec.base_name = Some(origin.name.clone());
+                    spec.drawn.clone_from(&origin.drawn);
                 }
                 $(
                     spec.labels = self.$labels();

@@ -9,4 +9,6 @@ pub(crate) struct Origin {
     pub(crate) folder: PathBuf,
     /// What was asked for: the same folder, or a hub id.
     pub(crate) name: String,
+    /// Paths of the parameters that it does not hold: they were drawn.
+    pub(crate) drawn: Vec<String>,
 }

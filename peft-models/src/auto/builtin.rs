@@ -126,7 +126,7 @@ macro_rules! auto {
                 let folder = hub::resolve(&name, hub::What::Model)?;
                 let (model, report) = BUILTIN.$load(&folder, place $(, $arg)*)?;
                 log(&name, &report);
-                Ok(model.with_origin(Origin { folder, name }))
+                Ok(model.with_origin(Origin { folder, name, drawn: report.missing }))
             }
         })+
     };

@@ -10,20 +10,21 @@ use serde_json::{Value, json};
 
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
-use super::tied::{HEADS, embedding_is_also_under, has_another_head};
+use super::tied::{HEADS, bias_is_also_beside, embedding_is_also_under, has_another_head};
+use super::unused;
 use crate::architecture::{
     AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier, Origin,
 };
-use crate::common::config::RawConfig;
+use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
 
 /// Where the folder does not say, weights start with this standard deviation.
 const INITIALIZER_RANGE: f64 = 0.02;
 
 /// The name of the folder stands for the model, as long as nobody gives it another.
-fn origin(folder: &Path) -> Origin {
-    Origin { folder: folder.to_owned(), name: folder.display().to_string() }
+fn origin(folder: &Path, report: &LoadReport) -> Origin {
+    Origin { folder: folder.to_owned(), name: folder.display().to_string(), drawn: report.missing.clone() }
 }
 
 /// The weights of a folder, to be kept in these numbers.
@@ -57,7 +58,8 @@ impl ArchitectureRegistry {
             embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
         let (model, report) = checkpoint.load(model, prefix, &[])?;
-        Ok((model.with_origin(origin(folder)), report))
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
     }
 
     /// Reads a sequence-to-sequence model. The report names what the folder holds beyond it.
@@ -87,7 +89,8 @@ impl ArchitectureRegistry {
             &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
         );
         let (model, report) = checkpoint.load(model, prefix, &["final_logits_bias"])?;
-        Ok((model.with_origin(origin(folder)), report))
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
     }
 
     /// Reads a sequence classifier. A head that the folder lacks starts from N(0, `initializer_range`); the report lists
@@ -100,11 +103,19 @@ impl ArchitectureRegistry {
     ) -> Result<(AutoSequenceClassifier, LoadReport)> {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let mut raw = RawConfig::read(folder)?;
+        let outputs = changed_outputs(&raw, options);
         options.write_into(&mut raw);
-        let (model, prefix) = self.build::<AutoSequenceClassifier>(&raw, device)?;
+        let (mut model, prefix) = self.build::<AutoSequenceClassifier>(&raw, device)?;
+        // What an encoder's configuration says of padding places its positions; a decoder's head looks past it.
+        if let (Some(pad), false) = (options.pad_token_id, model.is_encoder()) {
+            raw.json.insert("pad_token_id".to_owned(), json!(pad));
+            model = self.sequence_classifier(&raw, device)?;
+        }
+        let mut checkpoint = open(folder, *dtype)?;
+        replace_head(&mut checkpoint, &model, outputs);
         let (model, report) =
-            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["score", "classifier", "pooler", "head"])?;
-        Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder)), report))
+            load_with_new_head(&checkpoint, model, prefix, &raw, &["score", "classifier", "pooler", "head"])?;
+        Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder, &report)), report))
     }
 
     /// Reads a token classifier. A head that the folder lacks starts as
@@ -117,11 +128,13 @@ impl ArchitectureRegistry {
     ) -> Result<(AutoTokenClassifier, LoadReport)> {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let mut raw = RawConfig::read(folder)?;
+        let outputs = changed_outputs(&raw, options);
         options.write_into(&mut raw);
         let (model, prefix) = self.build::<AutoTokenClassifier>(&raw, device)?;
-        let (model, report) =
-            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["classifier", "score", "head"])?;
-        Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder)), report))
+        let mut checkpoint = open(folder, *dtype)?;
+        replace_head(&mut checkpoint, &model, outputs);
+        let (model, report) = load_with_new_head(&checkpoint, model, prefix, &raw, &["classifier", "score", "head"])?;
+        Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder, &report)), report))
     }
 
     /// Reads an extractive question-answering model. A head that the folder lacks starts from N(0, `initializer_range`),
@@ -136,8 +149,8 @@ impl ArchitectureRegistry {
         let raw = RawConfig::read(folder)?;
         let (model, prefix) = self.build::<AutoQuestionAnswerer>(&raw, device)?;
         let (model, report) =
-            load_with_new_head(&open(folder, *dtype)?, model, prefix, &["qa_outputs", "classifier", "head"])?;
-        Ok((start(model, &report, &raw, seed, device).with_origin(origin(folder)), report))
+            load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["qa_outputs", "classifier", "head"])?;
+        Ok((start(model, &report, &raw, seed, device).with_origin(origin(folder, &report)), report))
     }
 
     /// Reads a masked language model. Unlike a classifier's, its head is part of the folder.
@@ -148,14 +161,16 @@ impl ArchitectureRegistry {
     ) -> Result<(AutoMaskedLm, LoadReport)> {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let mut raw = RawConfig::read(folder)?;
-        let checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, *dtype)?;
         if has_another_head(&checkpoint, None)? {
             warn_untied();
             raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
         }
         let (model, prefix) = self.build::<AutoMaskedLm>(&raw, device)?;
+        bias_is_also_beside(&mut checkpoint, &model);
         let (model, report) = checkpoint.load(model, prefix, &[])?;
-        Ok((model.with_origin(origin(folder)), report))
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
     }
 
     /// Reads a model without a head.
@@ -169,8 +184,8 @@ impl ArchitectureRegistry {
         let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
         let raw = RawConfig::read(folder)?;
         let (model, prefix) = self.build::<AutoFeatureExtractor>(&raw, device)?;
-        let (model, report) = open(folder, *dtype)?.load(model, prefix, &["pooler"])?;
-        Ok((start(model, &report, &raw, 0, device).with_origin(origin(folder)), report))
+        let (model, report) = load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["pooler"])?;
+        Ok((start(model, &report, &raw, 0, device).with_origin(origin(folder, &report)), report))
     }
 }
 
@@ -180,11 +195,38 @@ fn load_with_new_head<M: Module + Adaptable>(
     checkpoint: &Checkpoint,
     model: M,
     prefix: &str,
+    raw: &RawConfig,
     usual: &[&str],
 ) -> Result<(M, LoadReport)> {
     let heads = model.spec().heads;
     let optional: Vec<&str> = usual.iter().copied().chain(heads.iter().map(String::as_str)).collect();
-    checkpoint.load(model, prefix, &optional)
+    let (model, report) = checkpoint.load(model, prefix, &optional)?;
+    unused::check(&report, checkpoint, &model, prefix, raw)?;
+    Ok((model, report))
+}
+
+/// How many outputs the head of the base has and how many are asked for, if these are others.
+fn changed_outputs(raw: &RawConfig, options: &ClassifierOptions) -> Option<(usize, usize)> {
+    let config: LabelConfig = serde_json::from_value(Value::Object(raw.json.clone())).ok()?;
+    options.num_labels.filter(|it| *it != config.num_labels()).map(|it| (config.num_labels(), it))
+}
+
+/// Leaves out the weights of a head that has other outputs than are asked for: it starts anew, or an adapter brings it.
+fn replace_head(checkpoint: &mut Checkpoint, model: &impl Adaptable, outputs: Option<(usize, usize)>) {
+    let Some((old, new)) = outputs else { return };
+    let spec = model.spec();
+    let mut replaced = false;
+    for param in spec.iter().filter(|it| spec.is_head(&it.module)) {
+        let (path, shape) = (param.path(), param.shape_on_disk());
+        let stored = checkpoint.file(&path).and_then(|it| it.shape(&path)).unwrap_or_default();
+        if shape.first() == Some(&new) && stored.first() == Some(&old) && stored[1..] == shape[1..] {
+            checkpoint.leave_out(&path);
+            replaced = true;
+        }
+    }
+    if replaced {
+        tracing::warn!("the head of the base has {old} outputs, and {new} are asked for: its weights are not used");
+    }
 }
 
 fn warn_untied() {

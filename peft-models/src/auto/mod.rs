@@ -56,6 +56,7 @@ mod loading;
 mod options;
 mod registry;
 mod tied;
+mod unused;
 
 pub use crate::architecture::{
     Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
@@ -67,3 +68,4 @@ pub use builtin::{
 };
 pub use options::ClassifierOptions;
 pub use registry::ArchitectureRegistry;
+pub use tied::{Copy, copies_in_file};

@@ -44,8 +44,5 @@ impl ClassifierOptions {
         if let Some(kind) = &self.problem_type {
             set("problem_type", json!(kind));
         }
-        if let Some(pad) = self.pad_token_id {
-            set("pad_token_id", json!(pad));
-        }
     }
 }

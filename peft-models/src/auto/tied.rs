@@ -1,7 +1,7 @@
 //! Heads that are the embedding matrix read the other way, and where a checkpoint has it.
 
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint};
-use peft_core::{Adaptable, PromptShape, Result};
+use peft_core::{Adaptable, ModelSpec, PromptShape, Result};
 
 /// Keys of language-model heads.
 pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
@@ -16,6 +16,46 @@ pub(super) fn embedding_is_also_under(checkpoint: &mut Checkpoint, model: &impl 
     if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
         checkpoint.also_under(format!("{}.weight", prompts.table), key);
     }
+}
+
+/// The bias of a masked language model's head is one tensor of two names, `bias` and `decoder.bias`: files hold either, or
+/// both.
+pub(super) fn bias_is_also_beside(checkpoint: &mut Checkpoint, model: &impl Adaptable) {
+    for path in model.spec().iter().filter(|it| it.name == "bias").map(|it| it.path()) {
+        let other = match path.strip_suffix("decoder.bias") {
+            Some(module) if !module.is_empty() => format!("{module}bias"),
+            _ => path.strip_suffix("bias").map(|module| format!("{module}decoder.bias")).unwrap_or_default(),
+        };
+        if !checkpoint.contains(&path) && checkpoint.contains(&other) {
+            checkpoint.also_under(path, other);
+        }
+    }
+}
+
+/// A tensor that a checkpoint holds once more under another key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The other key.
+    pub key: String,
+    /// Path of the parameter.
+    pub of: String,
+}
+
+/// What a file must hold twice where its head is not the embedding matrix: transformers shares these tensors only while
+/// `tie_word_embeddings` holds, and else starts those that are not there at random.
+pub fn copies_in_file(model_type: &str, spec: &ModelSpec, is_tied: bool) -> Vec<Copy> {
+    if is_tied {
+        return Vec::new();
+    }
+    let mut copies = Vec::new();
+    if matches!(model_type, "bart" | "mbart")
+        && let Some(table) = spec.iter().find(|it| it.module.ends_with("shared"))
+    {
+        let stack = table.module.strip_suffix("shared").unwrap_or_default();
+        let key = |part: &str| format!("{stack}{part}.embed_tokens.weight");
+        copies.extend(["encoder", "decoder"].map(|part| Copy { key: key(part), of: table.path() }));
+    }
+    copies
 }
 
 /// Whether a checkpoint holds a head that is not its embedding matrix.

@@ -39,6 +39,11 @@ impl RawConfig {
         Ok(Self { path, json })
     }
 
+    /// The file that was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// `model_type`, by which an implementation is chosen.
     pub fn model_type(&self) -> Result<&str> {
         self.json

@@ -23,8 +23,9 @@ pub(super) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    #[arg(long, default_value = "causal-lm")]
-    task: String,
+    /// [default: what the adapter's `task_type` says, else the base's `architectures`]
+    #[arg(long)]
+    task: Option<String>,
     /// JSONL, JSON, CSV, TSV or plain text.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -71,7 +72,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     };
     let request = EvalRequest { data, adapters, batch_size: args.batch_size, options };
     let base = model_folder(&args.model)?;
-    print(&actions::evaluate(&args.task, &base, &request, registry, &args.place.placement()?)?)
+    let task = registry.tasks.chosen(args.task.as_deref(), &request.adapters, &base)?.name();
+    print(&actions::evaluate(task, &base, &request, registry, &args.place.placement()?)?)
 }
 
 fn print(evaluation: &Evaluation) -> Result<()> {

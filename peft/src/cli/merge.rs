@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use peft_core::files::checkpoint::{FloatType, Placement};
-use peft_core::{PeftError, Result};
+use peft_core::Result;
+use peft_core::files::checkpoint::{BaseDtype, Placement};
+use peft_core::files::shards::ShardSize;
 
 use super::common::{Adapter, adapter_sources};
 use super::terminal::say;
@@ -23,32 +24,43 @@ pub(super) struct Args {
     /// Folder to write the checkpoint to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// [default: what the adapter's `task_type` says, or causal-lm]
+    /// [default: what the adapter's `task_type` says, else the base's `architectures`]
     #[arg(long)]
     task: Option<String>,
-    /// Element type of the weights: f32, f16, bf16. By default that of the base.
+    /// Element type of the weights: auto, that of the base; float32, bfloat16 or float16
+    #[arg(long, default_value = "auto")]
+    dtype: BaseDtype,
+    /// Largest file of weights; what does not fit goes into more of them, with an index.
+    #[arg(long, value_name = "SIZE", default_value = "50GB")]
+    max_shard_size: ShardSize,
+    /// Replace a checkpoint that is in the output folder already. Other files there stay.
     #[arg(long)]
-    dtype: Option<String>,
+    overwrite: bool,
     /// flex, wgpu, cuda, tch: among those compiled in.
     #[arg(long)]
     device: Option<String>,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
-    let float = match args.dtype.as_deref() {
-        None => None,
-        Some("f32") => Some(FloatType::F32),
-        Some("f16") => Some(FloatType::F16),
-        Some("bf16") => Some(FloatType::BF16),
-        Some(other) => return Err(PeftError::config("dtype", format!("is `{other}`, expected f32, f16 or bf16"))),
-    };
     let request = MergeRequest {
         base: model_folder(&args.model)?,
         adapters: adapter_sources(&args.adapter)?,
         output: args.output.clone(),
         task: args.task.clone(),
-        float,
+        float: args.dtype.float_type(),
+        max_shard_size: args.max_shard_size,
+        overwrite: args.overwrite,
     };
-    merge(&request, registry, Placement::on(&best_device(args.device.as_deref())?))?;
-    say!("merged checkpoint written to {}", args.output.display())
+    let report = merge(&request, registry, Placement::on(&best_device(args.device.as_deref())?))?;
+    say!("merged checkpoint written to {} ({}, {})", args.output.display(), report.task, report.float)?;
+    for (what, names) in [
+        ("from the adapter", &report.from_adapter),
+        ("from the base", &report.from_base),
+        ("left out", &report.left_out),
+    ] {
+        if !names.is_empty() {
+            say!("{what}: {}", names.join(", "))?;
+        }
+    }
+    Ok(())
 }

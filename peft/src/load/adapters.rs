@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use peft_core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftModel, Result, spec};
 use peft_models::auto::ClassifierOptions;
+use peft_tasks::data::tokenizer::Tokenizer;
 
 /// An adapter folder, and how strongly the adapter acts.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +42,13 @@ pub fn with_adapters<M: Module + Adaptable>(
         model.load_adapter(&adapter.folder, &name, methods)?;
         model.set_strength(&name, adapter.strength)?;
     }
+    let drawn = model.drawn();
+    if let Some(first) = drawn.first() {
+        let more = if drawn.len() > 1 { format!(" and {} more", drawn.len() - 1) } else { String::new() };
+        tracing::warn!(
+            "neither the base nor an adapter holds `{first}`{more}: these weights are random, and so is what they compute"
+        );
+    }
     Ok(model)
 }
 
@@ -48,6 +56,11 @@ pub fn with_adapters<M: Module + Adaptable>(
 pub fn head_of(adapters: &[AdapterSource]) -> ClassifierOptions {
     let num_labels = adapters.iter().find_map(|it| num_labels(&AdapterFolder::open(&it.folder).ok()?));
     ClassifierOptions { num_labels, ..ClassifierOptions::default() }
+}
+
+/// The token that fills up short rows: the head of a decoder looks past it, whatever `config.json` says.
+pub fn padding_of(tokenizer: &Tokenizer) -> u32 {
+    tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id())
 }
 
 /// How many outputs the head of an adapter has, if it brings one.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use peft_core::{PeftError, Result, nn};
+use peft_models::auto::ClassifierOptions;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::limits::{self, Limit, Range};
 
-use crate::load::adapters::{AdapterSource, head_of, with_adapters};
-use crate::run::fit::RunContext;
+use crate::load::adapters::{AdapterSource, head_of, padding_of, with_adapters};
+use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
 use crate::task::{TaskKind, TaskOptions, TaskSource};
 
@@ -51,7 +52,8 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let tokenizer = Arc::new(Tokenizer::load(context.base)?);
     let data = request.data.clone().tokenizer(tokenizer.clone());
     let adapters = &request.adapters;
-    let model = kind.load(context.architectures, context.base, context.place, &head_of(adapters))?;
+    let head = ClassifierOptions { pad_token_id: Some(padding_of(&tokenizer).into()), ..head_of(adapters) };
+    let model = kind.load(context.architectures, context.base, context.place, &head)?;
     let learn = || match kind.learn_labels(&data)? {
         Some(labels) => Ok(labels),
         None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
@@ -67,5 +69,10 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     };
     let task = kind.task(&source)?;
     let model = with_adapters(model, adapters, context.methods)?;
-    task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)
+    let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;
+    if !evaluation.loss.is_finite() {
+        let reason = format!("the loss is {}: the adapters make numbers that are too large", evaluation.loss);
+        return Err(blame_the_base(PeftError::NotFinite(reason), model.model()));
+    }
+    Ok(evaluation)
 }

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::module::Module;
 use peft_core::files::checkpoint::{Placement, write_atomically};
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftModel, Plan, Result, nn, read_config};
+use peft_core::model::values::first_not_finite;
+use peft_core::{AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, nn, read_config};
 use peft_models::auto::ArchitectureRegistry;
 use peft_tasks::data::labels::LabelSet;
 use peft_tasks::data::tokenizer::Tokenizer;
@@ -22,6 +24,7 @@ use crate::load::names::adapter_folder;
 #[cfg(feature = "lora")]
 use crate::run::calibrate::{calibrated, start_of};
 use crate::run::config::RunConfig;
+use crate::run::drawn;
 use crate::run::labels::of_adapters;
 use crate::task::{TaskKind, TaskSource};
 
@@ -125,6 +128,10 @@ pub(crate) fn fit<K: TaskKind>(
             observer.planned(&model.adapters()[DEFAULT_ADAPTER].plan);
         }
         None => {
+            let config = match drawn::save(&mut method, config.as_ref(), model.spec()) {
+                true => configure(method.clone(), base, methods)?,
+                false => config,
+            };
             #[cfg(feature = "lora")]
             let config = match start_of(&method) {
                 Some(start) => {
@@ -149,7 +156,8 @@ pub(crate) fn fit<K: TaskKind>(
     }
     let started = Instant::now();
     let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(&folder);
-    let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run()?;
+    let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run();
+    let outcome = outcome.map_err(|error| blame_the_base(error, model.model()))?;
     let seconds = started.elapsed().as_secs_f64();
     if outcome.interrupted {
         // Not the adapter that was asked for: the checkpoint has what is there.
@@ -162,4 +170,15 @@ pub(crate) fn fit<K: TaskKind>(
     let curve = Curve::from_records("Loss", &records).to_svg()?;
     write_atomically(folder.path().join(CURVE_FILE), curve.as_bytes())?;
     Ok(RunReport { outcome, seconds })
+}
+
+/// A loss that is no number says nothing about the training if the base itself holds none.
+pub(crate) fn blame_the_base<M: Module>(error: PeftError, model: &M) -> PeftError {
+    match (error, first_not_finite(model)) {
+        (PeftError::NotFinite(_), Some(path)) => PeftError::NotFinite(format!(
+            "`{path}` of the base holds NaN or infinity, so that nothing can be computed with it: its file is damaged, \
+             fetch it again"
+        )),
+        (error, _) => error,
+    }
 }

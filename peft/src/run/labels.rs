@@ -5,7 +5,6 @@ use std::path::Path;
 use peft_core::{LABELS_FILE, Labels, PeftError, Result};
 use peft_models::common::config::LabelConfig;
 use peft_tasks::data::labels::{LabelKind, LabelSet};
-use serde_json::{Map, Value};
 
 use crate::load::adapters::AdapterSource;
 
@@ -29,8 +28,8 @@ pub fn of_adapters(adapters: &[AdapterSource]) -> Result<Option<Labels>> {
     Ok(found.map(|(_, labels)| labels))
 }
 
-/// The labels that data is read with: those that the adapters bring, else those of a base that is used as it is, else
-/// what `learn` finds in the data.
+/// The labels that data is read with: those that the adapters bring, else those of the base if its head has as many
+/// outputs, else what `learn` finds in the data.
 ///
 /// # Errors
 /// If there are not as many as the head has outputs.
@@ -42,7 +41,7 @@ pub fn for_head(
     let outputs = head.num_labels();
     let (set, source) = match of_adapters(adapters)? {
         Some(labels) => (LabelSet::from_labels(&labels)?, format!("the adapter's `{LABELS_FILE}`")),
-        None => match head.labels().filter(|_| adapters.is_empty()) {
+        None => match head.labels() {
             Some(labels) => {
                 (LabelSet::new(kind(labels.problem_type.as_deref())?, labels.names), "config.json".to_owned())
             }
@@ -60,23 +59,4 @@ pub fn for_head(
 
 fn kind(problem_type: Option<&str>) -> Result<LabelKind> {
     problem_type.map_or(Ok(LabelKind::Single), str::parse)
-}
-
-/// The base's `config.json` with the labels of an adapter, for a checkpoint that the adapter is merged into.
-///
-/// # Errors
-/// If the file cannot be read.
-pub fn in_config(base: &Path, labels: &Labels) -> Result<Map<String, Value>> {
-    let mut json = peft_models::common::config::RawConfig::read(base)?.json;
-    // The number follows from the names, and may have been of another head.
-    json.shift_remove("num_labels");
-    let fields = labels.to_json().into_iter().filter(|(_, value)| !value.is_null());
-    json.extend(fields.filter(|(field, _)| field == "problem_type" || !labels.names.is_empty()));
-    if labels.names.is_empty() {
-        for field in ["id2label", "label2id"] {
-            json.shift_remove(field);
-        }
-        json.insert("num_labels".into(), 1.into());
-    }
-    Ok(json)
 }

@@ -4,6 +4,7 @@ pub mod actions;
 #[cfg(feature = "lora")]
 mod calibrate;
 pub mod config;
+mod drawn;
 pub mod evaluate;
 pub mod fit;
 pub mod forward;

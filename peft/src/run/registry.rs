@@ -5,12 +5,14 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use peft_core::files::checkpoint::{Placement, Stored};
-use peft_core::{MethodRegistry, PeftError, Result};
+use peft_core::{MethodRegistry, PeftError, Result, read_config};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::RawConfig;
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::Start;
+use serde_json::Value;
 
+use crate::load::adapters::AdapterSource;
 use crate::load::any_model::{AnyModel, any_model};
 use crate::run::config::{RunConfig, unknown_task};
 use crate::run::evaluate::{EvalRequest, evaluate};
@@ -78,6 +80,7 @@ trait AnyKind: Send + Sync {
     fn name(&self) -> &'static str;
     fn aliases(&self) -> &'static [&'static str];
     fn task_type(&self) -> Option<&'static str>;
+    fn class_endings(&self) -> &'static [&'static str];
     fn load(
         &self,
         architectures: &ArchitectureRegistry,
@@ -106,6 +109,9 @@ impl<K: TaskKind> AnyKind for K {
     }
     fn task_type(&self) -> Option<&'static str> {
         TaskKind::task_type(self)
+    }
+    fn class_endings(&self) -> &'static [&'static str] {
+        TaskKind::class_endings(self)
     }
     fn load(
         &self,
@@ -195,6 +201,46 @@ impl TaskRegistry {
         found.map(|it| KnownTask(it.as_ref())).ok_or_else(|| {
             PeftError::unsupported(format!("task_type {task_type}"), "its models are not there in this version")
         })
+    }
+
+    /// The kind of a command that may be told none: `name`, else what the `task_type` of the adapters says, else what the
+    /// `architectures` of the base are for, else the first that is registered: `causal-lm`.
+    ///
+    /// # Errors
+    /// If there is no such kind, adapters are of several, or a folder cannot be read.
+    pub fn chosen(&self, name: Option<&str>, adapters: &[AdapterSource], base: &Path) -> Result<KnownTask<'_>> {
+        if let Some(name) = name {
+            return self.get(name);
+        }
+        let mut found: Option<(&Path, String)> = None;
+        for AdapterSource { folder, .. } in adapters {
+            let config = read_config(folder)?;
+            let Some(task_type) = config.get("task_type").and_then(Value::as_str) else { continue };
+            match &found {
+                Some((first, known)) if known != task_type => {
+                    let reason = format!(
+                        "its `task_type` is {task_type}, that of {} is {known}: say by --task what is meant",
+                        first.display()
+                    );
+                    return Err(PeftError::bad_file(folder, reason));
+                }
+                Some(_) => {}
+                None => found = Some((folder, task_type.to_owned())),
+            }
+        }
+        if let Some((_, task_type)) = found {
+            return self.of_type(&task_type);
+        }
+        let raw = RawConfig::read(base)?;
+        // ChatGLM's class is named as those of models that read one text and write another.
+        let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
+        let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+        let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
+        let ends = |it: &&Box<dyn AnyKind>| it.class_endings().iter().any(|ending| class.ends_with(ending));
+        match self.kinds.iter().find(ends).or(self.kinds.first()) {
+            Some(kind) => Ok(KnownTask(kind.as_ref())),
+            None => Err(unknown_task("", &self.names())),
+        }
     }
 
     /// All of them, in the order in which they were registered.

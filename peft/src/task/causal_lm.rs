@@ -29,6 +29,10 @@ impl TaskKind for CausalLmKind {
         Some("CAUSAL_LM")
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForCausalLM", "LMHeadModel"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

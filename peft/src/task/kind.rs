@@ -40,6 +40,12 @@ pub trait TaskKind: Send + Sync + 'static {
     /// first kind with its type, and built-in ones come first. So it should be unique, or `None`.
     fn task_type(&self) -> Option<&'static str>;
 
+    /// How the classes of transformers end that are models of this kind: `ForCausalLM`. By this a command that is told no
+    /// task finds the one that a base is for.
+    fn class_endings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Loads the base model in a folder. `head` says what the head is to be, for kinds that have one of their own.
     ///
     /// A training run makes it from the labels of the data ([`head_for`](TaskKind::head_for)); without labels only its seed is

@@ -29,6 +29,10 @@ impl TaskKind for MaskedLmKind {
         None
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForMaskedLM", "ForPreTraining"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

@@ -29,6 +29,10 @@ impl TaskKind for QuestionAnsweringKind {
         Some("QUESTION_ANS")
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForQuestionAnswering"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

@@ -30,6 +30,10 @@ impl TaskKind for Seq2SeqLmKind {
         Some("SEQ_2_SEQ_LM")
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForConditionalGeneration", "WithLMHeadModel"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

@@ -14,6 +14,7 @@ use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::loss::{self, ProblemType};
 use peft_tasks::tasks::sequence_classification::SequenceClassification;
 
+use crate::load::adapters::padding_of;
 use crate::task::inputs::ForwardInputs;
 use crate::task::kind::{ForwardOutput, TaskKind, TaskSource};
 
@@ -30,6 +31,10 @@ impl TaskKind for SequenceClassificationKind {
 
     fn task_type(&self) -> Option<&'static str> {
         Some("SEQ_CLS")
+    }
+
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForSequenceClassification"]
     }
 
     fn load(
@@ -63,7 +68,7 @@ impl TaskKind for SequenceClassificationKind {
         ClassifierOptions {
             num_labels: Some(labels.outputs()),
             problem_type: Some(labels.kind.problem_type().to_owned()),
-            pad_token_id: Some(i64::from(tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id()))),
+            pad_token_id: Some(padding_of(tokenizer).into()),
             ..ClassifierOptions::default()
         }
     }

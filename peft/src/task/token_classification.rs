@@ -31,6 +31,10 @@ impl TaskKind for TokenClassificationKind {
         Some("TOKEN_CLS")
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["ForTokenClassification"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

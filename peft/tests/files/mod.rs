@@ -1,6 +1,7 @@
-//! Adapter folders and checkpoints: read, described, fetched, and written for other programs.
+//! Adapter folders and checkpoints: read, described, fetched, merged, and written for other programs.
 
 mod export;
 mod hub;
 mod inspect;
+mod merge;
 mod properties;

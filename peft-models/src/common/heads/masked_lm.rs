@@ -3,7 +3,7 @@
 // Fields are named after checkpoint keys, and those say `LayerNorm`.
 #![allow(non_snake_case)]
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use peft_core::forward;
 use peft_core::nn::{Embedding, LayerNorm, Projection, lazy};
@@ -16,6 +16,12 @@ pub(crate) trait MaskedLmHead {
     /// - hidden: `[batch, seq, d_model]`
     /// - output: `[batch, seq, vocab]`
     fn scores(&self, hidden: Tensor<3>, table: &Embedding) -> Tensor<3>;
+
+    /// Whether the scores come from the embedding matrix.
+    fn is_tied(&self) -> bool;
+
+    /// Gives the head a matrix and a bias of its own, which start as the table and the bias beside.
+    fn untie(&mut self, table: &Embedding);
 }
 
 /// How wide the parts of a head are.
@@ -45,8 +51,24 @@ impl HeadShape {
 fn decode(hidden: Tensor<3>, decoder: Option<&Projection>, table: &Embedding, bias: &Param<Tensor<1>>) -> Tensor<3> {
     match decoder {
         Some(decoder) => decoder.forward(hidden),
-        None => forward::by_rows(bias, table.attend(hidden), |bias, it| it + bias.val().unsqueeze()),
+        None => biased(table.attend(hidden), bias),
     }
+}
+
+/// A layer that computes what the embedding matrix and a bias do.
+fn own_decoder(table: &Embedding, bias: &Param<Tensor<1>>) -> Projection {
+    let own = match bias.is_initialized() {
+        true => Param::initialized(ParamId::new(), bias.base()),
+        false => {
+            let bias = bias.clone();
+            lazy(bias.lazy_shape().dims::<1>(), &bias.lazy_device(), move |device| bias.base().to_device(device))
+        }
+    };
+    Projection { bias: Some(own), ..table.as_head() }
+}
+
+fn biased(scores: Tensor<3>, bias: &Param<Tensor<1>>) -> Tensor<3> {
+    forward::by_rows(bias, scores, |bias, it| it + bias.val().unsqueeze())
 }
 
 /// A level of names that checkpoints of BERT have.
@@ -94,6 +116,15 @@ impl MaskedLmHead for MaskedHead {
         let hidden = it.LayerNorm.forward(it.act.apply(it.dense.forward(hidden)));
         decode(hidden, decoder.as_ref(), table, bias)
     }
+
+    fn is_tied(&self) -> bool {
+        self.predictions.decoder.is_none()
+    }
+
+    fn untie(&mut self, table: &Embedding) {
+        let Predictions { bias, decoder, .. } = &mut self.predictions;
+        decoder.get_or_insert_with(|| own_decoder(table, bias));
+    }
 }
 
 /// The head of RoBERTa.
@@ -125,6 +156,15 @@ impl MaskedLmHead for RobertaHead {
         // A GELU whatever the layers have.
         let hidden = self.layer_norm.forward(Activation::Gelu.apply(self.dense.forward(hidden)));
         decode(hidden, self.decoder.as_ref(), table, &self.bias)
+    }
+
+    fn is_tied(&self) -> bool {
+        self.decoder.is_none()
+    }
+
+    fn untie(&mut self, table: &Embedding) {
+        let bias = &self.bias;
+        self.decoder.get_or_insert_with(|| own_decoder(table, bias));
     }
 }
 
@@ -164,8 +204,16 @@ impl MaskedLmHead for LmPredictions {
     fn scores(&self, hidden: Tensor<3>, table: &Embedding) -> Tensor<3> {
         let it = &self.lm_head;
         let hidden = it.LayerNorm.forward(it.act.apply(it.dense.forward(hidden)));
-        decode(hidden, None, table, &it.bias)
+        // `DebertaLMPredictionHead` is handed the module that looks tokens up, and reads its weight.
+        biased(table.attend_in_place(hidden), &it.bias)
     }
+
+    fn is_tied(&self) -> bool {
+        true
+    }
+
+    /// Its files have no place for such a matrix.
+    fn untie(&mut self, _table: &Embedding) {}
 }
 
 /// `masked_lm! { Name: Model = new, Config, field; head: Head = …; left_out: […] }` makes an encoder with one of its
@@ -196,6 +244,19 @@ macro_rules! masked_lm {
         impl peft_core::Adaptable for $name {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads($left_out)
+            }
+
+            fn is_tied(&self) -> bool {
+                use $crate::common::heads::masked_lm::MaskedLmHead;
+                true $(&& self.$head.as_ref().is_none_or(MaskedLmHead::is_tied))+
+            }
+
+            fn untie_head(&mut self) {
+                use $crate::common::heads::masked_lm::MaskedLmHead;
+                let table = &self.$field.embeddings.word_embeddings;
+                $(if let Some(head) = &mut self.$head {
+                    head.untie(table);
+                })+
             }
         }
 

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
-use peft_core::ops::{AttentionMask, attention};
+use peft_core::ops::{self, AttentionMask, attention};
 use peft_core::{PromptShape, Result};
 use serde::Deserialize;
 
@@ -94,18 +94,44 @@ impl ModelConfig for OptConfig {
         raw.json.entry("pad_token_id").or_insert(1.into());
         let mut config: Self = raw.parse(&["layerdrop"])?;
         heads_divide(("num_attention_heads", config.num_attention_heads), ("hidden_size", config.hidden_size))?;
-        if !config.layer_norm_elementwise_affine {
-            let reason = "is false, and norms without weights are not computed";
-            return Err(peft_core::PeftError::config("layer_norm_elementwise_affine", reason));
-        }
         config.d_embed = config.word_embed_proj_dim.unwrap_or(config.hidden_size);
         Ok(config)
     }
 }
 
 impl OptConfig {
-    fn norm(&self, device: &Device) -> LayerNorm {
-        LayerNorm::new(self.hidden_size, LAYER_NORM_EPSILON, device)
+    fn norm(&self, device: &Device) -> OptNorm {
+        match self.layer_norm_elementwise_affine {
+            true => OptNorm::Affine(LayerNorm::new(self.hidden_size, LAYER_NORM_EPSILON, device)),
+            false => OptNorm::Plain(PlainNorm { epsilon: LAYER_NORM_EPSILON }),
+        }
+    }
+}
+
+/// Normalisation by mean and variance, with weights or without.
+#[derive(Module, Debug)]
+pub enum OptNorm {
+    /// With weights.
+    Affine(LayerNorm),
+    /// Without: `layer_norm_elementwise_affine` is false.
+    Plain(PlainNorm),
+}
+
+/// Normalisation that has no weights.
+#[derive(Module, Debug)]
+pub struct PlainNorm {
+    epsilon: f64,
+}
+
+impl OptNorm {
+    fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Affine(norm) => norm.forward(input),
+            Self::Plain(norm) => {
+                let (width, device) = (input.dims()[2], input.device());
+                ops::layer_norm(input, Tensor::ones([width], &device), Tensor::zeros([width], &device), norm.epsilon)
+            }
+        }
     }
 }
 
@@ -157,10 +183,10 @@ impl OptAttention {
 #[allow(missing_docs)]
 pub struct OptDecoderLayer {
     pub self_attn: OptAttention,
-    pub self_attn_layer_norm: LayerNorm,
+    pub self_attn_layer_norm: OptNorm,
     pub fc1: Projection,
     pub fc2: Projection,
-    pub final_layer_norm: LayerNorm,
+    pub final_layer_norm: OptNorm,
     dropout: Dropout,
     norm_first: bool,
     #[module(skip)]
@@ -193,7 +219,7 @@ impl OptDecoderLayer {
     }
 
     /// Adds a block to its input, with the norm before the block or after the sum (the 350m checkpoint).
-    fn add(&self, hidden: Tensor<3>, norm: &LayerNorm, block: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+    fn add(&self, hidden: Tensor<3>, norm: &OptNorm, block: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
         if self.norm_first {
             hidden.clone() + self.dropout.forward(block(norm.forward(hidden)))
         } else {
@@ -214,7 +240,7 @@ pub struct OptDecoder {
     /// `[d_model, d_embed]`, where the two widths differ.
     pub project_in: Option<Projection>,
     /// Absent where layers end with a norm themselves.
-    pub final_layer_norm: Option<LayerNorm>,
+    pub final_layer_norm: Option<OptNorm>,
     /// The layers.
     pub layers: Vec<OptDecoderLayer>,
 }

@@ -544,6 +544,17 @@ impl Adaptable for ModernBertForMaskedLm {
     fn spec(&self) -> ModelSpec {
         self.model.spec_within(ModelSpec::of(self), "model").with_heads(["decoder"])
     }
+
+    fn is_tied(&self) -> bool {
+        matches!(self.decoder, MaskedLmDecoder::Tied(_))
+    }
+
+    fn untie_head(&mut self) {
+        if let MaskedLmDecoder::Tied(it) = &mut self.decoder {
+            let head = self.model.embeddings.tok_embeddings.as_head();
+            self.decoder = MaskedLmDecoder::Own(Projection { bias: it.bias.take(), ..head });
+        }
+    }
 }
 
 impl MaskedLm for ModernBertForMaskedLm {

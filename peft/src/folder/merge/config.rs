@@ -1,0 +1,155 @@
+//! `config.json` of a merged checkpoint: that of the base, with what follows from the tensors that were written.
+
+use std::path::Path;
+
+use peft_core::files::checkpoint::{FloatType, write_atomically};
+use peft_core::{Labels, ModelSpec, ParamKind, PeftError, Result};
+use peft_models::common::config::{LabelConfig, RawConfig};
+use serde_json::{Map, Value, json};
+
+use super::classes::class;
+use super::has_labels;
+use crate::run::registry::KnownTask;
+
+/// What is known of the weights that were written.
+pub(super) struct Facts<'a> {
+    pub(super) task: KnownTask<'a>,
+    pub(super) spec: &'a ModelSpec,
+    /// Whether the head is the embedding matrix.
+    pub(super) is_tied: bool,
+    pub(super) float: FloatType,
+    /// What the adapters say of the outputs.
+    pub(super) labels: Option<Labels>,
+    /// The token that fills up short rows.
+    pub(super) pad: Option<u32>,
+}
+
+/// Layers whose rows are the outputs of a classifier.
+const SCORES: [&str; 3] = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
+
+impl Facts<'_> {
+    /// The base's configuration, made true.
+    pub(super) fn describe(&self, raw: &RawConfig) -> Map<String, Value> {
+        let mut json = raw.json.clone();
+        self.tell_class(&mut json);
+        self.tell_dtype(&mut json);
+        self.tell_rows(&mut json);
+        self.tell_head(&mut json);
+        if has_labels(self.task) {
+            self.tell_labels(&mut json, raw);
+        }
+        // A decoder's classifier looks at the last token that is not padding. It was trained with the tokenizer's.
+        if let (Some(pad), Some(_)) = (self.pad, self.spec.get("score.weight")) {
+            json.insert("pad_token_id".into(), pad.into());
+        }
+        json
+    }
+
+    fn tell_class(&self, json: &mut Map<String, Value>) {
+        let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let of_base = json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+        if let Some(class) = class(model_type, self.task.name(), of_base) {
+            json.insert("architectures".into(), json!([class]));
+        }
+    }
+
+    /// transformers 5 calls it `dtype`, and 4 `torch_dtype`; it reads both.
+    fn tell_dtype(&self, json: &mut Map<String, Value>) {
+        let float = self.float.to_string();
+        json.insert("dtype".into(), float.as_str().into());
+        for at in [None].into_iter().chain(nested(json).into_iter().map(Some)) {
+            let Some(object) = object_at(json, at.as_deref()) else { continue };
+            for field in ["dtype", "torch_dtype"] {
+                if let Some(value) = object.get_mut(field) {
+                    *value = float.as_str().into();
+                }
+            }
+        }
+    }
+
+    fn tell_rows(&self, json: &mut Map<String, Value>) {
+        let named = self.spec.prompts.as_ref().and_then(|it| self.spec.get(&format!("{}.weight", it.table)));
+        let table = named.or_else(|| self.spec.layers().find(|it| it.kind == ParamKind::Embedding));
+        let Some(rows) = table.map(|it| it.shape_on_disk()[0]) else { return };
+        let mut told = false;
+        for at in [None].into_iter().chain(nested(json).into_iter().map(Some)) {
+            let Some(object) = object_at(json, at.as_deref()) else { continue };
+            for field in ["vocab_size", "padded_vocab_size"] {
+                // Files of ChatGLM have a null where another generation has a number.
+                if let Some(value) = object.get_mut(field).filter(|it| it.is_number()) {
+                    *value = rows.into();
+                    told = true;
+                }
+            }
+        }
+        if !told {
+            json.insert("vocab_size".into(), rows.into());
+        }
+    }
+
+    fn tell_head(&self, json: &mut Map<String, Value>) {
+        if !matches!(self.task.name(), "causal-lm" | "seq2seq-lm" | "masked-lm") {
+            return;
+        }
+        let tie = json.get("tie_word_embeddings").and_then(Value::as_bool);
+        match json.get("model_type").and_then(Value::as_str) {
+            // `T5Config` reads from this field whether the decoder's output is scaled, ties whatever it says, and takes
+            // a head that the file holds beside the table all the same.
+            Some("t5") => {
+                json.entry("scale_decoder_outputs").or_insert((tie != Some(false)).into());
+            }
+            Some("mt5") => {}
+            _ if !self.is_tied => {
+                json.insert("tie_word_embeddings".into(), false.into());
+            }
+            _ => {}
+        }
+    }
+
+    /// Names for all outputs: the adapter's, else the base's if they are as many, else those that transformers fills in.
+    fn tell_labels(&self, json: &mut Map<String, Value>, raw: &RawConfig) {
+        let scores = SCORES.iter().find_map(|it| self.spec.get(it));
+        let Some(outputs) = scores.map(|it| it.shape_on_disk()[0]) else { return };
+        // The number follows from the names, and may have been of another head.
+        json.shift_remove("num_labels");
+        let of_adapter = self.labels.as_ref().filter(|it| it.names.len() == outputs || it.names.is_empty());
+        let of_base: Option<LabelConfig> = serde_json::from_value(Value::Object(raw.json.clone())).ok();
+        let of_base = of_base.filter(|it| it.num_labels() == outputs).and_then(|it| it.label_names());
+        match of_adapter {
+            Some(labels) => {
+                json.shift_remove("problem_type");
+                json.extend(labels.problem_type.clone().map(|it| ("problem_type".to_owned(), it.into())));
+            }
+            None if of_base.is_some() => {}
+            None => drop(json.shift_remove("problem_type")),
+        }
+        let names = of_adapter.map(|it| it.names.clone()).filter(|it| !it.is_empty()).or(of_base);
+        let names = names.unwrap_or_else(|| (0..outputs).map(|it| format!("LABEL_{it}")).collect());
+        let ids = names.iter().enumerate();
+        let id2label: Map<String, Value> =
+            ids.clone().map(|(id, name)| (id.to_string(), name.as_str().into())).collect();
+        let label2id: Map<String, Value> = ids.map(|(id, name)| (name.clone(), id.into())).collect();
+        json.insert("id2label".into(), id2label.into());
+        json.insert("label2id".into(), label2id.into());
+    }
+}
+
+/// Names of the configurations inside a configuration, such as `text_config`, that describe the model of the text.
+fn nested(json: &Map<String, Value>) -> Vec<String> {
+    let is_meant =
+        |name: &str| matches!(name, "text_config" | "llm_config" | "language_config" | "decoder" | "encoder");
+    json.iter().filter(|(name, value)| is_meant(name) && value.is_object()).map(|(name, _)| name.clone()).collect()
+}
+
+fn object_at<'a>(json: &'a mut Map<String, Value>, at: Option<&str>) -> Option<&'a mut Map<String, Value>> {
+    match at {
+        None => Some(json),
+        Some(name) => json.get_mut(name)?.as_object_mut(),
+    }
+}
+
+/// Writes `config.json`.
+pub(super) fn write(json: &Map<String, Value>, folder: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(json).map_err(|error| PeftError::Invalid(error.to_string()))?;
+    write_atomically(folder.join("config.json"), format!("{text}\n").as_bytes())
+}

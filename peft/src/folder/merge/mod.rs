@@ -1,0 +1,176 @@
+//! Adapters folded into the weights of their base: a plain checkpoint.
+//!
+//! The folder is built beside its place and says what it holds: `config` derives its `config.json` from the tensors that
+//! are written, `classes` names the class that reads them, `companions` brings along what belongs to it.
+
+mod classes;
+mod companions;
+mod config;
+
+use std::path::{Path, PathBuf};
+
+use peft_core::files::checkpoint::{BaseDtype, Checkpoint, FloatType, Placement, Stored};
+use peft_core::files::place::StagedFolder;
+use peft_core::files::shards::{ShardSize, ShardWriter};
+use peft_core::model::merge::Merged;
+use peft_core::{ModelSpec, PeftError, Result};
+use peft_models::auto::copies_in_file;
+use peft_models::common::config::RawConfig;
+use peft_tasks::data::tokenizer::Tokenizer;
+
+use crate::load::adapters::{AdapterSource, head_of, is_same_folder, padding_of, with_adapters};
+use crate::load::any_model::AnyModel;
+use crate::run::labels;
+use crate::run::registry::{KnownTask, Registry};
+
+/// What to merge, and where to write it.
+#[derive(Debug, Clone, Default)]
+pub struct MergeRequest {
+    /// Folder of the base model.
+    pub base: PathBuf,
+    /// The adapters; all are folded in.
+    pub adapters: Vec<AdapterSource>,
+    /// Folder to write the checkpoint to.
+    pub output: PathBuf,
+    /// Name of the task. By default that of the adapters' `task_type`, or of the base's `architectures`.
+    pub task: Option<String>,
+    /// Element type of the weights. By default that of the base.
+    pub float: Option<FloatType>,
+    /// Most bytes of a file of weights.
+    pub max_shard_size: ShardSize,
+    /// Whether a checkpoint that is in the output folder already may be replaced.
+    pub overwrite: bool,
+}
+
+/// What a merge wrote.
+#[derive(Debug, Clone)]
+pub struct MergeReport {
+    /// Name of the task whose model was merged.
+    pub task: &'static str,
+    /// Element type of the weights.
+    pub float: FloatType,
+    /// Files of weights.
+    pub weights: Vec<String>,
+    /// Files that came along from the base.
+    pub from_base: Vec<String>,
+    /// Files that came along from an adapter: its tokenizer and chat template.
+    pub from_adapter: Vec<String>,
+    /// What the base's folder holds beside them.
+    pub left_out: Vec<String>,
+}
+
+/// Writes a plain checkpoint in which the adapters are folded into the weights.
+///
+/// Weights are written one tensor after another, so that beside the base no more than a tensor is in memory. Where the
+/// device computes with half precision, those of the base stay in its file.
+///
+/// # Errors
+/// If something cannot be read, an adapter does not fit or cannot be merged, a number is not finite or too large for its
+/// type, or the output holds a checkpoint already or is the folder of a source.
+pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Placement>) -> Result<MergeReport> {
+    let MergeRequest { base, adapters, output, .. } = request;
+    check_output(request)?;
+    let task = registry.tasks.chosen(request.task.as_deref(), adapters, base)?;
+    let raw = RawConfig::read(base)?;
+    let stored = Checkpoint::open(base)?.float_type();
+    let float = request.float.unwrap_or(stored);
+    let place = as_stored(place.into(), stored);
+    let model = task.load(&registry.architectures, base, place, &head_of(adapters))?;
+    let model = with_adapters(model, adapters, &registry.methods)?;
+    let merged = model.merged()?;
+
+    let staged = StagedFolder::beside(output)?;
+    let companions = companions::copy(base, adapters, staged.path())?;
+    let weights = write_weights(&merged, &raw, staged.path(), float, request.max_shard_size)?;
+    let facts = config::Facts {
+        task,
+        spec: merged.spec(),
+        is_tied: merged.is_tied(),
+        float,
+        labels: labels::of_adapters(adapters)?,
+        pad: Tokenizer::load(staged.path()).ok().map(|it| padding_of(&it)),
+    };
+    config::write(&facts.describe(&raw), staged.path())?;
+    staged.put(|name| companions::is_weight_file(name))?;
+    Ok(MergeReport {
+        task: task.name(),
+        float,
+        weights,
+        from_base: companions.from_base,
+        from_adapter: companions.from_adapter,
+        left_out: companions.left_out,
+    })
+}
+
+/// Refuses to write over a source, or over a checkpoint that nobody gave away.
+fn check_output(request: &MergeRequest) -> Result<()> {
+    let MergeRequest { base, adapters, output, overwrite, .. } = request;
+    if is_same_folder(base, output) {
+        return Err(PeftError::config("--output", "is the base model's folder: a base is never written"));
+    }
+    if adapters.iter().any(|it| is_same_folder(&it.folder, output)) {
+        return Err(PeftError::config("--output", "is the folder of an adapter that is merged: give another"));
+    }
+    let Ok(entries) = output.read_dir() else { return Ok(()) };
+    let belongs =
+        |name: &str| name == "config.json" || name == "adapter_config.json" || companions::is_weight_file(name);
+    let names = entries.filter_map(|it| it.ok()?.file_name().into_string().ok());
+    match names.filter(|it| belongs(it)).min() {
+        Some(name) if !overwrite => {
+            let reason = format!(
+                "{} holds a model already (`{name}`): give another folder, or --overwrite to replace it",
+                output.display()
+            );
+            Err(PeftError::config("--output", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The base as its file has it, where the device knows such numbers: what is computed is the same, bit for bit.
+fn as_stored(place: Placement, stored: FloatType) -> Placement {
+    let dtype = match stored {
+        FloatType::F32 => burn::tensor::DType::F32,
+        FloatType::F16 => burn::tensor::DType::F16,
+        FloatType::BF16 => burn::tensor::DType::BF16,
+    };
+    match place.device.supports_dtype(dtype) {
+        true => place.with_dtype(BaseDtype::Auto),
+        false => place,
+    }
+}
+
+fn write_weights(
+    merged: &Merged<AnyModel>,
+    raw: &RawConfig,
+    folder: &Path,
+    float: FloatType,
+    limit: ShardSize,
+) -> Result<Vec<String>> {
+    let spec = merged.spec();
+    let copies = copies_in_file(raw.model_type()?, spec, merged.is_tied());
+    let copies_of = |path: &str| copies.iter().filter(|it| it.of == path).map(|it| it.key.clone()).collect::<Vec<_>>();
+    let mut writer = ShardWriter::new(folder, entries(spec, &copies_of), float, limit);
+    merged.each(&mut |tensor| {
+        for key in copies_of(&tensor.key) {
+            writer.write(Stored { key, data: tensor.data.clone() })?;
+        }
+        writer.write(tensor)
+    })?;
+    writer.finish()
+}
+
+fn entries(spec: &ModelSpec, copies_of: &dyn Fn(&str) -> Vec<String>) -> Vec<(String, Vec<usize>)> {
+    let mut entries = Vec::new();
+    for param in spec.iter() {
+        let (path, shape) = (param.path(), param.shape_on_disk());
+        entries.extend(copies_of(&path).into_iter().map(|key| (key, shape.clone())));
+        entries.push((path, shape));
+    }
+    entries
+}
+
+/// Whether the task of a model is told by its outputs, so that they need names.
+fn has_labels(task: KnownTask<'_>) -> bool {
+    matches!(task.name(), "seq-cls" | "token-cls")
+}
