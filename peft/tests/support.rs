@@ -140,3 +140,40 @@ pub(crate) fn registry() -> &'static Registry {
 pub(crate) fn forward(request: &ForwardRequest, place: impl Into<Placement>) -> Result<Vec<Stored>> {
     peft::run::forward(request, registry(), place)
 }
+
+/// A base of the fixtures, in a folder of its own, with a tokenizer of words: the word `w7` is token 7. `special` are tokens
+/// that end the vocabulary of `tokens`, and `config` is `tokenizer_config.json`.
+pub(crate) fn base_with_words(
+    model: &str,
+    tokens: usize,
+    special: &[&str],
+    config: &serde_json::Value,
+) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(fixtures().join("models").join(model)).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    write_words(folder.path(), tokens, special, config);
+    folder
+}
+
+/// The tokenizer of [`base_with_words`].
+pub(crate) fn write_words(folder: &Path, tokens: usize, special: &[&str], config: &serde_json::Value) {
+    let plain = tokens - special.len();
+    let name = |id: usize| if id < plain { format!("w{id}") } else { special[id - plain].to_owned() };
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..tokens).map(|id| (name(id), id.into())).collect();
+    let added: Vec<serde_json::Value> = (plain..tokens)
+        .map(|id| {
+            serde_json::json!({"id": id, "content": name(id), "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+}

@@ -16,4 +16,4 @@ pub use embedding::{attend, attend_in_place, embedding};
 pub use linear::{Adapted, linear, value};
 pub(crate) use linear::{bare_weight, unadapted};
 pub use mixed_batch::{by_rows, for_each_row, reorder_batch};
-pub use prompt::{can_pack, gated, prompt, tasks, virtual_tokens};
+pub use prompt::{can_pack, gated, prefix_positions, prompt, tasks, virtual_tokens};

@@ -28,6 +28,13 @@ pub fn virtual_tokens<M: Module>(model: &M) -> usize {
     slots::collect(model).iter().map(of).sum()
 }
 
+/// How many positions prefixes of active adapters take up before a model's input: keys and values that the cache starts with.
+pub fn prefix_positions<M: Module>(model: &M) -> usize {
+    // Prompts that tell tasks apart are virtual tokens.
+    let of = |it: &AnyAdapter| if it.tasks() > 1 { 0 } else { it.prompt(None).map_or(0, |prompt| prompt.keys_len()) };
+    slots::collect(model).iter().flat_map(|set| set.active().map(of).collect::<Vec<_>>()).sum()
+}
+
 /// Whether several short texts may share a row of the batch, if attention keeps them apart.
 ///
 /// They may not where active adapters put something before each row, or where rows have adapters of their own

@@ -191,8 +191,9 @@ struct Tables {
 
 impl Tables {
     fn of(spec: &ModelSpec) -> Result<Self> {
-        let table = spec.layers().find(|it| it.kind == ParamKind::Embedding).cloned();
-        let table = table
+        let table = spec
+            .token_table()
+            .cloned()
             .ok_or_else(|| PeftError::Invalid("the model has no embedding matrix whose rows could be tokens".into()))?;
         let rows = table.shape[0];
         // The bias of a masked language model's head lies beside the layer that is the head.

@@ -35,6 +35,11 @@ impl Embedding {
         self
     }
 
+    /// How many vectors there are.
+    pub fn rows(&self) -> usize {
+        self.weight.lazy_shape().dims::<2>()[0]
+    }
+
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, d_model]`

@@ -1,6 +1,7 @@
 //! What a planner knows about a model: all of its parameters, and where heads and prompts are.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -73,6 +74,9 @@ pub struct ModelSpec {
     pub transposed: Vec<String>,
     /// Where prompts go in; nothing in models that take none.
     pub prompts: Option<PromptShape>,
+    /// The positions that tokens may have, where a table has a row for each: `0..1024` in GPT-2, `2..514` in RoBERTa.
+    /// `None` where positions have no end, as with rotary embeddings and distances.
+    pub positions: Option<Range<i64>>,
     /// Folder or hub id that the weights came from. Adapter folders name it as `base_model_name_or_path`.
     pub base_name: Option<String>,
     /// Paths of parameters that the base's files do not hold, so that they started at random. An adapter must bring them.
@@ -175,6 +179,22 @@ impl ModelSpec {
         let table = join(stack, &prompts.table);
         self.prompts = Some(PromptShape { table, ..prompts });
         self
+    }
+
+    /// Says which positions there are, in models that have a table of them.
+    pub fn with_positions(mut self, positions: impl Into<Option<Range<i64>>>) -> Self {
+        self.positions = positions.into();
+        self
+    }
+
+    /// The most tokens of a sequence, prompts included, in models that have a table of positions.
+    pub fn max_positions(&self) -> Option<usize> {
+        self.positions.as_ref().map(|it| (it.end - it.start.max(0)).max(0) as usize)
+    }
+
+    /// The embedding matrix of tokens: the first there is.
+    pub fn token_table(&self) -> Option<&Arc<ParamSpec>> {
+        self.layers().find(|it| it.kind == ParamKind::Embedding)
     }
 
     /// Whether a module is one of the output layers, or inside one.

@@ -1,5 +1,7 @@
 //! What decoders have in common: a stack that a head is put on.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::nn::Embedding;
@@ -29,11 +31,17 @@ pub trait Decoder: Module {
 
     /// The model's parameters for plans. `prefix` is the field that holds the stack.
     fn spec_within(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
-        spec.with_model_type(self.model_type()).with_prompts(prefix, self.prompts())
+        let spec = spec.with_model_type(self.model_type()).with_prompts(prefix, self.prompts());
+        spec.with_positions(self.positions())
     }
 
     /// The embedding matrix.
     fn embedding(&self) -> &Embedding;
+
+    /// The positions of tokens, where a table has a row for each: see [`ModelSpec::positions`].
+    fn positions(&self) -> Option<Range<i64>> {
+        None
+    }
 
     /// Soft cap of the language-model head's logits, where there is one.
     fn logit_cap(&self) -> Option<f64> {

@@ -9,71 +9,18 @@ use std::path::Path;
 
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use peft_core::{PeftError, Result};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use crate::data::dataset::{Dataset, Row, kind};
+use crate::data::dataset::kind;
 use crate::data::jinja;
 use crate::data::strftime::{now, strftime};
-use crate::data::tokenizer::{SpecialTokens, json_object};
 
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else a template knows.
-    pub role: String,
-    /// What was said.
-    #[serde(default)]
-    pub content: String,
-    /// Fields that only some templates read: `tool_calls`, `reasoning_content`, `name`, ….
-    #[serde(flatten)]
-    pub other: Map<String, Json>,
-}
+use crate::data::messages::ASSISTANT;
+pub use crate::data::messages::{Conversation, Message, messages};
+use crate::data::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_object};
 
-impl Message {
-    /// A turn without other fields.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), other: Map::new() }
-    }
-}
-
-/// Reads a conversation: a list of `{"role", "content"}`, or of `{"from", "value"}` as ShareGPT writes it, whose
-/// `human` and `gpt` become `user` and `assistant`.
-///
-/// # Errors
-/// The column is missing or something else; the message says which turn is wrong.
-pub fn messages(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Message>> {
-    let value = data.value(row, column)?;
-    let Some(turns) = value.as_array() else {
-        return Err(data.bad_row(row, format!("column `{column}` is {}, expected a list of messages", kind(value))));
-    };
-    if turns.is_empty() {
-        return Err(data.bad_row(row, format!("column `{column}` holds no message")));
-    }
-    let read = |(index, turn): (usize, &Json)| {
-        message(turn).map_err(|reason| data.bad_row(row, format!("message {} of `{column}` {reason}", index + 1)))
-    };
-    turns.iter().enumerate().map(read).collect()
-}
-
-fn message(turn: &Json) -> Result<Message, String> {
-    let mut fields = turn.as_object().cloned().ok_or_else(|| format!("is {}, expected an object", kind(turn)))?;
-    let role = fields.shift_remove("role").or_else(|| fields.shift_remove("from"));
-    let role = match role.as_ref().and_then(Json::as_str) {
-        Some("human") => "user",
-        Some("gpt") => "assistant",
-        Some(role) => role,
-        None => return Err("has no `role`".to_owned()),
-    };
-    let content = match fields.shift_remove("content").or_else(|| fields.shift_remove("value")) {
-        Some(Json::String(text)) => text,
-        // A turn that calls tools says nothing.
-        None | Some(Json::Null) if fields.contains_key("tool_calls") => String::new(),
-        None | Some(Json::Null) => return Err("has no `content`".to_owned()),
-        Some(other) => return Err(format!("has {} as its content, expected text", kind(&other))),
-    };
-    Ok(Message { role: role.to_owned(), content, other: fields })
-}
+/// Name of the file of a chat template.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// A conversation as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,12 +47,12 @@ impl ChatTemplate {
     /// # Errors
     /// A file that does not parse, or a list of templates without a `default`.
     pub fn load(folder: impl AsRef<Path>, special: &SpecialTokens) -> Result<Option<Self>> {
-        let path = folder.as_ref().join("chat_template.jinja");
+        let path = folder.as_ref().join(TEMPLATE_FILE);
         if path.exists() {
             let source = std::fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
             return Self::new(source, special.clone()).map(Some).map_err(|error| PeftError::bad_file(&path, error));
         }
-        let path = folder.as_ref().join("tokenizer_config.json");
+        let path = folder.as_ref().join(TOKENIZER_CONFIG);
         let source = match json_object(&path)?.and_then(|it| it.get("chat_template").cloned()) {
             None | Some(Json::Null) => return Ok(None),
             Some(Json::String(source)) => source,
@@ -123,12 +70,19 @@ impl ChatTemplate {
         Self::new(source, special.clone()).map(Some).map_err(|error| PeftError::bad_file(&path, error))
     }
 
+    /// Whether a folder has a template.
+    pub fn is_in(folder: &Path) -> bool {
+        let in_config = |it: Map<String, Json>| it.get("chat_template").is_some_and(|it| !it.is_null());
+        let config = folder.join(TOKENIZER_CONFIG);
+        folder.join(TEMPLATE_FILE).is_file() || json_object(&config).ok().flatten().is_some_and(in_config)
+    }
+
     /// A template from its text. `special` gives `bos_token`, `eos_token` and the like.
     ///
     /// # Errors
     /// The text is not a template.
     pub fn new(source: impl Into<String>, special: SpecialTokens) -> Result<Self> {
-        let (source, marks_turns) = jinja::generation_as_filter(&source.into(), TURN_FILTER);
+        let (source, marks_turns) = jinja::prepare(&source.into(), TURN_FILTER)?;
         let mut environment = jinja::environment();
         environment.add_filter(TURN_FILTER, mark_turn);
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
@@ -170,19 +124,42 @@ impl ChatTemplate {
     /// # Errors
     /// The template changes earlier turns when later ones follow, so that no part of the text belongs to a turn.
     pub fn render_turns(&self, messages: &[Message]) -> Result<Turns> {
+        self.render_turns_with(messages, &Map::new())
+    }
+
+    /// Like [`ChatTemplate::render_turns`], with more variables: `tools`, `documents`, `enable_thinking`, …. Turns that are not
+    /// [learned](Message::learned) count as another's.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render_turns`], or a template with `{% generation %}` blocks has not one for each answer, so that
+    /// nobody knows which of them is not to be learned.
+    pub fn render_turns_with(&self, messages: &[Message], variables: &Map<String, Json>) -> Result<Turns> {
         if messages.iter().any(|it| it.content.contains([OPEN, CLOSE])) {
             return Err(PeftError::Invalid(format!(
                 "a message holds one of the noncharacters {OPEN:?} and {CLOSE:?}, which mark turns; remove them"
             )));
         }
+        let answers: Vec<usize> = (0..messages.len()).filter(|it| messages[*it].role == ASSISTANT).collect();
+        let is_learned = |answer: &usize| messages[*answer].learned;
         if self.marks_turns {
-            return Ok(unmark(&self.run(messages, false, &Map::new(), true)?));
+            let Turns { text, mut assistant } = unmark(&self.run(messages, false, variables, true)?);
+            if !answers.iter().all(is_learned) {
+                if assistant.len() != answers.len() {
+                    return Err(PeftError::unsupported(
+                        format!("{} blocks of the chat template for {} answers", assistant.len(), answers.len()),
+                        "some answers are not to be learned, and nobody knows which blocks are theirs",
+                    ));
+                }
+                let mut learned = answers.iter().map(is_learned);
+                assistant.retain(|_| learned.next().unwrap_or(true));
+            }
+            return Ok(Turns { text, assistant });
         }
-        let text = self.render(messages, false)?;
+        let text = self.render_with(messages, false, variables)?;
         let mut assistant = Vec::new();
-        for index in (0..messages.len()).filter(|it| messages[*it].role == "assistant") {
-            let upto = self.render(&messages[..=index], false)?;
-            let start = self.start_of_turn(messages, index, &upto)?;
+        for index in answers.into_iter().filter(is_learned) {
+            let upto = self.render_with(&messages[..=index], false, variables)?;
+            let start = self.start_of_turn(messages, index, &upto, variables)?;
             if !text.starts_with(&upto) || start.is_none() {
                 return Err(PeftError::unsupported(
                     "the loss on assistant turns alone",
@@ -198,9 +175,15 @@ impl ChatTemplate {
     }
 
     /// Where the assistant's words start in `upto`, the text up to and with turn `index`.
-    fn start_of_turn(&self, messages: &[Message], index: usize, upto: &str) -> Result<Option<usize>> {
+    fn start_of_turn(
+        &self,
+        messages: &[Message],
+        index: usize,
+        upto: &str,
+        variables: &Map<String, Json>,
+    ) -> Result<Option<usize>> {
         // A template may refuse a conversation that ends here, or read `messages[0]` of none.
-        if let Ok(prompt) = self.render(&messages[..index], true)
+        if let Ok(prompt) = self.render_with(&messages[..index], true, variables)
             && index > 0
             && upto.starts_with(&prompt)
         {
@@ -210,7 +193,7 @@ impl ChatTemplate {
         // where they would stand.
         let mut probe = messages[..=index].to_vec();
         probe[index].content = OPEN.to_string();
-        let probe = self.render(&probe, false)?;
+        let probe = self.render_with(&probe, false, variables)?;
         Ok(probe.find(OPEN).filter(|it| upto.starts_with(&probe[..*it])))
     }
 
@@ -240,7 +223,7 @@ impl ChatTemplate {
         scope.insert("add_generation_prompt", Value::from(add_generation_prompt));
         scope.insert(MARKING, Value::from(mark));
         let template = self.environment.template_from_str(&self.source).map_err(explain)?;
-        template.render(scope).map_err(explain)
+        jinja::render(&template, scope).map_err(explain)
     }
 }
 
@@ -255,7 +238,7 @@ fn with_reasoning(message: &Message) -> Message {
     message
 }
 
-/// Stands for `{% generation %}`, see [`jinja::generation_as_filter`].
+/// Stands for `{% generation %}`, see [`jinja::prepare`].
 const TURN_FILTER: &str = "peft_turn";
 const MARKING: &str = "peft_marking";
 /// Noncharacters: Unicode keeps them free for uses such as this one.

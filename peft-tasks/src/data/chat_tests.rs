@@ -2,6 +2,7 @@
 //! `render_jinja_template([messages], chat_template=…, bos_token="<s>", eos_token="</s>", …)`.
 
 use super::*;
+use crate::data::dataset::Dataset;
 
 const CHATML: &str = "\
     {% for message in messages %}\
@@ -227,7 +228,7 @@ fn conversations_are_read_in_both_spellings() {
 {"c": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
 {"c": [{"role": "user"}]}
 {"c": "a"}
-{"c": [{"role": "user", "content": ["a"]}]}"#;
+{"c": [{"role": "user", "content": {"a": 1}}]}"#;
     let data = Dataset::parse("a.jsonl", rows, crate::data::dataset::TextRows::Lines).unwrap();
     let read = |index: usize| messages(&data, &data.rows[index], "c");
     let named = read(0).unwrap();
@@ -235,5 +236,45 @@ fn conversations_are_read_in_both_spellings() {
     assert_eq!(read(1).unwrap(), [Message::new("user", "a"), Message::new("assistant", "b")]);
     assert_eq!(read(2).unwrap_err().to_string(), "a.jsonl, line 3: message 1 of `c` has no `content`");
     assert_eq!(read(3).unwrap_err().to_string(), "a.jsonl, line 4: column `c` is text, expected a list of messages");
-    assert!(read(4).unwrap_err().to_string().contains("has a list as its content"));
+    assert!(read(4).unwrap_err().to_string().contains("has an object as its content"));
+}
+
+#[test]
+fn a_template_cannot_run_forever_or_fill_the_memory() {
+    let run = |source: &str| {
+        let template = ChatTemplate::new(source, SpecialTokens::default())?;
+        template.render(&[Message::new("user", "hello")], false)
+    };
+    let forever =
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% if i > j %}{% endif %}{% endfor %}{% endfor %}";
+    assert!(run(forever).unwrap_err().to_string().contains("fuel"), "{:?}", run(forever));
+    let doubling = format!("{{% set x = 'aaaaaaaa' %}}{}", "{% set x = x ~ x %}".repeat(40));
+    assert!(run(&doubling).unwrap_err().to_string().contains("a longer text"));
+    let blocks = format!("{{% set x = 'aaaaaaaa' %}}{}", "{% set x %}{{ x }}{{ x }}{% endset %}".repeat(40));
+    assert!(run(&blocks).unwrap_err().to_string().contains("a longer text"));
+    let spaces =
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    assert!(run(spaces).unwrap_err().to_string().contains("a longer text"));
+    let output = "{% for i in range(99999) %}{{ messages[0].content * 1000 }}{% endfor %}";
+    assert!(run(output).is_err());
+    let macros = "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('a') }}";
+    assert!(run(macros).is_err());
+    let withs = format!("{}{}", "{% with x = 'a' ~ 'b' %}".repeat(40), "{% endwith %}".repeat(40));
+    assert!(run(&withs).unwrap_err().to_string().contains("`with` blocks"));
+    for show in ["{{ ns }}", "{{ ns|tojson }}", "{{ ns ~ 'x' }}", "{{ ns == ns.x }}", "{{ ns|string }}"] {
+        let itself = format!("{{% set ns = namespace() %}}{{% set ns.x = [{{'a': ns}}] %}}{show}");
+        assert!(run(&itself).unwrap_err().to_string().contains("a namespace into a namespace"), "{show}");
+    }
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+    assert!(run(deep).unwrap_err().to_string().contains("deeper lists"));
+}
+
+#[test]
+fn assignments_are_what_they_were() {
+    let template = "{%- set a, b = 'x', 'y' -%}\n{%- set c = 1 if a == 'x' else 2 %}{% set ns = namespace(n=0, l=[]) %}\
+                    {%- for m in messages %}{% set ns.n = ns.n + 1 %}{% set ns.l = ns.l + [m.role] %}{%- endfor -%}\
+                    {% set d | upper %}word{% endset %}{{ a }}{{ b }}{{ c }}{{ ns.n }}{{ ns.l }}{{ d }}{% set e = {'k': [1, 2]} %}{{ e }}";
+    let template = ChatTemplate::new(template, SpecialTokens::default()).unwrap();
+    let text = template.render(&[Message::new("user", "a"), Message::new("assistant", "b")], false).unwrap();
+    assert_eq!(text, "xy12['user', 'assistant']WORD{'k': [1, 2]}");
 }

@@ -1,5 +1,7 @@
 //! Which column of a data file plays which part.
 
+use std::collections::BTreeMap;
+
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,18 @@ pub struct Columns {
     pub messages: Option<String>,
     /// A class, a number, or a list of classes.
     pub label: Option<String>,
+    /// What a conversation starts with, beside its turns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// What was said before the prompt: a list of pairs of question and answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<String>,
+    /// Tools that a conversation may use, as its template takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<String>,
+    /// Columns of parts that only tasks of other crates know, by the names of the parts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub more: BTreeMap<String, String>,
 }
 
 const TEXT: &[&str] = &["text", "content", "sentence", "sentence1", "premise", "question1"];
@@ -32,6 +46,9 @@ const CONTEXT: &[&str] = &["input", "context"];
 const COMPLETION: &[&str] = &["completion", "response", "output", "answer"];
 const MESSAGES: &[&str] = &["messages", "conversations"];
 const LABEL: &[&str] = &["label", "labels"];
+const SYSTEM: &[&str] = &["system"];
+const HISTORY: &[&str] = &["history"];
+const TOOLS: &[&str] = &["tools"];
 
 impl Columns {
     /// Finds the usual names (`text`, `content`; `prompt`, `instruction`, `question`; `completion`, `response`,
@@ -51,7 +68,9 @@ impl Columns {
             completion: completion.filter(|_| asks),
             messages: find(names, MESSAGES),
             label: find(names, LABEL),
-        };
+            ..Self::default()
+        }
+        .with_context(names);
         if columns.text.is_none() && columns.messages.is_none() && !asks {
             return Err(PeftError::Invalid(format!(
                 "no column has a usual name (`text`, `prompt` with `completion`, `messages`); the columns are {}; say \
@@ -67,11 +86,11 @@ impl Columns {
     pub fn or_detected<T: AsRef<str>>(self, names: &[T]) -> Result<Self> {
         let label = self.label.clone().or_else(|| find(names, LABEL));
         if self.prompt.is_some() {
-            let completion = self.completion.or_else(|| find(names, COMPLETION));
-            return Ok(Self { label, completion, ..self });
+            let completion = self.completion.clone().or_else(|| find(names, COMPLETION));
+            return Ok(Self { label, completion, ..self }.with_context(names));
         }
         if self.text.is_some() || self.messages.is_some() {
-            return Ok(Self { label, ..self });
+            return Ok(Self { label, ..self }.with_context(names));
         }
         let found = Self::detect(names)?;
         Ok(Self {
@@ -79,7 +98,46 @@ impl Columns {
             context: self.context.or(found.context),
             completion: self.completion.or(found.completion),
             label,
+            system: self.system.or(found.system),
+            history: self.history.or(found.history),
+            tools: self.tools.or(found.tools),
+            more: self.more,
             ..found
+        })
+    }
+
+    /// For prompts that a template words: only the completion is a column.
+    ///
+    /// # Errors
+    /// If no column has the name of one.
+    pub fn for_prompt_template<T: AsRef<str>>(self, names: &[T]) -> Result<Self> {
+        let completion = self.completion.clone().or_else(|| find(names, COMPLETION));
+        let completion = Some(required("completion", &completion)?.to_owned());
+        let label = self.label.clone().or_else(|| find(names, LABEL));
+        Ok(Self { completion, label, prompt: None, messages: None, text: None, ..self })
+    }
+
+    /// Fills in what may stand beside the text.
+    fn with_context<T: AsRef<str>>(self, names: &[T]) -> Self {
+        Self {
+            system: self.system.or_else(|| find(names, SYSTEM)),
+            history: self.history.or_else(|| find(names, HISTORY)),
+            tools: self.tools.or_else(|| find(names, TOOLS)),
+            ..self
+        }
+    }
+
+    /// The column of a part that only some task knows: the one that was given for it, or one of the part's own name.
+    ///
+    /// # Errors
+    /// If there is neither; the message lists the columns.
+    pub fn of_part(&self, part: &str, data: &Dataset) -> Result<String> {
+        let names = data.columns();
+        self.more.get(part).cloned().or_else(|| find(&names, &[part])).ok_or_else(|| {
+            PeftError::config(
+                part,
+                format!("names no column and there is none of this name; there are {}", quoted(&names)),
+            )
         })
     }
 

@@ -1,82 +1,63 @@
-//! Rows of a data file: JSON lines, a JSON array, CSV, TSV or plain text.
+//! Rows of data files: JSON lines, a JSON array, CSV, TSV or plain text.
 //!
 //! A row keeps its line, so that whatever is wrong with it later can be said with the place to look at.
 
 use std::path::{Path, PathBuf};
 
 use peft_core::{PeftError, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::data::rng;
+use crate::data::reading::{self, MAX_BYTES, PARQUET, files_of};
+use crate::data::{formats, parquet, rng};
 
-/// One row: its fields, and where it stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// Line of the file, counted from 1; in a JSON array the number of the element.
-    pub line: usize,
-    /// Column → value. Cells of CSV and TSV files are strings.
-    pub fields: Map<String, Value>,
-}
+pub use crate::data::row::{Row, TextRows};
+pub(crate) use crate::data::row::{kind, quoted};
 
-/// How a `.txt` file becomes rows. Either way they have one column, `text`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TextRows {
-    /// The whole file is one row.
-    #[default]
-    Document,
-    /// Every line that is not blank is a row.
-    Lines,
-}
-
-/// The rows of one file.
+/// The rows of one file, or of several.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     /// Where they came from; named in errors.
-    pub path: PathBuf,
+    pub files: Vec<PathBuf>,
     /// In the file's order unless shuffled.
     pub rows: Vec<Row>,
 }
 
 impl Dataset {
-    /// Reads a file; its ending (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `txt`) says how.
+    /// Reads a file; its ending (`jsonl`, `ndjson`, `json`, `csv`, `tsv`, `txt`, each with or without `.gz`, or `parquet`) says how. A folder,
+    /// a pattern such as `data/*.jsonl` and names with commas between them are several files: see [`files_of`].
     ///
     /// # Errors
-    /// An unknown ending, a file that is empty or not UTF-8, and a row that does not parse.
-    pub fn read(path: impl AsRef<Path>, text: TextRows) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(PeftError::io("read", path))?;
-        let contents = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            PeftError::bad_file(path, format!("byte {at} is not UTF-8; convert it, for example with `iconv -t utf-8`"))
-        })?;
-        Self::parse(path, &contents, text)
+    /// An unknown ending, a file that is empty, has no end or is not UTF-8, and a row that does not parse.
+    pub fn read(name: impl AsRef<Path>, text: TextRows) -> Result<Self> {
+        let name = name.as_ref();
+        let files = files_of(name)?;
+        let mut rows = Vec::new();
+        for (file, path) in files.iter().enumerate() {
+            let of_file = match reading::ending(path) {
+                Some(PARQUET) => parquet::rows(path, MAX_BYTES)?,
+                ending => formats::rows(path, ending, &reading::text(path)?, text)?,
+            };
+            rows.extend(of_file.into_iter().map(|it| Row { file, ..it }));
+        }
+        if rows.is_empty() {
+            return Err(PeftError::bad_file(name, "it has no rows"));
+        }
+        Ok(Self { files, rows })
     }
 
     /// Like [`Dataset::read`], for contents that are in memory already. `path` gives the ending and names the errors.
     pub fn parse(path: impl AsRef<Path>, contents: &str, text: TextRows) -> Result<Self> {
         let path = path.as_ref();
-        // Spreadsheets write a byte order mark, which would become part of the first column's name.
-        let contents = contents.strip_prefix('\u{feff}').unwrap_or(contents);
-        let ending = path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_lowercase();
-        let rows = match ending.as_str() {
-            "jsonl" | "ndjson" => json_lines(path, contents)?,
-            // Much of the Hub calls JSON lines `.json`.
-            "json" if contents.trim_start().starts_with('{') => json_lines(path, contents)?,
-            "json" => json_array(path, contents)?,
-            "csv" => delimited(path, contents, b',')?,
-            "tsv" => delimited(path, contents, b'\t')?,
-            "txt" => plain(contents, text),
-            _ => {
-                return Err(PeftError::bad_file(
-                    path,
-                    "its ending is not a known one; name it .jsonl, .json, .csv, .tsv or .txt",
-                ));
-            }
-        };
+        let rows = formats::rows(path, reading::ending(path), contents, text)?;
         if rows.is_empty() {
             return Err(PeftError::bad_file(path, "it has no rows"));
         }
-        Ok(Self { path: path.to_path_buf(), rows })
+        Ok(Self { files: vec![path.to_path_buf()], rows })
+    }
+
+    /// The file that a row is in.
+    pub fn path(&self, row: &Row) -> &Path {
+        self.files.get(row.file).or(self.files.first()).map_or(Path::new(""), |it| it)
     }
 
     /// The names of all columns, in the order in which they appear first.
@@ -111,7 +92,7 @@ impl Dataset {
 
     /// A [`PeftError::BadRow`] of this file.
     pub fn bad_row(&self, row: &Row, reason: impl std::fmt::Display) -> PeftError {
-        PeftError::bad_row(&self.path, row.line, reason)
+        PeftError::bad_row(self.path(row), row.line, reason)
     }
 
     /// Puts the rows in an order that depends on `seed` and their number only.
@@ -131,10 +112,8 @@ impl Dataset {
         }
         let total = self.rows.len();
         if total < 2 {
-            return Err(PeftError::bad_file(
-                &self.path,
-                "it has one row, so nothing is left to train on after a split",
-            ));
+            let reason = "it has one row, so nothing is left to train on after a split";
+            return Err(PeftError::bad_file(self.path(&self.rows[0]), reason));
         }
         let wanted = ((total as f64 * eval_fraction).round() as usize).clamp(1, total - 1);
         let mut order: Vec<usize> = (0..total).collect();
@@ -146,110 +125,8 @@ impl Dataset {
         for (row, out) in self.rows.into_iter().zip(held_out) {
             if out { eval.push(row) } else { train.push(row) }
         }
-        Ok((Self { path: self.path.clone(), rows: train }, Self { path: self.path, rows: eval }))
+        Ok((Self { files: self.files.clone(), rows: train }, Self { files: self.files, rows: eval }))
     }
-}
-
-fn json_lines(path: &Path, contents: &str) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (index, text) in contents.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-        let line = index + 1;
-        let value = serde_json::from_str(text).map_err(|error| PeftError::bad_row(path, line, bad_json(&error)))?;
-        rows.push(object(path, line, value)?);
-    }
-    Ok(rows)
-}
-
-fn json_array(path: &Path, contents: &str) -> Result<Vec<Row>> {
-    if contents.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    let value: Value =
-        serde_json::from_str(contents).map_err(|error| PeftError::bad_row(path, error.line(), bad_json(&error)))?;
-    match value {
-        Value::Array(items) => {
-            items.into_iter().enumerate().map(|(index, item)| object(path, index + 1, item)).collect()
-        }
-        other => Err(PeftError::bad_file(path, format!("it holds {}, expected a list of objects", kind(&other)))),
-    }
-}
-
-fn object(path: &Path, line: usize, value: Value) -> Result<Row> {
-    match value {
-        Value::Object(fields) => Ok(Row { line, fields }),
-        other => Err(PeftError::bad_row(path, line, format!("it holds {}, expected an object", kind(&other)))),
-    }
-}
-
-fn delimited(path: &Path, contents: &str, delimiter: u8) -> Result<Vec<Row>> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        // Tab-separated files are written without quoting, and their texts hold lone quotation marks.
-        .quoting(delimiter == b',')
-        .from_reader(contents.as_bytes());
-    let header = reader.headers().map_err(|error| bad_csv(path, &error))?.clone();
-    for (index, name) in header.iter().enumerate() {
-        if header.iter().take(index).any(|it| it == name) {
-            return Err(PeftError::bad_row(path, 1, format!("two columns are called `{name}`; rename one")));
-        }
-    }
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|error| bad_csv(path, &error))?;
-        let line = record.position().map_or(0, |it| it.line() as usize);
-        let cells = record.iter().map(|cell| Value::String(cell.to_owned()));
-        rows.push(Row { line, fields: header.iter().map(str::to_owned).zip(cells).collect() });
-    }
-    Ok(rows)
-}
-
-fn bad_csv(path: &Path, error: &csv::Error) -> PeftError {
-    let line = error.position().map_or(1, |it| it.line() as usize);
-    let reason = match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!(
-            "it has {len} fields, the header has {expected_len}; put fields that hold the delimiter in quotation marks"
-        ),
-        _ => error.to_string(),
-    };
-    PeftError::bad_row(path, line, reason)
-}
-
-fn plain(contents: &str, text: TextRows) -> Vec<Row> {
-    let row = |line, text: &str| Row { line, fields: Map::from_iter([("text".to_owned(), Value::from(text))]) };
-    let blank = |text: &str| text.trim().is_empty();
-    match text {
-        TextRows::Document if blank(contents) => Vec::new(),
-        TextRows::Document => vec![row(1, contents)],
-        TextRows::Lines => {
-            contents.lines().enumerate().filter(|(_, it)| !blank(it)).map(|(index, it)| row(index + 1, it)).collect()
-        }
-    }
-}
-
-fn bad_json(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-    format!("bad JSON at column {}: {message}", error.column())
-}
-
-/// What a value is, in words.
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// Names for a message: `a`, `b`, `c`.
-pub(crate) fn quoted<T: AsRef<str>>(names: &[T]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
-    }
-    names.iter().map(|it| format!("`{}`", it.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -292,14 +169,68 @@ mod tests {
             message(parse("a.jsonl", "{\"a\":1}\n{\"a\":}\n")),
             "a.jsonl, line 2: bad JSON at column 6: expected value"
         );
-        assert_eq!(message(parse("a.jsonl", "[1]")), "a.jsonl, line 1: it holds a list, expected an object");
+        assert_eq!(message(parse("a.jsonl", "[1]")), "a.jsonl, line 1: it holds a number, expected an object");
         let ragged = message(parse("a.csv", "a,b\n1,2\n1,2,3\n"));
         assert!(ragged.starts_with("a.csv, line 3: it has 3 fields, the header has 2"), "{ragged}");
         assert_eq!(message(parse("a.csv", "a,a\n1,2\n")), "a.csv, line 1: two columns are called `a`; rename one");
         for name in ["a.jsonl", "a.json", "a.csv", "a.txt"] {
             assert_eq!(message(parse(name, " \n")), format!("{name} is not usable: it has no rows"));
         }
-        assert!(message(parse("a.parquet", "x")).contains("name it .jsonl"));
+        assert!(message(parse("a.xlsx", "x")).contains("name it .jsonl"));
+        let lists = message(parse("a.jsonl", "[{}]\n[{}]\n"));
+        assert_eq!(lists, "a.jsonl, line 1: it holds a list, expected an object");
+    }
+
+    #[test]
+    fn json_in_the_forms_that_programs_write() {
+        let texts = |name, contents: &str| {
+            let data = parse(name, contents).unwrap();
+            data.rows.iter().map(|row| (row.line, data.text(row, "text").unwrap())).collect::<Vec<_>>()
+        };
+        let two = |lines: [usize; 2]| vec![(lines[0], "one".to_owned()), (lines[1], "two".to_owned())];
+        for name in ["a.json", "a.jsonl", "a.json.gz"] {
+            assert_eq!(texts(name, "{\n  \"text\": \"one\"\n}\n{\n  \"text\": \"two\"\n}\n"), two([1, 4]));
+            assert_eq!(texts(name, r#"{"version": 1, "data": [{"text": "one"}, {"text": "two"}]}"#), two([1, 2]));
+            let served = r#"{"features": [], "rows": [{"row_idx": 0, "row": {"text": "one"}}, {"row_idx": 1, "row": {"text": "two"}}]}"#;
+            assert_eq!(texts(name, served), two([1, 2]));
+            assert_eq!(texts(name, "[\n{\"text\": \"one\"},\n{\"text\": \"two\"}\n]"), two([1, 2]));
+        }
+        // A row with a list of objects is a row.
+        let row = parse("a.json", r#"{"messages": [{"role": "user", "content": "x"}]}"#).unwrap();
+        assert_eq!(row.columns(), ["messages"]);
+        let broken = message(parse("a.json", "{\n\"text\": \"one\"\n"));
+        assert!(broken.starts_with("a.json, line 3: bad JSON"), "{broken}");
+        // What comes out of a pipe has no ending.
+        assert_eq!(texts("/dev/fd/63", "{\"text\": \"one\"}\n{\"text\": \"two\"}"), two([1, 2]));
+        assert!(message(parse("/dev/fd/63", "text\none\n")).contains("its ending"));
+    }
+
+    #[test]
+    fn tab_separated_files_have_marks_as_pandas_writes_them_or_none() {
+        let texts = |contents: &str| {
+            let data = parse("a.tsv", contents).unwrap();
+            data.rows.iter().map(|row| data.text(row, "text").unwrap()).collect::<Vec<_>>()
+        };
+        // `DataFrame.to_csv(sep="\t", index=False)`
+        let pandas = "text\tlabel\n\"a \"\"quoted\"\" word\"\t1\n\"two\nlines\"\t0\nplain\t1\n";
+        assert_eq!(texts(pandas), ["a \"quoted\" word", "two\nlines", "plain"]);
+        let all = "\"text\"\t\"label\"\n\"one\"\t\"1\"\n";
+        assert_eq!(texts(all), ["one"]);
+        // GLUE: marks are part of the text.
+        assert_eq!(texts("text\tlabel\n\"Yes\" he said\t1\nfive\" long\t0\n"), ["\"Yes\" he said", "five\" long"]);
+        assert_eq!(texts("text\tlabel\n\"a whole one\"\t1\n"), ["\"a whole one\""]);
+    }
+
+    #[test]
+    fn several_files_are_one_and_errors_name_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("a.jsonl", "{\"text\":\"one\"}\n");
+        write("b.csv", "text\ntwo\n");
+        let data = Dataset::read(folder.path(), TextRows::Lines).unwrap();
+        assert_eq!(data.rows.iter().map(|it| data.text(it, "text").unwrap()).collect::<Vec<_>>(), ["one", "two"]);
+        let error = data.bad_row(&data.rows[1], "odd").to_string();
+        assert!(error.ends_with("b.csv, line 2: odd"), "{error}");
     }
 
     #[test]

@@ -99,8 +99,9 @@ impl LabelSet {
 
     /// Finds out what `column` holds and which classes there are.
     ///
-    /// - whole numbers (also as text, as in CSV) are class ids as they stand; the largest says how many classes there
-    ///   are, and its name is its digits
+    /// - whole numbers (also as text, as in CSV) that count from 0 are class ids as they stand: the largest says how many
+    ///   classes there are, and its name is its digits. Those that do not start with 0, or of which most are missing, are
+    ///   names in the order of their size: 3 and 7 are two classes
     /// - other text: classes in alphabetical order; truth values: `false`, `true`
     /// - numbers with a fraction (also as text): regression
     /// - lists of names or of whole numbers: several classes a row; lists of numbers with a decimal point are a 0/1
@@ -109,7 +110,7 @@ impl LabelSet {
     /// `wanted` overrules: it makes a regression of whole numbers, or names of numbers with a fraction.
     ///
     /// # Errors
-    /// Rows of unlike kinds, negative class ids, a missing column.
+    /// Rows of unlike kinds, an empty label, negative class ids, a missing column.
     pub fn learn(data: &Dataset, column: &str, wanted: Option<LabelKind>) -> Result<Self> {
         let mut values = Vec::with_capacity(data.rows.len());
         for row in &data.rows {
@@ -133,9 +134,22 @@ impl LabelSet {
             let reason = format!("column `{column}` is {}, expected a class or a number", kind(value));
             return Err(data.bad_row(row, reason));
         }
+        if let Some((row, _)) = flat.iter().find(|(_, value)| value.as_str().is_some_and(|it| it.trim().is_empty())) {
+            return Err(data.bad_row(row, format!("column `{column}` is empty: every row needs a label")));
+        }
+        // `true` beside 1 may or may not be the same class, and nobody but the user knows.
+        let truths = flat.iter().filter(|(_, value)| value.is_boolean()).count();
+        if truths > 0 && truths < flat.len() {
+            let of_the_few = |it: &&(&Row, &Value)| it.1.is_boolean() == (truths * 2 < flat.len());
+            let (row, value) = flat.iter().find(of_the_few).map_or((&data.rows[0], &Value::Null), |it| (it.0, it.1));
+            let reason =
+                format!("column `{column}` is {}, in other rows it is not: write all labels in one way", kind(value));
+            return Err(data.bad_row(row, reason));
+        }
         let all = |test: fn(&Value) -> bool| !flat.is_empty() && flat.iter().all(|(_, value)| test(value));
         let numeric = all(|it| number(it).is_some());
-        let whole = all(|it| integer(it).is_some());
+        // 1 and 1.0 are one class; where all are written as 1.0 they are numbers.
+        let whole = all(|it| integral(it).is_some()) && flat.iter().any(|(_, value)| integer(value).is_some());
 
         let found = match wanted {
             Some(LabelKind::Multi) if lists == 0 => {
@@ -165,18 +179,23 @@ impl LabelSet {
                 (0..width).map(|it| it.to_string()).collect()
             }
             _ if whole => {
-                if let Some((row, value)) = flat.iter().find(|(_, value)| integer(value).is_some_and(|it| it < 0)) {
+                if let Some((row, value)) = flat.iter().find(|(_, value)| integral(value).is_some_and(|it| it < 0)) {
                     return Err(data.bad_row(row, format!("class {value} is negative; classes count from 0")));
                 }
-                let largest = flat.iter().filter_map(|(_, value)| integer(value)).max().unwrap_or(0);
-                if largest > LARGEST_CLASS {
-                    let reason = format!("holds {largest} as a class id; ask for regression, or write it as text");
-                    return Err(PeftError::config("label", format!("column `{column}` {reason}")));
+                let found: BTreeSet<i64> = flat.iter().filter_map(|(_, value)| integral(value)).collect();
+                let largest = found.last().copied().unwrap_or(0);
+                let ids = usize::try_from(largest).map_or(usize::MAX, |it| it.saturating_add(1));
+                match found.contains(&0) && found.len() * 2 >= ids {
+                    true => (0..=largest).map(|it| it.to_string()).collect(),
+                    false => found.iter().map(ToString::to_string).collect(),
                 }
-                (0..=largest).map(|it| it.to_string()).collect()
             }
             _ => flat.iter().map(|(_, value)| name(value)).collect::<BTreeSet<_>>().into_iter().collect(),
         };
+        if names.len() > MOST_CLASSES {
+            let reason = format!("holds {} different labels; ask for regression if they are numbers", names.len());
+            return Err(PeftError::config("label", format!("column `{column}` {reason}")));
+        }
         if names.is_empty() && found != LabelKind::Regression {
             return Err(PeftError::config("label", format!("column `{column}` names no class in any row")));
         }
@@ -265,8 +284,12 @@ impl LabelSet {
         if let Some(class) = self.names.iter().position(|it| *it == wanted) {
             return Ok(class);
         }
-        // Checkpoints name their classes, files number them.
-        if let Some(class) = integer(value).and_then(|it| usize::try_from(it).ok()).filter(|it| *it < self.names.len())
+        // Checkpoints name their classes, files number them. Numbers that are names do not number anything.
+        let are_numbers = self.names.iter().all(|it| it.parse::<i64>().is_ok());
+        if let Some(class) = integral(value)
+            .filter(|_| !are_numbers)
+            .and_then(|it| usize::try_from(it).ok())
+            .filter(|it| *it < self.names.len())
         {
             return Ok(class);
         }
@@ -279,10 +302,15 @@ impl LabelSet {
 }
 
 /// A file of ids or prices must not ask for a head with millions of outputs.
-const LARGEST_CLASS: i64 = 99_999;
+const MOST_CLASSES: usize = 100_000;
 
+/// What a class is called: 1, 1.0 and the texts of both are `1`.
 fn name(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), |it| it.trim().to_owned())
+    match (integral(value), value) {
+        (Some(number), _) => number.to_string(),
+        (None, Value::String(text)) => text.trim().to_owned(),
+        (None, other) => other.to_string(),
+    }
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -291,6 +319,12 @@ fn number(value: &Value) -> Option<f64> {
         other => other.as_f64()?,
     };
     f64::is_finite(number).then_some(number)
+}
+
+/// A whole number, however it is written.
+fn integral(value: &Value) -> Option<i64> {
+    let whole = |it: f64| (it.fract() == 0.0 && it.abs() < 1e15).then_some(it as i64);
+    integer(value).or_else(|| number(value).and_then(whole))
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -325,8 +359,34 @@ mod tests {
         let (set, labels) = learnt(&["2", "0"]);
         assert_eq!((set.outputs(), labels), (3, vec![Label::Class(2), Label::Class(0)]));
         let (set, labels) = learnt(&["\"10\"", "\"2\""]);
-        assert_eq!((set.outputs(), labels), (11, vec![Label::Class(10), Label::Class(2)]));
+        assert_eq!(
+            (set.names, labels),
+            (vec!["2".to_owned(), "10".to_owned()], vec![Label::Class(1), Label::Class(0)])
+        );
         assert_eq!(learnt(&["true", "false"]).1, [Label::Class(1), Label::Class(0)]);
+    }
+
+    #[test]
+    fn numbers_that_do_not_count_from_zero_are_names() {
+        let (set, labels) = learnt(&["7", "3", "7"]);
+        assert_eq!((set.names.join(" "), set.outputs()), ("3 7".to_owned(), 2));
+        assert_eq!(labels, [Label::Class(1), Label::Class(0), Label::Class(1)]);
+        assert_eq!(learnt(&["1", "2", "5"]).0.names, ["1", "2", "5"]);
+        assert_eq!(learnt(&["0", "9000"]).0.names, ["0", "9000"]);
+        // A class that a file lacks keeps its place.
+        assert_eq!(learnt(&["0", "1", "3"]).0.names, ["0", "1", "2", "3"]);
+        let set = LabelSet::new(LabelKind::Single, vec!["3".into(), "7".into()]);
+        let other = data(&["1"]);
+        assert!(set.label(&other, &other.rows[0], "label").unwrap_err().to_string().contains("`1` is not one of"));
+    }
+
+    #[test]
+    fn one_class_in_several_spellings_is_one() {
+        let (set, labels) = learnt(&["1", "\"1\"", "1.0", "0"]);
+        assert_eq!((set.kind, set.outputs()), (LabelKind::Single, 2));
+        assert_eq!(labels[..3], [Label::Class(1), Label::Class(1), Label::Class(1)]);
+        assert_eq!(learnt(&["\"a\"", "1", "1.0", "\" 1 \""]).0.names, ["1", "a"]);
+        assert_eq!(learnt(&["1.0", "2.0"]).0.kind, LabelKind::Regression);
     }
 
     #[test]
@@ -367,7 +427,14 @@ mod tests {
         assert_eq!(learn(&["0", "-1"]), "a.jsonl, line 2: class -1 is negative; classes count from 0");
         assert_eq!(learn(&["\"a\"", "null"]), "a.jsonl, line 2: column `label` is null, expected a class or a number");
         assert!(learn(&["[1]", "2", "[3]"]).starts_with("a.jsonl, line 2: column `label` is a list in some rows"));
-        assert!(learn(&["7000000000"]).contains("ask for regression"));
+        assert_eq!(learn(&["\"a\"", "\" \""]), "a.jsonl, line 2: column `label` is empty: every row needs a label");
+        let mixed = learn(&["1", "\"1\"", "true"]);
+        assert_eq!(
+            mixed,
+            "a.jsonl, line 3: column `label` is a truth value, in other rows it is not: write all labels in one way"
+        );
+        let many: Vec<String> = (0..100_001).map(|it| (it * 7).to_string()).collect();
+        assert!(learn(&many.iter().map(String::as_str).collect::<Vec<_>>()).contains("ask for regression"));
 
         let set = LabelSet::new(LabelKind::Single, vec!["no".into(), "yes".into()]);
         let other = data(&["\"maybe\"", "1"]);

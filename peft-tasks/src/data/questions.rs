@@ -1,11 +1,12 @@
 //! Questions about contexts, as SQuAD has them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use peft_core::{PeftError, Result};
 use serde_json::Value;
 
-use crate::data::dataset::{Dataset, Row, TextRows};
+use crate::data::dataset::{Dataset, Row};
 use crate::data::text_data::TextData;
 
 /// A question about a context, and where the context answers it.
@@ -21,8 +22,8 @@ pub struct Question {
 
 impl TextData {
     /// Questions about contexts in SQuAD's columns, or those that were given for text, prompt and label.
-    pub(crate) fn questions(&self) -> Result<(Dataset, Vec<Question>)> {
-        let data = Dataset::read(&self.file, TextRows::Lines)?;
+    pub(crate) fn questions(&self) -> Result<(Arc<Dataset>, Vec<Question>)> {
+        let data = self.data()?;
         let columns = data.columns();
         let find = |given: &Option<String>, usual: &str| {
             let hit = columns.iter().find(|it| it.eq_ignore_ascii_case(usual)).cloned();

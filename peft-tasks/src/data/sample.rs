@@ -7,8 +7,10 @@ use std::ops::Range;
 
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
+use tokenizers::TruncationDirection;
 
-use crate::data::chat::{ChatTemplate, Message};
+use crate::data::chat::{ChatTemplate, Conversation, Message};
 use crate::data::tokenizer::{Encoded, Tokenizer};
 
 /// A label that no loss looks at.
@@ -36,6 +38,39 @@ pub enum Side {
     /// The end.
     #[default]
     Right,
+}
+
+/// What happens to a sequence that is longer than rows may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncation {
+    /// It loses its start, so that the answer at its end is kept: `keep_end` in TRL.
+    Left,
+    /// It loses its end: `keep_start` in TRL.
+    #[default]
+    Right,
+    /// It is an error.
+    Refuse,
+}
+
+impl Truncation {
+    /// The end that is cut.
+    pub fn side(self) -> Side {
+        if self == Self::Left { Side::Left } else { Side::Right }
+    }
+}
+
+impl std::str::FromStr for Truncation {
+    type Err = PeftError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "left" => Ok(Self::Left),
+            "right" => Ok(Self::Right),
+            "refuse" => Ok(Self::Refuse),
+            other => Err(PeftError::config("truncation", format!("is `{other}`, expected left, right or refuse"))),
+        }
+    }
 }
 
 impl Sample {
@@ -121,8 +156,8 @@ pub struct Preprocessor<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The most tokens a sample has; `None` truncates nothing.
     pub max_length: Option<usize>,
-    /// The end at which a language-model sample is cut. `Left` keeps the answer of a long conversation.
-    pub truncate: Side,
+    /// What is done with longer ones.
+    pub truncation: Truncation,
     /// Whether the loss also counts what the model is given: prompts, and the turns of others.
     pub train_on_prompt: bool,
     /// Whether documents and completions end with the end token, so that a model learns to stop.
@@ -132,12 +167,12 @@ pub struct Preprocessor<'a> {
 impl<'a> Preprocessor<'a> {
     /// The usual settings: no truncation, loss on completions alone, end token appended.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, max_length: None, truncate: Side::Right, train_on_prompt: false, append_eos: true }
+        Self { tokenizer, max_length: None, truncation: Truncation::Right, train_on_prompt: false, append_eos: true }
     }
 
     /// Running text for a language model: special tokens, text, end token.
     pub fn text(&self, text: &str) -> Result<Sample> {
-        Ok(self.finish(Sample::language(self.tokenizer.ids(text, true)?), self.append_eos))
+        self.finish(Sample::language(self.tokenizer.ids(text, true)?), self.append_eos)
     }
 
     /// A prompt and what to answer. The two are put together as they are, without a space or line break between, and
@@ -148,26 +183,38 @@ impl<'a> Preprocessor<'a> {
         let answer = prompt.len()..text.len();
         let sample =
             if self.train_on_prompt { Sample::language(encoded.ids) } else { Sample::within(&encoded, &[answer]) };
-        Ok(self.finish(sample, self.append_eos))
+        self.finish(sample, self.append_eos)
     }
 
     /// A conversation; the loss counts the assistant's turns. The template writes its own special tokens, so none are
     /// added.
     pub fn chat(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Sample> {
-        let sample = if self.train_on_prompt {
-            Sample::language(self.tokenizer.ids(&template.render(messages, false)?, false)?)
+        let conversation = Conversation { messages: messages.to_vec(), variables: Map::new() };
+        self.conversation(template, &conversation)
+    }
+
+    /// The same with more variables for the template. Turns that are not [learned](Message::learned) count as another's.
+    pub fn conversation(&self, template: &ChatTemplate, conversation: &Conversation) -> Result<Sample> {
+        let Conversation { messages, variables } = conversation;
+        let sample = if self.train_on_prompt && messages.iter().all(|it| it.learned) {
+            Sample::language(self.tokenizer.ids(&template.render_with(messages, false, variables)?, false)?)
         } else {
-            let turns = template.render_turns(messages)?;
+            let turns = template.render_turns_with(messages, variables)?;
             Sample::within(&self.tokenizer.encode(&turns.text, false)?, &turns.assistant)
         };
-        Ok(self.finish(sample, false))
+        self.finish(sample, false)
     }
 
     /// A sequence or a pair of sequences with one target for all of it. Truncation keeps the special tokens.
     pub fn sequence(&self, text: &str, pair: Option<&str>) -> Result<Sample> {
-        let max_length = self.max_length.unwrap_or(usize::MAX);
-        let encoded = self.tokenizer.encode_within(text, pair, max_length)?;
-        Ok(Sample { input_ids: encoded.ids, type_ids: Some(encoded.type_ids), ..Sample::default() })
+        Ok(self.counted_sequence(text, pair)?.0)
+    }
+
+    /// The same, and how many tokens were cut off.
+    pub(crate) fn counted_sequence(&self, text: &str, pair: Option<&str>) -> Result<(Sample, usize)> {
+        let encoded = self.encode(text, pair)?;
+        let sample = Sample { input_ids: encoded.ids, type_ids: Some(encoded.type_ids), ..Sample::default() };
+        Ok((sample, encoded.cut))
     }
 
     /// Words with a target each. The first token of a word carries its target, the others are [`IGNORED`].
@@ -190,7 +237,7 @@ impl<'a> Preprocessor<'a> {
             text.push_str(word.as_ref());
             places.push(start..text.len());
         }
-        let encoded = self.tokenizer.encode_within(&text, None, self.max_length.unwrap_or(usize::MAX))?;
+        let encoded = self.encode(&text, None)?;
         let mut labels = vec![IGNORED; encoded.ids.len()];
         let mut token = 0;
         for (place, target) in places.iter().zip(targets) {
@@ -203,8 +250,33 @@ impl<'a> Preprocessor<'a> {
         Ok(Sample { input_ids: encoded.ids, labels, type_ids: Some(encoded.type_ids), ..Sample::default() })
     }
 
-    fn finish(&self, mut sample: Sample, eos: bool) -> Sample {
+    /// A sequence or a pair, cut as it should be.
+    ///
+    /// # Errors
+    /// It is too long and may not be cut, or as [`Tokenizer::encode_within`].
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
+        let max_length = self.max_length.unwrap_or(usize::MAX);
+        let direction = match self.truncation {
+            Truncation::Left => TruncationDirection::Left,
+            Truncation::Right | Truncation::Refuse => TruncationDirection::Right,
+        };
+        let encoded = self.tokenizer.encode_cut(text, pair, max_length, direction)?;
+        self.check_length(encoded.ids.len() + encoded.cut)?;
+        Ok(encoded)
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<()> {
+        match self.max_length.filter(|it| self.truncation == Truncation::Refuse && tokens > *it) {
+            Some(max_length) => Err(PeftError::Invalid(format!(
+                "it has {tokens} tokens, more than `max_length`, {max_length}, and nothing may be cut"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&self, mut sample: Sample, eos: bool) -> Result<Sample> {
         if eos && let Some(id) = self.tokenizer.eos_id() {
+            self.tokenizer.check(&[id])?;
             if sample.input_ids.last() != Some(&id) {
                 sample.input_ids.push(id);
                 sample.labels.push(IGNORED);
@@ -214,9 +286,10 @@ impl<'a> Preprocessor<'a> {
             }
         }
         if let Some(max_length) = self.max_length {
-            sample.truncate(max_length, self.truncate);
+            self.check_length(sample.len())?;
+            sample.truncate(max_length, self.truncation.side());
         }
-        sample
+        Ok(sample)
     }
 }
 

@@ -25,7 +25,7 @@ fn text_ends_with_the_end_token_unless_it_is_cut() {
     assert_eq!(builder.text("hey</s>").unwrap(), sample);
     builder.max_length = Some(3);
     assert_eq!(shown(&tokenizer, &builder.text("hey").unwrap()), "<s>he");
-    builder.truncate = Side::Left;
+    builder.truncation = Truncation::Left;
     assert_eq!(shown(&tokenizer, &builder.text("hey").unwrap()), "ey</s>");
 }
 

@@ -1,11 +1,12 @@
 //! Words with a tag each, as token classification has them: two columns of lists.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use peft_core::{PeftError, Result};
 use serde_json::Value;
 
-use crate::data::dataset::{Dataset, Row, TextRows};
+use crate::data::dataset::{Dataset, Row};
 use crate::data::text_data::TextData;
 
 /// More tags than any scheme has: beyond it the column holds something else.
@@ -40,8 +41,8 @@ impl TextData {
     }
 
     /// Words and tags: lists in two columns, by their usual names or those that were given for text and label.
-    pub(crate) fn words(&self) -> Result<(Dataset, String, String)> {
-        let data = Dataset::read(&self.file, TextRows::Lines)?;
+    pub(crate) fn words(&self) -> Result<(Arc<Dataset>, String, String)> {
+        let data = self.data()?;
         let columns = data.columns();
         let find = |given: &Option<String>, what: &'static str, usual: &[&str]| {
             let hit = usual.iter().find_map(|it| columns.iter().find(|name| name == it)).cloned();

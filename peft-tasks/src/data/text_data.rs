@@ -4,15 +4,18 @@
 //! beside its task, in the files of [`tasks`](crate::tasks).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use peft_core::{PeftError, Result};
 use peft_models::common::config::RawConfig;
 use serde_json::Value;
 
+use crate::data::chat::ChatTemplate;
 use crate::data::columns::{Columns, required};
 use crate::data::dataset::{Dataset, Row, TextRows};
 use crate::data::labels::LabelSet;
+use crate::data::messages::TEMPLATE_VARIABLES;
+use crate::data::sample::{Preprocessor, Truncation};
 use crate::data::tokenizer::Tokenizer;
 
 /// A data file, and how its rows become samples of a task on text.
@@ -34,7 +37,7 @@ use crate::data::tokenizer::Tokenizer;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct TextData {
-    /// JSONL, JSON, CSV, TSV or plain text.
+    /// JSONL, JSON, CSV, TSV or plain text; a folder or a pattern for several: see [`Dataset::read`].
     pub file: PathBuf,
     /// Which column is what; the usual names are recognised.
     pub columns: Columns,
@@ -52,7 +55,22 @@ pub struct TextData {
     pub doc_stride: Option<usize>,
     /// The tokenizer; that of the base model's folder if not set.
     pub tokenizer: Option<Arc<Tokenizer>>,
+    /// What words conversations; the template of the base model's folder if not set.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    /// What is done with rows that are longer than `max_length`.
+    pub truncation: Truncation,
+    /// What the role that answers is called in conversations, if neither `assistant` nor `gpt`.
+    pub assistant_role: Option<String>,
+    /// What words prompts from the columns of a row, in place of a prompt column: see
+    /// [`RowTemplate`](crate::data::row_template::RowTemplate).
+    pub prompt_template: Option<String>,
+    /// The rows, once they have been read.
+    pub rows: Rows,
 }
+
+/// Rows that have been read already, so that a pipe is read once. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Rows(Arc<OnceLock<(PathBuf, Arc<Dataset>)>>);
 
 /// Longest row if neither the user nor the model says: rows of documents must end somewhere.
 const MAX_LENGTH: usize = 512;
@@ -95,6 +113,11 @@ impl TextData {
         Self { train_on_prompt, ..self }
     }
 
+    /// Says what is done with rows that are too long.
+    pub fn truncation(self, truncation: Truncation) -> Self {
+        Self { truncation, ..self }
+    }
+
     /// Sets how many tokens of a context the next window repeats.
     pub fn doc_stride(self, tokens: usize) -> Self {
         Self { doc_stride: Some(tokens), ..self }
@@ -114,21 +137,83 @@ impl TextData {
         LabelSet::learn(&data, required("label", &columns.label)?, None)
     }
 
-    pub(crate) fn read(&self) -> Result<(Dataset, Columns)> {
-        let data = Dataset::read(&self.file, TextRows::Document)?;
-        let columns = self.columns.clone().or_detected(&data.columns())?;
+    /// The rows of the file, and which column is what.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or no column has a usual name and none is given.
+    pub fn read(&self) -> Result<(Arc<Dataset>, Columns)> {
+        let data = self.data()?;
+        let (columns, names) = (self.columns.clone(), data.columns());
+        let columns = match &self.prompt_template {
+            Some(_) => columns.for_prompt_template(&names)?,
+            None => columns.or_detected(&names)?,
+        };
         Ok((data, columns))
     }
 
-    pub(crate) fn tokenizer_of(&self, folder: &Path) -> Result<Arc<Tokenizer>> {
+    /// The rows of the file.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn data(&self) -> Result<Arc<Dataset>> {
+        if let Some((_, data)) = self.rows.0.get().filter(|it| it.0 == self.file) {
+            return Ok(data.clone());
+        }
+        let data = Arc::new(Dataset::read(&self.file, TextRows::Document)?);
+        // Another file's rows, if a clone has taken them in, stay that clone's.
+        let _ = self.rows.0.set((self.file.clone(), data.clone()));
+        Ok(data)
+    }
+
+    /// Says which columns are not among those that a task has read.
+    pub fn say_unread(&self, data: &Dataset, read: &[&Option<String>]) {
+        let read: Vec<&str> = read.iter().filter_map(|it| it.as_deref()).collect();
+        let known = |it: &str| read.contains(&it) || it == TASK_COLUMN || it == TEMPLATE_VARIABLES;
+        let unread: Vec<String> = data.columns().into_iter().filter(|it| !known(it)).collect();
+        if !unread.is_empty() && self.prompt_template.is_none() {
+            tracing::info!("columns that are not read: {}", unread.join(", "));
+        }
+    }
+
+    /// What makes samples of text, with the settings of this file and the tokenizer.
+    ///
+    /// # Errors
+    /// If the model has fewer positions than `max_length`.
+    pub fn preprocessor<'a>(&self, folder: &Path, tokenizer: &'a Tokenizer) -> Result<Preprocessor<'a>> {
+        let mut builder = Preprocessor::new(tokenizer);
+        builder.max_length = Some(self.row_length(folder)?);
+        builder.truncation = self.truncation;
+        builder.train_on_prompt = self.train_on_prompt;
+        Ok(builder)
+    }
+
+    /// The tokenizer that is set, or that of the model's folder.
+    ///
+    /// # Errors
+    /// If the folder's cannot be read.
+    pub fn tokenizer_of(&self, folder: &Path) -> Result<Arc<Tokenizer>> {
         match &self.tokenizer {
             Some(tokenizer) => Ok(tokenizer.clone()),
             None => Tokenizer::load(folder).map(Arc::new),
         }
     }
 
+    /// What words conversations: the template that is set, or that of the model's folder.
+    ///
+    /// # Errors
+    /// If the folder's cannot be read.
+    pub fn template_of(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Arc<ChatTemplate>>> {
+        match &self.chat_template {
+            Some(template) => Ok(Some(template.clone())),
+            None => Ok(ChatTemplate::load(folder, tokenizer.special())?.map(Arc::new)),
+        }
+    }
+
     /// The task that a row is of, if the prompt wants to know.
-    pub(crate) fn task_id(&self, data: &Dataset, row: &Row) -> Result<Option<i64>> {
+    ///
+    /// # Errors
+    /// If the row does not say, or names no task.
+    pub fn task_id(&self, data: &Dataset, row: &Row) -> Result<Option<i64>> {
         if self.tasks <= 1 {
             return Ok(None);
         }
@@ -141,7 +226,11 @@ impl TextData {
         }
     }
 
-    pub(crate) fn row_length(&self, model: &Path) -> Result<usize> {
+    /// How many tokens a row may have: as many as are wanted and the model has positions for.
+    ///
+    /// # Errors
+    /// If more are wanted than the model has.
+    pub fn row_length(&self, model: &Path) -> Result<usize> {
         let raw = RawConfig::read(model)?;
         let named = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
         let limit = match raw.model_type()? {

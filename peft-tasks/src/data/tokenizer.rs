@@ -2,11 +2,21 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use indexmap::IndexMap;
 use peft_core::{PeftError, Result};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{ModelWrapper, PostProcessorWrapper, TruncationDirection};
+
+use crate::data::growth::{MAX_GROWTH, MAX_TEXT, growth};
+use crate::data::guard::guarded;
+use crate::data::special_tokens::Fallbacks;
+
+pub use crate::data::special_tokens::SpecialTokens;
+
+/// Name of the file that a tokenizer is read from.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A tokenizer and the names of its special tokens.
 ///
@@ -17,13 +27,12 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
     vocab_size: usize,
-}
-
-/// Special tokens by role: `bos_token` → `<s>`. Read from `tokenizer_config.json` and `special_tokens_map.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SpecialTokens {
-    /// Role, with its `_token` ending, to the token's text.
-    pub roles: IndexMap<String, String>,
+    /// Rows of the model's embedding matrix, if they are known.
+    rows: Option<usize>,
+    /// The file, for messages.
+    path: Option<PathBuf>,
+    /// By how much the normalizer may lengthen a text.
+    growth: f64,
 }
 
 /// A tokenized sequence, or a pair of them.
@@ -37,16 +46,27 @@ pub struct Encoded {
     pub offsets: Vec<Range<usize>>,
     /// Whether a token was added around the text (`[CLS]`, `<s>`), `[seq]`.
     pub added: Vec<bool>,
+    /// How many tokens were cut off.
+    pub cut: usize,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a folder and, where they exist, `tokenizer_config.json` and `special_tokens_map.json`.
+    /// Reads `tokenizer.json` of a folder. [`SpecialTokens`] says where the special tokens come from.
     ///
     /// # Errors
     /// There is no `tokenizer.json`, or one of the files does not parse.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        let folder = folder.as_ref();
-        let path = folder.join("tokenizer.json");
+        Self::load_beside(&folder, &folder)
+    }
+
+    /// The same for a tokenizer that does not lie beside its model: `config.json` and `generation_config.json` are those in
+    /// `model`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn load_beside(folder: impl AsRef<Path>, model: impl AsRef<Path>) -> Result<Self> {
+        let (folder, model) = (folder.as_ref(), model.as_ref());
+        let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(PeftError::bad_file(
                 folder,
@@ -55,8 +75,17 @@ impl Tokenizer {
             ));
         }
         let bytes = std::fs::read(&path).map_err(PeftError::io("read", &path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| PeftError::bad_file(&path, error))?;
-        Self::new(inner, SpecialTokens::load(folder)?).map_err(|error| PeftError::bad_file(&path, error))
+        let (inner, growth) = parse(&bytes).map_err(|reason| PeftError::bad_file(&path, reason))?;
+        let mut special = SpecialTokens::load(folder)?;
+        special.complete(&Fallbacks {
+            in_json: roles_of(&inner),
+            folder,
+            model,
+            has: &|token| inner.token_to_id(token).is_some(),
+            token: &|id| inner.id_to_token(id),
+        })?;
+        let tokenizer = Self::new(inner, special, growth).map_err(|error| PeftError::bad_file(&path, error))?;
+        Ok(Self { path: Some(path), ..tokenizer })
     }
 
     /// A tokenizer from the contents of a `tokenizer.json`.
@@ -64,50 +93,138 @@ impl Tokenizer {
     /// # Errors
     /// The contents do not parse.
     pub fn from_bytes(bytes: &[u8], special: SpecialTokens) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| PeftError::Invalid(format!("not the contents of a tokenizer.json: {error}")))?;
-        Self::new(inner, special)
+        let (inner, growth) = parse(bytes)
+            .map_err(|reason| PeftError::Invalid(format!("not the contents of a tokenizer.json: {reason}")))?;
+        Self::new(inner, special, growth)
     }
 
-    fn new(mut inner: tokenizers::Tokenizer, special: SpecialTokens) -> Result<Self> {
+    fn new(mut inner: tokenizers::Tokenizer, special: SpecialTokens, growth: f64) -> Result<Self> {
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(failed)?;
+        inner.with_truncation(None).map_err(|error| PeftError::Invalid(error.to_string()))?;
         let largest = inner.get_vocab(true).into_values().max();
-        Ok(Self { inner, special, vocab_size: largest.map_or(0, |it| it as usize + 1) })
+        let vocab_size = largest.map_or(0, |it| it as usize + 1);
+        Ok(Self { inner, special, vocab_size, rows: None, path: None, growth })
+    }
+
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
+    pub(crate) fn with_inner(&self, inner: tokenizers::Tokenizer) -> Self {
+        let largest = inner.get_vocab(true).into_values().max();
+        Self { inner, vocab_size: largest.map_or(0, |it| it as usize + 1), ..self.clone() }
+    }
+
+    /// For a model whose embedding matrix has this many rows: a token beyond them is an error from now on.
+    pub fn within(self, rows: usize) -> Self {
+        Self { rows: Some(rows), ..self }
+    }
+
+    /// Runs the library on a text of so many bytes.
+    fn run<T>(&self, bytes: usize, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+        if bytes as f64 * self.growth > MAX_TEXT {
+            let reason = format!("it may make a text of {bytes} bytes {:.0} times as long", self.growth);
+            return Err(self.failed(reason));
+        }
+        match guarded(work) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => Err(self.failed(error)),
+            None => Err(self.failed("its file is damaged")),
+        }
+    }
+
+    fn failed(&self, reason: impl fmt::Display) -> PeftError {
+        match &self.path {
+            Some(path) => PeftError::bad_file(path, format!("the tokenizer gave up: {reason}")),
+            None => PeftError::Invalid(format!("the tokenizer gave up: {reason}")),
+        }
+    }
+
+    /// Refuses tokens for which the model has no row.
+    ///
+    /// # Errors
+    /// An id is not [within](Tokenizer::within) the model's rows.
+    pub fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(rows) = self.rows else { return Ok(()) };
+        let Some(id) = ids.iter().find(|it| **it as usize >= rows) else { return Ok(()) };
+        let token = self.token(*id).unwrap_or_default();
+        let file = self.path.as_ref().map_or(String::new(), |it| format!(" of {}", it.display()));
+        Err(PeftError::Invalid(format!(
+            "the token {token:?}{file} has the id {id}, but the model's embedding matrix has {rows} rows: take the \
+             tokenizer that belongs to the model, or train with `--new-tokens`, which adds rows"
+        )))
+    }
+
+    fn checked(&self, encoding: tokenizers::Encoding) -> Result<Encoded> {
+        self.check(encoding.get_ids())?;
+        Ok(Encoded::from(&encoding))
     }
 
     /// Tokenizes one text; `special` puts the tokens around it that the tokenizer's post-processor knows of.
+    ///
+    /// # Errors
+    /// The library gives up, or a token is not [within](Tokenizer::within) the model's rows.
     pub fn encode(&self, text: &str, special: bool) -> Result<Encoded> {
-        self.inner.encode(text, special).map(|it| Encoded::from(&it)).map_err(failed)
+        self.checked(self.run(text.len(), || self.inner.encode(text, special))?)
     }
 
     /// Like [`Tokenizer::encode`], ids only: quicker on long texts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        self.inner.encode_fast(text, special).map(|it| it.get_ids().to_vec()).map_err(failed)
+        let encoding = self.run(text.len(), || self.inner.encode_fast(text, special))?;
+        self.check(encoding.get_ids())?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Tokenizes two texts as one sequence, with special tokens between and around them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn encode_pair(&self, text: &str, pair: &str) -> Result<Encoded> {
-        self.inner.encode((text, pair), true).map(|it| Encoded::from(&it)).map_err(failed)
+        self.checked(self.run(text.len() + pair.len(), || self.inner.encode((text, pair), true))?)
+    }
+
+    fn bare(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.run(text.len(), || self.inner.encode(text, false))
     }
 
     /// Tokenizes one text, or two as one sequence, with special tokens and at most `max_length` of all of them. What is
     /// too long loses tokens at its end, the longer text first; the special tokens stay.
     ///
     /// # Errors
-    /// `max_length` has no room for the special tokens alone.
+    /// `max_length` has no room for the special tokens alone, or as [`Tokenizer::encode`].
     pub fn encode_within(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoded> {
+        self.encode_cut(text, pair, max_length, TruncationDirection::Right)
+    }
+
+    /// Like [`Tokenizer::encode_within`], cutting texts at their start or at their end.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`].
+    pub(crate) fn encode_cut(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_length: usize,
+        direction: TruncationDirection,
+    ) -> Result<Encoded> {
         use tokenizers::{PostProcessor, TruncationParams};
         let added = self.inner.get_post_processor().map_or(0, |it| it.added_tokens(pair.is_some()));
         if max_length <= added {
             let reason = format!("is {max_length}, and the tokenizer adds {added} tokens to every sequence; raise it");
             return Err(PeftError::config("max_length", reason));
         }
-        let first = self.inner.encode(text, false).map_err(failed)?;
-        let second = pair.map(|it| self.inner.encode(it, false)).transpose().map_err(failed)?;
-        let params = TruncationParams { max_length: max_length - added, ..TruncationParams::default() };
-        let (first, second) = tokenizers::truncate_encodings(first, second, &params).map_err(failed)?;
-        self.inner.post_process(first, second, true).map(|it| Encoded::from(&it)).map_err(failed)
+        let first = self.bare(text)?;
+        let second = pair.map(|it| self.bare(it)).transpose()?;
+        let params = TruncationParams { max_length: max_length - added, direction, ..TruncationParams::default() };
+        let whole = first.get_ids().len() + second.as_ref().map_or(0, |it| it.get_ids().len());
+        let encoded = self.checked(self.run(0, || {
+            let (first, second) = tokenizers::truncate_encodings(first, second, &params)?;
+            self.inner.post_process(first, second, true)
+        })?)?;
+        Ok(Encoded { cut: whole.saturating_sub(max_length - added), ..encoded })
     }
 
     /// Tokenizes a question with its context, in as many sequences of at most `max_length` tokens as the context needs.
@@ -125,8 +242,10 @@ impl Tokenizer {
     ) -> Result<Vec<(Encoded, Vec<bool>)>> {
         use tokenizers::{PostProcessor, TruncationParams, TruncationStrategy};
         let added = self.inner.get_post_processor().map_or(0, |it| it.added_tokens(true));
-        let first = self.inner.encode(question, false).map_err(failed)?;
-        let mut second = self.inner.encode(text, false).map_err(failed)?;
+        let first = self.bare(question)?;
+        let mut second = self.bare(text)?;
+        self.check(first.get_ids())?;
+        self.check(second.get_ids())?;
         // A post-processor says this of the first window only.
         second.set_type_ids(vec![1; second.get_ids().len()]);
         let room = max_length.saturating_sub(added + first.get_ids().len());
@@ -141,8 +260,11 @@ impl Tokenizer {
         let strategy = TruncationStrategy::OnlySecond;
         let max_length = max_length.saturating_sub(added);
         let params = TruncationParams { max_length, strategy, stride, ..TruncationParams::default() };
-        let (first, second) = tokenizers::truncate_encodings(first, Some(second), &params).map_err(failed)?;
-        let whole = self.inner.post_process(first, second, true).map_err(failed)?;
+        let whole = self.run(0, || {
+            let (first, second) = tokenizers::truncate_encodings(first, Some(second), &params)?;
+            self.inner.post_process(first, second, true)
+        })?;
+        self.check(whole.get_ids())?;
         let window = |it: &tokenizers::Encoding| {
             let of_text = it.get_sequence_ids().iter().map(|it| *it == Some(1)).collect();
             (Encoded::from(it), of_text)
@@ -152,12 +274,12 @@ impl Tokenizer {
 
     /// The text of `ids`. Ids outside the vocabulary are left out, as transformers does.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(failed)
+        self.run(0, || self.inner.decode(ids, skip_special))
     }
 
     /// Decodes token by token while a text is being generated.
     pub fn stream(&self, skip_special: bool) -> TokenStream<'_> {
-        TokenStream { inner: self.inner.decode_stream(skip_special) }
+        TokenStream { inner: self.inner.decode_stream(skip_special), tokenizer: self }
     }
 
     /// The id of a token, `None` when the vocabulary lacks it.
@@ -200,15 +322,26 @@ impl Tokenizer {
         self.role_id("unk_token")
     }
 
-    /// The id to fill up short rows with: the padding token, else the end token, else 0. Which one it is does not show
-    /// in any result, since these places are masked.
+    /// The id to fill up short rows with: the padding token, else the end token, else 0; of those the first that the model
+    /// has a row for. Which one it is does not show in any result, since these places are masked.
     pub fn fill_id(&self) -> u32 {
-        self.pad_id().or(self.eos_id()).unwrap_or(0)
+        let inside = |id: &u32| self.rows.is_none_or(|rows| (*id as usize) < rows);
+        self.pad_id().filter(inside).or(self.eos_id().filter(inside)).unwrap_or(0)
     }
 
     /// One more than the largest id, added tokens included: the rows that an embedding needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// How many ids there are that the model has a row for.
+    pub fn usable_ids(&self) -> usize {
+        self.rows.map_or(self.vocab_size, |rows| rows.min(self.vocab_size))
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The special tokens by role.
@@ -224,54 +357,6 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-impl SpecialTokens {
-    /// Special tokens from `(role, token)` pairs.
-    pub fn new<'a>(roles: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        Self { roles: roles.into_iter().map(|(role, token)| (role.to_owned(), token.to_owned())).collect() }
-    }
-
-    /// Reads the two files of a folder; both may be absent.
-    ///
-    /// # Errors
-    /// A file is there and is not a JSON object.
-    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        let config = json_object(&folder.as_ref().join("tokenizer_config.json"))?.unwrap_or_default();
-        let mut special = Self::default();
-        special.read(&config);
-        // The map is the older file and speaks where the config predates it: transformers,
-        // `tokenization_utils_base.py`, `_from_pretrained`.
-        if !config.contains_key("added_tokens_decoder")
-            && let Some(map) = json_object(&folder.as_ref().join("special_tokens_map.json"))?
-        {
-            special.read(&map);
-        }
-        Ok(special)
-    }
-
-    /// The token of a role such as `eos_token`.
-    pub fn get(&self, role: &str) -> Option<&str> {
-        self.roles.get(role).map(String::as_str)
-    }
-
-    fn read(&mut self, fields: &Map<String, Value>) {
-        for (role, value) in fields.iter().filter(|(role, _)| role.ends_with("_token")) {
-            // Older files hold an object: {"content": "<s>", "lstrip": false, …}.
-            if let Some(token) = value.as_str().or_else(|| value.get("content").and_then(Value::as_str)) {
-                self.roles.insert(role.clone(), token.to_owned());
-            }
-        }
-    }
-}
-
-/// A JSON object file; `None` where there is no file.
-pub(crate) fn json_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
-    serde_json::from_str(&text).map(Some).map_err(|error| PeftError::bad_file(path, error))
-}
-
 impl From<&tokenizers::Encoding> for Encoded {
     fn from(encoding: &tokenizers::Encoding) -> Self {
         Self {
@@ -279,6 +364,7 @@ impl From<&tokenizers::Encoding> for Encoded {
             type_ids: encoding.get_type_ids().to_vec(),
             offsets: encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect(),
             added: encoding.get_special_tokens_mask().iter().map(|it| *it == 1).collect(),
+            cut: 0,
         }
     }
 }
@@ -293,12 +379,14 @@ pub struct TokenStream<'a> {
         tokenizers::PostProcessorWrapper,
         tokenizers::DecoderWrapper,
     >,
+    tokenizer: &'a Tokenizer,
 }
 
 impl TokenStream<'_> {
     /// Takes the next token and gives the text that is certain now; `None` in the middle of a character.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        self.inner.step(id).map_err(failed)
+        let Self { inner, tokenizer } = self;
+        tokenizer.run(0, || inner.step(id))
     }
 }
 
@@ -308,8 +396,55 @@ impl fmt::Debug for TokenStream<'_> {
     }
 }
 
-fn failed(error: tokenizers::Error) -> PeftError {
-    PeftError::Invalid(format!("the tokenizer gave up: {error}"))
+/// The parts of a `tokenizer.json` that may make texts longer.
+#[derive(Deserialize)]
+struct Steps {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+/// A tokenizer, and by how much its normalizer lengthens texts.
+fn parse(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, f64), String> {
+    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let (normalizer, decoder) = (growth(&steps.normalizer), growth(&steps.decoder));
+    if normalizer > MAX_GROWTH || decoder > MAX_GROWTH {
+        let times = normalizer.max(decoder);
+        return Err(format!("its replacements can make a text {times:.0} times as long, which no tokenizer needs"));
+    }
+    match guarded(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+        Some(Ok(inner)) => Ok((inner, normalizer)),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("it is damaged: no tokenizer can be made of it".to_owned()),
+    }
+}
+
+/// Special tokens that `tokenizer.json` itself names by their part.
+fn roles_of(inner: &tokenizers::Tokenizer) -> Vec<(&'static str, String)> {
+    let unknown = match inner.get_model() {
+        ModelWrapper::BPE(model) => model.unk_token.clone(),
+        ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
+        ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
+        ModelWrapper::Unigram(_) => None,
+    };
+    let mut roles: Vec<(&'static str, String)> = unknown.map(|it| ("unk_token", it)).into_iter().collect();
+    roles.extend(inner.get_padding().map(|it| ("pad_token", it.pad_token.clone())));
+    let mut parts: Vec<&PostProcessorWrapper> = inner.get_post_processor().into_iter().collect();
+    while let Some(part) = parts.pop() {
+        let (sep, cls) = match part {
+            PostProcessorWrapper::Sequence(several) => {
+                parts.extend(several.as_ref());
+                continue;
+            }
+            PostProcessorWrapper::Bert(it) => (&it.sep, &it.cls),
+            PostProcessorWrapper::Roberta(it) => (&it.sep, &it.cls),
+            _ => continue,
+        };
+        roles.extend([("sep_token", sep.0.clone()), ("cls_token", cls.0.clone())]);
+    }
+    roles.retain(|(_, token)| inner.token_to_id(token).is_some());
+    roles
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Text from a causal language model, token by token or by beam search, with a cache of keys and values.
 
 use burn::tensor::Device;
-use peft_core::{PeftError, Result, forward, nn};
+use peft_core::{Adaptable, PeftError, Result, forward, nn};
 use peft_models::{CausalLm, KvCache, ModelInput};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
 use crate::generate::config::GenerationPlan;
+use crate::generate::room::Room;
 use crate::generate::sampling::Sampler;
 
 /// Continues every prompt. Returns the new tokens of each row, the end token included.
@@ -14,9 +15,12 @@ use crate::generate::sampling::Sampler;
 /// Rows may differ in length; what a row gets does not depend on the others. `on_token` sees each token as it comes, row
 /// and token; beam search knows them at the end only.
 ///
+/// A model with a table of positions ends with its last one, and that is logged.
+///
 /// # Errors
-/// If there is no prompt, a prompt is empty, or the plan leaves no room for a token.
-pub fn generate<M: CausalLm>(
+/// If there is no prompt, a prompt is empty, a token has no row in the embedding matrix, or the plan or the model's
+/// positions leave no room for a token.
+pub fn generate<M: CausalLm + Adaptable>(
     model: &M,
     prompts: &[Vec<u32>],
     plan: &GenerationPlan,
@@ -29,10 +33,15 @@ pub fn generate<M: CausalLm>(
     let model = nn::eval(model);
     let rows = prompts.len();
     let tasks = tasks_of(plan, rows, forward::tasks(&model))?;
-    let budget = plan.budget(prompts.iter().map(Vec::len).max().unwrap_or(0))?;
+    let spec = model.spec();
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let room = Room::of(&spec);
+    let virtual_tokens = forward::virtual_tokens(&model) + forward::prefix_positions(&model);
+    room.check_tokens(prompts.iter().flatten().copied())?;
+    let budget = room.budget(longest, virtual_tokens, plan)?;
     let mut texts = Texts::new(&model, prompts, tasks, device);
     if plan.num_beams > 1 {
-        let mut beams = Beams::new(prompts.to_vec(), budget, plan)?;
+        let mut beams = Beams::new(prompts.to_vec(), budget.tokens, plan)?;
         texts.select(&beams.rows());
         while let Step::Go(origins) = beams.advance(texts.scores())? {
             texts.select(&origins);
@@ -42,17 +51,20 @@ pub fn generate<M: CausalLm>(
         for (row, text) in found.iter().enumerate() {
             text.iter().try_for_each(|token| on_token(row, *token))?;
         }
+        if found.iter().any(|it| it.len() == budget.tokens) {
+            budget.used_up();
+        }
         return Ok(found);
     }
 
     let mut samplers: Vec<Sampler> = prompts
         .iter()
         .enumerate()
-        .map(|(row, it)| Sampler::new(plan, it.len(), row as u64).ending_within(budget))
+        .map(|(row, it)| Sampler::new(plan, it.len(), row as u64).ending_within(budget.tokens))
         .collect();
     let mut written: Vec<Vec<u32>> = prompts.to_vec();
     let mut done = vec![false; rows];
-    for _ in 0..budget {
+    for _ in 0..budget.tokens {
         let mut scores = texts.scores();
         for row in (0..rows).filter(|it| !done[*it]).collect::<Vec<_>>() {
             let token = samplers[row].next(&mut scores[row], &written[row])?;
@@ -64,6 +76,9 @@ pub fn generate<M: CausalLm>(
             break;
         }
         texts.push(&written.iter().map(|it| it.last().copied().unwrap_or(0)).collect::<Vec<u32>>());
+    }
+    if done.contains(&false) {
+        budget.used_up();
     }
     Ok(written.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
 }

@@ -6,6 +6,8 @@ use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::data::special_tokens::json_object;
+
 /// `generation_config.json`, field for field. `None` means the default of transformers.
 ///
 /// # Example
@@ -138,17 +140,54 @@ const REFUSED: &[(&str, f64)] = &[
 ];
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` of a folder; the defaults where there is none.
+    /// Reads `generation_config.json` of a folder. Where there is none, older models say the same in their `config.json`:
+    /// `GenerationConfig.from_model_config` of transformers. The defaults where neither file is there.
     ///
     /// # Errors
-    /// The file does not parse.
+    /// A file does not parse.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("generation_config.json");
-        if !path.exists() {
-            return Ok(Self::default());
+        if let Some(json) = json_object(&path)? {
+            return Self::of(json).map_err(|error| PeftError::bad_file(&path, error));
         }
-        let text = std::fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
-        serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))
+        let path = folder.as_ref().join("config.json");
+        let mut json = json_object(&path)?.unwrap_or_default();
+        // All the others describe the model.
+        let known = Self::fields();
+        json.retain(|field, _| known.contains(&field.as_str()) || REFUSED.iter().any(|it| it.0 == field));
+        Self::of(json).map_err(|error| PeftError::bad_file(&path, error))
+    }
+
+    fn of(mut json: Map<String, Value>) -> serde_json::Result<Self> {
+        // Some models write -1 where there is no such token.
+        json.retain(|field, value| !(field.ends_with("_token_id") && value.as_i64().is_some_and(|it| it < 0)));
+        serde_json::from_value(Value::Object(json))
+    }
+
+    /// The fields that are read.
+    fn fields() -> [&'static str; 20] {
+        [
+            "max_new_tokens",
+            "max_length",
+            "min_new_tokens",
+            "min_length",
+            "do_sample",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "no_repeat_ngram_size",
+            "eos_token_id",
+            "pad_token_id",
+            "bos_token_id",
+            "decoder_start_token_id",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "num_beams",
+            "length_penalty",
+            "early_stopping",
+        ]
     }
 
     /// Checks every field and fills in the defaults.
@@ -156,8 +195,8 @@ impl GenerationConfig {
     /// # Errors
     /// A value out of range, and a field that asks for another way of generating.
     pub fn plan(&self) -> Result<GenerationPlan> {
-        if self.num_beams == Some(0) {
-            return Err(PeftError::config("num_beams", "is 0, expected at least 1"));
+        if let Some(beams) = self.num_beams.filter(|it| !(1..=MAX_BEAMS).contains(it)) {
+            return Err(PeftError::config("num_beams", format!("is {beams}, expected 1 to {MAX_BEAMS}")));
         }
         let early_stopping = match &self.early_stopping {
             None | Some(Value::Null | Value::Bool(false)) => EarlyStopping::Heuristic,
@@ -274,6 +313,9 @@ pub struct Sampling {
     pub min_p: Option<f32>,
 }
 
+/// More texts than anybody follows at once. For a vocabulary of 256,000 the scores of so many take a gigabyte.
+const MAX_BEAMS: usize = 1024;
+
 /// New tokens where a configuration names no bound, as in transformers.
 const DEFAULT_NEW_TOKENS: usize = 20;
 
@@ -347,5 +389,31 @@ mod tests {
         assert_eq!(GenerationConfig::load(folder.path()).unwrap(), GenerationConfig::default());
         std::fs::write(folder.path().join("generation_config.json"), json).unwrap();
         assert_eq!(GenerationConfig::load(folder.path()).unwrap(), config);
+    }
+
+    /// `GenerationConfig.from_model_config` of transformers 5.24 on the same file.
+    #[test]
+    fn older_models_say_it_in_config_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "config.json",
+            r#"{"model_type": "bart", "eos_token_id": [2, 5], "pad_token_id": -1, "bos_token_id": null,
+                "decoder_start_token_id": 7, "num_beams": 4, "n_layer": 12}"#,
+        );
+        let plan = GenerationConfig::load(folder.path()).unwrap().plan().unwrap();
+        assert_eq!((plan.eos, plan.bos, plan.decoder_start, plan.num_beams), (vec![2, 5], None, Some(7), 4));
+        // A file of its own says everything.
+        write("generation_config.json", r#"{"eos_token_id": 3}"#);
+        let plan = GenerationConfig::load(folder.path()).unwrap().plan().unwrap();
+        assert_eq!((plan.eos, plan.num_beams), (vec![3], 1));
+        write("generation_config.json", "{");
+        assert!(GenerationConfig::load(folder.path()).unwrap_err().to_string().contains("generation_config.json"));
+    }
+
+    #[test]
+    fn beams_have_a_limit() {
+        assert!(refusal(r#"{"num_beams": 1000000}"#).starts_with("`num_beams` is 1000000, expected 1 to 1024"));
+        assert!(refusal(r#"{"num_beams": 0}"#).starts_with("`num_beams` is 0"));
     }
 }

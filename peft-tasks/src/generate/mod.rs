@@ -4,6 +4,7 @@ pub mod beams;
 pub mod causal;
 pub mod config;
 pub mod logits;
+mod room;
 pub mod sampling;
 pub mod seq2seq;
 

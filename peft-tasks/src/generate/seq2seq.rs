@@ -1,12 +1,13 @@
 //! Targets from a model that reads a source: token by token, or by beam search.
 
 use burn::tensor::{Device, Int, Tensor};
-use peft_core::{PeftError, Result, forward, nn};
+use peft_core::{Adaptable, PeftError, Result, forward, nn};
 use peft_models::{Encoded, ModelInput, Seq2SeqCache, Seq2SeqLm};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
 use crate::generate::config::GenerationPlan;
+use crate::generate::room::Room;
 use crate::generate::sampling::Sampler;
 
 /// Writes a target for every row of a source. Returns the new tokens of each row, the end token included, the start
@@ -15,8 +16,9 @@ use crate::generate::sampling::Sampler;
 /// `on_token` sees each token as it comes, row and token; beam search knows them at the end only.
 ///
 /// # Errors
-/// If nobody names the token that a target starts with, or the plan leaves no room for a token.
-pub fn generate_targets<M: Seq2SeqLm>(
+/// If nobody names the token that a target starts with, it has no row in the embedding matrix, or the plan or the model's
+/// positions leave no room for a token.
+pub fn generate_targets<M: Seq2SeqLm + Adaptable>(
     model: &M,
     source: &ModelInput,
     plan: &GenerationPlan,
@@ -27,22 +29,28 @@ pub fn generate_targets<M: Seq2SeqLm>(
     let start = plan.decoder_start.or_else(|| model.decoder_start()).or(plan.bos).ok_or_else(|| {
         PeftError::config("decoder_start_token_id", "is neither in generation_config.json nor in config.json")
     })?;
-    let budget = plan.budget(1)?;
-    let [rows, _] = source.dims();
+    let room = Room::of(&model.spec());
+    let [rows, length] = source.dims();
+    room.check_tokens([start])?;
+    room.check_length("the source", length + forward::virtual_tokens(&model))?;
+    let budget = room.budget(1, forward::prefix_positions(&model), plan)?;
     let mut decoder = Decoder::new(&model, source, device);
     if plan.num_beams > 1 {
-        let targets = search(&mut decoder, rows, start, budget, plan)?;
+        let targets = search(&mut decoder, rows, start, budget.tokens, plan)?;
         for (row, target) in targets.iter().enumerate() {
             target.iter().try_for_each(|token| on_token(row, *token))?;
+        }
+        if targets.iter().any(|it| it.len() == budget.tokens) {
+            budget.used_up();
         }
         return Ok(targets);
     }
 
     let mut samplers: Vec<Sampler> =
-        (0..rows).map(|row| Sampler::new(plan, 1, row as u64).ending_within(budget)).collect();
+        (0..rows).map(|row| Sampler::new(plan, 1, row as u64).ending_within(budget.tokens)).collect();
     let mut texts = vec![vec![start]; rows];
     let mut done = vec![false; rows];
-    for _ in 0..budget {
+    for _ in 0..budget.tokens {
         let last: Vec<u32> = texts.iter().map(|it| it.last().copied().unwrap_or(start)).collect();
         let mut scores = decoder.step(&last);
         for row in (0..rows).filter(|it| !done[*it]).collect::<Vec<_>>() {
@@ -54,6 +62,9 @@ pub fn generate_targets<M: Seq2SeqLm>(
         if done.iter().all(|it| *it) {
             break;
         }
+    }
+    if done.contains(&false) {
+        budget.used_up();
     }
     Ok(texts.into_iter().map(|text| text[1..].to_vec()).collect())
 }

@@ -8,11 +8,13 @@ use peft_models::{CausalLm, Pretrained};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
-use crate::data::chat::{ChatTemplate, messages};
 use crate::data::columns::{Columns, required};
-use crate::data::dataset::{Dataset, Row};
+use crate::data::dataset::Dataset;
+use crate::data::messages::{ASSISTANT, Reader, is_filled, is_list_of_turns};
 use crate::data::pack::{PackOrder, PackedRow, collate_packed, pack};
-use crate::data::sample::{IGNORED, Preprocessor, Sample};
+use crate::data::row_template::RowTemplate;
+use crate::data::sample::{IGNORED, Preprocessor, Sample, Truncation};
+use crate::data::tally::Tally;
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
@@ -138,7 +140,7 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let samples = self.samples(folder, &tokenizer)?;
-        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
+        let pad = tokenizer.fill_id();
         if self.packing {
             LanguageModelling::packed(samples, self.row_length(folder)?, pad)
         } else {
@@ -150,46 +152,133 @@ impl TextData {
     fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
         let (data, columns) = self.read()?;
         let max_length = self.row_length(folder)?;
-        let mut builder = Preprocessor::new(tokenizer);
-        builder.train_on_prompt = self.train_on_prompt;
-        let mut samples = Vec::new();
-        let template =
-            match &columns.messages {
-                Some(_) => Some(ChatTemplate::load(folder, tokenizer.special())?.ok_or_else(|| {
-                    PeftError::bad_file(folder, "it has no chat template, which rows of messages need")
-                })?),
-                None => None,
-            };
+        let source = Source::of(&data, &columns, self)?;
+        let template = match source {
+            Source::Messages(_) | Source::Turns(_) | Source::Instructions(_) => {
+                Some(self.template_of(folder, tokenizer)?.ok_or_else(|| {
+                    PeftError::bad_file(folder, format!("it has no chat template, which {} need", source.what()))
+                })?)
+            }
+            Source::Completions(_) | Source::Documents(_) => None,
+        };
+        // What is cut has to be told from what was never there, so the cutting is done below.
+        let builder = Preprocessor { max_length: None, ..self.preprocessor(folder, tokenizer)? };
+        let reader = Reader { assistant_role: self.assistant_role.clone(), learns_prompts: self.train_on_prompt };
+        let prompts = self.prompt_template.as_deref().map(RowTemplate::new).transpose()?;
+        let (mut samples, mut tally) = (Vec::new(), Tally::default());
         for row in &data.rows {
-            let mut of_row = self.language_row(&data, row, &columns, template.as_ref(), &mut builder, max_length)?;
-            let task_id = self.task_id(&data, row)?;
-            of_row.iter_mut().for_each(|it| it.task_id = task_id);
-            samples.extend(of_row);
+            let prompt = || match &prompts {
+                Some(template) => template.render(&data, row),
+                None => columns.prompt_of(&data, row),
+            };
+            let conversation = match source {
+                Source::Documents(column) => {
+                    let task_id = self.task_id(&data, row)?;
+                    let pieces = builder.text(&data.text(row, column)?)?.chunks(max_length);
+                    samples.extend(pieces.into_iter().map(|it| Sample { task_id, ..it }));
+                    continue;
+                }
+                Source::Completions(column) => Err((prompt()?, data.text(row, column)?)),
+                Source::Messages(column) => Ok(reader.conversation(&data, row, &columns, column)?),
+                Source::Turns(parts) => Ok(reader.completion(&data, row, &columns, parts)?),
+                Source::Instructions(column) => {
+                    Ok(reader.instruction(&data, row, &columns, prompt()?, data.text(row, column)?)?)
+                }
+            };
+            let (before, answers) = match (&conversation, template.as_deref()) {
+                (Ok(conversation), Some(template)) => {
+                    conversation.messages.iter().for_each(|it| tally.speaks(&it.role));
+                    let answers = conversation.messages.iter().any(|it| it.role == ASSISTANT && it.learned);
+                    (builder.conversation(template, conversation).map_err(|error| data.bad_row(row, error))?, answers)
+                }
+                (Err((prompt, completion)), _) => (builder.completion(prompt, completion)?, true),
+                (Ok(_), None) => return Err(PeftError::Invalid("a conversation has no chat template".into())),
+            };
+            if self.truncation == Truncation::Refuse && before.len() > max_length {
+                let reason = format!("it has {} tokens, more than `max_length`, {max_length}", before.len());
+                return Err(data.bad_row(row, reason));
+            }
+            let mut sample = before.clone();
+            sample.truncate(max_length, self.truncation.side());
+            tally.count_language(&before, &sample, answers);
+            sample.task_id = self.task_id(&data, row)?;
+            samples.push(sample);
+        }
+        tally.say(max_length)?;
+        self.say_unread(&data, &source.columns(&columns));
+        match tokenizer.eos_id() {
+            Some(id) if source.ends_with_eos() => {
+                let (token, said) = (tokenizer.token(id).unwrap_or_default(), tokenizer.special().source("eos_token"));
+                tracing::info!("texts end with {token:?} ({id}), as {} says", said.unwrap_or("the tokenizer"));
+            }
+            None if source.ends_with_eos() => tracing::warn!(
+                "no file names an end token, so the model does not learn where a text ends: write `eos_token` into \
+                 tokenizer_config.json"
+            ),
+            _ => {}
         }
         Ok(samples)
     }
+}
 
-    fn language_row(
-        &self,
-        data: &Dataset,
-        row: &Row,
-        columns: &Columns,
-        template: Option<&ChatTemplate>,
-        builder: &mut Preprocessor<'_>,
-        max_length: usize,
-    ) -> Result<Vec<Sample>> {
-        if let (Some(column), Some(template)) = (&columns.messages, template) {
-            builder.max_length = Some(max_length);
-            return Ok(vec![builder.chat(template, &messages(data, row, column)?)?]);
+/// Where the texts of a language model come from: the column, or that of prompts and that of completions.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Documents(&'a str),
+    Completions(&'a str),
+    Messages(&'a str),
+    /// Prompt and completion are lists of turns.
+    Turns([&'a str; 2]),
+    /// Prompts with what was said before.
+    Instructions(&'a str),
+}
+
+impl<'a> Source<'a> {
+    fn of(data: &Dataset, columns: &'a Columns, settings: &TextData) -> Result<Self> {
+        if let Some(column) = &columns.messages {
+            return Ok(Self::Messages(column));
         }
-        if let Some(column) = &columns.completion {
-            builder.max_length = Some(max_length);
-            let (prompt, completion) = (columns.prompt_of(data, row)?, data.text(row, column)?);
-            return Ok(vec![builder.completion(&prompt, &completion)?]);
+        let Some(completion) = &columns.completion else {
+            return Ok(Self::Documents(required("text", &columns.text)?));
+        };
+        let any = |column: &str, test: fn(&Value) -> bool| {
+            data.rows.iter().any(|row| row.fields.get(column).is_some_and(test))
+        };
+        if let Some(prompt) = &columns.prompt
+            && any(completion, is_list_of_turns)
+        {
+            return Ok(Self::Turns([prompt, completion]));
         }
-        builder.max_length = None;
-        let column = required("text", &columns.text)?;
-        Ok(builder.text(&data.text(row, column)?)?.chunks(max_length))
+        let before = [&columns.system, &columns.history].into_iter().flatten();
+        let mut filled = before.filter(|column| any(column, |it| is_filled(Some(it))));
+        // A template that words the prompt may have put them into it.
+        match filled.next().filter(|_| settings.prompt_template.is_none()) {
+            Some(_) => Ok(Self::Instructions(completion)),
+            None => Ok(Self::Completions(completion)),
+        }
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Instructions(_) => "columns `system` and `history`",
+            _ => "rows of messages",
+        }
+    }
+
+    /// Chat templates write end tokens themselves.
+    fn ends_with_eos(&self) -> bool {
+        matches!(self, Self::Documents(_) | Self::Completions(_))
+    }
+
+    fn columns(&self, columns: &'a Columns) -> Vec<&'a Option<String>> {
+        let Columns { text, prompt, context, completion, messages, system, history, tools, .. } = columns;
+        match self {
+            Self::Documents(_) => vec![text],
+            Self::Completions(_) => vec![prompt, context, completion],
+            Self::Messages(_) => vec![messages, system, tools],
+            Self::Turns(_) => vec![prompt, completion, system, tools],
+            Self::Instructions(_) => vec![prompt, context, completion, system, history, tools],
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
 use crate::data::rng;
 use crate::data::sample::{IGNORED, Sample};
+use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
 use crate::eval::metrics;
@@ -95,16 +96,29 @@ impl TextData {
         let mask = tokenizer.mask_id().ok_or_else(|| {
             PeftError::bad_file(folder, "its tokenizer names no `mask_token`, which masked words need")
         })?;
-        let masking = Masking { mask, vocab: tokenizer.vocab_size(), share, seed };
+        tokenizer.check(&[mask])?;
+        let masking = Masking { mask, vocab: tokenizer.usable_ids(), share, seed };
         let (data, columns) = self.read()?;
         let column = required("text", &columns.text)?;
-        let max_length = self.row_length(folder)?;
-        let mut samples = Vec::new();
+        let builder = self.preprocessor(folder, &tokenizer)?;
+        let (mut samples, mut tally) = (Vec::new(), Tally::default());
         for (number, row) in data.rows.iter().enumerate() {
-            let text = tokenizer.encode_within(&data.text(row, column)?, None, max_length)?;
+            let text = builder.encode(&data.text(row, column)?, None).map_err(|error| data.bad_row(row, error))?;
             let task_id = self.task_id(&data, row)?;
-            samples.push(Sample { task_id, ..masking.hide(number as u64, &text) });
+            let sample = Sample { task_id, ..masking.hide(number as u64, &text) };
+            tally.count(sample.len() + text.cut, &sample);
+            samples.push(sample);
         }
+        tally.say(self.row_length(folder)?)?;
+        let hidden = samples.iter().filter(|it| it.labelled() > 0).count();
+        if hidden < samples.len() {
+            tracing::info!(
+                "in {} of {} rows no token is hidden: they are left out",
+                samples.len() - hidden,
+                samples.len()
+            );
+        }
+        self.say_unread(&data, &[&columns.text]);
         MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
     }
 }

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
 use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
-use crate::data::sample::{Preprocessor, Sample, Side};
+use crate::data::sample::Sample;
+use crate::data::tally::Tally;
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
@@ -78,13 +79,14 @@ impl TextData {
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
         let (text, label) = (required("text", &columns.text)?, required("label", &columns.label)?);
-        let mut builder = Preprocessor::new(&tokenizer);
-        builder.max_length = Some(self.row_length(folder)?);
-        builder.truncate = Side::Right;
-        let (mut samples, mut labels) = (Vec::new(), Vec::new());
+        let builder = self.preprocessor(folder, &tokenizer)?;
+        let (mut samples, mut labels, mut tally) = (Vec::new(), Vec::new(), Tally::default());
         for row in &data.rows {
             let pair = columns.text_pair.as_ref().map(|it| data.text(row, it)).transpose()?;
-            let mut sample = builder.sequence(&data.text(row, text)?, pair.as_deref())?;
+            let (mut sample, cut) = builder
+                .counted_sequence(&data.text(row, text)?, pair.as_deref())
+                .map_err(|error| data.bad_row(row, error))?;
+            tally.count(sample.len() + cut, &sample);
             sample.task_id = self.task_id(&data, row)?;
             if sample.is_empty() {
                 return Err(data.bad_row(row, "the text is empty"));
@@ -92,8 +94,9 @@ impl TextData {
             samples.push(sample);
             labels.push(set.label(&data, row, label)?);
         }
-        let pad = tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id());
-        SequenceClassification::new(samples, labels, set.clone(), Padding::right(pad))
+        tally.say(self.row_length(folder)?)?;
+        self.say_unread(&data, &[&columns.text, &columns.text_pair, &columns.label]);
+        SequenceClassification::new(samples, labels, set.clone(), Padding::right(tokenizer.fill_id()))
     }
 }
 

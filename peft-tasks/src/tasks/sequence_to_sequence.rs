@@ -1,13 +1,15 @@
 //! Sequence-to-sequence language modelling: a target for every source.
 
 use burn::tensor::{Device, Tensor};
-use peft_core::{PeftError, Result, ops};
+use peft_core::{Adaptable, PeftError, Result, ops};
 use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
+use crate::data::row_template::RowTemplate;
 use crate::data::sample::{IGNORED, Sample};
+use crate::data::tally::Tally;
 use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
@@ -72,7 +74,7 @@ impl SequenceToSequence {
         collate(&samples, &self.padding)
     }
 
-    fn measure<M: Seq2SeqLm>(
+    fn measure<M: Seq2SeqLm + Adaptable>(
         &self,
         written: &Written,
         model: &M,
@@ -119,26 +121,35 @@ impl TextData {
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
         let completion = required("completion", &columns.completion)?;
-        let max_length = self.row_length(folder)?;
-        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        let builder = self.preprocessor(folder, &tokenizer)?;
+        let prompts = self.prompt_template.as_deref().map(RowTemplate::new).transpose()?;
+        let (mut sources, mut targets, mut tally) = (Vec::new(), Vec::new(), Tally::default());
         for row in &data.rows {
-            let encode = |text: &str| {
-                let encoded = tokenizer.encode_within(text, None, max_length)?;
+            let mut encode = |text: &str| {
+                let encoded = builder.encode(text, None).map_err(|error| data.bad_row(row, error))?;
                 if encoded.ids.is_empty() {
                     return Err(data.bad_row(row, "a text is empty"));
                 }
-                Ok(Sample { input_ids: encoded.ids, ..Sample::default() })
+                let sample = Sample { input_ids: encoded.ids, ..Sample::default() };
+                tally.count(sample.len() + encoded.cut, &sample);
+                Ok(sample)
             };
-            let mut source = encode(&columns.prompt_of(&data, row)?)?;
+            let prompt = match &prompts {
+                Some(template) => template.render(&data, row)?,
+                None => columns.prompt_of(&data, row)?,
+            };
+            let mut source = encode(&prompt)?;
             source.task_id = self.task_id(&data, row)?;
             sources.push(source);
             targets.push(encode(&data.text(row, completion)?)?);
         }
+        tally.say(self.row_length(folder)?)?;
+        self.say_unread(&data, &[&columns.prompt, &columns.context, &columns.completion]);
         SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
     }
 }
 
-impl<M: Seq2SeqLm> Task<M> for SequenceToSequence {
+impl<M: Seq2SeqLm + Adaptable> Task<M> for SequenceToSequence {
     fn lengths(&self) -> Vec<usize> {
         self.sources.iter().zip(&self.targets).map(|(source, target)| source.len() + target.len()).collect()
     }

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::data::batch::{Padding, collate};
 use crate::data::columns::required;
-use crate::data::sample::{Preprocessor, Sample};
+use crate::data::sample::Sample;
+use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
@@ -123,12 +124,13 @@ impl TextData {
         let (data, columns) = self.read()?;
         let first = required("text", &columns.text)?;
         let second = required("text_pair", &columns.text_pair)?;
-        let mut builder = Preprocessor::new(&tokenizer);
-        builder.max_length = Some(self.row_length(folder)?);
-        let (mut firsts, mut seconds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        let builder = self.preprocessor(folder, &tokenizer)?;
+        let (mut firsts, mut seconds, mut scores, mut tally) = (Vec::new(), Vec::new(), Vec::new(), Tally::default());
         for row in &data.rows {
             for (texts, column) in [(&mut firsts, first), (&mut seconds, second)] {
-                let mut sample = builder.sequence(&data.text(row, column)?, None)?;
+                let counted = builder.counted_sequence(&data.text(row, column)?, None);
+                let (mut sample, cut) = counted.map_err(|error| data.bad_row(row, error))?;
+                tally.count(sample.len() + cut, &sample);
                 sample.task_id = self.task_id(&data, row)?;
                 texts.push(sample);
             }
@@ -140,6 +142,8 @@ impl TextData {
                 })?);
             }
         }
+        tally.say(self.row_length(folder)?)?;
+        self.say_unread(&data, &[&columns.text, &columns.text_pair, &columns.label]);
         Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id()))
     }
 }

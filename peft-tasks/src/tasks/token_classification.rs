@@ -6,7 +6,7 @@ use peft_models::{Pretrained, TokenClassifier};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
-use crate::data::sample::{IGNORED, Preprocessor, Sample};
+use crate::data::sample::{IGNORED, Sample};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
@@ -62,9 +62,8 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, words, tags) = self.words()?;
-        let mut builder = Preprocessor::new(&tokenizer);
-        builder.max_length = Some(self.row_length(folder)?);
-        let mut samples = Vec::new();
+        let builder = self.preprocessor(folder, &tokenizer)?;
+        let (mut samples, mut tagged, mut kept) = (Vec::new(), 0, 0);
         for row in &data.rows {
             let items = list(&data, row, &words)?;
             let text = items.iter().map(|it| match it.as_str() {
@@ -82,8 +81,17 @@ impl TextData {
             let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
             let mut sample = builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?;
             sample.task_id = self.task_id(&data, row)?;
+            tagged += numbers.len();
+            kept += sample.labelled();
             samples.push(sample);
         }
+        if kept < tagged {
+            let (lost, length) = (tagged - kept, self.row_length(folder)?);
+            tracing::warn!(
+                "{lost} of {tagged} tagged words are not among the first {length} tokens of their row, or have none"
+            );
+        }
+        self.say_unread(&data, &[&Some(words), &Some(tags)]);
         TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
     }
 }

@@ -30,10 +30,11 @@ const NAMES: [&str; 5] = ["base_model_name_or_path", "revision", "inference_mode
 /// If it cannot be read.
 pub fn file_mark(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
-    let mut file = File::open(path).map_err(PeftError::io("read", path))?;
-    if !file.metadata().map_err(PeftError::io("read", path))?.is_file() {
+    // Opening a pipe would wait for somebody to write into it.
+    if !std::fs::metadata(path).map_err(PeftError::io("read", path))?.is_file() {
         return Ok("no file".to_owned());
     }
+    let mut file = File::open(path).map_err(PeftError::io("read", path))?;
     // FNV-1a: against mistakes and damage, not against malice.
     let (mut hash, mut size) = (0xcbf2_9ce4_8422_2325_u64, 0u64);
     let mut buffer = vec![0; 1 << 16];

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use peft_core::Result;
 use peft_core::files::checkpoint::{BaseDtype, Placement};
+use peft_core::{PeftError, Result};
 use peft_tasks::data::columns::Columns;
+use peft_tasks::data::sample::Truncation;
 
 use crate::device::{best_device, cpu_device};
 use crate::load::adapters::AdapterSource;
@@ -33,24 +34,63 @@ pub(super) struct ColumnArgs {
     /// Column of the label.
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
+    /// Column of what a conversation starts with, beside its turns [default: system]
+    #[arg(long, value_name = "NAME")]
+    system_column: Option<String>,
+    /// Column of the pairs of question and answer before a prompt [default: history]
+    #[arg(long, value_name = "NAME")]
+    history_column: Option<String>,
+    /// Column of the tools of a conversation [default: tools]
+    #[arg(long, value_name = "NAME")]
+    tools_column: Option<String>,
+    /// A column that only a task of this program knows, by the name of its part.
+    #[arg(long, value_name = "PART=NAME")]
+    column: Vec<String>,
+}
+
+/// What is made of the texts of a row.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct RowArgs {
+    /// What is done with rows that are longer than --max-length: right cuts their end, left their start, which keeps
+    /// answers, and refuse is an error [default: right]
+    #[arg(long, value_name = "left, right, refuse")]
+    pub(super) truncation: Option<Truncation>,
+    /// The role whose turns are learned, if it is neither `assistant` nor `gpt`.
+    #[arg(long, value_name = "ROLE")]
+    pub(super) assistant_role: Option<String>,
+    /// A prompt as a Jinja template of the columns, such as '{{ instruction }}\n\n{{ input }}': this one, a blank line
+    /// between instruction and input where there is an input, is what Alpaca's columns become without it.
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(super) prompt_template: Option<String>,
 }
 
 impl ColumnArgs {
-    pub(super) fn columns(&self) -> Columns {
+    pub(super) fn columns(&self) -> Result<Columns> {
         self.over(Columns::default())
     }
 
     /// What was given, and what a run file says of the rest.
-    pub(super) fn over(&self, columns: Columns) -> Columns {
-        Columns {
+    pub(super) fn over(&self, columns: Columns) -> Result<Columns> {
+        let mut more = columns.more;
+        for part in &self.column {
+            let (part, name) = part.split_once('=').ok_or_else(|| {
+                PeftError::config("--column", format!("is `{part}`, expected a part and its column, PART=NAME"))
+            })?;
+            more.insert(part.to_owned(), name.to_owned());
+        }
+        Ok(Columns {
             text: self.text_column.clone().or(columns.text),
             text_pair: self.text_pair_column.clone().or(columns.text_pair),
             prompt: self.prompt_column.clone().or(columns.prompt),
             completion: self.completion_column.clone().or(columns.completion),
             messages: self.messages_column.clone().or(columns.messages),
             label: self.label_column.clone().or(columns.label),
-            ..columns
-        }
+            system: self.system_column.clone().or(columns.system),
+            history: self.history_column.clone().or(columns.history),
+            tools: self.tools_column.clone().or(columns.tools),
+            context: columns.context,
+            more,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::task::Evaluation;
 
 use super::bar::short;
-use super::common::{Adapter, ColumnArgs, PlaceArgs, adapter_sources, most_tasks, reserved_positions};
+use super::common::{Adapter, ColumnArgs, PlaceArgs, RowArgs, adapter_sources, most_tasks, reserved_positions};
 use super::terminal::say;
 use crate::load::names::model_folder;
 use crate::run::actions;
@@ -26,11 +26,14 @@ pub(super) struct Args {
     /// [default: what the adapter's `task_type` says, else the base's `architectures`]
     #[arg(long)]
     task: Option<String>,
-    /// JSONL, JSON, CSV, TSV or plain text.
+    /// JSONL, JSON, CSV, TSV or plain text, also packed with gzip, or Parquet. Several with commas, a folder, or a pattern
+    /// such as 'data/*.jsonl'; `<(…)` works for JSON.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
     columns: ColumnArgs,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Longest row in tokens.
     #[arg(long)]
     max_length: Option<usize>,
@@ -57,7 +60,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let adapters = adapter_sources(&args.adapter)?;
     let data = TextData {
         file: args.data.clone(),
-        columns: args.columns.columns(),
+        columns: args.columns.columns()?,
+        truncation: args.rows.truncation.unwrap_or_default(),
+        assistant_role: args.rows.assistant_role.clone(),
+        prompt_template: args.rows.prompt_template.clone(),
         max_length: args.max_length,
         reserved: reserved_positions(&adapters)?,
         tasks: most_tasks(&adapters)?,

@@ -1,15 +1,24 @@
 //! `peft generate`
 
-use peft_core::{PeftError, Result};
-use peft_tasks::data::chat::{ChatTemplate, Message};
-use peft_tasks::data::tokenizer::Tokenizer;
-use peft_tasks::generate::GenerationConfig;
+use std::path::Path;
+
+use burn::tensor::Device;
+use peft_core::{Adaptable, PeftError, Result, forward, read_config};
+use peft_models::ModelInput;
+use peft_models::common::config::RawConfig;
+use peft_tasks::data::chat::Message;
+use peft_tasks::data::tensors::{grid, line};
+use peft_tasks::data::tokenizer::{TokenStream, Tokenizer};
 use peft_tasks::generate::causal::generate;
+use peft_tasks::generate::seq2seq::generate_targets;
+use peft_tasks::generate::{GenerationConfig, GenerationPlan};
+use serde_json::Value;
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
 use super::terminal::{part, say};
-use crate::load::adapters::with_adapters;
+use crate::load::adapters::{AdapterSource, with_adapters};
 use crate::load::names::model_folder;
+use crate::load::text::{fitted, load_chat_template, load_tokenizer, rows_with};
 use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
@@ -20,7 +29,7 @@ pub(super) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// Text to continue.
+    /// Text to continue, or the source of a model that writes a target for one, such as T5.
     #[arg(long)]
     prompt: String,
     /// Put the prompt into the model's chat template.
@@ -66,7 +75,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_sources(&args.adapter)?);
     let place = args.place.placement()?;
-    let tokenizer = Tokenizer::load(&folder)?;
+    let tokenizer = load_tokenizer(&folder, &adapters)?;
     let mut config = GenerationConfig::load(&folder)?;
     config.max_new_tokens = Some(args.max_new_tokens);
     let drawn = args.sample || args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some();
@@ -83,29 +92,111 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     config.seed = Some(args.seed);
     let mut plan = config.plan()?;
     plan.tasks.extend(args.task_id);
+    end_of(&mut plan, &tokenizer);
+
+    let text = match args.chat {
+        true => {
+            let template = load_chat_template(&folder, &adapters, &tokenizer)?;
+            let template = template.ok_or_else(|| PeftError::bad_file(&folder, "it has no chat template"))?;
+            template.render(&[Message::new("user", &args.prompt)], true)?
+        }
+        false => args.prompt.clone(),
+    };
+    let writes_targets = reads_a_source(&folder, &adapters, registry)?;
+    match writes_targets {
+        true => {
+            let (base, _) = registry.architectures.load_seq2seq_lm(&folder, &place)?;
+            let own = rows_with(&base.spec(), &[])?;
+            let peft = with_adapters(base, &adapters, &registry.methods)?;
+            let tokenizer = fitted(tokenizer, own, rows_with(peft.spec(), &[])?)?;
+            let ids = prompt_ids(&tokenizer, &text, !args.chat, None)?;
+            let tasks = tasks_of(&plan, forward::tasks(peft.model()))?;
+            let source = ModelInput {
+                task_ids: tasks.map(|it| line(&[it], &place.device)),
+                ..ModelInput::ids(grid(&ids, 1, ids.len(), &place.device))
+            };
+            let mut stream = tokenizer.stream(true);
+            generate_targets(peft.model(), &source, &plan, &place.device, |_, token| print(&mut stream, token))?;
+        }
+        false => {
+            let (base, _) = registry.architectures.load_causal_lm(&folder, &place)?;
+            let own = rows_with(&base.spec(), &[])?;
+            let peft = with_adapters(base, &adapters, &registry.methods)?;
+            let tokenizer = fitted(tokenizer, own, rows_with(peft.spec(), &[])?)?;
+            let ids = prompt_ids(&tokenizer, &text, !args.chat, plan.bos.or(tokenizer.bos_id()))?;
+            if !args.chat {
+                part(&args.prompt)?;
+            }
+            let mut stream = tokenizer.stream(true);
+            generate(peft.model(), &[ids], &plan, &place.device, |_, token| print(&mut stream, token))?;
+        }
+    }
+    say!("")
+}
+
+/// The tokens that end a text: those of the model's files, else the tokenizer's. Which they are is logged.
+fn end_of(plan: &mut GenerationPlan, tokenizer: &Tokenizer) {
     if plan.eos.is_empty() {
         plan.eos.extend(tokenizer.eos_id());
     }
-
-    let ids = if args.chat {
-        let template = ChatTemplate::load(&folder, tokenizer.special())?;
-        let template = template.ok_or_else(|| PeftError::bad_file(&folder, "it has no chat template"))?;
-        tokenizer.ids(&template.render(&[Message::new("user", &args.prompt)], true)?, false)?
-    } else {
-        tokenizer.ids(&args.prompt, true)?
-    };
-    let (base, _) = registry.architectures.load_causal_lm(&folder, &place)?;
-    let peft = with_adapters(base, &adapters, &registry.methods)?;
-    if !args.chat {
-        part(&args.prompt)?;
+    let names: Vec<String> =
+        plan.eos.iter().map(|it| format!("{:?} ({it})", tokenizer.token(*it).unwrap_or_default())).collect();
+    match names.is_empty() {
+        true => tracing::warn!(
+            "no file of the model names an end token, so a text ends at --max-new-tokens only: write `eos_token_id` into \
+             its config.json"
+        ),
+        false => tracing::info!("a text ends with {}", names.join(" or ")),
     }
-    let mut stream = tokenizer.stream(true);
-    generate(peft.model(), &[ids], &plan, &place.device, |_, token| {
-        if let Some(text) = stream.push(token)? {
-            part(text)?;
+}
+
+/// Whether the model reads a source and writes a target: as the adapter says, or as only such a model is there.
+fn reads_a_source(folder: &Path, adapters: &[AdapterSource], registry: &Registry) -> Result<bool> {
+    let types = adapters.iter().map(|it| {
+        let config = read_config(&it.folder)?;
+        Ok(config.get("task_type").and_then(Value::as_str).map(str::to_owned))
+    });
+    let types: Vec<String> = types.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    match types.first().map(String::as_str) {
+        Some("SEQ_2_SEQ_LM") => return Ok(true),
+        Some("CAUSAL_LM") | None => {}
+        Some(other) => {
+            let reason = "only adapters for CAUSAL_LM and SEQ_2_SEQ_LM write texts; `peft eval` measures the others";
+            return Err(PeftError::unsupported(format!("generation with an adapter for {other}"), reason));
         }
-        Ok(())
-    })?;
-    say!("")?;
-    Ok(())
+    }
+    let (raw, device) = (RawConfig::read(folder)?, Device::default());
+    let architectures = &registry.architectures;
+    Ok(architectures.causal_lm(&raw, &device).is_err() && architectures.seq2seq_lm(&raw, &device).is_ok())
+}
+
+/// The prompt's tokens. An empty one starts with the token that texts start with.
+fn prompt_ids(tokenizer: &Tokenizer, text: &str, special: bool, bos: Option<u32>) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.ids(text, special)?;
+    if ids.is_empty() {
+        ids.extend(bos);
+    }
+    match ids.is_empty() {
+        true => Err(PeftError::config("--prompt", "is empty, and the model names no token that a text starts with")),
+        false => Ok(ids),
+    }
+}
+
+/// The task of the one row, for prompts that tell tasks apart.
+fn tasks_of(plan: &GenerationPlan, tasks: usize) -> Result<Option<i64>> {
+    match plan.tasks.first() {
+        None if tasks == 1 => Ok(None),
+        Some(0) if tasks == 1 => Ok(None),
+        Some(task) if (0..tasks as i64).contains(task) => Ok(Some(*task)),
+        Some(task) => Err(PeftError::config("--task-id", format!("is {task}, expected 0 to {}", tasks - 1))),
+        None => Err(PeftError::config("--task-id", format!("is not given: the prompt is of {tasks} tasks, from 0"))),
+    }
+}
+
+/// Prints what a token adds to the text.
+fn print(stream: &mut TokenStream<'_>, token: u32) -> Result<()> {
+    match stream.push(token)? {
+        Some(text) => part(text),
+        None => Ok(()),
+    }
 }

@@ -55,7 +55,7 @@ enum Command {
     /// Train an adapter.
     Train(Box<train::Args>),
     /// Measure a model, with or without adapters, on a data file.
-    Eval(eval::Args),
+    Eval(Box<eval::Args>),
     /// Continue a prompt, with or without adapters.
     Generate(generate::Args),
     /// Fold adapters into the weights and write a plain checkpoint.

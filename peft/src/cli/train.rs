@@ -9,7 +9,7 @@ use peft_tasks::train::Start;
 use serde_json::{Map, Value};
 
 use super::bar::Bar;
-use super::common::{ColumnArgs, PlaceArgs, peak_memory};
+use super::common::{ColumnArgs, PlaceArgs, RowArgs, peak_memory};
 use super::terminal::{complain, part};
 use crate::run::actions;
 use crate::run::config::RunConfig;
@@ -23,7 +23,8 @@ pub(super) struct Args {
     /// [default: causal-lm]
     #[arg(long)]
     task: Option<String>,
-    /// JSONL, JSON, CSV, TSV or plain text.
+    /// JSONL, JSON, CSV, TSV or plain text, also packed with gzip. Several with commas, a folder, or a pattern such as
+    /// 'data/*.jsonl'; `<(…)` works for JSON.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Data to evaluate on.
@@ -34,6 +35,8 @@ pub(super) struct Args {
     output: Option<PathBuf>,
     #[command(flatten)]
     columns: ColumnArgs,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Longest row in tokens.
     #[arg(long)]
     max_length: Option<usize>,
@@ -49,6 +52,11 @@ pub(super) struct Args {
     /// Share of the tokens that are hidden and predicted, for masked-lm [default: 0.15]
     #[arg(long, value_name = "SHARE")]
     masked: Option<f64>,
+
+    /// Tokens that the base does not know, with commas: they are added to the tokenizer, which is saved with the adapter, get
+    /// rows in the embedding matrix, and these are trained (`trainable_token_indices`).
+    #[arg(long, value_delimiter = ',', value_name = "TOKEN,…")]
+    new_tokens: Vec<String>,
 
     /// A run file (YAML): all that these options say, which go before it. An `adapter_config.json` is taken as
     /// --method-config.
@@ -219,7 +227,13 @@ impl Args {
         let data = &mut run.data;
         set(&mut data.train, &self.data);
         data.eval = self.eval_data.clone().or(data.eval.take());
-        data.columns = self.columns.over(data.columns.clone());
+        data.columns = self.columns.over(data.columns.clone())?;
+        set(&mut data.truncation, &self.rows.truncation);
+        if !self.new_tokens.is_empty() {
+            data.new_tokens.clone_from(&self.new_tokens);
+        }
+        data.assistant_role = self.rows.assistant_role.clone().or(data.assistant_role.take());
+        data.prompt_template = self.rows.prompt_template.clone().or(data.prompt_template.take());
         data.max_length = self.max_length.or(data.max_length);
         data.doc_stride = self.doc_stride.or(data.doc_stride);
         set(&mut data.masked_share, &self.masked);

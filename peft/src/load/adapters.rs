@@ -60,7 +60,7 @@ pub fn head_of(adapters: &[AdapterSource]) -> ClassifierOptions {
 
 /// The token that fills up short rows: the head of a decoder looks past it, whatever `config.json` says.
 pub fn padding_of(tokenizer: &Tokenizer) -> u32 {
-    tokenizer.pad_id().unwrap_or_else(|| tokenizer.fill_id())
+    tokenizer.fill_id()
 }
 
 /// How many outputs the head of an adapter has, if it brings one.

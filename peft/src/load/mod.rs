@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod any_model;
 pub mod configure;
 pub mod names;
+pub mod text;
 
 pub use adapters::{AdapterSource, with_adapters};
 pub use any_model::{AnyModel, any_model};

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::columns::Columns;
+use peft_tasks::data::reading::files_of;
+use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::train::identity::file_mark;
 use peft_tasks::train::limits::{self, Limit, Range};
@@ -105,6 +107,18 @@ pub struct DataConfig {
     /// Rows that an adapter looks at which starts from data; by default 256 for CorDA, and for EVA as many as it needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration_rows: Option<usize>,
+    /// Tokens that the tokenizer and the embedding matrix of the base lack, and that are trained with the adapter.
+    #[serde(skip_serializing_if = "is_default")]
+    pub new_tokens: Vec<String>,
+    /// What is done with samples that are longer than `max_length`: `left`, `right` or `refuse`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub truncation: Truncation,
+    /// What the role that answers is called in conversations, if neither `assistant` nor `gpt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assistant_role: Option<String>,
+    /// A prompt as a Jinja template of the columns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_template: Option<String>,
 }
 
 impl Default for DataConfig {
@@ -119,12 +133,20 @@ impl Default for DataConfig {
             doc_stride: None,
             masked_share: TaskOptions::default().masked_share,
             calibration_rows: None,
+            new_tokens: Vec::new(),
+            truncation: Truncation::default(),
+            assistant_role: None,
+            prompt_template: None,
         }
     }
 }
 
 fn has_no_column(columns: &Columns) -> bool {
     *columns == Columns::default()
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl RunConfig {
@@ -193,7 +215,10 @@ impl RunConfig {
             return Err(PeftError::config("init_from", reason));
         }
         for file in [Some(&self.data.train), self.data.eval.as_ref()].into_iter().flatten() {
-            std::fs::metadata(file).map_err(PeftError::io("read", file))?;
+            check_files(file)?;
+        }
+        if self.init_from.is_some() && !self.data.new_tokens.is_empty() {
+            return Err(PeftError::config("new_tokens", "go into a fresh adapter, not into one that is gone on from"));
         }
         limits::check(&self.data, &LIMITS)?;
         self.training.check()
@@ -205,9 +230,10 @@ impl RunConfig {
             Ok(Value::Object(data)) => data,
             _ => Map::new(),
         };
-        data.insert("train".into(), file_mark(&self.data.train)?.into());
+        let marks = |name: &Path| files_of(name)?.iter().map(file_mark).collect::<Result<Vec<_>>>();
+        data.insert("train".into(), marks(&self.data.train)?.join("; ").into());
         if let Some(eval) = &self.data.eval {
-            data.insert("eval".into(), file_mark(eval)?.into());
+            data.insert("eval".into(), marks(eval)?.join("; ").into());
         }
         let mut identity = Map::from_iter([("task".into(), self.task.clone().into()), ("data".into(), data.into())]);
         if let Some(folder) = init_from {
@@ -227,6 +253,9 @@ impl RunConfig {
             packing: self.data.packing,
             train_on_prompt: self.data.train_on_prompt,
             doc_stride: self.data.doc_stride,
+            truncation: self.data.truncation,
+            assistant_role: self.data.assistant_role.clone(),
+            prompt_template: self.data.prompt_template.clone(),
             ..TextData::default()
         }
     }
@@ -235,6 +264,15 @@ impl RunConfig {
     pub fn task_options(&self) -> TaskOptions {
         TaskOptions { masked_share: self.data.masked_share, seed: self.training.seed, ..TaskOptions::default() }
     }
+}
+
+/// Says that data is missing before anything else is read.
+///
+/// # Errors
+/// If a file of it is not there.
+pub(crate) fn check_files(name: &Path) -> Result<()> {
+    let there = |file: &PathBuf| fs::metadata(file).map(|_| ()).map_err(PeftError::io("read", file));
+    files_of(name)?.iter().try_for_each(there)
 }
 
 /// What the numbers of [`DataConfig`] may be.

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use peft_core::{PeftError, Result, nn};
+use peft_core::{Adaptable, PeftError, Result, nn};
 use peft_models::auto::ClassifierOptions;
+use peft_models::common::config::RawConfig;
 use peft_tasks::data::text_data::TextData;
-use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::limits::{self, Limit, Range};
 
-use crate::load::adapters::{AdapterSource, head_of, padding_of, with_adapters};
+use crate::load::adapters::{AdapterSource, head_of, with_adapters};
+use crate::load::text::{fitted, load_tokenizer, rows_with, with_text_files};
+use crate::run::config::check_files;
 use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
 use crate::task::{TaskKind, TaskOptions, TaskSource};
@@ -43,22 +45,25 @@ impl EvalRequest {
     /// If a number is out of its range, or there is no such file.
     pub fn check(&self) -> Result<()> {
         limits::check(self, &LIMITS)?;
-        std::fs::metadata(&self.data.file).map(|_| ()).map_err(PeftError::io("read", &self.data.file))
+        check_files(&self.data.file)
     }
 }
 
 /// Loss and measures over all rows of the data.
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
-    let tokenizer = Arc::new(Tokenizer::load(context.base)?);
-    let data = request.data.clone().tokenizer(tokenizer.clone());
-    let adapters = &request.adapters;
-    let head = ClassifierOptions { pad_token_id: Some(padding_of(&tokenizer).into()), ..head_of(adapters) };
+    let (data, adapters) = (&request.data, &request.adapters);
+    let unloaded = kind.unallocated(context.architectures, &RawConfig::read(context.base)?, &context.place.device)?;
+    let [own, rows] = [rows_with(&unloaded.spec(), &[])?, rows_with(&unloaded.spec(), adapters)?];
+    let tokenizer = Arc::new(fitted(load_tokenizer(context.base, adapters)?, own, rows)?);
+    let data = with_text_files(data.clone(), &tokenizer, context.base, adapters)?;
+    let head = ClassifierOptions { pad_token_id: Some(tokenizer.fill_id().into()), ..head_of(adapters) };
     let model = kind.load(context.architectures, context.base, context.place, &head)?;
     let learn = || match kind.learn_labels(&data)? {
         Some(labels) => Ok(labels),
         None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
     let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
+    let model = with_adapters(model, adapters, context.methods)?;
     let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };
     let source = TaskSource {
         data: &data,
@@ -68,7 +73,6 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
         options: &options,
     };
     let task = kind.task(&source)?;
-    let model = with_adapters(model, adapters, context.methods)?;
     let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;
     if !evaluation.loss.is_finite() {
         let reason = format!("the loss is {}: the adapters make numbers that are too large", evaluation.loss);

@@ -7,10 +7,12 @@ use std::time::Instant;
 use burn::module::Module;
 use peft_core::files::checkpoint::{Placement, write_atomically};
 use peft_core::model::values::first_not_finite;
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, nn, read_config};
+use peft_core::{
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, nn, read_config,
+};
 use peft_models::auto::ArchitectureRegistry;
+use peft_models::common::config::RawConfig;
 use peft_tasks::data::labels::LabelSet;
-use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
@@ -21,6 +23,7 @@ use serde_json::Value;
 use crate::load::adapters::AdapterSource;
 use crate::load::configure::configure;
 use crate::load::names::adapter_folder;
+use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder, train_new_tokens, with_text_files};
 #[cfg(feature = "lora")]
 use crate::run::calibrate::{calibrated, start_of};
 use crate::run::config::RunConfig;
@@ -95,27 +98,36 @@ pub(crate) fn fit<K: TaskKind>(
     if let Some(task_type) = kind.task_type() {
         method.insert("task_type".into(), task_type.into());
     }
+    let unloaded = kind.unallocated(architectures, &RawConfig::read(base)?, &place.device)?;
+    let spec = unloaded.spec();
+    let earlier: Vec<AdapterSource> = init_from.iter().map(AdapterSource::new).collect();
+    let (tokenizer, new_ids) = load_tokenizer(base, &earlier)?.with_new_tokens(&run.data.new_tokens)?;
+    train_new_tokens(&mut method, &new_ids, &spec, unloaded.is_tied())?;
     let prepared = RunConfig { method: method.clone(), ..run.clone() };
     let config = configure(method.clone(), base, methods)?;
 
-    let tokenizer = Arc::new(Tokenizer::load(base)?);
-    let text_data = |file| prepared.text_data(file).tokenizer(tokenizer.clone());
-    let (data, options) = (text_data(&run.data.train), run.task_options());
+    let rows = rows_with(&spec, &earlier)?;
+    let new_rows = new_ids.iter().map(|it| *it as usize + 1).max().filter(|it| rows.is_some_and(|rows| *it > rows));
+    let tokenizer = Arc::new(fitted(tokenizer, rows_with(&spec, &[])?, new_rows.or(rows))?);
+    let text_data = |file| with_text_files(prepared.text_data(file), &tokenizer, base, &earlier);
+    let (data, options) = (text_data(&run.data.train)?, run.task_options());
     observer.busy(&format!("reading {}", run.data.train.display()));
-    let earlier: Vec<AdapterSource> = init_from.iter().map(AdapterSource::new).collect();
     let labels = match of_adapters(&earlier)? {
         Some(labels) => Some(LabelSet::from_labels(&labels)?),
         None => kind.learn_labels(&data)?,
     };
     let source = TaskSource { data: &data, base, tokenizer: &tokenizer, labels: labels.as_ref(), options: &options };
     let task = kind.task(&source)?;
-    let held_out = run.data.eval.as_ref().map(|file| text_data(file));
+    let held_out = run.data.eval.as_ref().map(|file| text_data(file)).transpose()?;
     let held_out = held_out.as_ref().map(|data| kind.task(&TaskSource { data, ..source })).transpose()?;
 
     let mut head = labels.as_ref().map(|it| kind.head_for(it, &tokenizer)).unwrap_or_default();
     head.seed = run.training.seed;
     observer.busy(&format!("loading {}", run.model));
     let mut model = PeftModel::new(kind.load(architectures, base, place, &head)?);
+    if let Some(rows) = new_rows {
+        model.resize_vocabulary(rows)?;
+    }
     model.set_base_name(&run.model);
     if let Some(labels) = &labels {
         observer.labels(labels);
@@ -165,6 +177,10 @@ pub(crate) fn fit<K: TaskKind>(
     }
 
     model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
+    // An adapter that goes on from one with a tokenizer of its own needs it as well.
+    if !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base {
+        tokenizer.save(folder.path(), base)?;
+    }
     run.write(folder.path())?;
     let records = log::read(folder.path().join(LOG_FILE))?;
     let curve = Curve::from_records("Loss", &records).to_svg()?;

@@ -36,10 +36,15 @@ pub(crate) fn pass<K: TaskKind>(kind: &K, request: &ForwardRequest, context: &Ru
     if request.merge && request.grads {
         return Err(PeftError::Invalid("--grads and --merge exclude each other: nothing is left to train".into()));
     }
+    if request.grads && request.adapters.is_empty() {
+        return Err(PeftError::Invalid("--grads gives the gradients of adapters: name one with --adapter".into()));
+    }
     let adapted = !request.adapters.is_empty() && !request.merge;
     let inputs = ForwardInputs::open(&request.inputs, kind.more_inputs(), adapted, &context.place.device)?;
     let base = kind.load(context.architectures, context.base, context.place, &head_of(&request.adapters))?;
     let peft = with_adapters(base, &request.adapters, context.methods)?;
+    let taken = forward::virtual_tokens(peft.model()) + forward::prefix_positions(peft.model());
+    let inputs = inputs.within(peft.spec(), taken);
     check_tasks(&inputs.model_input()?, forward::tasks(peft.model()))?;
     let model = match (request.merge, request.grads) {
         (true, _) => peft.merge()?,

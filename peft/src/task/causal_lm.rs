@@ -58,7 +58,7 @@ impl TaskKind for CausalLmKind {
 
     fn forward(&self, model: &AutoCausalLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
         let logits = model.logits(&inputs.model_input()?, None);
-        let loss = inputs.integers("labels")?.map(|labels| loss::causal_lm(logits.clone(), labels));
+        let loss = inputs.labels(logits.dims()[2])?.map(|labels| loss::causal_lm(logits.clone(), labels));
         Ok(ForwardOutput::logits(logits, loss))
     }
 }

@@ -1,10 +1,12 @@
-//! The inputs of a recorded forward pass, by keyword.
+//! The inputs of a recorded forward pass, by keyword. Whatever could lead outside a table of the model is an error here.
 
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::files::checkpoint::{Dtype, TensorFile};
-use peft_core::{PeftError, Result};
+use peft_core::ops::IGNORE_INDEX;
+use peft_core::{ModelSpec, PeftError, Result};
 use peft_models::{ModelInput, Tokens};
 use peft_tasks::tasks::loss::Labels;
 
@@ -14,6 +16,18 @@ pub struct ForwardInputs<'a> {
     device: &'a Device,
     /// Whether the model has adapters that are not merged.
     pub adapted: bool,
+    limits: Limits,
+}
+
+/// What a model has rows for; `None` where that is not known, or has no end.
+#[derive(Debug, Clone, Default)]
+struct Limits {
+    tokens: Option<i64>,
+    width: Option<usize>,
+    types: Option<i64>,
+    positions: Option<Range<i64>>,
+    /// Tokens of a row, behind prompts of adapters.
+    length: Option<usize>,
 }
 
 /// Keywords that every task understands.
@@ -33,7 +47,123 @@ impl<'a> ForwardInputs<'a> {
                 file.path(),
                 format!("it holds `{key}`, which this task does not take; known are {}", known.join(", ")),
             )),
-            None => Ok(Self { file, device, adapted }),
+            None => Ok(Self { file, device, adapted, limits: Limits::default() }),
+        }
+    }
+
+    /// For a model, of which prompts of adapters take up `taken` positions: ids, positions and lengths that it has no room
+    /// for are errors from now on.
+    pub fn within(mut self, spec: &ModelSpec, taken: usize) -> Self {
+        let table = spec.token_table();
+        let tokens = table.map(|it| it.shape[0] as i64);
+        let types = spec.layers().find(|it| it.module.ends_with("token_type_embeddings"));
+        self.limits = Limits {
+            tokens,
+            width: table.map(|it| it.shape[1]),
+            // GPT-2 looks types up among the tokens.
+            types: types.map(|it| it.shape[0] as i64).or(tokens),
+            positions: spec.positions.clone(),
+            length: spec.max_positions().map(|it| it.saturating_sub(taken)),
+        };
+        self
+    }
+
+    fn bad(&self, reason: String) -> PeftError {
+        PeftError::bad_file(self.file.path(), reason)
+    }
+
+    /// Rows and tokens of the input: its shape without the width of embeddings.
+    fn dims(&self) -> Result<[usize; 2]> {
+        let shape = ["input_ids", "inputs_embeds"].iter().find_map(|it| self.file.shape(it));
+        match shape {
+            Some([batch, seq] | [batch, seq, _]) if *batch > 0 && *seq > 0 => Ok([*batch, *seq]),
+            Some(shape) => {
+                Err(self.bad(format!("its input has the shape {shape:?}, wanted is [batch, seq], at least 1 each")))
+            }
+            None => Err(self.bad("it holds no `input_ids`".to_owned())),
+        }
+    }
+
+    /// Integers of this shape, none outside `range` but those of `also`.
+    fn checked<const D: usize>(
+        &self,
+        key: &str,
+        dims: [usize; D],
+        range: Option<Range<i64>>,
+        also: Option<i64>,
+    ) -> Result<Option<Tensor<D, Int>>> {
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        if shape != dims {
+            return Err(self.bad(format!("`{key}` has the shape {shape:?}, beside the input it must be {dims:?}")));
+        }
+        let data = self.file.integers(key)?;
+        if let Some(range) = range
+            && let Some(odd) = data.iter::<i64>().find(|it| !range.contains(it) && Some(*it) != also)
+        {
+            let more = also.map_or(String::new(), |it| format!(", or {it}"));
+            let reason = format!("`{key}` holds {odd}, expected {} to {}{more}", range.start, range.end - 1);
+            return Err(self.bad(reason));
+        }
+        Ok(Some(Tensor::from_data(data, self.device)))
+    }
+
+    /// What every position of the input is to become, `[batch, seq]`: one of so many classes, or −100 for nothing.
+    ///
+    /// # Errors
+    /// If there is another number among them, or they have another shape than the input.
+    pub fn labels(&self, classes: usize) -> Result<Option<Tensor<2, Int>>> {
+        self.checked("labels", self.dims()?, Some(0..classes as i64), Some(IGNORE_INDEX))
+    }
+
+    /// What a decoder is to write, `[batch, target]`: tokens, or −100 for nothing.
+    ///
+    /// # Errors
+    /// If there is another number among them, or there are not as many rows as in the input.
+    pub fn target_labels(&self) -> Result<Option<Tensor<2, Int>>> {
+        let Some(dims) = self.target_dims("labels")? else { return Ok(None) };
+        self.checked("labels", dims, self.limits.tokens.map(|it| 0..it), Some(IGNORE_INDEX))
+    }
+
+    /// Tokens for a decoder, `[batch, target]`, if the file has them.
+    ///
+    /// # Errors
+    /// If the model lacks one of them, or they are too many.
+    pub fn target_tokens(&self) -> Result<Option<Tokens>> {
+        if let Some(dims) = self.target_dims("decoder_input_ids")? {
+            let ids = self.checked("decoder_input_ids", dims, self.limits.tokens.map(|it| 0..it), None)?;
+            return Ok(ids.map(Tokens::Ids));
+        }
+        let embeddings = self.embeddings("decoder_inputs_embeds")?;
+        Ok(embeddings.map(Tokens::Embeddings))
+    }
+
+    /// 1 for tokens that a decoder sees, 0 for padding, in the shape of `tokens`.
+    ///
+    /// # Errors
+    /// If it has another shape.
+    pub fn target_mask(&self, tokens: &Tokens) -> Result<Option<Tensor<2, Int>>> {
+        self.checked("decoder_attention_mask", tokens.dims(), Some(0..2), None)
+    }
+
+    fn target_dims(&self, key: &str) -> Result<Option<[usize; 2]>> {
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        let [batch, _] = self.dims()?;
+        match shape {
+            [rows, target] if *rows == batch && *target > 0 => {
+                self.check_length(key, *target)?;
+                Ok(Some([*rows, *target]))
+            }
+            _ => Err(self.bad(format!("`{key}` has the shape {shape:?}, wanted is [{batch}, target]"))),
+        }
+    }
+
+    fn check_length(&self, key: &str, seq: usize) -> Result<()> {
+        match self.limits.length.filter(|it| seq > *it) {
+            Some(length) => {
+                Err(self
+                    .bad(format!("`{key}` has {seq} tokens in a row, but the model only {length} positions for them")))
+            }
+            None => Ok(()),
         }
     }
 
@@ -58,11 +188,19 @@ impl<'a> ForwardInputs<'a> {
     /// Embeddings, `[batch, seq, d_model]`, if the file has them.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If they have another shape.
     pub fn embeddings(&self, key: &str) -> Result<Option<Tensor<3>>> {
-        match self.file.shape(key) {
-            Some([_, _, _]) => Ok(Some(Tensor::from_data(self.file.floats(key)?, self.device))),
-            _ => Ok(None),
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        let [batch, _] = self.dims()?;
+        match shape {
+            [rows, seq, width] if *rows == batch && *seq > 0 && self.limits.width.is_none_or(|it| it == *width) => {
+                self.check_length(key, *seq)?;
+                Ok(Some(Tensor::from_data(self.file.floats(key)?, self.device)))
+            }
+            _ => {
+                let width = self.limits.width.map_or("d_model".to_owned(), |it| it.to_string());
+                Err(self.bad(format!("`{key}` has the shape {shape:?}, wanted is [{batch}, seq, {width}]")))
+            }
         }
     }
 
@@ -72,10 +210,9 @@ impl<'a> ForwardInputs<'a> {
     /// If they have another shape.
     pub fn places(&self, key: &str) -> Result<Option<Tensor<1, Int>>> {
         let Some(shape) = self.file.shape(key) else { return Ok(None) };
-        let batch: usize = shape.iter().product();
-        if batch != shape[0] {
-            let reason = format!("`{key}` has the shape {shape:?}, wanted is [batch]");
-            return Err(PeftError::bad_file(self.file.path(), reason));
+        let [batch, _] = self.dims()?;
+        if shape.iter().product::<usize>() != batch {
+            return Err(self.bad(format!("`{key}` has the shape {shape:?}, wanted is [{batch}]")));
         }
         Ok(Some(Tensor::from_data(flat(self.file.integers(key)?), self.device)))
     }
@@ -83,19 +220,22 @@ impl<'a> ForwardInputs<'a> {
     /// The labels of a classifier with this many outputs: class ids, or values.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If there are not as many as rows, or a class is none of them.
     pub fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
         let Some(shape) = self.file.shape("labels") else { return Ok(None) };
-        let batch = shape[0];
+        let [batch, _] = self.dims()?;
         let is_integer =
             self.file.dtype("labels").is_some_and(|it| matches!(it, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL));
-        Ok(Some(if is_integer && num_labels > 1 && shape.len() == 1 {
-            Labels::Classes(Tensor::from_data(self.file.integers("labels")?, self.device))
-        } else {
-            let values = Tensor::<1>::from_data(flat(self.file.floats("labels")?), self.device);
-            let width = values.dims()[0] / batch.max(1);
-            Labels::Values(values.reshape([batch, width]))
-        }))
+        if is_integer && num_labels > 1 && shape.len() == 1 {
+            let classes = self.checked("labels", [batch], Some(0..num_labels as i64), Some(IGNORE_INDEX))?;
+            return Ok(classes.map(Labels::Classes));
+        }
+        let width = shape.iter().product::<usize>() / batch;
+        if shape.first() != Some(&batch) || width == 0 {
+            return Err(self.bad(format!("`labels` has the shape {shape:?}, beside {batch} rows of input")));
+        }
+        let values = Tensor::<1>::from_data(flat(self.file.floats("labels")?), self.device);
+        Ok(Some(Labels::Values(values.reshape([batch, width]))))
     }
 
     fn tasks(&self) -> Result<Option<Tensor<1, Int>>> {
@@ -106,19 +246,24 @@ impl<'a> ForwardInputs<'a> {
     /// What goes into the model.
     ///
     /// # Errors
-    /// If there is neither `input_ids` nor `inputs_embeds`, or a tensor has a wrong shape.
+    /// If there is neither `input_ids` nor `inputs_embeds`, a tensor has a wrong shape, or the model has no row for a token,
+    /// a position or a type.
     pub fn model_input(&self) -> Result<ModelInput> {
-        let tokens = match self.integers("input_ids")? {
-            Some(ids) => Tokens::Ids(ids),
+        let dims = self.dims()?;
+        let tokens = match self.checked("input_ids", dims, self.limits.tokens.map(|it| 0..it), None)? {
+            Some(ids) => {
+                self.check_length("input_ids", dims[1])?;
+                Tokens::Ids(ids)
+            }
             None => match self.embeddings("inputs_embeds")? {
                 Some(embeddings) => Tokens::Embeddings(embeddings),
-                None => return Err(PeftError::bad_file(self.file.path(), "it holds no `input_ids`")),
+                None => return Err(self.bad("it holds no `input_ids`".to_owned())),
             },
         };
         let mut input = ModelInput::new(tokens);
-        input.attention_mask = self.integers("attention_mask")?;
-        input.position_ids = self.integers("position_ids")?;
-        input.token_type_ids = self.integers("token_type_ids")?;
+        input.attention_mask = self.checked("attention_mask", dims, Some(0..2), None)?;
+        input.position_ids = self.checked("position_ids", dims, self.limits.positions.clone(), None)?;
+        input.token_type_ids = self.checked("token_type_ids", dims, self.limits.types.map(|it| 0..it), None)?;
         input.task_ids = self.tasks()?;
         Ok(input)
     }

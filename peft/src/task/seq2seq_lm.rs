@@ -63,19 +63,22 @@ impl TaskKind for Seq2SeqLmKind {
 
     fn forward(&self, model: &AutoSeq2SeqLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
         let source = inputs.model_input()?;
-        let labels = inputs.integers("labels")?;
-        let tokens = match (inputs.integers("decoder_input_ids")?, inputs.embeddings("decoder_inputs_embeds")?, &labels)
-        {
-            (Some(ids), _, _) => Tokens::Ids(ids),
-            (None, Some(embeddings), _) => Tokens::Embeddings(embeddings),
+        let labels = inputs.target_labels()?;
+        let tokens = match (inputs.target_tokens()?, &labels) {
+            (Some(tokens), _) => tokens,
             // What a decoder reads while it learns: the labels, one position late.
-            (None, None, Some(labels)) => Tokens::Ids(model.shift_right(labels.clone())?),
-            (None, None, None) => {
+            (None, Some(labels)) => Tokens::Ids(model.shift_right(labels.clone())?),
+            (None, None) => {
                 let reason = "it holds neither `labels` nor `decoder_input_ids`, so there is nothing to write";
                 return Err(PeftError::bad_file(inputs.path(), reason));
             }
         };
-        let attention_mask = inputs.integers("decoder_attention_mask")?;
+        if let Some(labels) = labels.as_ref().filter(|it| it.dims() != tokens.dims()) {
+            let reason =
+                format!("`labels` has the shape {:?}, what the decoder reads {:?}", labels.dims(), tokens.dims());
+            return Err(PeftError::bad_file(inputs.path(), reason));
+        }
+        let attention_mask = inputs.target_mask(&tokens)?;
         let target = ModelInput { attention_mask, task_ids: source.task_ids.clone(), ..ModelInput::new(tokens) };
         let logits: Tensor<3> = model.logits(&source, &target);
         let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));

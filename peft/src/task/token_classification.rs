@@ -72,7 +72,7 @@ impl TaskKind for TokenClassificationKind {
 
     fn forward(&self, model: &AutoTokenClassifier, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
         let logits = model.logits(&inputs.model_input()?);
-        let loss = inputs.integers("labels")?.map(|labels| loss::every_position(logits.clone(), labels));
+        let loss = inputs.labels(logits.dims()[2])?.map(|labels| loss::every_position(logits.clone(), labels));
         Ok(ForwardOutput::logits(logits, loss))
     }
 }

@@ -1,6 +1,8 @@
 //! The `peft` command as a user calls it.
 
 mod adapters;
+mod data_forms;
+mod inputs;
 mod labels;
 mod methods;
 mod output;
@@ -8,3 +10,4 @@ mod questions;
 mod run_file;
 mod run_folder;
 mod signals;
+mod texts;

@@ -264,14 +264,19 @@ impl Gpt2Model {
         self.ln_f.forward(hidden)
     }
 
+    fn described(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
+        let spec = spec.with_model_type("gpt2").with_prompts(prefix, self.prompts.clone());
+        spec.with_positions(0..self.wpe.rows() as i64)
+    }
+
     fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
-        spec.with_model_type("gpt2").with_prompts("transformer", self.prompts.clone())
+        self.described(spec, "transformer")
     }
 }
 
 impl Adaptable for Gpt2Model {
     fn spec(&self) -> ModelSpec {
-        ModelSpec::of(self).with_model_type("gpt2").with_prompts("", self.prompts.clone())
+        self.described(ModelSpec::of(self), "")
     }
 }
 

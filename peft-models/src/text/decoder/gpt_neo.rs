@@ -1,5 +1,7 @@
 //! GPT-Neo. Source: `transformers/models/gpt_neo/modeling_gpt_neo.py` (5.23).
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
@@ -274,6 +276,10 @@ impl Decoder for GptNeoModel {
 
     fn prompts(&self) -> PromptShape {
         self.prompts.clone()
+    }
+
+    fn positions(&self) -> Option<Range<i64>> {
+        Some(0..self.wpe.rows() as i64)
     }
 
     fn model_type(&self) -> &'static str {

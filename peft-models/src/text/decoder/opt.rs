@@ -1,5 +1,7 @@
 //! OPT. Source: `transformers/models/opt/modeling_opt.py` (5.23).
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, LayerNorm, Projection};
@@ -314,6 +316,11 @@ impl Decoder for OptModel {
 
     fn prompts(&self) -> PromptShape {
         self.prompts.clone()
+    }
+
+    fn positions(&self) -> Option<Range<i64>> {
+        // Padding is at -1.
+        Some(-1..(self.decoder.embed_positions.rows() - POSITION_OFFSET) as i64)
     }
 
     fn model_type(&self) -> &'static str {

@@ -380,14 +380,19 @@ impl BertModel {
         self.pooler.as_ref().map(|it| it.dense.forward(first).tanh())
     }
 
+    fn described(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
+        let spec = spec.with_model_type("bert").with_prompts(prefix, self.prompts.clone());
+        spec.with_positions(0..self.embeddings.position_embeddings.rows() as i64)
+    }
+
     fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
-        spec.with_model_type("bert").with_prompts("bert", self.prompts.clone())
+        self.described(spec, "bert")
     }
 }
 
 impl Adaptable for BertModel {
     fn spec(&self) -> ModelSpec {
-        ModelSpec::of(self).with_model_type("bert").with_prompts("", self.prompts.clone())
+        self.described(ModelSpec::of(self), "")
     }
 }
 

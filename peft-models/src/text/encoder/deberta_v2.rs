@@ -397,14 +397,20 @@ impl DebertaV2Model {
 }
 
 impl DebertaV2Model {
+    fn described(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
+        let spec = spec.with_model_type("deberta-v2").with_prompts(prefix, self.prompts.clone());
+        let table = self.embeddings.position_embeddings.as_ref();
+        spec.with_positions(table.map(|it| 0..it.rows() as i64))
+    }
+
     fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
-        spec.with_model_type("deberta-v2").with_prompts("deberta", self.prompts.clone())
+        self.described(spec, "deberta")
     }
 }
 
 impl Adaptable for DebertaV2Model {
     fn spec(&self) -> ModelSpec {
-        ModelSpec::of(self).with_model_type("deberta-v2").with_prompts("", self.prompts.clone())
+        self.described(ModelSpec::of(self), "")
     }
 }
 

@@ -181,14 +181,20 @@ impl RobertaModel {
 }
 
 impl RobertaModel {
+    fn described(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
+        let spec = spec.with_model_type(&self.model_type).with_prompts(prefix, self.prompts.clone());
+        let table = &self.embeddings;
+        spec.with_positions(table.padding + 1..table.position_embeddings.rows() as i64)
+    }
+
     fn spec_with_head(&self, spec: ModelSpec) -> ModelSpec {
-        spec.with_model_type(&self.model_type).with_prompts("roberta", self.prompts.clone())
+        self.described(spec, "roberta")
     }
 }
 
 impl Adaptable for RobertaModel {
     fn spec(&self) -> ModelSpec {
-        ModelSpec::of(self).with_model_type(&self.model_type).with_prompts("", self.prompts.clone())
+        self.described(ModelSpec::of(self), "")
     }
 }
 

@@ -442,7 +442,8 @@ impl Adaptable for BartForConditionalGeneration {
         // The reference counts the encoder's layers, and leaves over what the decoder has no layer for.
         let prompts =
             PromptShape::even("shared", config.d_model, config.encoder_layers, config.decoder_attention_heads);
-        ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("model", prompts)
+        let spec = ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]);
+        spec.with_prompts("model", prompts).with_positions(0..config.max_position_embeddings as i64)
     }
 
     fn is_tied(&self) -> bool {

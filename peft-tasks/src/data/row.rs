@@ -1,0 +1,44 @@
+//! A row of a data file.
+
+use serde_json::{Map, Value};
+
+/// One row: its fields, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Line of the file, counted from 1; in a JSON array the number of the element.
+    pub line: usize,
+    /// Column → value. Cells of CSV and TSV files are strings.
+    pub fields: Map<String, Value>,
+    /// Number of the file among those of the data, from 0.
+    pub file: usize,
+}
+
+/// How a `.txt` file becomes rows. Either way they have one column, `text`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TextRows {
+    /// The whole file is one row.
+    #[default]
+    Document,
+    /// Every line that is not blank is a row.
+    Lines,
+}
+
+/// What a value is, in words.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Names for a message: `a`, `b`, `c`.
+pub(crate) fn quoted<T: AsRef<str>>(names: &[T]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().map(|it| format!("`{}`", it.as_ref())).collect::<Vec<_>>().join(", ")
+}
