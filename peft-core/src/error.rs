@@ -121,6 +121,14 @@ impl PeftError {
         Self::Config { field: field.into(), reason: reason.to_string() }
     }
 
+    /// The same error, said of the file that it comes from. One that names a file already stays as it is.
+    pub fn in_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Self::Config { .. } | Self::Invalid(_) | Self::Unsupported { .. } => Self::bad_file(path, self),
+            other => other,
+        }
+    }
+
     /// A [`PeftError::Unsupported`].
     pub fn unsupported(what: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self::Unsupported { what: what.into(), reason: reason.to_string() }

@@ -11,7 +11,7 @@ use crate::adapter::slots;
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
 use crate::files::dtype::FloatType;
-use crate::files::folder::{AdapterFolder, ENCODER_FILE, WEIGHTS_FILE, write_adapter};
+use crate::files::folder::{AdapterFolder, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE, write_adapter};
 use crate::files::safetensors::{Stored, TensorFile};
 use crate::model::add::Planned;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION, check_together};
@@ -27,8 +27,10 @@ impl<M: Module> PeftModel<M> {
     pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &MethodRegistry) -> Result<()> {
         let folder = AdapterFolder::open(folder)?;
         self.check_free(name)?;
-        let config = methods.parse(folder.config.clone())?;
-        let Planned { model, spec, mut plan } = self.planned(name, config.as_ref())?;
+        let file = folder.path.join(CONFIG_FILE);
+        let config = methods.parse(folder.config.clone()).map_err(|it| it.in_file(&file))?;
+        let planned = self.planned(name, config.as_ref()).map_err(|it| it.in_file(&file))?;
+        let Planned { model, spec, mut plan } = planned;
         let spec = spec.unwrap_or_else(|| self.spec.clone());
         if folder.encoder.is_none() {
             plan = plan.without_encoders();

@@ -89,11 +89,11 @@ impl ArchitectureRegistry {
         let mut fitting = all.rev().filter(|it| it.model_types.iter().any(|it| it == model_type));
         match fitting.find_map(|it| Some((it, T::constructor(it)?))) {
             Some((architecture, build)) => Ok((build(raw, device)?, &architecture.prefix)),
-            None => Err(self.unknown::<T>(model_type)),
+            None => Err(self.unknown::<T>(model_type, raw)),
         }
     }
 
-    fn unknown<T: Task>(&self, model_type: &str) -> PeftError {
+    fn unknown<T: Task>(&self, model_type: &str, raw: &RawConfig) -> PeftError {
         let known = self.architectures.iter().filter(|it| T::constructor(it).is_some());
         let known: Vec<&str> = known.flat_map(|it| &it.model_types).map(String::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -103,6 +103,6 @@ impl ArchitectureRegistry {
             T::MODELS,
             T::METHOD
         );
-        PeftError::unsupported(format!("model_type `{model_type}`"), reason)
+        PeftError::unsupported(format!("model_type `{model_type}` of {}", raw.path().display()), reason)
     }
 }

@@ -40,10 +40,16 @@ pub fn for_head(
 ) -> Result<LabelSet> {
     let outputs = head.num_labels();
     let (set, source) = match of_adapters(adapters)? {
-        Some(labels) => (LabelSet::from_labels(&labels)?, format!("the adapter's `{LABELS_FILE}`")),
+        Some(labels) => {
+            let mut files = adapters.iter().map(|it| it.folder.join(LABELS_FILE));
+            let file = files.find(|it| it.is_file()).unwrap_or_else(|| LABELS_FILE.into());
+            let set = LabelSet::from_labels(&labels).map_err(|it| it.in_file(file))?;
+            (set, format!("the adapter's `{LABELS_FILE}`"))
+        }
         None => match head.labels() {
             Some(labels) => {
-                (LabelSet::new(kind(labels.problem_type.as_deref())?, labels.names), "config.json".to_owned())
+                let kind = kind(labels.problem_type.as_deref()).map_err(|it| it.in_file("config.json"))?;
+                (LabelSet::new(kind, labels.names), "config.json".to_owned())
             }
             None => (learn()?, "the data".to_owned()),
         },

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{Dtype, FloatType};
 use peft_core::model::state::KEY_PREFIX;
-use peft_core::{AdapterFolder, Patterns, PeftError, Result};
+use peft_core::{AdapterFolder, CONFIG_FILE, Patterns, PeftError, Result};
 use peft_lora::LoraConfig;
 use serde_json::{Map, Value};
 
@@ -94,13 +94,16 @@ pub(super) struct Pairs {
 impl Pairs {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let folder = AdapterFolder::open(path)?;
-        let kind = folder.config.get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
+        let file = path.join(CONFIG_FILE);
+        let Some(kind) = folder.config.get("peft_type").and_then(Value::as_str) else {
+            return Err(PeftError::bad_file(file, "it names no `peft_type`"));
+        };
         if kind != peft_lora::PEFT_TYPE {
             let reason = "other programs read LoRA only: give a rank (--rank) and the base model (--model) to convert \
                 it first, or merge it into the base";
             return Err(PeftError::unsupported(format!("exporting {kind}"), reason));
         }
-        let config = LoraConfig::parse(folder.config.clone())?;
+        let config = LoraConfig::parse(folder.config.clone()).map_err(|it| it.in_file(&file))?;
         if config.counts_from_its_start() {
             let reason = format!(
                 "it counts from where it started, which the original base does not have: give a rank (--rank {}, which \
