@@ -22,7 +22,6 @@ use crate::train::optimizer;
 use crate::train::pass::Pass;
 use crate::train::progress::{Observer, Progress, Started, Step};
 use crate::train::schedule::Schedule;
-use crate::train::state::TrainerState;
 
 /// What a run came to.
 #[derive(Debug, Clone, Default)]
@@ -187,14 +186,16 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             finished: state.step >= total || outcome.stopped_early,
         });
 
+        let first = state.step;
         while state.step < total && !outcome.stopped_early {
             let begun = Instant::now();
             device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
             let (batches, lr) = (steps.batches(state.step)?, schedule.rate(state.step));
             let (loss, mut gradients) = pass.gradients(&model, batches)?;
-            check_finite("loss", loss, &state, config.save_steps > 0)?;
+            let is_first = state.step == first;
+            check_finite("loss", loss, state.step, is_first, config.save_steps > 0)?;
             let grad_norm = clip_grad_norm(&model, &mut gradients, config.max_grad_norm);
-            check_finite("gradient", grad_norm, &state, false)?;
+            check_finite("gradient", grad_norm, state.step, is_first, config.save_steps > 0)?;
             model = learner.step(lr, model, gradients, state.step, self.peft)?;
             let (tokens, seconds) = (pass.tokens(batches), begun.elapsed().as_secs_f64());
             progress.stepped(&mut state, &Step { loss, lr, grad_norm, tokens, seconds })?;
@@ -258,15 +259,16 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
     }
 }
 
-fn check_finite(what: &str, value: f64, state: &TrainerState, saved: bool) -> Result<()> {
+/// Refuses a number of step `step`, counted from 0, that is none.
+fn check_finite(what: &str, value: f64, step: usize, is_first: bool, saved: bool) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
-    let next = match (state.step, saved) {
+    let next = match (is_first, saved) {
         // Nothing was learned before it, so no rate is to blame.
-        (0, _) => "look at the base and at the data: nothing was learned yet",
-        (_, true) => "lower the learning rate; the last checkpoint is whole",
-        (_, false) => "lower the learning rate",
+        (true, _) => "nothing was learned yet, so look at the base, at the adapter and at the data",
+        (false, true) => "lower the learning rate; the last checkpoint is whole",
+        (false, false) => "lower the learning rate",
     };
-    Err(PeftError::NotFinite(format!("the {what} of step {} is {value}: {next}", state.step + 1)))
+    Err(PeftError::NotFinite(format!("the {what} of step {} is {value}: {next}", step + 1)))
 }

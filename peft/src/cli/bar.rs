@@ -90,7 +90,8 @@ impl Observer for Bar {
         self.bar.set_message("");
         self.bar.reset();
         if self.stoppable {
-            match StopSignals::listen() {
+            let bar = self.bar.clone();
+            match StopSignals::listen(move |text| bar.suspend(|| complain(text))) {
                 Ok(signals) => self.signals = Some(signals),
                 Err(error) => self.note(format_args!("warning: Ctrl-C will leave no checkpoint: {error}")),
             }

@@ -1,5 +1,7 @@
 //! Errors in the words of the command line: a setting that was given as a flag is called by it.
 
+use std::path::PathBuf;
+
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use peft_core::PeftError;
@@ -27,11 +29,21 @@ const NAMES: [(&str, &str); 19] = [
     ("use_dora", "dora"),
 ];
 
-/// The error with the flag in place of the field, if `matches`, those of a subcommand, have the flag.
+/// The error with the flag in place of the field, if `matches`, those of a subcommand, have the flag; with the file that
+/// `--config` names, if the field may come from there.
 pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
     let PeftError::Config { field, reason } = error else { return error };
+    let is_given = |id: &str| {
+        matches.ids().any(|it| it.as_str() == id) && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
     let id = NAMES.iter().find(|it| it.0 == field).map_or(field.as_str(), |it| it.1);
-    let given = matches.ids().any(|it| it.as_str() == id) && matches.value_source(id) == Some(ValueSource::CommandLine);
-    let field = if given { format!("--{}", id.replace('_', "-")) } else { field };
-    PeftError::Config { field, reason }
+    if is_given(id) {
+        return PeftError::config(format!("--{}", id.replace('_', "-")), reason);
+    }
+    let is_flag = field.starts_with("--");
+    let error = PeftError::Config { field, reason };
+    match matches.try_get_one::<PathBuf>("config") {
+        Ok(Some(file)) if !is_flag => PeftError::bad_file(file, error),
+        _ => error,
+    }
 }

@@ -2,8 +2,8 @@
 //! the first does outside of training.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -18,28 +18,60 @@ const SIGNALS: [(i32, &str); 2] = [(SIGINT, "Ctrl-C"), (SIGTERM, "SIGTERM")];
 pub(super) struct StopSignals {
     /// The last one that came; 0 if none did.
     came: Arc<AtomicUsize>,
+    /// Whether the user knows.
+    told: Arc<Mutex<bool>>,
 }
 
 impl StopSignals {
     /// Listens from now on. Signals that whoever started the process wants ignored, as `nohup` does, stay so.
-    pub(super) fn listen() -> io::Result<Self> {
+    ///
+    /// A step may take minutes, so `tell` says at once that a signal was understood, unless the step has ended before.
+    pub(super) fn listen(tell: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
         let (came, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let ignored = ignored();
-        for (signal, _) in SIGNALS.into_iter().filter(|it| ignored >> (it.0 - 1) & 1 == 0) {
+        let heeded: Vec<i32> = SIGNALS.iter().map(|it| it.0).filter(|it| ignored >> (it - 1) & 1 == 0).collect();
+        for signal in &heeded {
             // In this order: the first signal finds the flag down, and raises it for the second.
-            flag::register_conditional_shutdown(signal, 128 + signal, again.clone())?;
-            flag::register(signal, again.clone())?;
-            flag::register_usize(signal, came.clone(), signal as usize)?;
+            flag::register_conditional_shutdown(*signal, 128 + signal, again.clone())?;
+            flag::register(*signal, again.clone())?;
+            flag::register_usize(*signal, came.clone(), *signal as usize)?;
         }
-        Ok(Self { came })
+        let told = Arc::new(Mutex::new(false));
+        announce(&heeded, told.clone(), tell)?;
+        Ok(Self { came, told })
     }
 
-    /// The signal that came: its name, and the exit code that shells give to it.
+    /// The signal that came: its name, and the exit code that shells give to it. Who asks will say so.
     pub(super) fn came(&self) -> Option<(&'static str, u8)> {
-        let came = self.came.load(Ordering::Relaxed);
-        let found = SIGNALS.iter().find(|it| it.0 as usize == came)?;
-        Some((found.1, 128 + came as u8))
+        let came = i32::try_from(self.came.load(Ordering::Relaxed)).ok().filter(|it| *it != 0)?;
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Some((name(came), 128 + came as u8))
     }
+}
+
+/// Calls `tell` when the first of the signals comes, unless it was told by then.
+#[cfg(unix)]
+fn announce(signals: &[i32], told: Arc<Mutex<bool>>, tell: impl Fn(&str) + Send + 'static) -> io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new(signals)?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if !std::mem::replace(&mut *told, true) {
+                tell(&format!("{}: the run ends after this step; a second one ends it at once", name(signal)));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Nothing wakes a thread there.
+#[cfg(not(unix))]
+fn announce(_signals: &[i32], _told: Arc<Mutex<bool>>, _tell: impl Fn(&str) + Send + 'static) -> io::Result<()> {
+    Ok(())
+}
+
+fn name(signal: i32) -> &'static str {
+    SIGNALS.iter().find(|it| it.0 == signal).map_or("a signal", |it| it.1)
 }
 
 /// Bit `n - 1` is set if signal `n` is ignored. Where the system does not say, none is.

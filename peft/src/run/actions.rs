@@ -5,7 +5,7 @@ use std::path::Path;
 use peft_core::Result;
 use peft_core::files::checkpoint::{Placement, Stored};
 use peft_tasks::tasks::task::Evaluation;
-use peft_tasks::train::Start;
+use peft_tasks::train::{RunFolder, Start};
 
 use crate::device::best_device;
 use crate::load::names::model_folder;
@@ -31,8 +31,10 @@ pub fn train(
     run.check()?;
     let task = registry.tasks.get(&run.task)?;
     let place = Placement::on(&best_device(run.device.as_deref())?).with_dtype(run.dtype);
+    // Before anything is fetched or read: a folder that is in use, or was used, is the likeliest mistake.
+    let folder = RunFolder::open(&run.output, start.into())?;
     let base = model_folder(&run.model)?;
-    task.fit(run, &context(registry, &base, &place), start.into(), observer)
+    task.fit(run, &context(registry, &base, &place), &folder, observer)
 }
 
 /// Measures the base model in `base`, with the adapters of `request`, as the task of this name does.

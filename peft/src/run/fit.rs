@@ -17,7 +17,7 @@ use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
-use peft_tasks::train::{Observer, Outcome, RunFolder, Start, Trainer};
+use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
 use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
@@ -79,12 +79,10 @@ pub(crate) fn fit<K: TaskKind>(
     kind: &K,
     run: &RunConfig,
     context: &RunContext<'_>,
-    start: Start,
+    folder: &RunFolder,
     observer: &mut dyn RunObserver,
 ) -> Result<RunReport> {
     let RunContext { methods, architectures, base, place } = *context;
-    // Before anything is read: a folder that is in use, or was used, is the likeliest mistake.
-    let folder = RunFolder::open(&run.output, start)?;
     place.device.seed(run.training.seed);
 
     let init_from = run.init_from.as_deref().map(adapter_folder).transpose()?;
@@ -167,7 +165,7 @@ pub(crate) fn fit<K: TaskKind>(
         observer.before(&evaluated);
     }
     let started = Instant::now();
-    let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(&folder);
+    let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(folder);
     let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run();
     let outcome = outcome.map_err(|error| blame_the_base(error, model.model()))?;
     let seconds = started.elapsed().as_secs_f64();

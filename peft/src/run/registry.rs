@@ -9,7 +9,7 @@ use peft_core::{MethodRegistry, PeftError, Result, read_config};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::RawConfig;
 use peft_tasks::tasks::task::Evaluation;
-use peft_tasks::train::Start;
+use peft_tasks::train::RunFolder;
 use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
@@ -93,7 +93,7 @@ trait AnyKind: Send + Sync {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        start: Start,
+        folder: &RunFolder,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport>;
     fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation>;
@@ -129,10 +129,10 @@ impl<K: TaskKind> AnyKind for K {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        start: Start,
+        folder: &RunFolder,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport> {
-        fit(self, run, context, start, observer)
+        fit(self, run, context, folder, observer)
     }
     fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
         evaluate(self, request, context)
@@ -301,10 +301,10 @@ impl KnownTask<'_> {
         &self,
         run: &RunConfig,
         context: &RunContext<'_>,
-        start: Start,
+        folder: &RunFolder,
         observer: &mut dyn RunObserver,
     ) -> Result<RunReport> {
-        self.0.fit(run, context, start, observer)
+        self.0.fit(run, context, folder, observer)
     }
 
     pub(crate) fn evaluate(&self, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {

@@ -218,7 +218,7 @@ fn numbers_that_make_no_sense_are_refused_before_anything_is_loaded() {
     fs::write(at(&folder, "run.yaml"), "model: nowhere\noutput: out\ntraining: { batch_size: 0 }\n").unwrap();
     let error =
         peft(&["train", "--config", &at(&folder, "run.yaml"), "--data", &at(&folder, "train.jsonl")]).unwrap_err();
-    assert!(error.contains("`batch_size` is 0"), "{error}");
+    assert!(error.contains("run.yaml is not usable: `batch_size` is 0"), "{error}");
     for (more, named) in [(["--batch-size", "0"], "`--batch-size` is 0"), (["--masked", "nan"], "`--masked` is NaN")] {
         let error = peft(&[&["eval", "--model", &base(), "--data", "missing.jsonl"], &more[..]].concat()).unwrap_err();
         assert!(error.contains(named), "{error}");
