@@ -48,10 +48,10 @@ fn an_earlier_run_is_found_before_anything_is_read() {
             "train_log.jsonl"
         ]
     );
-    // The data would be refused, too, if it were read.
+    // The base and the data would be refused, too, if they were looked for.
     fs::write(at(&folder, "bad.jsonl"), "{").unwrap();
     let bad = ["--data", &at(&folder, "bad.jsonl"), "--output", &output];
-    let error = peft(&[&["train", "--model", &base()][..], &bad].concat()).unwrap_err();
+    let error = peft(&[&["train", "--model", "nowhere"][..], &bad].concat()).unwrap_err();
     assert!(error.contains("the log, 2 checkpoints, the adapter of an earlier run"), "{error}");
     assert!(error.contains("--resume") && error.contains("--overwrite-output"), "{error}");
     // What cannot be read overwrites nothing.
