@@ -162,6 +162,10 @@ pub(crate) fn fit<K: TaskKind>(
         model.set_enabled(init_from.is_some());
         let evaluated = held_out.evaluate(&nn::eval(model.model()), run.training.eval_batch_size, &place.device)?;
         model.set_enabled(true);
+        if !evaluated.loss.is_finite() {
+            let reason = format!("the evaluation before the first step is {}: look at its data", evaluated.loss);
+            return Err(blame_the_base(PeftError::NotFinite(reason), model.model()));
+        }
         observer.before(&evaluated);
     }
     let started = Instant::now();
