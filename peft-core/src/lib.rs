@@ -54,5 +54,5 @@ pub use plan::targets::{
 pub use plan::torch_random::TorchGenerator;
 pub use spec::{
     Adaptable, Labels, Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, PromptShape, VisitParams,
-    contains_module, is_suffix, map_params, visit_params,
+    base_reference, contains_module, is_suffix, map_params, visit_params,
 };

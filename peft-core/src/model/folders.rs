@@ -17,7 +17,7 @@ use crate::model::add::Planned;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION, check_together};
 use crate::model::state;
 use crate::model::values::{HALF_PRECISION, is_close, value_of};
-use crate::spec::{ModelSpec, ParamKind, ParamSpec, frozen_path};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, base_reference, frozen_path};
 
 impl<M: Module> PeftModel<M> {
     /// Loads an adapter folder and adds the adapter, active beside those that are active already.
@@ -113,14 +113,16 @@ impl<M: Module> PeftModel<M> {
             json.insert("base_model_name_or_path".into(), Value::Null);
             json.insert("revision".into(), Value::Null);
         }
-        for (field, value) in [("base_model_name_or_path", &self.spec.base_name), ("task_type", &self.spec.task_type)] {
+        let (base, revision) = self.spec.base_name.as_deref().map(base_reference).unzip();
+        let task_type = self.spec.task_type.as_deref();
+        // A revision is one of the base that it is written with.
+        let revision = revision.flatten().filter(|_| json.get("base_model_name_or_path").is_none_or(Value::is_null));
+        for (field, value) in [("base_model_name_or_path", base), ("task_type", task_type), ("revision", revision)] {
             if json.get(field).is_none_or(Value::is_null) {
-                json.insert(field.into(), value.clone().into());
+                json.insert(field.into(), value.into());
             }
         }
-        for field in ["auto_mapping", "revision"] {
-            json.entry(field).or_insert(Value::Null);
-        }
+        json.entry("auto_mapping").or_insert(Value::Null);
         Ok(json)
     }
 

@@ -11,7 +11,7 @@ pub use crate::ops::Layout;
 pub use keys::{KEY_PREFIX, METHOD_TENSORS, is_wrapped_by_torch, plain_key};
 pub(crate) use keys::{WRAPPED, WRAPPED_ROWS, frozen_path};
 pub use labels::Labels;
-pub use model::{Adaptable, ModelSpec, PromptShape};
+pub use model::{Adaptable, ModelSpec, PromptShape, base_reference};
 pub use param::{ParamKind, ParamSpec};
 pub use path::{PathStack, contains_module, is_suffix};
 pub(crate) use path::{enclosing, join};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -58,6 +59,19 @@ impl PromptShape {
     /// Of a model whose heads share `d_model` evenly, each with keys of its own.
     pub fn even(table: &str, d_model: usize, layers: usize, heads: usize) -> Self {
         Self { table: table.to_owned(), d_model, layers, heads, kv_heads: heads, d_head: d_model / heads }
+    }
+}
+
+/// The name of a base and its revision, as `adapter_config.json` has them apart: `owner/name@v1` is the hub id
+/// `owner/name` at the revision `v1`. A folder has no revision, and neither has a name with a folder behind it
+/// (`owner/name@v1:folder`), for which PEFT has no field.
+pub fn base_reference(name: &str) -> (&str, Option<&str>) {
+    let is_path = || name.starts_with(['.', '/', '~']) || Path::new(name).exists();
+    match name.split_once('@') {
+        Some((id, revision)) if !revision.contains(':') && id.matches('/').count() < 2 && !is_path() => {
+            (id, Some(revision))
+        }
+        _ => (name, None),
     }
 }
 
@@ -285,5 +299,19 @@ impl Adaptable for AnyModule<dyn Adaptable> {
 
     fn untie_head(&mut self) {
         (**self).untie_head();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_is_told_from_a_path() {
+        assert_eq!(base_reference("owner/name@v1.0"), ("owner/name", Some("v1.0")));
+        assert_eq!(base_reference("gpt2@refs/pr/1"), ("gpt2", Some("refs/pr/1")));
+        for name in ["gpt2", "owner/name", "/home/me@work/gpt2", "../me@work/gpt2", "owner/name@v1:sub"] {
+            assert_eq!(base_reference(name), (name, None), "{name}");
+        }
     }
 }

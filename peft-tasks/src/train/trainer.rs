@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use peft_core::model::fingerprint::fingerprint;
-use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn, ops, stable_hash};
+use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, check_memory, nn, ops, stable_hash};
 use serde_json::{Map, Value, json};
 
 use crate::tasks::task::{Evaluation, Task};

@@ -8,7 +8,8 @@ use burn::module::Module;
 use peft_core::files::checkpoint::{Placement, write_atomically};
 use peft_core::model::values::first_not_finite;
 use peft_core::{
-    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, nn, read_config,
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, base_reference, nn,
+    read_config,
 };
 use peft_models::auto::ArchitectureRegistry;
 use peft_models::common::config::RawConfig;
@@ -17,7 +18,7 @@ use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
-use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
+use peft_tasks::train::{Observer, Outcome, RunFolder, Start, Trainer};
 use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
@@ -91,8 +92,9 @@ pub(crate) fn fit<K: TaskKind>(
         None => run.method.clone(),
     };
     // Whatever a template says, the adapter is one of this base.
-    method.insert("base_model_name_or_path".into(), run.model.clone().into());
-    method.insert("revision".into(), Value::Null);
+    let (name, revision) = base_reference(&run.model);
+    method.insert("base_model_name_or_path".into(), name.into());
+    method.insert("revision".into(), revision.into());
     if let Some(task_type) = kind.task_type() {
         method.insert("task_type".into(), task_type.into());
     }

@@ -2,6 +2,7 @@
 
 mod export;
 mod hub;
+mod index;
 mod inspect;
 mod merge;
 mod properties;

@@ -17,7 +17,7 @@ const LAYERS: usize = 2;
 const POSITIONS: usize = 64;
 
 /// The training run that others are measured against. Twelve steps with a checkpoint after every second.
-pub(super) const TRAIN: &str = "train --model base --data text.jsonl --steps 12 --save-every 2 --log-every 1 --batch-size 2 \
+pub(super) const TRAIN: &str = "train --model tiny-gpt --data text.jsonl --steps 12 --save-every 2 --log-every 1 --batch-size 2 \
                                 --max-length 16 --r 2 --dropout 0.1 --targets c_attn,c_fc --eval-data text.jsonl --eval-every 4";
 
 /// Writes all of it.
@@ -29,32 +29,32 @@ pub(super) fn prepare(peft: &Peft, place: &Path) -> Result<(), String> {
         fs::write(&path, bytes).map_err(cannot("write", &path))
     };
     let words: Vec<&str> = WORDS.split_whitespace().collect();
-    for folder in ["base", "sharded"] {
+    for folder in ["tiny-gpt", "tiny-shards"] {
         for (name, text) in configuration(&words) {
             write(&format!("{folder}/{name}"), text.as_bytes())?;
         }
     }
     let weights = weights(words.len());
-    write("base/model.safetensors", &tensors::file(&weights))?;
+    write("tiny-gpt/model.safetensors", &tensors::file(&weights))?;
     let (first, second) = weights.split_at(weights.len() / 2);
     let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
     let mut index = Vec::new();
     for (name, part) in names.iter().zip([first, second]) {
-        write(&format!("sharded/{name}"), &tensors::file(part))?;
+        write(&format!("tiny-shards/{name}"), &tensors::file(part))?;
         index.extend(part.iter().map(|(key, _, _)| format!("    \"{key}\": \"{name}\"")));
     }
     let index =
         format!("{{\n  \"metadata\": {{\"total_size\": 1}},\n  \"weight_map\": {{\n{}\n  }}\n}}\n", index.join(",\n"));
-    write("sharded/model.safetensors.index.json", index.as_bytes())?;
+    write("tiny-shards/model.safetensors.index.json", index.as_bytes())?;
     for (name, text) in data(&words) {
         write(name, text.as_bytes())?;
     }
     write("inputs.safetensors", &tensors::ids("input_ids", &[2, 4, 10, 3, 5]))?;
     let start = Instant::now();
-    peft.expect(place, &format!("{TRAIN} --output adapter"))?;
-    write("adapter-seconds", start.elapsed().as_secs_f64().to_string().as_bytes())?;
-    let cls = "train --model base --task seq-cls --data classes.csv --steps 4 --save-every 2 --batch-size 2 --max-length 16 \
-               --r 2 --output classifier";
+    peft.expect(place, &format!("{TRAIN} --output tuned"))?;
+    write("seconds", start.elapsed().as_secs_f64().to_string().as_bytes())?;
+    let cls = "train --model tiny-gpt --task seq-cls --data classes.csv --steps 4 --save-every 2 --batch-size 2 --max-length 16 \
+               --r 2 --output sorter";
     peft.expect(place, cls)?;
     let run = peft.expect(place, &format!("{TRAIN} --output out --print-config"))?;
     write("run.yaml", run.stdout.as_bytes())

@@ -11,28 +11,28 @@ use super::{Round, cannot, copy, files, remove, tensors};
 
 /// Commands, and the files and folders that they read.
 const READERS: [(&str, &[&str]); 15] = [
-    ("eval --model base --adapter adapter --data text.jsonl --max-length 16", &["base", "adapter", "text.jsonl"]),
+    ("eval --model tiny-gpt --adapter tuned --data text.jsonl --max-length 16", &["tiny-gpt", "tuned", "text.jsonl"]),
     (
-        "eval --model base --adapter classifier --task seq-cls --data classes.csv",
-        &["base", "classifier", "classes.csv"],
+        "eval --model tiny-gpt --adapter sorter --task seq-cls --data classes.csv",
+        &["tiny-gpt", "sorter", "classes.csv"],
     ),
-    ("generate --model base --adapter adapter --prompt the --max-new-tokens 4", &["base", "adapter"]),
-    ("generate --model sharded --prompt the --chat --max-new-tokens 4", &["sharded"]),
-    ("merge --model base --adapter adapter --output out", &["base", "adapter"]),
-    ("merge --model sharded --adapter adapter --output out", &["sharded"]),
-    ("inspect adapter --model base", &["base", "adapter"]),
-    ("inspect classifier", &["classifier"]),
-    ("convert --model base --adapter adapter --rank 2 --output out", &["adapter"]),
-    ("combine --model base --adapter adapter=1 --adapter adapter=0.5 --kind cat --output out", &["adapter"]),
-    ("export --adapter adapter --model base --format portable --output out", &["adapter"]),
+    ("generate --model tiny-gpt --adapter tuned --prompt the --max-new-tokens 4", &["tiny-gpt", "tuned"]),
+    ("generate --model tiny-shards --prompt the --chat --max-new-tokens 4", &["tiny-shards"]),
+    ("merge --model tiny-gpt --adapter tuned --output out", &["tiny-gpt", "tuned"]),
+    ("merge --model tiny-shards --adapter tuned --output out", &["tiny-shards"]),
+    ("inspect tuned --model tiny-gpt", &["tiny-gpt", "tuned"]),
+    ("inspect sorter", &["sorter"]),
+    ("convert --model tiny-gpt --adapter tuned --rank 2 --output out", &["tuned"]),
+    ("combine --model tiny-gpt --adapter tuned=1 --adapter tuned=0.5 --kind cat --output out", &["tuned"]),
+    ("export --adapter tuned --model tiny-gpt --format portable --output out", &["tuned"]),
     (
-        "forward --model base --adapter adapter --task causal-lm --inputs inputs.safetensors --output out/o.safetensors",
+        "forward --model tiny-gpt --adapter tuned --task causal-lm --inputs inputs.safetensors --output out/o.safetensors",
         &["inputs.safetensors"],
     ),
     ("train --config run.yaml --output out --steps 2", &["run.yaml"]),
-    ("train --model base --data chat.jsonl --output out --steps 1 --batch-size 2", &["base", "chat.jsonl"]),
+    ("train --model tiny-gpt --data chat.jsonl --output out --steps 1 --batch-size 2", &["tiny-gpt", "chat.jsonl"]),
     // In a copy of the folder: it goes on in it.
-    ("train --config run.yaml --output out --resume", &["adapter"]),
+    ("train --config run.yaml --output out --resume", &["tuned"]),
 ];
 
 /// Numbers that no configuration should have, or hardly any.
@@ -91,7 +91,7 @@ pub(super) fn sane(peft: &Peft, place: &Path) -> Result<(), String> {
 /// Whether some command reads a file: of the checkpoints only that from which a run goes on.
 fn is_read(place: &Path, path: &Path) -> bool {
     let is_old =
-        path.to_string_lossy().contains("/checkpoint-") && !path.to_string_lossy().contains("adapter/checkpoint-10/");
+        path.to_string_lossy().contains("/checkpoint-") && !path.to_string_lossy().contains("tuned/checkpoint-10/");
     !is_old && !commands(&entry(place, path)).is_empty()
 }
 
@@ -100,7 +100,7 @@ fn start(place: &Path, words: &str) -> Result<(), String> {
     let out = place.join("out");
     remove(&out)?;
     if words.contains("--resume") {
-        copy(&place.join("adapter"), &out)?;
+        copy(&place.join("tuned"), &out)?;
         // As if the run had ended before its last steps.
         return remove(&out.join("checkpoint-12"));
     }
@@ -161,8 +161,7 @@ fn keep(round: &Round<'_>, path: &Path) -> Result<(), String> {
 /// Whether a message says which file it is about: by its name, or by that of its folder.
 fn names(message: &str, path: &Path) -> bool {
     let name = |it: Option<&std::ffi::OsStr>| it.map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = name(path.parent().and_then(Path::file_name));
-    message.contains(&name(path.file_name())) || message.contains(&folder) || message.contains("out")
+    message.contains(&name(path.file_name())) || message.contains(&name(path.parent().and_then(Path::file_name)))
 }
 
 /// Whether all numbers that were written are numbers.

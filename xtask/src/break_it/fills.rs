@@ -12,22 +12,22 @@ use super::{Round, cannot, copy, remove};
 /// Commands that write, and what to.
 const WRITERS: [&str; 8] = [
     "train",
-    "merge --model base --adapter adapter --output out",
-    "merge --model sharded --adapter adapter --output out",
-    "combine --model base --adapter adapter=1 --adapter adapter=0.5 --output out",
-    "convert --model base --adapter adapter --rank 2 --output out",
-    "export --adapter adapter --model base --format portable --output out",
-    "forward --model base --adapter adapter --task causal-lm --inputs inputs.safetensors --output out/outputs.safetensors",
+    "merge --model tiny-gpt --adapter tuned --output out",
+    "merge --model tiny-shards --adapter tuned --output out",
+    "combine --model tiny-gpt --adapter tuned=1 --adapter tuned=0.5 --output out",
+    "convert --model tiny-gpt --adapter tuned --rank 2 --output out",
+    "export --adapter tuned --model tiny-gpt --format portable --output out",
+    "forward --model tiny-gpt --adapter tuned --task causal-lm --inputs inputs.safetensors --output out/outputs.safetensors",
     "train --resume",
 ];
 
 /// Commands that print.
 const PRINTERS: [&str; 5] = [
-    "inspect adapter --model base",
-    "inspect adapter --json",
+    "inspect tuned --model tiny-gpt",
+    "inspect tuned --json",
     "methods",
-    "generate --model base --adapter adapter --prompt the",
-    "eval --model base --adapter adapter --data text.jsonl --max-length 16",
+    "generate --model tiny-gpt --adapter tuned --prompt the",
+    "eval --model tiny-gpt --adapter tuned --data text.jsonl --max-length 16",
 ];
 
 pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
@@ -46,7 +46,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     let disk = if random.below(2) == 0 { Disk::mount(&out) } else { None };
     let resumes = words.ends_with("--resume");
     if resumes {
-        copy(&round.place.join("adapter"), &out)?;
+        copy(&round.place.join("tuned"), &out)?;
         // As if the run had not come to its end.
         remove(&out.join("checkpoint-12"))?;
     } else if words.starts_with("forward") {
@@ -70,7 +70,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     outcome.verdict()?;
     remove(&out.join("filler"))?;
     let told = |it: String| format!("{it}\n{}", outcome.shown());
-    if outcome.code != Some(0) && !outcome.stderr.contains("out") {
+    if outcome.code != Some(0) && !outcome.stderr.contains(" out") {
         return Err(told("does not say which file could not be written".to_owned()));
     }
     whole(&out).map_err(told)?;

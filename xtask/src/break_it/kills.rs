@@ -17,7 +17,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     let random = &round.random;
     let out = round.place.join("out");
     remove(&out)?;
-    let lasts: f64 = read(&round.place.join("adapter-seconds"))?.parse().map_err(|_| "no time was measured")?;
+    let lasts: f64 = read(&round.place.join("seconds"))?.parse().map_err(|_| "no time was measured")?;
     let mut words = format!("{TRAIN} --output out");
     let mut story = String::new();
     for _ in 0..1 + random.below(KILLS) {
@@ -37,7 +37,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     if let Some(left) = left {
         return Err(done(format!("what a dead run left is still there: {}", left.display())));
     }
-    same(&round.place.join("adapter"), &out).map_err(done)
+    same(&round.place.join("tuned"), &out).map_err(done)
 }
 
 /// Starts a command, ends it after a time, and gives what it printed.

@@ -24,7 +24,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     remove(&place.join("hf"))?;
     let before: BTreeSet<PathBuf> = files(place)?.into_iter().collect();
     let mut served = BTreeMap::new();
-    for path in files(&place.join("base"))? {
+    for path in files(&place.join("tiny-gpt"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         served.insert(name, File { bytes: fs::read(&path).map_err(cannot("read", &path))?, hash: None });
     }

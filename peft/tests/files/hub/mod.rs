@@ -8,7 +8,9 @@ mod server;
 use std::io::Read;
 use std::net::TcpListener;
 
+use peft::core::{PeftModel, read_config};
 use peft::load::hub::{Hub, What};
+use peft::lora::LoraConfig;
 use peft::models::auto;
 
 use crate::support::{device, fixtures, registry};
@@ -258,4 +260,16 @@ fn the_cache_has_the_layout_of_python() {
     assert_eq!(link, std::path::Path::new("../../blobs").join(&etag));
     let blobs: Vec<_> = std::fs::read_dir(root.join("blobs")).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert!(blobs.iter().all(|it| it.len() == 64), "{blobs:?}");
+}
+
+#[test]
+fn a_base_at_a_revision_is_named_as_python_names_it() {
+    let (base, _) = auto::load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
+    let mut model = PeftModel::new(base);
+    model.set_base_name("someone/llama@v1");
+    model.add_adapter(LoraConfig::new(2, 2.0)).unwrap();
+    let folder = cache();
+    model.save(folder.path()).unwrap();
+    let config = read_config(folder.path()).unwrap();
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"someone/llama".into(), &"v1".into()));
 }
