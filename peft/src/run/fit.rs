@@ -18,7 +18,7 @@ use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
-use peft_tasks::train::{Observer, Outcome, RunFolder, Start, Trainer};
+use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
 use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
