@@ -44,11 +44,6 @@ impl RawConfig {
         &self.path
     }
 
-    /// The file, for errors.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// `model_type`, by which an implementation is chosen.
     pub fn model_type(&self) -> Result<&str> {
         self.json

@@ -19,7 +19,6 @@ use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
 use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
-use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
 use crate::load::configure::configure;
