@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use peft_core::{Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftModel, Result, spec};
 use peft_models::auto::ClassifierOptions;
-use peft_tasks::data::tokenizer::Tokenizer;
 
 /// An adapter folder, and how strongly the adapter acts.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,11 +55,6 @@ pub fn with_adapters<M: Module + Adaptable>(
 pub fn head_of(adapters: &[AdapterSource]) -> ClassifierOptions {
     let num_labels = adapters.iter().find_map(|it| num_labels(&AdapterFolder::open(&it.folder).ok()?));
     ClassifierOptions { num_labels, ..ClassifierOptions::default() }
-}
-
-/// The token that fills up short rows: the head of a decoder looks past it, whatever `config.json` says.
-pub fn padding_of(tokenizer: &Tokenizer) -> u32 {
-    tokenizer.fill_id()
 }
 
 /// How many outputs the head of an adapter has, if it brings one.

@@ -14,7 +14,6 @@ use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::loss::{self, ProblemType};
 use peft_tasks::tasks::sequence_classification::SequenceClassification;
 
-use crate::load::adapters::padding_of;
 use crate::task::inputs::ForwardInputs;
 use crate::task::kind::{ForwardOutput, TaskKind, TaskSource};
 
@@ -68,7 +67,7 @@ impl TaskKind for SequenceClassificationKind {
         ClassifierOptions {
             num_labels: Some(labels.outputs()),
             problem_type: Some(labels.kind.problem_type().to_owned()),
-            pad_token_id: Some(padding_of(tokenizer).into()),
+            pad_token_id: Some(tokenizer.fill_id().into()),
             ..ClassifierOptions::default()
         }
     }

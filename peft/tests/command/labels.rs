@@ -140,3 +140,85 @@ fn tags_are_labels_too() {
     let error = eval("eval.jsonl").unwrap_err();
     assert!(error.contains("the head has 3 outputs, but the data names 2"), "{error}");
 }
+
+/// A base whose configuration names no padding: training and evaluation both take the tokenizer's, and merging writes it.
+#[test]
+fn rows_of_a_batch_end_where_their_text_ends() {
+    let row = |text: &str, label: &str| json!({"text": text, "label": label});
+    let rows = [
+        row("grass", "green"),
+        row("the blood of the lamb that was slain in the beginning", "red"),
+        row("sky over the waters", "blue"),
+        row("leaf", "green"),
+    ];
+    let files = data(&[("train.jsonl", &rows)]);
+    let base = demo_base_with(&files, |config| drop(config.remove("pad_token_id")));
+    let (file, adapter, merged) = (at(&files, "train.jsonl"), at(&files, "adapter"), at(&files, "merged"));
+    let on = |model: &str, name: &str, rest: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+        command.args([name, "--model", model]).args(rest).args(["--device", "flex"]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    on(&base, "train", &["--task", "seq-cls", "--data", &file, "--output", &adapter, "--steps", "2", "--lr", "1e-2"]);
+    let alone = on(&base, "eval", &["--adapter", &adapter, "--data", &file, "--batch-size", "1"]);
+    let together = on(&base, "eval", &["--adapter", &adapter, "--data", &file, "--batch-size", "4"]);
+    assert_eq!(alone, together);
+    on(&base, "merge", &["--adapter", &adapter, "--output", &merged, "--dtype", "float32"]);
+    assert_eq!(on(&merged, "eval", &["--data", &file, "--batch-size", "4"]), alone);
+}
+
+/// The base of the demo with other fields in its configuration.
+fn demo_base_with(folder: &TempDir, change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> String {
+    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base"), folder.path().join("base"));
+    fs::create_dir(&to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let mut config: serde_json::Map<String, Value> =
+        serde_json::from_str(&fs::read_to_string(to.join("config.json")).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(to.join("config.json"), Value::Object(config).to_string()).unwrap();
+    to.to_str().unwrap().to_owned()
+}
+
+/// BERT's pooler is no part of a masked language model: it is drawn, named, trained and saved.
+#[test]
+fn what_the_base_lacks_is_saved_with_the_adapter() {
+    let row = |text: &str, label: &str| json!({"text": text, "label": label});
+    let rows = [row("a b", "yes"), row("c d a", "no"), row("b", "yes")];
+    let files = data(&[("train.jsonl", &rows)]);
+    let base = files.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixtures().join("models/bert-masked").join(name), base.join(name)).unwrap();
+    }
+    let vocab = json!({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "b": 5, "c": 6, "d": 7});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+    });
+    fs::write(base.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    fs::write(base.join("tokenizer_config.json"), json!({"pad_token": "[PAD]"}).to_string()).unwrap();
+    let (base, file, adapter) = (base.to_str().unwrap(), at(&files, "train.jsonl"), at(&files, "adapter"));
+    let run = |name: &str, rest: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+        let output = command.args([name, "--model", base, "--data", &file]).args(rest).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+        assert!(output.status.success(), "{err}");
+        (out, err)
+    };
+    let (_, said) = run("train", &["--task", "seq-cls", "--output", &adapter, "--steps", "2"]);
+    assert!(said.contains("no weights for bert.pooler, classifier"), "{said}");
+    let folder = AdapterFolder::open(&adapter).unwrap();
+    assert!(folder.tensors.shape("base_model.model.bert.pooler.dense.weight").is_some());
+    assert_eq!(folder.config["modules_to_save"], json!(["bert.pooler", "classifier", "score"]));
+    let (with, said) = run("eval", &["--adapter", &adapter]);
+    assert!(!said.contains("random"), "{said}");
+    assert_eq!(run("eval", &["--adapter", &adapter]).0, with);
+    let (_, said) = run("eval", &["--task", "seq-cls", "--label-column", "label"]);
+    assert!(said.contains("these weights are random"), "{said}");
+}

@@ -13,13 +13,14 @@ use peft_core::files::checkpoint::{BaseDtype, Checkpoint, FloatType, Placement, 
 use peft_core::files::place::StagedFolder;
 use peft_core::files::shards::{ShardSize, ShardWriter};
 use peft_core::model::merge::Merged;
-use peft_core::{ModelSpec, PeftError, Result};
+use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 use peft_models::auto::copies_in_file;
 use peft_models::common::config::RawConfig;
-use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::data::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
-use crate::load::adapters::{AdapterSource, head_of, is_same_folder, padding_of, with_adapters};
+use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapters};
 use crate::load::any_model::AnyModel;
+use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder};
 use crate::run::labels;
 use crate::run::registry::{KnownTask, Registry};
 
@@ -75,6 +76,8 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
     let stored = Checkpoint::open(base)?.float_type();
     let float = request.float.unwrap_or(stored);
     let place = as_stored(place.into(), stored);
+    let spec = task.unallocated(&registry.architectures, &raw, &place.device)?.spec();
+    let tokenizer = tokenizer(base, adapters, &spec)?;
     let model = task.load(&registry.architectures, base, place, &head_of(adapters))?;
     let model = with_adapters(model, adapters, &registry.methods)?;
     let merged = model.merged()?;
@@ -88,7 +91,7 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
         is_tied: merged.is_tied(),
         float,
         labels: labels::of_adapters(adapters)?,
-        pad: Tokenizer::load(staged.path()).ok().map(|it| padding_of(&it)),
+        pad: tokenizer.map(|it| it.fill_id()),
     };
     config::write(&facts.describe(&raw), staged.path())?;
     staged.put(|name| companions::is_weight_file(name))?;
@@ -100,6 +103,15 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
         from_adapter: companions.from_adapter,
         left_out: companions.left_out,
     })
+}
+
+/// The tokenizer that goes along, if there is one. It must know the tokens of a table that has grown.
+fn tokenizer(base: &Path, adapters: &[AdapterSource], spec: &ModelSpec) -> Result<Option<Tokenizer>> {
+    if !tokenizer_folder(base, adapters).join(TOKENIZER_FILE).is_file() {
+        return Ok(None);
+    }
+    let [own, rows] = [rows_with(spec, &[])?, rows_with(spec, adapters)?];
+    fitted(load_tokenizer(base, adapters)?, own, rows).map(Some)
 }
 
 /// Refuses to write over a source, or over a checkpoint that nobody gave away.
