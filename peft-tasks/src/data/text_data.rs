@@ -43,6 +43,9 @@ pub struct TextData {
     pub columns: Columns,
     /// Longest row in tokens. Longer documents are cut into pieces; longer completions and sequences are truncated.
     pub max_length: Option<usize>,
+    /// Positions that the model has a table for, [`ModelSpec::max_positions`](peft_core::ModelSpec::max_positions); what
+    /// `config.json` says if not set.
+    pub positions: Option<usize>,
     /// Positions of the model that a prompt of virtual tokens takes up before every row.
     pub reserved: usize,
     /// How many tasks a multitask prompt tells apart. Above 1 the column `task_id` says which one a row is of.
@@ -231,17 +234,9 @@ impl TextData {
     /// # Errors
     /// If more are wanted than the model has.
     pub fn row_length(&self, model: &Path) -> Result<usize> {
-        let raw = RawConfig::read(model)?;
-        let named = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
-        let limit = match raw.model_type()? {
-            // Their positions are distances, which have no end; `n_positions` says what T5 was trained on.
-            "t5" | "mt5" => None,
-            // Positions count from one behind the padding token.
-            "roberta" | "xlm-roberta" => {
-                let first = raw.json.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) + 1;
-                named.map(|it| it.saturating_sub(first))
-            }
-            _ => named,
+        let limit = match self.positions {
+            Some(positions) => Some(positions as u64),
+            None => positions_of(&RawConfig::read(model)?)?,
         };
         let limit = limit.map_or(usize::MAX, |it| (it as usize).saturating_sub(self.reserved));
         let wanted = self.max_length.unwrap_or(MAX_LENGTH.min(limit));
@@ -251,5 +246,54 @@ impl TextData {
             return Err(PeftError::config("max_length", reason));
         }
         Ok(wanted)
+    }
+}
+
+/// The positions that `config.json` names, or that the architecture has where it names none.
+fn positions_of(raw: &RawConfig) -> Result<Option<u64>> {
+    let model_type = raw.model_type()?;
+    let named = ["n_positions", "max_position_embeddings"].iter().find_map(|it| raw.json.get(*it)?.as_u64());
+    // What transformers' configurations start with, for tables whose end cannot be passed.
+    let named = named.or(match model_type {
+        "gpt_neo" | "opt" => Some(2048),
+        "gpt2" | "bart" | "mbart" => Some(1024),
+        "bert" | "roberta" | "xlm-roberta" | "deberta" | "deberta-v2" => Some(512),
+        _ => None,
+    });
+    Ok(match model_type {
+        // Their positions are distances, which have no end; `n_positions` says what T5 was trained on.
+        "t5" | "mt5" => None,
+        // Positions count from one behind the padding token.
+        "roberta" | "xlm-roberta" => {
+            let first = raw.json.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) + 1;
+            named.map(|it| it.saturating_sub(first))
+        }
+        _ => named,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_no_longer_than_the_model_has_positions() {
+        let folder = tempfile::tempdir().unwrap();
+        let length = |config: &str, data: TextData| {
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            data.row_length(folder.path()).map_err(|it| it.to_string())
+        };
+        let plain = || TextData::file("a.txt");
+        assert_eq!(length(r#"{"model_type": "gpt2", "n_positions": 64}"#, plain()), Ok(64));
+        assert_eq!(length(r#"{"model_type": "gpt2", "n_positions": 64}"#, plain().reserved(4)), Ok(60));
+        // GPT-2 has 1024 where its configuration does not say, and a rotary model as many as anybody wants.
+        let error = length(r#"{"model_type": "gpt2"}"#, plain().max_length(2000)).unwrap_err();
+        assert!(error.contains("the model has 1024 positions"), "{error}");
+        assert_eq!(length(r#"{"model_type": "llama"}"#, plain().max_length(2000)), Ok(2000));
+        let error = length(r#"{"model_type": "roberta", "pad_token_id": 1}"#, plain().max_length(512)).unwrap_err();
+        assert!(error.contains("the model has 510 positions"), "{error}");
+        // What is known of the model goes before.
+        let known = TextData { positions: Some(16), ..plain() };
+        assert_eq!(length(r#"{"model_type": "gpt2", "n_positions": 64}"#, known), Ok(16));
     }
 }

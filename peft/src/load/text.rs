@@ -54,7 +54,7 @@ pub fn load_chat_template(
     ChatTemplate::load(chat_template_folder(base, adapters), tokenizer.special())
 }
 
-/// A data file that is split and worded as the base with its adapters wants it.
+/// A data file that is split and worded as the base with its adapters wants it, for a model of this description.
 ///
 /// # Errors
 /// If the tokenizer or the chat template cannot be read.
@@ -62,10 +62,15 @@ pub fn with_text_files(
     data: TextData,
     tokenizer: &Arc<Tokenizer>,
     base: &Path,
+    spec: &ModelSpec,
     adapters: &[AdapterSource],
 ) -> Result<TextData> {
     let template = load_chat_template(base, adapters, tokenizer)?;
-    Ok(TextData { chat_template: template.map(Arc::new), ..data.tokenizer(tokenizer.clone()) })
+    Ok(TextData {
+        chat_template: template.map(Arc::new),
+        positions: spec.max_positions(),
+        ..data.tokenizer(tokenizer.clone())
+    })
 }
 
 /// Has a method train the rows of new tokens: `trainable_token_indices` of LoRA, as PEFT's guide recommends, or `token_indices`

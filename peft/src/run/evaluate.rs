@@ -55,7 +55,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let unloaded = kind.unallocated(context.architectures, &RawConfig::read(context.base)?, &context.place.device)?;
     let [own, rows] = [rows_with(&unloaded.spec(), &[])?, rows_with(&unloaded.spec(), adapters)?];
     let tokenizer = Arc::new(fitted(load_tokenizer(context.base, adapters)?, own, rows)?);
-    let data = with_text_files(data.clone(), &tokenizer, context.base, adapters)?;
+    let data = with_text_files(data.clone(), &tokenizer, context.base, &unloaded.spec(), adapters)?;
     let head = ClassifierOptions { pad_token_id: Some(tokenizer.fill_id().into()), ..head_of(adapters) };
     let model = kind.load(context.architectures, context.base, context.place, &head)?;
     let learn = || match kind.learn_labels(&data)? {

@@ -108,7 +108,7 @@ pub(crate) fn fit<K: TaskKind>(
     let rows = rows_with(&spec, &earlier)?;
     let new_rows = new_ids.iter().map(|it| *it as usize + 1).max().filter(|it| rows.is_some_and(|rows| *it > rows));
     let tokenizer = Arc::new(fitted(tokenizer, rows_with(&spec, &[])?, new_rows.or(rows))?);
-    let text_data = |file| with_text_files(prepared.text_data(file), &tokenizer, base, &earlier);
+    let text_data = |file| with_text_files(prepared.text_data(file), &tokenizer, base, &spec, &earlier);
     let (data, options) = (text_data(&run.data.train)?, run.task_options());
     observer.busy(&format!("reading {}", run.data.train.display()));
     let labels = match of_adapters(&earlier)? {
@@ -119,6 +119,8 @@ pub(crate) fn fit<K: TaskKind>(
     let task = kind.task(&source)?;
     let held_out = run.data.eval.as_ref().map(|file| text_data(file)).transpose()?;
     let held_out = held_out.as_ref().map(|data| kind.task(&TaskSource { data, ..source })).transpose()?;
+    // The samples hold all that is needed of the rows.
+    drop(data);
 
     let mut head = labels.as_ref().map(|it| kind.head_for(it, &tokenizer)).unwrap_or_default();
     head.seed = run.training.seed;

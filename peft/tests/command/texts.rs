@@ -78,6 +78,20 @@ fn positions_end_for_tables_only() {
     }
 }
 
+/// The model's own table says how long a row may be.
+#[test]
+fn rows_are_no_longer_than_the_table_of_positions() {
+    for (model, field) in [("gpt2-tiny", "n_positions"), ("bert-masked", "max_position_embeddings")] {
+        let base = base_with_words(model, 101, &[], &json!({"mask_token": "w3"}));
+        let file = base.path().join("rows.jsonl");
+        fs::write(&file, json!({"text": "w5 ".repeat(700)}).to_string()).unwrap();
+        let task = if model == "gpt2-tiny" { "causal-lm" } else { "masked-lm" };
+        let arguments =
+            ["eval", "--task", task, "--model", path(&base), "--data", file.to_str().unwrap(), "--max-length", "600"];
+        assert!(refused(&arguments).contains("but the model has 64 positions"), "{field}");
+    }
+}
+
 #[test]
 fn the_end_token_is_found_and_said() {
     let said =
