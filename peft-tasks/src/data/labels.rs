@@ -1,5 +1,6 @@
 //! Labels: names or numbers in a file, class ids or values for a model.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::dataset::{Dataset, Row, kind, quoted};
+use crate::data::row::listed;
 
 /// The target of one row.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,19 +116,19 @@ impl LabelSet {
     pub fn learn(data: &Dataset, column: &str, wanted: Option<LabelKind>) -> Result<Self> {
         let mut values = Vec::with_capacity(data.rows.len());
         for row in &data.rows {
-            values.push((row, data.value(row, column)?));
+            values.push((row, cell(data, row, column)?));
         }
         let lists = values.iter().filter(|(_, it)| it.is_array()).count();
         if lists != 0 && lists != values.len() {
-            let of_the_few = |it: &&(&Row, &Value)| it.1.is_array() == (lists * 2 < values.len());
+            let of_the_few = |it: &&(&Row, Cow<'_, Value>)| it.1.is_array() == (lists * 2 < values.len());
             let row = values.iter().find(of_the_few).map_or(&data.rows[0], |it| it.0);
             return Err(data.bad_row(row, format!("column `{column}` is a list in some rows and not in others")));
         }
         let flat: Vec<(&Row, &Value)> = values
             .iter()
-            .flat_map(|(row, value)| match value {
+            .flat_map(|(row, value)| match &**value {
                 Value::Array(items) => items.iter().map(|it| (*row, it)).collect(),
-                single => vec![(*row, *single)],
+                single => vec![(*row, single)],
             })
             .collect();
         let odd = |it: &&Value| !(it.is_string() || it.is_number() || it.is_boolean());
@@ -212,8 +214,8 @@ impl LabelSet {
     /// # Errors
     /// A class that is not in the set; the message lists those that are.
     pub fn label(&self, data: &Dataset, row: &Row, column: &str) -> Result<Label> {
-        let value = data.value(row, column)?;
-        match (self.kind, value) {
+        let value = cell(data, row, column)?;
+        match (self.kind, &*value) {
             (LabelKind::Regression, value) => match number(value) {
                 Some(number) => Ok(Label::Value(number as f32)),
                 None => Err(data.bad_row(row, format!("column `{column}` is {}, expected a number", kind(value)))),
@@ -303,6 +305,11 @@ impl LabelSet {
 
 /// A file of ids or prices must not ask for a head with millions of outputs.
 const MOST_CLASSES: usize = 100_000;
+
+/// The label of a row: a list also where a CSV file holds it as JSON.
+fn cell<'a>(data: &Dataset, row: &'a Row, column: &str) -> Result<Cow<'a, Value>> {
+    listed(data.value(row, column)?).map_err(|reason| data.bad_row(row, format!("column `{column}` {reason}")))
+}
 
 /// What a class is called: 1, 1.0 and the texts of both are `1`.
 fn name(value: &Value) -> String {
@@ -407,6 +414,21 @@ mod tests {
         assert_eq!(set.outputs(), 3);
         assert_eq!(labels, [Label::Classes(vec![1, 2]), Label::Classes(vec![])]);
         assert_eq!(learnt(&["[2]", "[0, 1]"]).0.outputs(), 3);
+    }
+
+    #[test]
+    fn lists_in_cells_are_lists() {
+        let read = |cells: &str| {
+            let data = Dataset::parse("a.csv", &format!("label\n{cells}"), TextRows::Lines).unwrap();
+            let set = LabelSet::learn(&data, "label", None)?;
+            let labels = data.rows.iter().map(|row| set.label(&data, row, "label")).collect::<Result<Vec<_>>>()?;
+            Ok::<_, PeftError>((set.names.join(""), labels))
+        };
+        let (names, labels) = read("\"[\"\"b\"\", \"\"a\"\"]\"\n[]\n").unwrap();
+        assert_eq!((names.as_str(), labels), ("ab", vec![Label::Classes(vec![0, 1]), Label::Classes(vec![])]));
+        assert_eq!(read("\"[0, 2]\"\n\"[1]\"\n").unwrap().0, "012");
+        let error = read("\"['b', 'a']\"\n").unwrap_err().to_string();
+        assert!(error.contains("a.csv, line 2: column `label` is a list as Python prints it"), "{error}");
     }
 
     #[test]

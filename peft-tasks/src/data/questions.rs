@@ -23,7 +23,10 @@ pub struct Question {
 impl TextData {
     /// Questions about contexts in SQuAD's columns, or those that were given for text, prompt and label.
     pub(crate) fn questions(&self) -> Result<(Arc<Dataset>, Vec<Question>)> {
-        let data = self.data()?;
+        let data = match unfolded(&*self.data()?) {
+            Some(data) => Arc::new(data),
+            None => self.data()?,
+        };
         let columns = data.columns();
         let find = |given: &Option<String>, usual: &str| {
             let hit = columns.iter().find(|it| it.eq_ignore_ascii_case(usual)).cloned();
@@ -45,8 +48,25 @@ impl TextData {
             Ok(Question { question, context: text, answers: places })
         };
         let questions = data.rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        self.say_unread(&data, &[&Some(context), &Some(question), &Some(answers)]);
         Ok((data, questions))
     }
+}
+
+/// SQuAD as it is published: articles of paragraphs, each a context with its questions. `None` for rows of another form.
+fn unfolded(data: &Dataset) -> Option<Dataset> {
+    let list = |value: &Value, name: &str| value.get(name)?.as_array().cloned();
+    let mut rows = Vec::new();
+    for row in &data.rows {
+        for paragraph in row.fields.get("paragraphs")?.as_array()? {
+            for asked in list(paragraph, "qas")? {
+                let mut fields = asked.as_object()?.clone();
+                fields.insert("context".into(), paragraph.get("context")?.clone());
+                rows.push(Row { fields, ..row.clone() });
+            }
+        }
+    }
+    Some(Dataset { files: data.files.clone(), rows })
 }
 
 /// Where answers stand in their text, in bytes: SQuAD's `{"text": […], "answer_start": […]}`, a list of `{"text", "answer_start"}`, or

@@ -1,5 +1,7 @@
 //! A row of a data file.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 /// One row: its fields, and where it stands.
@@ -41,4 +43,21 @@ pub(crate) fn quoted<T: AsRef<str>>(names: &[T]) -> String {
         return "none".to_owned();
     }
     names.iter().map(|it| format!("`{}`", it.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+/// A list, which cells of CSV files hold as JSON; anything else as it is.
+///
+/// # Errors
+/// The cell holds a list as Python prints it, which is not JSON.
+pub(crate) fn listed(value: &Value) -> Result<Cow<'_, Value>, String> {
+    let Some(text) = value.as_str().map(str::trim).filter(|it| it.starts_with('[') && it.ends_with(']')) else {
+        return Ok(Cow::Borrowed(value));
+    };
+    match serde_json::from_str(text) {
+        Ok(list) => Ok(Cow::Owned(list)),
+        Err(_) if text.starts_with("['") => {
+            Err("is a list as Python prints it; write JSON into the file, with `json.dumps`".to_owned())
+        }
+        Err(_) => Ok(Cow::Borrowed(value)),
+    }
 }

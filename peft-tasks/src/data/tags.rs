@@ -7,6 +7,7 @@ use peft_core::{PeftError, Result};
 use serde_json::Value;
 
 use crate::data::dataset::{Dataset, Row};
+use crate::data::row::listed;
 use crate::data::text_data::TextData;
 
 /// More tags than any scheme has: beyond it the column holds something else.
@@ -58,7 +59,9 @@ impl TextData {
 
 /// A list in a column; text is a list of words.
 pub(crate) fn list(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Value>> {
-    match data.value(row, column)? {
+    let value = listed(data.value(row, column)?);
+    let value = value.map_err(|reason| data.bad_row(row, format!("column `{column}` {reason}")))?;
+    match &*value {
         Value::Array(items) => Ok(items.clone()),
         Value::String(text) => Ok(text.split_whitespace().map(Value::from).collect()),
         other => Err(data.bad_row(row, format!("column `{column}` holds {other}, expected a list"))),

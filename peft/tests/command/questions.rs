@@ -51,6 +51,10 @@ fn rows_in_all_their_forms() {
     assert_eq!(read("a.jsonl", &list.to_string()).unwrap(), whole);
     let cell = r#""{""text"": [""Élise""], ""answer_start"": [0]}""#;
     assert_eq!(read("a.csv", &format!("context,question,answers\n\"{TEXT}\",Who?,{cell}\n")).unwrap(), whole);
+    // As it is published.
+    let asked = json!({"id": "1", "question": "Who?", "answers": [{"text": "Élise", "answer_start": 0}]});
+    let squad = json!({"version": "1.1", "data": [{"title": "T", "paragraphs": [{"context": TEXT, "qas": [asked]}]}]});
+    assert_eq!(read("a.json", &squad.to_string()).unwrap(), whole);
     // A question without an answer has the first token for one.
     assert_ne!(read("a.jsonl", &row("Who?", &[]).to_string()).unwrap(), whole);
 
