@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use peft_core::{Adaptable, PeftError, Result, forward, read_config};
+use peft_core::{Adaptable, PeftError, Result, forward};
 use peft_models::ModelInput;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::chat::Message;
@@ -12,7 +12,6 @@ use peft_tasks::data::tokenizer::{TokenStream, Tokenizer};
 use peft_tasks::generate::causal::generate;
 use peft_tasks::generate::seq2seq::generate_targets;
 use peft_tasks::generate::{GenerationConfig, GenerationPlan};
-use serde_json::Value;
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
 use super::terminal::{part, say};
@@ -150,24 +149,21 @@ fn end_of(plan: &mut GenerationPlan, tokenizer: &Tokenizer) {
     }
 }
 
-/// Whether the model reads a source and writes a target: as the adapter says, or as only such a model is there.
+/// Whether the model reads a source and writes a target: as adapters and base say, or as only such a model is there.
 fn reads_a_source(folder: &Path, adapters: &[AdapterSource], registry: &Registry) -> Result<bool> {
-    let types = adapters.iter().map(|it| {
-        let config = read_config(&it.folder)?;
-        Ok(config.get("task_type").and_then(Value::as_str).map(str::to_owned))
-    });
-    let types: Vec<String> = types.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    match types.first().map(String::as_str) {
-        Some("SEQ_2_SEQ_LM") => return Ok(true),
-        Some("CAUSAL_LM") | None => {}
-        Some(other) => {
-            let reason = "only adapters for CAUSAL_LM and SEQ_2_SEQ_LM write texts; `peft eval` measures the others";
-            return Err(PeftError::unsupported(format!("generation with an adapter for {other}"), reason));
+    let task = registry.tasks.chosen(None, adapters, folder)?;
+    match task.task_type() {
+        Some("SEQ_2_SEQ_LM") => Ok(true),
+        Some("CAUSAL_LM") => {
+            let (raw, device) = (RawConfig::read(folder)?, Device::default());
+            let architectures = &registry.architectures;
+            Ok(architectures.causal_lm(&raw, &device).is_err() && architectures.seq2seq_lm(&raw, &device).is_ok())
+        }
+        other => {
+            let reason = "only models and adapters for CAUSAL_LM and SEQ_2_SEQ_LM do; `peft eval` measures the others";
+            Err(PeftError::unsupported(format!("writing texts with {}", other.unwrap_or(task.name())), reason))
         }
     }
-    let (raw, device) = (RawConfig::read(folder)?, Device::default());
-    let architectures = &registry.architectures;
-    Ok(architectures.causal_lm(&raw, &device).is_err() && architectures.seq2seq_lm(&raw, &device).is_ok())
 }
 
 /// The prompt's tokens. An empty one starts with the token that texts start with.
