@@ -21,6 +21,8 @@ use crate::data::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_object};
 
 /// Name of the file of a chat template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Name of the file of the template for conversations with tools, beside the former.
+const TOOLS_FILE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// A conversation as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,36 +40,51 @@ pub struct ChatTemplate {
     special: SpecialTokens,
     marks_turns: bool,
     environment: Environment<'static>,
+    /// What words conversations with tools, if that is another one: `tool_use`.
+    with_tools: Option<Box<ChatTemplate>>,
 }
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja` of a folder or else `chat_template` of its `tokenizer_config.json`; of several
-    /// templates the one called `default`. `None` when the folder has no template.
+    /// templates the one called `default`, and `tool_use` for conversations with tools. `None` when the folder has no
+    /// template.
     ///
     /// # Errors
     /// A file that does not parse, or a list of templates without a `default`.
     pub fn load(folder: impl AsRef<Path>, special: &SpecialTokens) -> Result<Option<Self>> {
-        let path = folder.as_ref().join(TEMPLATE_FILE);
+        let folder = folder.as_ref();
+        let build = |source: &str, path: &Path| {
+            Self::new(source, special.clone()).map_err(|error| PeftError::bad_file(path, error))
+        };
+        let path = folder.join(TEMPLATE_FILE);
         if path.exists() {
-            let source = std::fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
-            return Self::new(source, special.clone()).map(Some).map_err(|error| PeftError::bad_file(&path, error));
+            let read = |path: &Path| {
+                let source = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+                build(&source, path)
+            };
+            let tools = folder.join(TOOLS_FILE);
+            let tools = tools.is_file().then(|| read(&tools)).transpose()?;
+            return Ok(Some(Self { with_tools: tools.map(Box::new), ..read(&path)? }));
         }
-        let path = folder.as_ref().join(TOKENIZER_CONFIG);
-        let source = match json_object(&path)?.and_then(|it| it.get("chat_template").cloned()) {
-            None | Some(Json::Null) => return Ok(None),
-            Some(Json::String(source)) => source,
-            Some(Json::Array(named)) => {
-                let default = named.iter().find(|it| it.get("name").and_then(Json::as_str) == Some("default"));
-                match default.and_then(|it| it.get("template")).and_then(Json::as_str) {
-                    Some(source) => source.to_owned(),
-                    None => return Err(PeftError::bad_file(&path, "`chat_template` has no template named `default`")),
-                }
+        let path = folder.join(TOKENIZER_CONFIG);
+        match json_object(&path)?.and_then(|it| it.get("chat_template").cloned()) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::String(source)) => build(&source, &path).map(Some),
+            Some(Json::Array(several)) => {
+                let named = |name: &str| {
+                    let found = several.iter().find(|it| it.get("name").and_then(Json::as_str) == Some(name));
+                    found.and_then(|it| it.get("template")).and_then(Json::as_str)
+                };
+                let Some(default) = named("default") else {
+                    return Err(PeftError::bad_file(&path, "`chat_template` has no template named `default`"));
+                };
+                let tools = named("tool_use").map(|it| build(it, &path)).transpose()?;
+                Ok(Some(Self { with_tools: tools.map(Box::new), ..build(default, &path)? }))
             }
             Some(other) => {
-                return Err(PeftError::bad_file(&path, format!("`chat_template` is {}, expected text", kind(&other))));
+                Err(PeftError::bad_file(&path, format!("`chat_template` is {}, expected text", kind(&other))))
             }
-        };
-        Self::new(source, special.clone()).map(Some).map_err(|error| PeftError::bad_file(&path, error))
+        }
     }
 
     /// Whether a folder has a template.
@@ -87,13 +104,14 @@ impl ChatTemplate {
         environment.add_filter(TURN_FILTER, mark_turn);
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
         environment.template_from_str(&source).map_err(explain)?;
-        Ok(Self { source, special, marks_turns, environment })
+        Ok(Self { source, special, marks_turns, environment, with_tools: None })
     }
 
     /// Fixes what `strftime_now` says, in seconds since 1970 (UTC). Without it that is the clock, and a template that
     /// writes the date gives other token ids tomorrow.
     pub fn at(mut self, seconds: i64) -> Self {
         self.environment.add_function("strftime_now", move |format: String| strftime(&format, seconds));
+        self.with_tools = self.with_tools.map(|it| Box::new(it.at(seconds)));
         self
     }
 
@@ -112,7 +130,13 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &Map<String, Json>,
     ) -> Result<String> {
-        self.run(messages, add_generation_prompt, variables, false)
+        self.template_for(variables).run(messages, add_generation_prompt, variables, false)
+    }
+
+    /// The template for conversations with tools, if there are tools and it is another one.
+    fn template_for(&self, variables: &Map<String, Json>) -> &Self {
+        let has_tools = variables.get("tools").is_some_and(|it| !it.is_null());
+        self.with_tools.as_deref().filter(|_| has_tools).unwrap_or(self)
     }
 
     /// The text of a conversation and the parts of it that the assistant wrote.
@@ -134,6 +158,10 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render_turns`], or a template with `{% generation %}` blocks has not one for each answer, so that
     /// nobody knows which of them is not to be learned.
     pub fn render_turns_with(&self, messages: &[Message], variables: &Map<String, Json>) -> Result<Turns> {
+        self.template_for(variables).turns(messages, variables)
+    }
+
+    fn turns(&self, messages: &[Message], variables: &Map<String, Json>) -> Result<Turns> {
         if messages.iter().any(|it| it.content.contains([OPEN, CLOSE])) {
             return Err(PeftError::Invalid(format!(
                 "a message holds one of the noncharacters {OPEN:?} and {CLOSE:?}, which mark turns; remove them"

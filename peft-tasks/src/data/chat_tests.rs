@@ -278,3 +278,27 @@ fn assignments_are_what_they_were() {
     let text = template.render(&[Message::new("user", "a"), Message::new("assistant", "b")], false).unwrap();
     assert_eq!(text, "xy12['user', 'assistant']WORD{'k': [1, 2]}");
 }
+
+/// `get_chat_template` of transformers 5.24.
+#[test]
+fn conversations_with_tools_have_a_template_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let text = |tools: Json| {
+        let template = ChatTemplate::load(folder.path(), &SpecialTokens::default()).unwrap().unwrap();
+        let variables = Map::from_iter([("tools".to_owned(), tools)]);
+        let turns = template.render_turns_with(&[Message::new("user", "a")], &variables).unwrap().text;
+        assert_eq!(turns, template.render_with(&[Message::new("user", "a")], false, &variables).unwrap());
+        turns
+    };
+    write(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools[0] }}"}]}"#,
+    );
+    assert_eq!([text(Json::Null), text(vec!["f"].into())], ["plain", "f"]);
+    write("chat_template.jinja", "file");
+    assert_eq!([text(Json::Null), text(vec!["f"].into())], ["file", "file"]);
+    std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/tool_use.jinja", "with tools");
+    assert_eq!([text(Json::Null), text(vec!["f"].into())], ["file", "with tools"]);
+}

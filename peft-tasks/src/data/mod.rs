@@ -27,6 +27,7 @@ pub mod tensors;
 pub mod text_data;
 pub mod tokenizer;
 mod tokenizer_class;
+mod tokenizer_file;
 pub mod windows;
 
 pub use batch::{Batch, Padding, collate};
