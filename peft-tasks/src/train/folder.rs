@@ -14,6 +14,20 @@ pub const RUN_FILE: &str = "run.yaml";
 /// The picture of the log.
 pub const CURVE_FILE: &str = "loss.svg";
 const CHECKPOINT: &str = "checkpoint-";
+/// What an adapter with new tokens has beside it. Left there, another adapter would be read with it.
+const TOKENIZER_FILES: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+];
 
 /// What a run does about an earlier one in its folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,7 +119,10 @@ impl RunFolder {
     /// Removes what runs write, and nothing else.
     fn clear(&self) -> Result<()> {
         // What makes a folder look finished goes first: a kill in between leaves nothing that looks whole.
-        for name in [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, RUN_FILE, CURVE_FILE, LOG_FILE] {
+        let own = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, RUN_FILE, CURVE_FILE, LOG_FILE];
+        // The tokenizer of a base is not ours to remove.
+        let beside: &[&str] = if self.path.join("config.json").exists() { &[] } else { &TOKENIZER_FILES };
+        for name in own.iter().chain(beside) {
             let path = self.path.join(name);
             if path.is_file() {
                 fs::remove_file(&path).map_err(PeftError::io("remove", &path))?;

@@ -74,6 +74,15 @@ fn overwriting_removes_the_earlier_run_and_nothing_else() {
     drop(run.begin(0).unwrap());
     assert_eq!(listed(folder.path()), [LOCK_FILE, "checkpoint-x", "mine", LOG_FILE]);
     assert_eq!(fs::read(folder.path().join(LOG_FILE)).unwrap(), b"");
+    drop(run);
+
+    // A tokenizer goes with its adapter, but not with a base.
+    for (more, stays) in [(None, false), (Some("config.json"), true)] {
+        [Some(LOG_FILE), Some("tokenizer.json"), more].iter().flatten().for_each(|it| put(folder.path(), it));
+        let run = RunFolder::open(folder.path(), Start::Overwrite).unwrap();
+        drop(run.begin(0).unwrap());
+        assert_eq!(folder.path().join("tokenizer.json").exists(), stays);
+    }
 }
 
 /// A run that was killed before its first checkpoint left a log.

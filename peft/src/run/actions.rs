@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use peft_core::Result;
 use peft_core::files::checkpoint::{Placement, Stored};
+use peft_core::{PeftError, Result};
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::{RunFolder, Start};
 
 use crate::device::best_device;
+use crate::load::adapters::is_same_folder;
 use crate::load::names::model_folder;
 use crate::run::config::RunConfig;
 use crate::run::evaluate::EvalRequest;
@@ -31,6 +32,12 @@ pub fn train(
     run.check()?;
     let task = registry.tasks.get(&run.task)?;
     let place = Placement::on(&best_device(run.device.as_deref())?).with_dtype(run.dtype);
+    for (field, name) in [("model", Some(&run.model)), ("init_from", run.init_from.as_ref())] {
+        if name.is_some_and(|it| is_same_folder(Path::new(it), &run.output)) {
+            let reason = format!("is the folder of `{field}`, which a run never writes to: take another");
+            return Err(PeftError::config("output", reason));
+        }
+    }
     // Before anything is fetched or read: a folder that is in use, or was used, is the likeliest mistake.
     let folder = RunFolder::open(&run.output, start.into())?;
     let base = model_folder(&run.model)?;

@@ -169,6 +169,8 @@ fn the_adapter_of_another_run_is_gone_on_from() {
     let run = Path::new(&second).join("run.yaml").display().to_string();
     peft(&["train", "--config", &run, "--output", &third]).unwrap();
     assert_eq!(weights(&second), weights(&third));
+    let error = train(&folder, &["--output", &first, "--init-from", &first, "--overwrite-output"]).unwrap_err();
+    assert!(error.contains("`--output` is the folder of `init_from`"), "{error}");
     let error = train(&folder, &["--output", &third, "--init-from", &first, "--r", "4"]).unwrap_err();
     assert!(error.contains("--r") && error.contains("--init-from"), "{error}");
 }
