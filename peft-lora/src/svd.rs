@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use faer::Mat;
+use peft_core::{ModelSpec, PeftError, Result};
 
 /// A matrix on the host.
 pub(crate) fn to_mat(tensor: &Tensor<2>) -> Mat<f32> {
@@ -16,6 +17,17 @@ pub(crate) fn to_tensor(mat: &Mat<f32>, device: &burn::tensor::Device) -> Tensor
     let (rows, cols) = (mat.nrows(), mat.ncols());
     let values: Vec<f32> = (0..rows * cols).map(|at| mat[(at / cols, at % cols)]).collect();
     Tensor::from_data(TensorData::new(values, [rows, cols]), device)
+}
+
+/// Refuses a rank of 0, and one that no layer of the model has a use for: beyond the full rank of a layer there are only
+/// zeros to write, which is fine for the smaller ones.
+pub(crate) fn check_rank(rank: usize, spec: &ModelSpec) -> Result<()> {
+    let limit = spec.layers().map(|it| it.features()).map(|(d_in, d_out)| d_in + d_out).max().unwrap_or(1);
+    if (1..=limit).contains(&rank) {
+        return Ok(());
+    }
+    let reason = format!("is {rank}, expected from 1 to {limit}: no layer of this model is larger");
+    Err(PeftError::config("rank", reason))
 }
 
 /// Whether no element is NaN or infinite.

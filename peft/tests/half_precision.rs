@@ -271,5 +271,6 @@ fn the_command_keeps_halves_where_it_is_told_to() {
     let wanted = output("float32").unwrap();
     assert!(output("auto").unwrap() == wanted && output("bfloat16").unwrap() == wanted);
     assert!(output("float16").unwrap() != wanted, "rounding to f16 changes numbers");
-    assert!(output("f16").unwrap_err().contains("float16"));
+    assert!(output("f16").unwrap() == output("float16").unwrap());
+    assert!(output("f8").unwrap_err().contains("float16"));
 }

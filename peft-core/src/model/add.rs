@@ -169,7 +169,7 @@ fn check_unmatched(plan: &mut Plan, spec: &ModelSpec) -> Result<()> {
     Ok(())
 }
 
-/// Whether `name` is `leaf`, written with other dashes, with two letters swapped, or in a longer name with one too few or
+/// Whether `name` is `leaf`, written with other dashes, with two letters swapped, or in a name of four or more with one too few or
 /// too many. `k_proj` is none of `q_proj`: names that differ in a letter are often both meant.
 fn is_slip(name: &str, leaf: &str) -> bool {
     let plain =
@@ -182,7 +182,7 @@ fn is_slip(name: &str, leaf: &str) -> bool {
     let same = short.iter().zip(long).take_while(|(left, right)| left == right).count();
     match long.len() - short.len() {
         0 => same + 1 < a.len() && a[same] == b[same + 1] && a[same + 1] == b[same] && a[same + 2..] == b[same + 2..],
-        1 => short.len() >= 5 && short[same..] == long[same + 1..] && long[same].is_alphabetic(),
+        1 => short.len() >= 4 && short[same..] == long[same + 1..] && long[same].is_alphabetic(),
         _ => false,
     }
 }

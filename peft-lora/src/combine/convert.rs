@@ -1,7 +1,6 @@
 //! Any weight method as LoRA of a given rank. Source: `convert_to_lora` in `peft/tuners/lora/conversion.py`.
 
 use burn::module::Module;
-use peft_core::config::fields;
 use peft_core::{Names, PeftError, PeftModel, Result};
 use serde_json::Value;
 
@@ -68,14 +67,7 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
     fn convert_to_lora(&mut self, adapter: &str, name: &str, rank: Rank) -> Result<Vec<Conversion>> {
         match rank {
             Rank::Fixed(rank) => {
-                fields::check_positive("rank", rank)?;
-                // Beyond the full rank of a layer there are only zeros to write.
-                let widest = self.spec().layers().map(|it| it.features()).map(|(d_in, d_out)| d_in.min(d_out)).max();
-                let limit = widest.unwrap_or(1);
-                if rank > limit {
-                    let reason = format!("is {rank}, more than the full rank {limit} of this model's largest layer");
-                    return Err(PeftError::config("rank", reason));
-                }
+                svd::check_rank(rank, self.spec())?;
             }
             Rank::Share(share) if !(share > 0.0 && share <= 1.0) => {
                 return Err(PeftError::config("keep", format!("is {share}, expected a share above 0 and at most 1")));

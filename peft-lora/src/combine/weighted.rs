@@ -158,11 +158,8 @@ impl<M: Module> Combine for PeftModel<M> {
                 ranks[0]
             }
         };
-        let limit =
-            self.spec().layers().map(|it| it.features()).map(|(d_in, d_out)| d_in.min(d_out)).max().unwrap_or(1);
-        if matches!(how, Combination::Svd { rank: Some(rank), .. } if rank == 0 || rank > limit) {
-            let reason = format!("is {rank}, expected from 1 to {limit}, the full rank of this model's largest layer");
-            return Err(PeftError::config("rank", reason));
+        if let Combination::Svd { rank: Some(rank), .. } = how {
+            svd::check_rank(rank, self.spec())?;
         }
         let mut random = TorchGenerator::new(seed as i64);
         let mut tensors = Vec::new();

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
 
@@ -24,6 +26,7 @@ impl Drop for Running {
 
 /// A run that has done its first step and would go on for hours, and its standard error.
 fn running(folder: &TempDir) -> (Running, BufReader<impl Read>) {
+    heed_signals();
     let mut child = Command::new(env!("CARGO_BIN_EXE_peft"))
         .args(["train", "--model", &base(), "--data", &at(folder, "train.jsonl"), "--output", &at(folder, "out")])
         .args(["--log-every", "1", "--targets", "c_attn", "--steps", "100000000"])
@@ -39,6 +42,16 @@ fn running(folder: &TempDir) -> (Running, BufReader<impl Read>) {
         assert_ne!(said.read_line(&mut line).unwrap(), 0, "it ended before its first step");
     }
     (child, said)
+}
+
+/// Signals that whoever started the tests wants ignored, as a shell does in the background, are heeded by the children
+/// from here on: what a process handles is back to the default in its children. Here it does what the default does.
+fn heed_signals() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let always = Arc::new(AtomicBool::new(true));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_conditional_default(signal, always.clone()).unwrap();
+    }
 }
 
 fn send(child: &Running, signal: &str) {

@@ -204,7 +204,13 @@ fn a_token_without_a_row_is_named_and_padding_is_not() {
             all.extend(columns.iter().map(|it| (*it).to_owned()));
             if command == "train" {
                 let output = files.path().join(format!("{model}-{task}"));
-                all.extend(["--steps".into(), "1".into(), "--output".into(), output.to_str().unwrap().to_owned()]);
+                all.extend([
+                    "--overwrite-output".into(),
+                    "--steps".into(),
+                    "1".into(),
+                    "--output".into(),
+                    output.to_str().unwrap().to_owned(),
+                ]);
             }
             all
         };

@@ -138,8 +138,11 @@ fn what_parameters_cannot_have_is_refused() {
     );
     // One of two names, and one of two fields.
     assert!(refused(on(&["gate_up_proj", "down"])).contains(r#"target_parameters ["down"]"#));
-    let other = refused(LoraConfig { target_modules: Some(peft::core::Names::list(["q_proj"])), ..plain() });
-    assert!(other.contains(r#"target_modules ["q_proj"]"#), "{other}");
+    // The reference warns.
+    let mut other = net();
+    let config = LoraConfig { target_modules: Some(peft::core::Names::list(["q_proj"])), ..plain() };
+    let plan = other.add_adapter_as(DEFAULT_ADAPTER, config, 0).unwrap();
+    assert!(plan.notes.iter().any(|it| it.contains("`q_proj`")), "{plan}");
     // A text is no list.
     let text = serde_json::from_str(r#"{"peft_type": "LORA", "target_parameters": "mix"}"#).unwrap();
     assert!(LoraConfig::parse(text).is_err());

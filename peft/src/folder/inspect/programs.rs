@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peft_core::model::state::KEY_PREFIX;
 use serde_json::Value;
 
 use super::facts::{Facts, Role, leaf, split};
@@ -17,6 +16,8 @@ const TASK_TYPES: [&str; 6] =
     ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
 
 const MERGE: &str = "merge the adapter into the base and give it the merged model";
+/// What the keys of all its tensors start with, also of those that no layer has, such as VeRA's projections.
+const SHARED_PREFIX: &str = "base_model.";
 const REWRITE: &str = "write it again under its plain keys: peft combine --model BASE --adapter DIR --output NEW";
 const ONLY_LORA: &str = "it reads LoRA only: merge the adapter into the base, or train LoRA";
 const RETRAIN_PLAIN: &str = "merge the adapter into the base, or train again without it";
@@ -112,7 +113,7 @@ impl Facts {
         }
         // It looks for names and says nothing of those that it does not find.
         let is_weight_method = self.keys.iter().any(|it| !matches!(split(it).1, Role::Whole | Role::BaseLayer));
-        let foreign = self.keys.iter().filter(|it| is_weight_method && !it.starts_with(KEY_PREFIX)).count();
+        let foreign = self.keys.iter().filter(|it| is_weight_method && !it.starts_with(SHARED_PREFIX)).count();
         for (count, what, next) in [
             (self.wrapped, "with the names of torch's wrappers in their keys", REWRITE),
             (foreign, "without the prefix of its keys", "rename the tensors to start with `base_model.model.`"),
