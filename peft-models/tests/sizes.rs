@@ -200,7 +200,9 @@ fn bart_base_and_mbart_large() {
 fn no_number_of_a_configuration_allocates_overflows_or_panics() {
     let registry = ArchitectureRegistry::builtin();
     let folders = fs::read_dir(fixtures().join("models")).unwrap().map(|it| it.unwrap().path());
-    let configs: Vec<RawConfig> = folders.map(|folder| RawConfig::read(folder).unwrap()).collect();
+    // One of each architecture.
+    let tiny = folders.filter(|it| it.to_str().is_some_and(|it| it.ends_with("-tiny")));
+    let configs: Vec<RawConfig> = tiny.map(|folder| RawConfig::read(folder).unwrap()).collect();
     let mut built = 0;
     for (config, number) in configs.iter().flat_map(|it| [0, 1, 7, 1 << 28, u64::MAX].map(|number| (it, number))) {
         let counts = config.json.iter().filter(|(_, value)| value.is_u64()).map(|(field, _)| field);
@@ -219,12 +221,14 @@ fn no_number_of_a_configuration_allocates_overflows_or_panics() {
 
 #[test]
 fn more_layers_than_any_model_has_are_named() {
+    let registry = ArchitectureRegistry::builtin();
     for (model_type, field) in [("gpt2", "n_layer"), ("llama", "num_hidden_layers"), ("bart", "decoder_layers")] {
-        let raw =
-            RawConfig::parse_text(&format!(r#"{{"model_type": "{model_type}", "{field}": 1000000000000}}"#)).unwrap();
-        let registry = ArchitectureRegistry::builtin();
-        let error =
-            registry.causal_lm(&raw, &device()).map(drop).or_else(|_| registry.seq2seq_lm(&raw, &device()).map(drop));
+        let text = format!(r#"{{"model_type": "{model_type}", "{field}": 1000000000000}}"#);
+        let raw = RawConfig::parse_text(&text).unwrap();
+        let error = match model_type {
+            "bart" => registry.seq2seq_lm(&raw, &device()).map(drop),
+            _ => registry.causal_lm(&raw, &device()).map(drop),
+        };
         let error = error.unwrap_err().to_string();
         assert!(error.contains(field) && error.contains("10000"), "{error}");
     }
