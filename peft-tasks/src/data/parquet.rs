@@ -6,6 +6,10 @@ use peft_core::{PeftError, Result};
 
 use crate::data::row::Row;
 
+/// More than fit into memory, whatever they hold.
+#[cfg(feature = "parquet")]
+const MOST_CELLS: u64 = 1 << 30;
+
 /// The rows of a file.
 ///
 /// # Errors
@@ -22,8 +26,13 @@ pub(crate) fn rows(path: &Path, most: u64) -> Result<Vec<Row>> {
     // The library counts on what a file says of itself, and panics where that is wrong.
     let read = || -> std::result::Result<Vec<Row>, String> {
         let reader = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
-        let bytes: i64 = reader.metadata().row_groups().iter().map(|it| it.total_byte_size()).sum();
-        if u64::try_from(bytes).map_or(true, |it| it > most) {
+        let about = reader.metadata();
+        let bytes: i64 = about.row_groups().iter().map(|it| it.total_byte_size()).sum();
+        // A row that repeats takes no room in the file.
+        let columns = about.file_metadata().schema_descr().num_columns().max(1) as i64;
+        let cells = about.file_metadata().num_rows().saturating_mul(columns);
+        let is_too_large = |it: i64, most: u64| u64::try_from(it).map_or(true, |it| it > most);
+        if is_too_large(bytes, most) || is_too_large(cells, MOST_CELLS) {
             return Err(format!("it has more than {} GiB, which is the most that is read; split it", most >> 30));
         }
         let rows = reader.get_row_iter(None).map_err(|error| error.to_string())?;

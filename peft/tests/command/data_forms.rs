@@ -251,5 +251,5 @@ fn new_tokens_are_learned_saved_and_read_again() {
     let ia3 = refused(
         &[&["train", "--output", &at(&files, "ia3"), "--method", "IA3", "--new-tokens", "<a>"], &data[..]].concat(),
     );
-    assert!(ia3.contains("`--new-tokens` goes with LoRA"), "{ia3}");
+    assert!(ia3.contains("goes with LoRA and trainable tokens"), "{ia3}");
 }
