@@ -45,7 +45,11 @@ pub(crate) fn rows(path: &Path, most: u64) -> Result<Vec<Row>> {
         };
         rows.enumerate().map(row).collect()
     };
-    guarded(read).ok_or_else(|| bad("it is damaged".to_owned()))?.map_err(bad)
+    let explained = |reason: String| match reason.rsplit_once("Disabled feature at compile time: ") {
+        Some((_, packed)) => bad(format!("it is packed with {packed}, and only snappy is read: write it with snappy")),
+        None => bad(reason),
+    };
+    guarded(read).ok_or_else(|| bad("it is damaged".to_owned()))?.map_err(explained)
 }
 
 /// The rows of a file, in a build that reads none.

@@ -203,25 +203,16 @@ fn a_token_without_a_row_is_named_and_padding_is_not() {
                 [command, "--model", path(&base), "--task", task, "--data", data].map(str::to_owned).to_vec();
             all.extend(columns.iter().map(|it| (*it).to_owned()));
             if command == "train" {
-                let output = files.path().join(format!("{model}-{task}"));
-                all.extend([
-                    "--overwrite-output".into(),
-                    "--steps".into(),
-                    "1".into(),
-                    "--output".into(),
-                    output.to_str().unwrap().to_owned(),
-                ]);
+                let name = Path::new(data).file_stem().unwrap().to_str().unwrap();
+                let output = files.path().join(format!("{model}-{task}-{name}"));
+                all.extend(["--steps".into(), "1".into(), "--output".into(), output.to_str().unwrap().to_owned()]);
             }
             all
         };
         for name in ["train", "eval"] {
             let run = |data: &str| arguments(data, name);
-            let of = |it: &[String]| {
-                it.iter().map(String::as_str).collect::<Vec<_>>().iter().map(|it| it.to_string()).collect::<Vec<_>>()
-            };
-            let good = of(&run(&fine));
+            let (good, bad) = (run(&fine), run(&odd));
             succeeded(&good.iter().map(String::as_str).collect::<Vec<_>>());
-            let bad = of(&run(&odd));
             let error = refused(&bad.iter().map(String::as_str).collect::<Vec<_>>());
             assert!(
                 error.contains("the token \"<new>\"") && error.contains("has the id 102"),
