@@ -17,6 +17,8 @@ use super::{Round, cannot, files, remove};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const TOKEN: &str = "hf_secret";
+/// Seconds that an honest server may take on a busy machine.
+const PATIENCE: &str = "20";
 const COMMAND: &str = "generate --model someone/base --prompt the --max-new-tokens 2";
 
 pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
@@ -31,7 +33,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
 
     // Without hashes as etags, blobs are named by their SHA-256: the etags of the rounds that follow.
     let honest = Server::start(served.clone(), None)?;
-    succeeds(&fetch(round, &honest)?)?;
+    succeeds(&fetch(round, &honest, PATIENCE)?)?;
     let snapshot = place.join("hf/hub/models--someone--base/snapshots").join(COMMIT);
     for (name, file) in &mut served {
         let blob = fs::read_link(snapshot.join(name)).map_err(cannot("read", &snapshot.join(name)))?;
@@ -45,7 +47,7 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     let story = format!("  the server's fault: {fault:?}");
     let told = |it: String| format!("{it}\n{story}");
     let hostile = Server::start(served.clone(), Some(fault))?;
-    let outcome = fetch(round, &hostile)?;
+    let outcome = fetch(round, &hostile, "0.3")?;
     outcome.verdict().map_err(told)?;
     let told = |it: String| format!("{it}\n{story}\n{}", outcome.shown());
     if outcome.code == Some(0) {
@@ -59,14 +61,14 @@ pub(super) fn round(round: &Round<'_>) -> Result<(), String> {
     inside(place, &before).map_err(told)?;
 
     let mended = Server::start(served.clone(), None)?;
-    succeeds(&fetch(round, &mended)?).map_err(told)?;
+    succeeds(&fetch(round, &mended, PATIENCE)?).map_err(told)?;
     right(&snapshot, &served).map_err(told)
 }
 
-fn fetch(round: &Round<'_>, server: &Server) -> Result<Outcome, String> {
+fn fetch(round: &Round<'_>, server: &Server, patience: &str) -> Result<Outcome, String> {
     let mut command = round.peft.command(round.place, COMMAND);
     command.env("HF_HUB_OFFLINE", "0").env("HF_ENDPOINT", format!("http://{}", server.address)).env("HF_TOKEN", TOKEN);
-    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.3").env("NO_PROXY", "127.0.0.1");
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", patience).env("NO_PROXY", "127.0.0.1");
     finish(command, &format!("HF_ENDPOINT=http://{} peft {COMMAND}", server.address))
 }
 

@@ -158,8 +158,8 @@ impl Transfer<'_> {
                     if !failure.may_pass() || attempts == RETRIES {
                         return Err(failure);
                     }
-                    // A tenth of a second for each second of patience, and more with each attempt.
-                    thread::sleep(self.client.timeout() / 10 * (1 << attempts));
+                    // A quarter of a second with the usual patience, and more with each attempt.
+                    thread::sleep(self.client.timeout() / 40 * (1 << attempts));
                     failure
                 }
             };

@@ -21,9 +21,8 @@ fn server() -> Server {
     Server::start().with(ID, &fixtures().join("models/llama-tiny"))
 }
 
-/// A hub of little patience, for servers that are silent on purpose.
 fn hub(server: &Server, cache: &Path) -> Hub {
-    Hub { timeout: Duration::from_millis(200), token: Some("secret".into()), ..server.hub(cache) }
+    Hub { token: Some("secret".into()), ..server.hub(cache) }
 }
 
 /// Every file below a folder.
@@ -46,12 +45,17 @@ fn is_whole(server: &Server, folder: &Path) {
 
 /// The message of a server with a fault. What is in the cache afterwards must be right, and lie in it.
 fn fails(fault: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static) -> String {
+    fails_within(Duration::from_secs(5), fault)
+}
+
+/// The same of a hub of less patience, for servers that are silent on purpose.
+fn fails_within(timeout: Duration, fault: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static) -> String {
     let server = server().faulty(fault);
     let place = tempfile::tempdir().unwrap();
     let (cache, victim) = (place.path().join("a/b/cache"), place.path().join("x"));
     fs::write(&victim, "mine").unwrap();
     let hub = hub(&server, &cache);
-    let error = hub.resolve(ID, What::Model).unwrap_err().to_string();
+    let error = Hub { timeout, ..hub.clone() }.resolve(ID, What::Model).unwrap_err().to_string();
     assert!(error.contains(ID) && !error.contains("secret"), "{error}");
     assert!(error.chars().all(|it| !it.is_control()), "{error:?}");
     assert!(error.len() < 800, "{error}");
@@ -348,8 +352,9 @@ fn what_an_earlier_run_left_is_used_if_it_is_right() {
 
 #[test]
 fn servers_that_never_end() {
-    // Silence: before the answer, in the headers' place of a body, in the middle of a body.
-    let error = fails(|request, mut reply| {
+    // Silence in the middle of a file, and of a description.
+    let short = Duration::from_millis(200);
+    let error = fails_within(short, |request, mut reply| {
         (reply.cut, reply.holds) = (Some(10), request.gets(WEIGHTS));
         if !reply.holds {
             reply.cut = None;
@@ -357,7 +362,7 @@ fn servers_that_never_end() {
         reply
     });
     assert!(error.contains("silent"), "{error}");
-    let error = fails(|request, reply| match request.is_api() {
+    let error = fails_within(short, |request, reply| match request.is_api() {
         true => Reply { cut: Some(5), holds: true, ..reply },
         false => reply,
     });
