@@ -288,7 +288,7 @@ pub fn check_finite(tensors: &[Stored], float: FloatType, next: &str) -> Result<
         FloatType::BF16 => bf16::MAX.to_f32(),
     };
     for Stored { key, data } in tensors.iter().filter(|it| it.data.dtype().is_float()) {
-        let beyond = |it: &f32| !(it.abs() <= largest);
+        let beyond = |it: &f32| it.is_nan() || it.abs() > largest;
         let what = match data.iter::<f32>().find(beyond) {
             None => continue,
             Some(number) if number.is_finite() => format!("{number:e}, too large for {float:?}"),

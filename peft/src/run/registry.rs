@@ -236,9 +236,10 @@ impl TaskRegistry {
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
         let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
         let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
-        let ends = |it: &&Box<dyn AnyKind>| it.class_endings().iter().any(|ending| class.ends_with(ending));
-        match self.kinds.iter().find(ends).or(self.kinds.first()) {
-            Some(kind) => Ok(KnownTask(kind.as_ref())),
+        let ends = |it: &&dyn AnyKind| it.class_endings().iter().any(|ending| class.ends_with(ending));
+        let mut kinds = self.kinds.iter().map(AsRef::as_ref);
+        match kinds.clone().find(ends).or(kinds.next()) {
+            Some(kind) => Ok(KnownTask(kind)),
             None => Err(unknown_task("", &self.names())),
         }
     }

@@ -1,8 +1,11 @@
 //! The class of transformers that reads a checkpoint: `architectures` of its `config.json`.
 
+/// Classes by the name of their task.
+type Classes = &'static [(&'static str, &'static str)];
+
 /// The start of the class names of a `model_type`, and those classes that are named otherwise. From the tables of
 /// `transformers/models/auto/modeling_auto.py`, 5.24.
-const CLASSES: [(&str, &str, &[(&str, &str)]); 24] = [
+const CLASSES: [(&str, &str, Classes); 24] = [
     ("bart", "Bart", &[]),
     ("bert", "Bert", &[]),
     ("bloom", "Bloom", &[]),

@@ -8,7 +8,6 @@ use peft_models::common::config::{LabelConfig, RawConfig};
 use serde_json::{Map, Value, json};
 
 use super::classes::class;
-use super::has_labels;
 use crate::run::registry::KnownTask;
 
 /// What is known of the weights that were written.
@@ -132,6 +131,11 @@ impl Facts<'_> {
         json.insert("id2label".into(), id2label.into());
         json.insert("label2id".into(), label2id.into());
     }
+}
+
+/// Whether the task of a model is told by its outputs, so that they need names.
+fn has_labels(task: KnownTask<'_>) -> bool {
+    matches!(task.name(), "seq-cls" | "token-cls")
 }
 
 /// Names of the configurations inside a configuration, such as `text_config`, that describe the model of the text.

@@ -22,7 +22,7 @@ use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapter
 use crate::load::any_model::AnyModel;
 use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder};
 use crate::run::labels;
-use crate::run::registry::{KnownTask, Registry};
+use crate::run::registry::Registry;
 
 /// What to merge, and where to write it.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +94,7 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
         pad: tokenizer.map(|it| it.fill_id()),
     };
     config::write(&facts.describe(&raw), staged.path())?;
-    staged.put(|name| companions::is_weight_file(name))?;
+    staged.put(companions::is_weight_file)?;
     Ok(MergeReport {
         task: task.name(),
         float,
@@ -180,9 +180,4 @@ fn entries(spec: &ModelSpec, copies_of: &dyn Fn(&str) -> Vec<String>) -> Vec<(St
         entries.push((path, shape));
     }
     entries
-}
-
-/// Whether the task of a model is told by its outputs, so that they need names.
-fn has_labels(task: KnownTask<'_>) -> bool {
-    matches!(task.name(), "seq-cls" | "token-cls")
 }
