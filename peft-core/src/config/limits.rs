@@ -40,7 +40,9 @@ fn check_number(field: &str, number: &Number) -> Result<()> {
     let whole = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
     match (whole, number.as_f64()) {
         (Some(whole), _) if whole > LARGEST_COUNT => refused(LARGEST_COUNT.to_string()),
-        (None, Some(number)) if number.is_nan() || number.abs() > f64::from(f32::MAX) => refused(format!("{:e}", f32::MAX)),
+        (None, Some(number)) if number.is_nan() || number.abs() > f64::from(f32::MAX) => {
+            refused(format!("{:e}", f32::MAX))
+        }
         _ => Ok(()),
     }
 }

@@ -1,6 +1,5 @@
 //! Whether what a plan makes fits into memory, asked before any of it is made.
 
-use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -32,13 +31,15 @@ pub fn check_memory(what: &str, elements: u64, device: &Device) -> Result<()> {
 }
 
 /// Whether a tensor of this device lies in the memory of the machine.
-#[allow(unreachable_patterns, clippy::match_wildcard_for_single_variants)] // which backends there are depends on the build
+#[cfg(feature = "flex")]
 fn is_here(device: &Device) -> bool {
-    match device.clone().without_autodiff().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        _ => false,
-    }
+    matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
+}
+
+/// This build has no device that is the machine itself.
+#[cfg(not(feature = "flex"))]
+fn is_here(_device: &Device) -> bool {
+    false
 }
 
 /// Bytes that this process may still take: of the machine, or of the group of processes that it is in.

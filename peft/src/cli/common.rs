@@ -8,7 +8,9 @@ use peft_core::{PeftError, Result};
 use peft_tasks::data::columns::Columns;
 use peft_tasks::data::sample::Truncation;
 
-use crate::device::{best_device, cpu_device};
+use crate::device::best_device;
+#[cfg(feature = "lora")]
+use crate::device::cpu_device;
 use crate::load::adapters::AdapterSource;
 use crate::load::configure::{tasks, virtual_positions};
 use crate::load::names::adapter_folder;
@@ -115,6 +117,7 @@ impl PlaceArgs {
 }
 
 /// In which numbers a base is kept that is only read.
+#[cfg(feature = "lora")]
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct CpuArgs {
     /// What the matrices of the base are kept in: auto, as they are in its file, which changes no number and takes half the
@@ -123,6 +126,7 @@ pub(super) struct CpuArgs {
     dtype: Option<BaseDtype>,
 }
 
+#[cfg(feature = "lora")]
 impl CpuArgs {
     pub(super) fn placement(&self) -> Result<Placement> {
         Ok(Placement::on(&cpu_device()?).with_dtype(self.dtype.unwrap_or(BaseDtype::Auto)))
