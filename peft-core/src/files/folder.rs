@@ -25,11 +25,14 @@ pub const ENCODER_FILE: &str = "prompt_encoder.safetensors";
 /// the model, which an adapter folder has not; it does not look at this file.
 pub const LABELS_FILE: &str = "labels.json";
 
+/// What transformers calls the kinds of classification.
+const PROBLEM_TYPES: [&str; 3] = ["regression", "single_label_classification", "multi_label_classification"];
+
 impl Labels {
     /// Reads the labels of an adapter folder, if it says any.
     ///
     /// # Errors
-    /// If the file is there and does not name every output once.
+    /// If the file is there and does not name every output once, or knows another kind of problem.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(LABELS_FILE);
         if !path.is_file() {
@@ -43,7 +46,14 @@ impl Labels {
         let name = |id: usize| names.get(&id.to_string()).and_then(Value::as_str).map(str::to_owned);
         let names: Option<Vec<String>> = (0..names.len()).map(name).collect();
         let names = names.ok_or_else(|| PeftError::bad_file(&path, "`id2label` does not count from 0"))?;
-        let problem_type = json.get("problem_type").and_then(Value::as_str).map(str::to_owned);
+        let problem_type = match json.get("problem_type") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(kind)) if PROBLEM_TYPES.contains(&kind.as_str()) => Some(kind.clone()),
+            Some(other) => {
+                let reason = format!("`problem_type` is {other}, expected one of {}", PROBLEM_TYPES.join(", "));
+                return Err(PeftError::bad_file(&path, reason));
+            }
+        };
         Ok(Some(Self { problem_type, names }))
     }
 

@@ -282,16 +282,11 @@ pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
 /// # Errors
 /// Names the tensor, and the number that is too large for half precision.
 pub fn check_finite(tensors: &[Stored], float: FloatType, next: &str) -> Result<()> {
-    let largest = match float {
-        FloatType::F32 => f32::MAX,
-        FloatType::F16 => f16::MAX.to_f32(),
-        FloatType::BF16 => bf16::MAX.to_f32(),
-    };
     for Stored { key, data } in tensors.iter().filter(|it| it.data.dtype().is_float()) {
-        let beyond = |it: &f32| it.is_nan() || it.abs() > largest;
+        let beyond = |it: &f32| !float.holds(*it);
         let what = match data.iter::<f32>().find(beyond) {
             None => continue,
-            Some(number) if number.is_finite() => format!("{number:e}, too large for {float:?}"),
+            Some(number) if number.is_finite() => format!("{number:e}, too large for {float}"),
             Some(_) => "NaN or infinity".to_owned(),
         };
         return Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {what}; {next}")));

@@ -83,6 +83,8 @@ fn a_damaged_file_and_adapters_that_disagree_are_refused() {
     };
     assert!(error(&[&folder("{}")]).contains("it has no `id2label`"));
     assert!(error(&[&folder(r#"{"id2label": {"1": "a"}}"#)]).contains("does not count from 0"));
+    let odd = error(&[&folder(r#"{"id2label": {"0": "a"}, "problem_type": "guess"}"#)]);
+    assert!(odd.contains("labels.json") && odd.contains("multi_label_classification"), "{odd}");
     let [a, b] = ["a", "b"].map(|it| folder(&format!(r#"{{"id2label": {{"0": "{it}"}}}}"#)));
     assert!(error(&[&a, &b]).contains("differ from those of"));
     assert_eq!(peft::run::labels::of_adapters(&[AdapterSource::new(a.path())]).unwrap().unwrap().names, ["a"]);
@@ -221,4 +223,28 @@ fn what_the_base_lacks_is_saved_with_the_adapter() {
     assert_eq!(run("eval", &["--adapter", &adapter]).0, with);
     let (_, said) = run("eval", &["--task", "seq-cls", "--label-column", "label"]);
     assert!(said.contains("these weights are random"), "{said}");
+}
+
+/// An adapter that says no labels has those of the base, if its head has as many outputs; a file with some of them is read.
+#[test]
+fn an_adapter_without_labels_takes_the_names_of_the_base() {
+    let row = |text: &str, label: &str| json!({"text": text, "label": label});
+    let files = data(&[
+        ("train.jsonl", &[row("grass", "green"), row("blood", "red"), row("sky", "blue")]),
+        ("eval.jsonl", &[row("rose", "red"), row("tree", "green")]),
+    ]);
+    let names = json!({"0": "blue", "1": "green", "2": "red"});
+    let base = demo_base_with(&files, |config| drop(config.insert("id2label".into(), names)));
+    let adapter = at(&files, "adapter");
+    let run = |rest: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_peft")).args(rest).args(["--model", &base]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let train = at(&files, "train.jsonl");
+    run(&["train", "--task", "seq-cls", "--data", &train, "--output", &adapter, "--steps", "1"]);
+    let eval = at(&files, "eval.jsonl");
+    let with = run(&["eval", "--adapter", &adapter, "--data", &eval]);
+    fs::remove_file(Path::new(&adapter).join(LABELS_FILE)).unwrap();
+    assert_eq!(run(&["eval", "--adapter", &adapter, "--data", &eval]), with);
 }
