@@ -127,6 +127,7 @@ fn llama_3_2_3b() {
         ("HIRA", r#""r": 32"#, 9_175_040),
         ("SHIRA", r#""r": 32"#, 9_175_040),
         ("RANDLORA", r#""r": 32, "randlora_alpha": 640"#, 9_289_728),
+        ("VERA", r#""r": 256, "d_initial": 0.1"#, 129_024),
         ("LOHA", r#""r": 32, "alpha": 64"#, 18_350_080),
         ("LOKR", r#""r": 32, "alpha": 64, "decompose_factor": 4"#, 2_294_656),
         ("OFT", r#""r": 32, "oft_block_size": 0, "use_cayley_neumann": true"#, 8_171_520),
