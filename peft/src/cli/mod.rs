@@ -118,7 +118,13 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// The command line, whose help names the tasks of this program.
 fn command_line(registry: &Registry) -> clap::Command {
     let names = registry.tasks.names().join(", ");
-    ["train", "eval", "merge", "forward"].into_iter().fold(Cli::command(), |command, name| {
+    // `--lr -1` is a number that is refused by its name, and no unknown flag.
+    let takes_numbers = |arg: clap::Arg| {
+        let takes_value = arg.get_action().takes_values();
+        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+    };
+    let commands = Cli::command().mut_subcommands(|command| command.mut_args(takes_numbers));
+    ["train", "eval", "merge", "forward"].into_iter().fold(commands, |command, name| {
         command.mut_subcommand(name, |it| {
             it.mut_arg("task", |arg| {
                 let more = arg.get_help().map(ToString::to_string).unwrap_or_default();

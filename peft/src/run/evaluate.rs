@@ -75,8 +75,10 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let task = kind.task(&source)?;
     let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;
     if !evaluation.loss.is_finite() {
-        let reason = format!("the loss is {}: the adapters make numbers that are too large", evaluation.loss);
-        return Err(blame_the_base(PeftError::NotFinite(reason), model.model()));
+        let names: Vec<String> = adapters.iter().map(|it| it.folder.display().to_string()).collect();
+        let whose = if names.is_empty() { "the base makes".to_owned() } else { format!("{} make", names.join(", ")) };
+        let reason = format!("the loss is {}: {whose} numbers that are too large", evaluation.loss);
+        return Err(blame_the_base(PeftError::NotFinite(reason), model.model(), context.base));
     }
     Ok(evaluation)
 }

@@ -19,6 +19,7 @@ use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
 use peft_tasks::train::log::{self, LOG_FILE};
 use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
+use serde_json::{Map, Value};
 
 use crate::load::adapters::AdapterSource;
 use crate::load::configure::configure;
@@ -86,17 +87,7 @@ pub(crate) fn fit<K: TaskKind>(
     place.device.seed(run.training.seed);
 
     let init_from = run.init_from.as_deref().map(adapter_folder).transpose()?;
-    let mut method = match &init_from {
-        Some(adapter) => read_config(adapter)?,
-        None => run.method.clone(),
-    };
-    // Whatever a template says, the adapter is one of this base.
-    let (name, revision) = base_reference(&run.model);
-    method.insert("base_model_name_or_path".into(), name.into());
-    method.insert("revision".into(), revision.into());
-    if let Some(task_type) = kind.task_type() {
-        method.insert("task_type".into(), task_type.into());
-    }
+    let mut method = method_of(run, kind.task_type(), init_from.as_deref())?;
     let unloaded = kind.unallocated(architectures, &RawConfig::read(base)?, &place.device)?;
     let spec = unloaded.spec();
     let earlier: Vec<AdapterSource> = init_from.iter().map(AdapterSource::new).collect();
@@ -138,7 +129,6 @@ pub(crate) fn fit<K: TaskKind>(
             model.adopt_tables(&AdapterFolder::open(adapter)?)?;
             model.load_adapter(adapter, DEFAULT_ADAPTER, methods)?;
             model.set_config(DEFAULT_ADAPTER, config)?;
-            observer.planned(&model.adapters()[DEFAULT_ADAPTER].plan);
         }
         None => {
             let config = match drawn::save(&mut method, config.as_ref(), model.spec()) {
@@ -153,9 +143,10 @@ pub(crate) fn fit<K: TaskKind>(
                 }
                 None => config,
             };
-            observer.planned(model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed)?);
+            model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed)?;
         }
     }
+    observer.planned(&model.adapters()[DEFAULT_ADAPTER].plan);
     model.set_labels(DEFAULT_ADAPTER, labels.as_ref().map(|it| kind.labels_to_save(it)))?;
 
     // A run that goes on has been measured before.
@@ -163,18 +154,13 @@ pub(crate) fn fit<K: TaskKind>(
         observer.busy("evaluating before the first step");
         // The base alone, if nothing was trained yet: a fresh adapter may change what it computes.
         model.set_enabled(init_from.is_some());
-        let evaluated = held_out.evaluate(&nn::eval(model.model()), run.training.eval_batch_size, &place.device)?;
+        observer.before(&measured(&model, held_out, run, context)?);
         model.set_enabled(true);
-        if !evaluated.loss.is_finite() {
-            let reason = format!("the evaluation before the first step is {}: look at its data", evaluated.loss);
-            return Err(blame_the_base(PeftError::NotFinite(reason), model.model()));
-        }
-        observer.before(&evaluated);
     }
     let started = Instant::now();
     let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(folder);
     let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run();
-    let outcome = outcome.map_err(|error| blame_the_base(error, model.model()))?;
+    let outcome = outcome.map_err(|error| blame_the_base(error, model.model(), base))?;
     let seconds = started.elapsed().as_secs_f64();
     if outcome.interrupted {
         // Not the adapter that was asked for: the checkpoint has what is there.
@@ -187,18 +173,56 @@ pub(crate) fn fit<K: TaskKind>(
         tokenizer.save(folder.path(), base)?;
     }
     run.write(folder.path())?;
-    let records = log::read(folder.path().join(LOG_FILE))?;
-    let curve = Curve::from_records("Loss", &records).to_svg()?;
-    write_atomically(folder.path().join(CURVE_FILE), curve.as_bytes())?;
+    draw_curve(folder.path())?;
     Ok(RunReport { outcome, seconds })
 }
 
+/// The configuration of the run's adapter, or of the one that it goes on from. Whatever a template says, it is one of this
+/// base and this task.
+fn method_of(run: &RunConfig, task_type: Option<&str>, init_from: Option<&Path>) -> Result<Map<String, Value>> {
+    let mut method = match init_from {
+        Some(adapter) => read_config(adapter)?,
+        None => run.method.clone(),
+    };
+    let (name, revision) = base_reference(&run.model);
+    method.insert("base_model_name_or_path".into(), name.into());
+    method.insert("revision".into(), revision.into());
+    if let Some(task_type) = task_type {
+        method.insert("task_type".into(), task_type.into());
+    }
+    Ok(method)
+}
+
+/// An evaluation before the first step, whose loss must be a number.
+fn measured<M: Module, T: Task<M>>(
+    model: &PeftModel<M>,
+    held_out: &T,
+    run: &RunConfig,
+    context: &RunContext<'_>,
+) -> Result<Evaluation> {
+    let RunContext { base, place, .. } = *context;
+    let evaluated = held_out.evaluate(&nn::eval(model.model()), run.training.eval_batch_size, &place.device)?;
+    if evaluated.loss.is_finite() {
+        return Ok(evaluated);
+    }
+    let reason = format!("the evaluation before the first step is {}: look at its data", evaluated.loss);
+    Err(blame_the_base(PeftError::NotFinite(reason), model.model(), base))
+}
+
+/// The picture of the log beside it.
+fn draw_curve(folder: &Path) -> Result<()> {
+    let records = log::read(folder.join(LOG_FILE))?;
+    let curve = Curve::from_records("Loss", &records).to_svg()?;
+    write_atomically(folder.join(CURVE_FILE), curve.as_bytes())
+}
+
 /// A loss that is no number says nothing about the training if the base itself holds none.
-pub(crate) fn blame_the_base<M: Module>(error: PeftError, model: &M) -> PeftError {
+pub(crate) fn blame_the_base<M: Module>(error: PeftError, model: &M, base: &Path) -> PeftError {
     match (error, first_not_finite(model)) {
         (PeftError::NotFinite(_), Some(path)) => PeftError::NotFinite(format!(
-            "`{path}` of the base holds NaN or infinity, so that nothing can be computed with it: its file is damaged, \
-             fetch it again"
+            "`{path}` of the base {} holds NaN or infinity, so that nothing can be computed with it: its file is damaged, \
+             fetch it again",
+            base.display()
         )),
         (error, _) => error,
     }
