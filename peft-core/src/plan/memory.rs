@@ -48,7 +48,9 @@ fn free() -> Option<u64> {
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     // Where the system does not say, nothing is refused.
     let free = Some(system.available_memory()).filter(|it| *it > 0)?;
-    Some(system.cgroup_limits().map_or(free, |group| group.free_memory.min(free)))
+    // What a group calls used has the cache of files in it, which gives way.
+    let of_group = system.cgroup_limits().map(|group| group.total_memory.saturating_sub(group.rss));
+    Some(of_group.map_or(free, |group| group.min(free)))
 }
 
 /// `5.6 TB`
