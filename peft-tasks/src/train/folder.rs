@@ -54,6 +54,7 @@ pub struct RunFolder {
     path: PathBuf,
     start: Start,
     last: Option<PathBuf>,
+    has_tokenizer: bool,
     _lock: Option<Lock>,
 }
 
@@ -89,7 +90,27 @@ impl RunFolder {
                               (--overwrite-output), or train its adapter further in another folder (--init-from)";
                 Err(PeftError::bad_file(&path, reason))
             }
-            _ => Ok(Self { path, start, last: last.filter(|_| start == Start::Resume), _lock: lock }),
+            _ => {
+                let last = last.filter(|_| start == Start::Resume);
+                Ok(Self { path, start, last, has_tokenizer: false, _lock: lock })
+            }
+        }
+    }
+
+    /// Says whether the earlier run wrote a tokenizer, as runs with new tokens do. It goes with the run then.
+    pub fn with_tokenizer(self, has_tokenizer: bool) -> Self {
+        Self { has_tokenizer, ..self }
+    }
+
+    /// Refuses a folder that a run writes to.
+    ///
+    /// # Errors
+    /// If one does.
+    pub fn check_free(path: impl AsRef<Path>) -> Result<()> {
+        match path.as_ref().join(LOCK_FILE).exists() {
+            // One that was left by a process that is gone is free, and taken away.
+            true => Lock::take(path.as_ref(), false).map(drop),
+            false => Ok(()),
         }
     }
 
@@ -120,8 +141,8 @@ impl RunFolder {
     fn clear(&self) -> Result<()> {
         // What makes a folder look finished goes first: a kill in between leaves nothing that looks whole.
         let own = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, RUN_FILE, CURVE_FILE, LOG_FILE];
-        // The tokenizer of a base is not ours to remove.
-        let beside: &[&str] = if self.path.join("config.json").exists() { &[] } else { &TOKENIZER_FILES };
+        // One that no run wrote is not ours to remove.
+        let beside: &[&str] = if self.has_tokenizer { &TOKENIZER_FILES } else { &[] };
         for name in own.iter().chain(beside) {
             let path = self.path.join(name);
             if path.is_file() {

@@ -76,12 +76,12 @@ fn overwriting_removes_the_earlier_run_and_nothing_else() {
     assert_eq!(fs::read(folder.path().join(LOG_FILE)).unwrap(), b"");
     drop(run);
 
-    // A tokenizer goes with its adapter, but not with a base.
-    for (more, stays) in [(None, false), (Some("config.json"), true)] {
-        [Some(LOG_FILE), Some("tokenizer.json"), more].iter().flatten().for_each(|it| put(folder.path(), it));
-        let run = RunFolder::open(folder.path(), Start::Overwrite).unwrap();
+    // A tokenizer goes with the run that wrote it, and one of the user stays.
+    for wrote in [true, false] {
+        [LOG_FILE, "tokenizer.json"].iter().for_each(|it| put(folder.path(), it));
+        let run = RunFolder::open(folder.path(), Start::Overwrite).unwrap().with_tokenizer(wrote);
         drop(run.begin(0).unwrap());
-        assert_eq!(folder.path().join("tokenizer.json").exists(), stays);
+        assert_eq!(folder.path().join("tokenizer.json").exists(), !wrote);
     }
 }
 

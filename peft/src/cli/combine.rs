@@ -8,6 +8,7 @@ use peft_lora::combine::weighted::{Combination, Majority};
 
 use super::common::{Adapter, CpuArgs};
 use super::terminal::say;
+use crate::folder::output::check_output;
 use crate::load::names::model_folder;
 use crate::run::registry::Registry;
 
@@ -22,6 +23,9 @@ pub(super) struct Args {
     /// Folder to write the new adapter to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Replace an adapter that is in the output folder.
+    #[arg(long)]
+    overwrite: bool,
     /// linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune, and the last four with _svd. Ranks may differ for
     /// cat and those that end in svd.
     #[arg(long, default_value = "linear")]
@@ -46,6 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    check_output(&args.output, args.overwrite)?;
     let majority = match args.majority.as_str() {
         "total" => Majority::Total,
         "frequency" => Majority::Frequency,

@@ -8,6 +8,7 @@ use peft_core::Result;
 use peft_lora::combine::convert::{Conversion, Rank};
 
 use super::common::CpuArgs;
+use crate::folder::output::check_output;
 use crate::load::names::{adapter_folder, model_folder};
 use crate::run::registry::Registry;
 
@@ -28,11 +29,15 @@ pub(super) struct Args {
     /// Folder to write it to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Replace an adapter that is in the output folder.
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     place: CpuArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    check_output(&args.output, args.overwrite)?;
     let adapter = adapter_folder(&args.adapter)?;
     let base = model_folder(&args.model)?;
     let rank = match (args.rank, args.keep) {

@@ -8,6 +8,7 @@ use peft_core::Result;
 use super::common::CpuArgs;
 use super::convert::print;
 use super::terminal::say;
+use crate::folder::output::check_output;
 use crate::load::names::{adapter_folder, model_folder};
 use crate::run::registry::Registry;
 
@@ -22,6 +23,9 @@ pub(super) struct Args {
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Replace an adapter that is in the output folder.
+    #[arg(long)]
+    overwrite: bool,
     /// Folder of the base model, or its id on the hub, `owner/name` or `owner/name@revision:folder`: which layers there
     /// are, and needed for --rank.
     #[arg(long, value_name = "DIR or ID")]
@@ -37,6 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
+    check_output(&args.output, args.overwrite)?;
     let options = ExportOptions {
         format: args.format.parse()?,
         base: args.model.as_deref().map(model_folder).transpose()?,

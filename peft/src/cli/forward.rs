@@ -1,11 +1,12 @@
 //! `peft forward`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use peft_core::Result;
-use peft_core::files::checkpoint::{FloatType, write_tensors};
+use peft_core::files::checkpoint::{FloatType, check_finite, write_tensors};
+use peft_core::{PeftError, Result};
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
+use crate::load::adapters::is_same_folder;
 use crate::load::names::model_folder;
 use crate::run::actions;
 use crate::run::forward::ForwardRequest;
@@ -47,6 +48,21 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         grads: args.grads,
         merge: args.merge,
     };
+    check_output(&request, &args.output)?;
     let stored = actions::forward(&request, registry, &args.place.placement()?)?;
+    check_finite(&stored, FloatType::F32, "look at the base and the adapters, or at a strength that is too large")?;
     write_tensors(&args.output, stored, FloatType::F32)
+}
+
+/// Refuses to write over what is read: the inputs, and files of the base and of adapters.
+fn check_output(request: &ForwardRequest, output: &Path) -> Result<()> {
+    let folders = request.adapters.iter().map(|it| it.folder.as_path()).chain([request.model.as_path()]);
+    let parent = output.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_inside = output.exists() && folders.into_iter().any(|it| is_same_folder(it, parent));
+    match is_inside || is_same_folder(output, &request.inputs) {
+        true => {
+            Err(PeftError::config("--output", format!("is {}, which is read: give another file", output.display())))
+        }
+        false => Ok(()),
+    }
 }

@@ -9,3 +9,4 @@ pub mod convert;
 pub mod export;
 pub mod inspect;
 pub mod merge;
+pub mod output;

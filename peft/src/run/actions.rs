@@ -10,7 +10,7 @@ use peft_tasks::train::{RunFolder, Start};
 use crate::device::best_device;
 use crate::load::adapters::is_same_folder;
 use crate::load::names::model_folder;
-use crate::run::config::RunConfig;
+use crate::run::config::{RUN_FILE, RunConfig};
 use crate::run::evaluate::EvalRequest;
 use crate::run::fit::{RunContext, RunObserver, RunReport};
 use crate::run::forward::ForwardRequest;
@@ -39,7 +39,9 @@ pub fn train(
         }
     }
     // Before anything is fetched or read: a folder that is in use, or was used, is the likeliest mistake.
-    let folder = RunFolder::open(&run.output, start.into())?;
+    let earlier = RunConfig::read(run.output.join(RUN_FILE));
+    let wrote_tokenizer = earlier.is_ok_and(|it| it.init_from.is_some() || !it.data.new_tokens.is_empty());
+    let folder = RunFolder::open(&run.output, start.into())?.with_tokenizer(wrote_tokenizer);
     let base = model_folder(&run.model)?;
     task.fit(run, &context(registry, &base, &place), &folder, observer)
 }

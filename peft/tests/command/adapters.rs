@@ -32,7 +32,7 @@ fn combine_writes_what_the_library_makes() {
     let (base, first, second) = (path("models/llama-tiny"), path("combined/first"), path("combined/second"));
     let (a, b) = (format!("{first}=0.7"), format!("{second}=-1.3"));
     let call = |more: &[&str]| {
-        let fixed = ["combine", "--model", &base, "--adapter", &a, "--adapter", &b, "--output", &to];
+        let fixed = ["combine", "--model", &base, "--adapter", &a, "--adapter", &b, "--output", &to, "--overwrite"];
         peft(&[&fixed[..], more].concat())
     };
     let printed = call(&["--kind", "ties", "--density", "0.6"]).unwrap();
@@ -68,7 +68,8 @@ fn convert_says_what_every_layer_loses() {
     let to = output.path().display().to_string();
     let (base, adapter) = (path("models/llama-tiny"), path("cases/llama_lokr_default/default"));
     let call = |rank: &str| {
-        peft(&["convert", "--model", &base, "--adapter", &adapter, "--rank", rank, "--output", &to]).unwrap()
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--rank", rank, "--output", &to, "--overwrite"])
+            .unwrap()
     };
     let printed = call("2");
     assert!(printed.contains("model.layers.1.self_attn.v_proj") && printed.contains("all together"), "{printed}");
@@ -78,10 +79,14 @@ fn convert_says_what_every_layer_loses() {
     assert!(last.contains("error   0.000 %"), "{exact}");
     let config = read_config(output.path()).unwrap();
     assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(32)));
-    let kept = peft(&["convert", "--model", &base, "--adapter", &adapter, "--keep", "0.8", "--output", &to]).unwrap();
+    let kept =
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--keep", "0.8", "--output", &to, "--overwrite"])
+            .unwrap();
     assert!(kept.contains("rank ") && read_config(output.path()).unwrap()["r"].as_u64() < Some(32), "{kept}");
     assert!(
-        peft(&["convert", "--model", &base, "--adapter", &adapter, "--output", &to]).unwrap_err().contains("--rank")
+        peft(&["convert", "--model", &base, "--adapter", &adapter, "--output", &to, "--overwrite"])
+            .unwrap_err()
+            .contains("--rank")
     );
     assert_eq!(config["base_model_name_or_path"], "models/llama-tiny");
 }
@@ -91,12 +96,17 @@ fn export_writes_files_and_names_the_next_step() {
     let output = tempfile::tempdir().unwrap();
     let to = output.path().display().to_string();
     let adapter = path("cases/llama_lora_patterns/default");
-    let printed = peft(&["export", "--adapter", &adapter, "--format", "mlx", "--output", &to]).unwrap();
+    let printed = peft(&["export", "--adapter", &adapter, "--format", "mlx", "--output", &to, "--overwrite"]).unwrap();
     assert!(printed.contains("rank 6") && printed.contains("adapters.safetensors"), "{printed}");
     let oft = path("cases/llama_oft/default");
-    let refused = peft(&["export", "--adapter", &oft, "--format", "portable", "--output", &to]).unwrap_err();
+    let refused =
+        peft(&["export", "--adapter", &oft, "--format", "portable", "--output", &to, "--overwrite"]).unwrap_err();
     assert!(refused.contains("OFT") && refused.contains("--rank"), "{refused}");
-    assert!(peft(&["export", "--adapter", &oft, "--format", "gguf", "--output", &to]).unwrap_err().contains("kohya"));
+    assert!(
+        peft(&["export", "--adapter", &oft, "--format", "gguf", "--output", &to, "--overwrite"])
+            .unwrap_err()
+            .contains("kohya")
+    );
 }
 
 #[test]
@@ -249,4 +259,69 @@ fn half_precision_stays_half_precision() {
         expected(&tensors(Path::new(&to)))
     };
     assert_eq!(convert("auto"), convert("float32"));
+}
+
+#[test]
+fn an_adapter_that_is_there_is_replaced_only_if_asked() {
+    let (base, first, second) = (path("models/llama-tiny"), path("combined/first"), path("combined/second"));
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().display().to_string();
+    peft(&["convert", "--model", &base, "--adapter", &second, "--rank", "2", "--output", &to]).unwrap();
+    let before = fs::read(tensors(folder.path())).unwrap();
+    let commands = [
+        &["convert", "--rank", "3"][..],
+        &["combine"],
+        &["export", "--format", "portable"],
+        &["export", "--format", "kohya"],
+    ];
+    for command in commands {
+        let call = [command, &["--model", &base, "--adapter", &first, "--output", &to]].concat();
+        let error = peft(&call).unwrap_err();
+        assert!(error.contains("holds `adapter_config.json` already") && error.contains("--overwrite"), "{error}");
+        assert_eq!(fs::read(tensors(folder.path())).unwrap(), before);
+    }
+    peft(&["convert", "--model", &base, "--adapter", &first, "--rank", "3", "--output", &to, "--overwrite"]).unwrap();
+    assert_ne!(fs::read(tensors(folder.path())).unwrap(), before);
+}
+
+#[test]
+fn a_forward_is_not_written_over_what_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = fixtures().join("cases/llama_lora_default");
+    let copy = |from: PathBuf, name: &str| {
+        let to = folder.path().join(name);
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap).filter(|it| it.path().is_file()) {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        to.display().to_string()
+    };
+    let (base, adapter) = (copy(fixtures().join("models/llama-tiny"), "base"), copy(case.join("default"), "adapter"));
+    let inputs = folder.path().join("inputs.safetensors").display().to_string();
+    fs::copy(case.join("inputs.safetensors"), &inputs).unwrap();
+    let forward = |adapter: &str, output: &str| {
+        peft(&[
+            "forward",
+            "--model",
+            &base,
+            "--task",
+            "causal-lm",
+            "--adapter",
+            adapter,
+            "--inputs",
+            &inputs,
+            "--output",
+            output,
+        ])
+    };
+    for output in [format!("{base}/model.safetensors"), format!("{adapter}/adapter_model.safetensors"), inputs.clone()]
+    {
+        let before = fs::read(&output).unwrap();
+        assert!(forward(&adapter, &output).unwrap_err().contains("which is read"));
+        assert_eq!(fs::read(&output).unwrap(), before);
+    }
+    let output = folder.path().join("outputs.safetensors").display().to_string();
+    assert!(forward(&format!("{adapter}=1e38"), &output).unwrap_err().contains("NaN or infinity"));
+    assert!(!Path::new(&output).exists());
+    forward(&adapter, &output).unwrap();
 }

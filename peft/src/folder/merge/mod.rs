@@ -18,6 +18,8 @@ use peft_models::auto::copies_in_file;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
+use peft_tasks::train::RunFolder;
+
 use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapters};
 use crate::load::any_model::AnyModel;
 use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder};
@@ -124,6 +126,7 @@ fn check_output(request: &MergeRequest) -> Result<()> {
         return Err(PeftError::config("--output", "is the folder of an adapter that is merged: give another"));
     }
     let Ok(entries) = output.read_dir() else { return Ok(()) };
+    RunFolder::check_free(output)?;
     let belongs =
         |name: &str| name == "config.json" || name == "adapter_config.json" || companions::is_weight_file(name);
     let names = entries.filter_map(|it| it.ok()?.file_name().into_string().ok());
