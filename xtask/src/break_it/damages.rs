@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::command::Peft;
 use super::random::Random;
-use super::{Round, cannot, copy, files, remove, tensors};
+use super::{NAMELESS, Round, cannot, copy, files, remove, tensors};
 
 /// Commands, and the files and folders that they read.
 const READERS: [(&str, &[&str]); 15] = [
@@ -132,11 +132,7 @@ fn look(round: &Round<'_>, path: &Path) -> Result<(), String> {
             .and_then(|()| match outcome.code {
                 Some(0) => sound(&out).map_err(|it| format!("succeeds, but {it}\n{}", outcome.shown())),
                 _ if names(&outcome.stderr, path) => Ok(()),
-                _ => Err(format!(
-                    "does not name {}\n{}",
-                    path.file_name().unwrap_or_default().display(),
-                    outcome.shown()
-                )),
+                _ => Err(format!("{NAMELESS} {}\n{}", path.file_name().unwrap_or_default().display(), outcome.shown())),
             })
             .map_err(|it| match &kept {
                 Ok(()) => it,
