@@ -93,7 +93,8 @@ macro_rules! tasks {
                 M: $task + Adaptable + ModuleDisplay + Sync + 'static,
             {
                 let build = move |raw: &RawConfig, device: &Device| {
-                    Ok($auto::from_model(new(&C::from_raw(raw)?, device)))
+                    let config = C::from_raw(raw).map_err(|error| error.in_file(raw.path()))?;
+                    Ok($auto::from_model(new(&config, device)))
                 };
                 self.$method = Some(Arc::new(build));
                 self
