@@ -1,7 +1,6 @@
 //! The weights of Hugging Face folders: whole checkpoints, sharded or not, and models filled from them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
@@ -10,6 +9,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use crate::error::{LoadReport, PeftError, Result};
 pub use crate::files::dtype::{BaseDtype, Dtype, FloatType, Placement};
 use crate::files::inside::inside;
+use crate::files::plain::read_text;
 pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
@@ -59,7 +59,7 @@ impl Checkpoint {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = fs::read_to_string(index).map_err(PeftError::io("read", index))?;
+        let text = read_text(index)?;
         let parsed: Index = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(index, error))?;
         let mut names: Vec<&String> = parsed.weight_map.values().collect();
         names.sort();

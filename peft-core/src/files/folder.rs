@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{PeftError, Result};
 use crate::files::dtype::FloatType;
 use crate::files::place::StagedFolder;
+use crate::files::plain::read_text;
 use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_together};
 use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, plain_key};
 
@@ -38,7 +39,7 @@ impl Labels {
         if !path.is_file() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
+        let text = read_text(&path)?;
         let json: Map<String, Value> = serde_json::from_str(&text).map_err(|it| PeftError::bad_file(&path, it))?;
         let Some(names) = json.get("id2label").and_then(Value::as_object) else {
             return Err(PeftError::bad_file(&path, "it has no `id2label`"));
@@ -142,7 +143,7 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
         };
         return Err(PeftError::bad_file(folder, reason));
     }
-    let text = fs::read_to_string(&file).map_err(PeftError::io("read", &file))?;
+    let text = read_text(&file)?;
     let config: Map<String, Value> = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&file, error))?;
     // mlx-lm calls its configuration by the same name.
     match config.contains_key("peft_type") {

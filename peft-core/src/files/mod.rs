@@ -5,5 +5,6 @@ pub mod dtype;
 pub mod folder;
 pub mod inside;
 pub mod place;
+pub mod plain;
 pub mod safetensors;
 pub mod shards;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::adapter::slots;
 use crate::config::peft_config::{MethodRegistry, PeftConfig};
 use crate::error::{LoadReport, PeftError, Result};
-use crate::files::dtype::FloatType;
+use crate::files::dtype::{Dtype, FloatType};
 use crate::files::folder::{AdapterFolder, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE, write_adapter};
 use crate::files::safetensors::{Stored, TensorFile};
 use crate::model::add::Planned;
@@ -168,6 +168,19 @@ impl<M: Module> PeftModel<M> {
     }
 }
 
+/// Refuses integers in place of floats: they are what was left when something cut the numbers off.
+fn check_dtypes<M: Module>(model: &M, name: &str, rows: &[(String, &TensorFile)]) -> Result<()> {
+    let own = state::tensors(model, name);
+    for (key, file) in rows {
+        let Some(Stored { data, .. }) = own.iter().find(|it| it.key == *key) else { continue };
+        let is_float = |it: &Dtype| matches!(it, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        if let Some(dtype) = file.dtype(key).filter(|it| data.dtype().is_float() && !is_float(it)) {
+            return Err(PeftError::bad_file(file.path(), format!("`{key}` is stored as {dtype:?}, expected floats")));
+        }
+    }
+    Ok(())
+}
+
 /// A model with the values of a folder in the adapter `name`.
 fn filled<M: Module>(
     model: M,
@@ -181,6 +194,7 @@ fn filled<M: Module>(
     for file in [Some(&folder.tensors), folder.encoder.as_ref()].into_iter().flatten() {
         rows.extend(file.keys().into_iter().filter(|key| !made.contains(key)).map(|key| (key, file)));
     }
+    check_dtypes(&model, name, &rows)?;
     let shapes = rows.iter().map(|(key, file)| (key.as_str(), file.shape(key).unwrap_or(&[])));
     let mut report = state::compare(&model, name, shapes);
     report.missing.extend(made.into_iter().filter(|key| folder.tensors.shape(key).is_none()));

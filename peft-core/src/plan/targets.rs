@@ -108,10 +108,10 @@ impl Selection {
                 return Err(PeftError::config("target_modules", reason));
             }
         };
+        self.check_indices(&targets)?;
         if targets == Names::Pattern(ALL_LINEAR.into()) {
             return self.all_linear(spec);
         }
-        self.check_indices(&targets)?;
         let matcher = Matcher::new("target_modules", &targets)?;
         let exclude = self.exclude_matcher()?;
         let index = self.index_matchers()?;
@@ -198,7 +198,8 @@ impl Selection {
     fn check_indices(&self, targets: &Names) -> Result<()> {
         let is_pattern = matches!(targets, Names::Pattern(_));
         if is_pattern && self.layers_to_transform.is_some() {
-            let reason = "cannot be combined with a regular expression in `target_modules`: put the layers into it";
+            let reason = "goes with a list in `target_modules`, not with `all-linear` or a regular expression, which can \
+                          name the layers itself";
             return Err(PeftError::config("layers_to_transform", reason));
         }
         if self.layers_pattern.as_ref().is_some_and(|it| !it.is_empty()) && self.layers_to_transform.is_none() {
@@ -496,6 +497,19 @@ mod tests {
         assert_eq!(values(&[("foo", 3), ("middle.foo", 4)]), [Some(3); 3]);
         assert_eq!(values(&[("middle.foo", 4), ("foo", 3)]), [Some(3), Some(4), Some(3)]);
         assert_eq!(values(&[(r"(?:middle\.)?foo", 4), ("inner.foo", 5)]), [Some(4); 3]);
+    }
+
+    #[test]
+    fn layer_numbers_go_with_a_list_only() {
+        for pattern in [ALL_LINEAR, ".*q_proj"] {
+            let selection = Selection {
+                target_modules: Some(Names::Pattern(pattern.into())),
+                layers_to_transform: Some(Indices::One(1)),
+                ..Selection::default()
+            };
+            let error = selection.resolve(&ModelSpec::default(), None).unwrap_err().to_string();
+            assert!(error.starts_with("`layers_to_transform` goes with a list"), "{error}");
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What `config.json` says, whatever the architecture.
 
-use std::fs;
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use peft_core::files::plain::read_text;
 use peft_core::nn::Dropout;
 use peft_core::{Labels, PeftError, Result, is_off, ops};
 use serde::Deserialize;
@@ -27,7 +27,7 @@ impl RawConfig {
             let reason = "it has no `config.json`; give the folder of a Hugging Face checkpoint";
             return Err(PeftError::bad_file(folder, reason));
         }
-        let text = fs::read_to_string(&path).map_err(PeftError::io("read", &path))?;
+        let text = read_text(&path)?;
         let json = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(&path, error))?;
         Ok(Self { path, json })
     }
@@ -89,6 +89,15 @@ impl RawConfig {
 
     /// Refuses what would be allocated, or overflow, before anybody could compare it with the weights.
     fn check_size(&self, field: &str, value: &Value) -> Result<()> {
+        if let Value::Object(fields) = value {
+            return fields.iter().try_for_each(|(name, value)| self.check_size(name, value));
+        }
+        // Nothing can be computed with the root or the power of such a number.
+        let is_positive = ["eps", "epsilon", "theta", "initializer_range"].iter().any(|it| field.ends_with(it));
+        let is_factor = ["factor", "low_freq_factor", "high_freq_factor"].contains(&field);
+        if value.as_f64().is_some_and(|it| (is_positive && it < 0.0) || (is_factor && it <= 0.0)) {
+            return Err(PeftError::bad_file(&self.path, format!("`{field}` is {value}, which must be positive")));
+        }
         // A wavelength is no size.
         let Some(number) = value.as_u64().filter(|_| !field.contains("theta")) else { return Ok(()) };
         let limit = if LAYERS.contains(&field) { MOST_LAYERS } else { LARGEST_SIZE };

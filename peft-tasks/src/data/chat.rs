@@ -59,7 +59,7 @@ impl ChatTemplate {
         let path = folder.join(TEMPLATE_FILE);
         if path.exists() {
             let read = |path: &Path| {
-                let source = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+                let source = peft_core::files::plain::read_text(path)?;
                 build(&source, path)
             };
             let tools = folder.join(TOOLS_FILE);

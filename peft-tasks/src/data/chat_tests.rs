@@ -265,6 +265,29 @@ fn a_template_cannot_run_forever_or_fill_the_memory() {
         let itself = format!("{{% set ns = namespace() %}}{{% set ns.x = [{{'a': ns}}] %}}{show}");
         assert!(run(&itself).unwrap_err().to_string().contains("a namespace into a namespace"), "{show}");
     }
+    for hungry in [
+        r#"{{ "a"|indent(100000000000) }}"#,
+        r#"{{ "a"|indent(width=100000000000) }}"#,
+        r#"{{ "%0100000000000d"|format(1) }}"#,
+        r#"{{ "{:>100000000000}".format(1) }}"#,
+        r#"{{ [1]|batch(10000000000, "x")|list }}"#,
+        r#"{{ [1]|slice(10000000000)|list }}"#,
+        r#"{{ ("a\n" * 1000000)|indent(1000000) }}"#,
+        r#"{{ "x"|replace("", "y" * 1000000)|replace("y", "z" * 1000000)|length }}"#,
+        r#"{{ ("y" * 1000000).replace("y", "z" * 1000000)|length }}"#,
+        r#"{% set x = ["a" * 1000000] * 1000000 %}{{ x|join|length }}"#,
+        r#"{% set x = ["a" * 1000000] * 1000000 %}{{ "".join(x)|length }}"#,
+        r#"{{ ([1] * 1000000)|join("a" * 1000000)|length }}"#,
+        r#"{{ (["x"] * 1000000)|map("replace", "", "y" * 1000000)|list }}"#,
+        r#"{{ ([1] * 30000000)|list|length }}"#,
+        r#"{{ ([1] * 30000000)|sort|unique|list }}"#,
+        r#"{{ ([1] * 10000000)|tojson|length }}"#,
+        r#"{{ {"a": 1}|tojson(indent=10000000000) }}"#,
+        r#"{% for i in range(10000) %}{% set x = ([1] * 1000000)|sort %}{% endfor %}"#,
+    ] {
+        let error = run(hungry).unwrap_err().to_string();
+        assert!(error.contains("than a conversation can be") || error.contains("write a loop"), "{hungry}: {error}");
+    }
     let deep = "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
     assert!(run(deep).unwrap_err().to_string().contains("deeper lists"));
 }
@@ -301,4 +324,18 @@ fn conversations_with_tools_have_a_template_of_their_own() {
     std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
     write("additional_chat_templates/tool_use.jinja", "with tools");
     assert_eq!([text(Json::Null), text(vec!["f"].into())], ["file", "with tools"]);
+}
+
+/// What templates of models use, in strict and in lenient templates.
+#[test]
+fn filters_with_limits_are_the_filters() {
+    let template = r#"{{ " a,b "|trim|upper }}{{ [3, 1, 2]|sort|join("-") }}{{ ["x", "y"]|map("upper")|list }}{{ {"b": [1]}|tojson(indent=2) }}
+{{- messages|selectattr("role", "equalto", "user")|map(attribute="content")|first }}{{ "a\nb"|indent(2) }}{{ "aXb".replace("X", "--").split("--")[1] }}
+{{- ", ".join(["p", "q"]) }}{{ "%03d"|format(7) }}{{ {"k": 1, "a": 2}|dictsort }}{{ "abc"|reverse }}{{ [1, 2, 3]|batch(2)|list }}{{ missing|default("d") }}{{ [1, 1]|unique|list }}"#;
+    let template = ChatTemplate::new(template, SpecialTokens::default()).unwrap();
+    let text = template.render(&[Message::new("user", "hi")], false).unwrap();
+    assert_eq!(
+        text,
+        "A,B1-2-3['X', 'Y']{\n  \"b\": [\n    1\n  ]\n}hia\n  bbp, q007[['a', 2], ['k', 1]]cba[[1, 2], [3]]d[1]"
+    );
 }

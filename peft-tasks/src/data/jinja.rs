@@ -7,14 +7,15 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use crate::data::filters;
+
 /// `_cached_compile_jinja_template` of transformers' `utils/chat_template_utils.py`, but for `strftime_now`.
 pub(crate) fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(write_python);
-    environment.add_filter("tojson", to_json);
+    filters::limit(&mut environment, |plain| plain.add_filter("tojson", to_json));
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter(BOUNDED, limits::bounded);
     environment.set_fuel(Some(limits::FUEL));
@@ -78,6 +79,9 @@ fn python(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Spaces of a level of JSON.
+const MOST_INDENT: usize = 64;
+
 /// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 ///
 /// Jinja's own filter differs: it escapes HTML and sorts keys.
@@ -89,6 +93,9 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
         sort_keys(&mut json);
     }
     let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|it| it > MOST_INDENT) {
+        return Err(filters::too_much("a wider text"));
+    }
     let separators: Option<Vec<String>> = options.get("separators")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
@@ -223,21 +230,12 @@ mod limits {
     use minijinja::value::{Rest, ValueKind};
     use minijinja::{Error, ErrorKind, Value};
 
+    use crate::data::filters::{DEPTH, ELEMENTS, TEXT, too_much};
+
     /// Instructions of a rendering: a second's worth, for conversations of thousands of turns.
     pub(super) const FUEL: u64 = 20_000_000;
     /// Depth of calls and blocks, of which a macro's call costs several.
     pub(super) const RECURSION: usize = 100;
-    /// Bytes of a text.
-    const TEXT: usize = 1 << 26;
-    /// Elements of a list.
-    const ELEMENTS: usize = 1 << 20;
-    /// Lists in lists.
-    const DEPTH: usize = 64;
-
-    fn too_much(what: &str) -> Error {
-        Error::new(ErrorKind::InvalidOperation, format!("it makes {what} than a conversation can be"))
-    }
-
     /// Refuses a value that is too large, and a namespace in a namespace: one that holds itself has no end when it is
     /// printed or compared. `owners` are the namespaces that the value is assigned to.
     pub(super) fn bounded(value: Value, owners: Rest<Value>) -> Result<Value, Error> {

@@ -4,6 +4,7 @@ pub mod batch;
 pub mod chat;
 pub mod columns;
 pub mod dataset;
+mod filters;
 mod formats;
 mod growth;
 mod guard;

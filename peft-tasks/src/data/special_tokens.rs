@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
+use peft_core::files::plain::read_text;
 use peft_core::{PeftError, Result};
 use serde_json::{Map, Value};
 
@@ -144,6 +145,6 @@ pub(crate) fn json_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+    let text = read_text(path)?;
     serde_json::from_str(&text).map(Some).map_err(|error| PeftError::bad_file(path, error))
 }

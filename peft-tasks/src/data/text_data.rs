@@ -174,7 +174,7 @@ impl TextData {
         let known = |it: &str| read.contains(&it) || it == TASK_COLUMN || it == TEMPLATE_VARIABLES;
         let unread: Vec<String> = data.columns().into_iter().filter(|it| !known(it)).collect();
         if !unread.is_empty() && self.prompt_template.is_none() {
-            tracing::info!("columns that are not read: {}", unread.join(", "));
+            tracing::warn!("columns that are not read: {}", unread.join(", "));
         }
     }
 

@@ -73,7 +73,7 @@ impl Tokenizer {
                  AutoTokenizer.from_pretrained(…).save_pretrained(…)",
             ));
         }
-        let bytes = std::fs::read(&path).map_err(PeftError::io("read", &path))?;
+        let bytes = peft_core::files::plain::read_bytes(&path)?;
         let (inner, growth) = parse(&bytes).map_err(|reason| PeftError::bad_file(&path, reason))?;
         let mut special = SpecialTokens::load(folder)?;
         special.complete(&Fallbacks {

@@ -1,5 +1,6 @@
 //! `peft forward`
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::{FloatType, check_finite, write_tensors};
@@ -58,7 +59,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
 fn check_output(request: &ForwardRequest, output: &Path) -> Result<()> {
     let folders = request.adapters.iter().map(|it| it.folder.as_path()).chain([request.model.as_path()]);
     let parent = output.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let is_inside = output.exists() && folders.into_iter().any(|it| is_same_folder(it, parent));
+    let is_read = |it: &OsStr| ["safetensors", "json", "txt", "jinja", "model"].iter().any(|ending| it == *ending);
+    let is_inside = output.extension().is_some_and(is_read)
+        && output.exists()
+        && folders.into_iter().any(|it| is_same_folder(it, parent));
     match is_inside || is_same_folder(output, &request.inputs) {
         true => {
             Err(PeftError::config("--output", format!("is {}, which is read: give another file", output.display())))

@@ -159,7 +159,7 @@ fn vectors_are_added_up_by_combine() {
         (path("models/llama-tiny"), path("combined/ia3_first=0.7"), path("combined/ia3_second=0.4"));
     let call = |kind: &str| {
         let both = ["--adapter", &first, "--adapter", &second];
-        peft(&[&["combine", "--model", &base, "--kind", kind, "--output", &to], &both[..]].concat())
+        peft(&[&["combine", "--model", &base, "--kind", kind, "--output", &to, "--overwrite"], &both[..]].concat())
     };
     call("linear").unwrap();
     let recorded = expected(&fixtures().join("combined/expected.safetensors"));
@@ -178,7 +178,8 @@ fn nothing_is_written_over_what_is_read() {
     let before = fs::read(tensors(folder.path())).unwrap();
     let (base, own) = (path("models/llama-tiny"), folder.path().display().to_string());
     for command in [&["convert", "--rank", "2"][..], &["combine"], &["export", "--format", "portable"]] {
-        let error = peft(&[command, &["--model", &base, "--adapter", &own, "--output", &own]].concat()).unwrap_err();
+        let call = [command, &["--model", &base, "--adapter", &own, "--output", &own, "--overwrite"]].concat();
+        let error = peft(&call).unwrap_err();
         assert!(error.contains("which is read"), "{error}");
     }
     assert_eq!(fs::read(tensors(folder.path())).unwrap(), before);

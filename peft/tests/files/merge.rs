@@ -11,6 +11,7 @@ use peft::folder::merge::{MergeReport, MergeRequest, merge};
 use peft::load::AdapterSource;
 use peft::lora::{Bias, LoraConfig, TokenIndices};
 use peft::models::auto::{self, ClassifierOptions};
+use peft::models::common::config::RawConfig;
 use peft::run::ForwardRequest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -340,6 +341,14 @@ fn merged_is_live_for_every_tied_head_and_every_way_to_adapt_it() {
             let merge_request =
                 MergeRequest { base: model(base), adapters, output: merged.clone(), task, ..MergeRequest::default() };
             merge(&merge_request, registry(), &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
+            // What transformers 4 goes by, which ties and scales a T5 by one field.
+            let has_head =
+                TensorFile::open(merged.join("model.safetensors")).unwrap().shape("lm_head.weight").is_some();
+            let config = RawConfig::read(&merged).unwrap().json;
+            if base == "t5-tiny" {
+                assert_eq!(config["tie_word_embeddings"] == false, has_head, "{what}");
+                assert_eq!(config["scale_decoder_outputs"] == false, has_head, "{what}");
+            }
             let plain = ForwardRequest { model: merged, adapters: Vec::new(), ..request.clone() };
             let plain = forward(&plain, &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_close(&what, find(&plain, "logits"), find(&live, "logits"));

@@ -1,7 +1,6 @@
 //! One commit of a repository in the cache, filled on demand.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::inside::stays_inside;
@@ -227,7 +226,7 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = fs::read_to_string(index).map_err(PeftError::io("read", index))?;
+    let text = peft_core::files::plain::read_text(index)?;
     let parsed: Index = serde_json::from_str(&text).map_err(|error| PeftError::bad_file(index, error))?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort();

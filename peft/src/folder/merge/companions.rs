@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use peft_core::files::inside::inside;
 use peft_core::{CONFIG_FILE, PeftError, Result};
 use serde_json::Value;
 
@@ -92,7 +93,9 @@ pub(super) fn copy(base: &Path, adapters: &[AdapterSource], to: &Path) -> Result
     for entry in fs::read_dir(base).map_err(PeftError::io("read", base))? {
         let entry = entry.map_err(PeftError::io("read", base))?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        match goes_along(&entry.path(), &name) {
+        // A link may lead to anything of the user's.
+        let stays = inside(base, &name).is_ok();
+        match stays && goes_along(&entry.path(), &name) {
             true => drop(files.insert(name, entry.path())),
             // It is written anew.
             false if name == "config.json" => {}

@@ -23,6 +23,15 @@ pub(super) struct Facts<'a> {
     pub(super) pad: Option<u32>,
 }
 
+/// What the output of a T5's decoder is multiplied with before its head, which a head of its own takes in.
+pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<f32> {
+    let model_type = raw.json.get("model_type").and_then(Value::as_str)?;
+    let said = |field: &str| raw.json.get(field).and_then(Value::as_bool);
+    let scaled = said("scale_decoder_outputs").or(said("tie_word_embeddings")).unwrap_or(model_type == "t5");
+    let d_model = raw.json.get("d_model").and_then(Value::as_f64).unwrap_or(512.0);
+    (matches!(model_type, "t5" | "mt5") && !is_tied && scaled).then(|| d_model.powf(-0.5) as f32)
+}
+
 /// Layers whose rows are the outputs of a classifier.
 const SCORES: [&str; 3] = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
 
@@ -92,8 +101,12 @@ impl Facts<'_> {
         }
         let tie = json.get("tie_word_embeddings").and_then(Value::as_bool);
         match json.get("model_type").and_then(Value::as_str) {
-            // `T5Config` reads from this field whether the decoder's output is scaled, ties whatever it says, and takes
-            // a head that the file holds beside the table all the same.
+            // transformers 4 reads from one field whether the two are tied and whether the output is scaled, and 5 has two.
+            // A head of its own has taken the scale in, so that both say no.
+            Some("t5" | "mt5") if !self.is_tied => {
+                json.insert("tie_word_embeddings".into(), false.into());
+                json.insert("scale_decoder_outputs".into(), false.into());
+            }
             Some("t5") => {
                 json.entry("scale_decoder_outputs").or_insert((tie != Some(false)).into());
             }

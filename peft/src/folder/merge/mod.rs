@@ -9,6 +9,7 @@ mod config;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint, FloatType, Placement, Stored};
 use peft_core::files::place::StagedFolder;
 use peft_core::files::shards::{ShardSize, ShardWriter};
@@ -166,7 +167,12 @@ fn write_weights(
     let copies = copies_in_file(raw.model_type()?, spec, merged.is_tied());
     let copies_of = |path: &str| copies.iter().filter(|it| it.of == path).map(|it| it.key.clone()).collect::<Vec<_>>();
     let mut writer = ShardWriter::new(folder, entries(spec, &copies_of), float, limit);
-    merged.each(&mut |tensor| {
+    let scale = config::head_scale(raw, merged.is_tied());
+    merged.each(&mut |mut tensor| {
+        if let Some(scale) = scale.filter(|_| tensor.key == "lm_head.weight") {
+            let scaled: Vec<f32> = tensor.data.iter::<f32>().map(|it| it * scale).collect();
+            tensor.data = TensorData::new(scaled, tensor.data.shape().clone());
+        }
         for key in copies_of(&tensor.key) {
             writer.write(Stored { key, data: tensor.data.clone() })?;
         }
