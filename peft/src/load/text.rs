@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use peft_core::{AdapterFolder, ModelSpec, PeftError, Result};
+use peft_core::{AdapterFolder, CONFIG_FILE, ModelSpec, PeftError, Result};
 use peft_tasks::data::chat::ChatTemplate;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::{TOKENIZER_FILE, Tokenizer};
@@ -131,10 +131,19 @@ pub fn rows_with(base: &ModelSpec, adapters: &[AdapterSource]) -> Result<Option<
 pub fn fitted(tokenizer: Tokenizer, own: Option<usize>, rows: Option<usize>) -> Result<Tokenizer> {
     let (Some(own), Some(rows)) = (own, rows) else { return Ok(tokenizer) };
     if rows > own && tokenizer.vocab_size() <= own {
+        // The adapter's own knows all that it was trained with: the rest was added to make the number of rows even.
+        if tokenizer.path().and_then(Path::parent).is_some_and(|it| it.join(CONFIG_FILE).is_file()) {
+            let known = tokenizer.vocab_size();
+            tracing::warn!(
+                "the embedding matrix has {rows} rows for {known} tokens: the others are taken to be padding"
+            );
+            return Ok(tokenizer.within(rows));
+        }
         let file = tokenizer.path().map_or(String::new(), |it| format!(" {}", it.display()));
         return Err(PeftError::Invalid(format!(
             "the adapter has an embedding matrix of {rows} rows where the base has {own}, but the tokenizer{file} knows \
-             {} tokens: put the tokenizer that the adapter was trained with into the adapter's folder",
+             {} tokens: put the tokenizer that the adapter was trained with into the adapter's folder, \
+             that of the base if the rows are padding",
             tokenizer.vocab_size()
         )));
     }
