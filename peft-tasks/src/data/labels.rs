@@ -153,6 +153,18 @@ impl LabelSet {
         // 1 and 1.0 are one class; where all are written as 1.0 they are numbers.
         let whole = all(|it| integral(it).is_some()) && flat.iter().any(|(_, value)| integer(value).is_some());
 
+        if lists != 0 {
+            refuse_flags(data, column, &values)?;
+        }
+        // One word among measurements is a slip, not a class beside a class for every number.
+        let measured = |it: &Value| number(it).is_some() && integral(it).is_none();
+        let fractions = flat.iter().filter(|(_, value)| measured(value)).count();
+        if wanted.is_none() && !numeric && lists == 0 && fractions * 2 > flat.len() {
+            let (row, value) =
+                flat.iter().find(|(_, value)| number(value).is_none()).map_or((&data.rows[0], &Value::Null), |it| *it);
+            let reason = format!("column `{column}` is {value}, in other rows it is a number with a fraction");
+            return Err(data.bad_row(row, reason));
+        }
         let found = match wanted {
             Some(LabelKind::Multi) if lists == 0 => {
                 return Err(PeftError::config(
@@ -341,6 +353,27 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
+/// Refuses lists of 0 and 1 that are flags of all classes and not numbers of classes: they hold a class twice, or all rows
+/// hold both.
+fn refuse_flags(data: &Dataset, column: &str, values: &[(&Row, Cow<'_, Value>)]) -> Result<()> {
+    let items = |value: &Value| value.as_array().map(|it| it.iter().filter_map(integer).collect::<Vec<i64>>());
+    let twice = |ids: &[i64]| ids.iter().enumerate().any(|(at, id)| ids[..at].contains(id));
+    let rows: Vec<(&Row, Vec<i64>)> = values.iter().filter_map(|(row, value)| Some((*row, items(value)?))).collect();
+    let is_binary = rows.iter().all(|(_, ids)| !ids.is_empty() && ids.iter().all(|it| [0, 1].contains(it)));
+    let both_everywhere = rows.len() > 1 && rows.iter().all(|(_, ids)| ids.len() == 2 && !twice(ids));
+    let found = rows.iter().find(|(_, ids)| twice(ids)).or(rows.first().filter(|_| both_everywhere));
+    match found.filter(|_| is_binary && rows.len() == values.len()) {
+        Some((row, ids)) => {
+            let reason = format!(
+                "column `{column}` is {ids:?}, which is no list of classes; flags for all classes are written with a \
+                 decimal point, as [1.0, 0.0]"
+            );
+            Err(data.bad_row(row, reason))
+        }
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,5 +496,20 @@ mod tests {
         let error = set.label(&other, &other.rows[0], "label").unwrap_err().to_string();
         assert_eq!(error, "a.jsonl, line 1: label `maybe` is not one of the classes `no`, `yes`");
         assert_eq!(set.label(&other, &other.rows[1], "label").unwrap(), Label::Class(1));
+    }
+
+    #[test]
+    fn flags_that_look_like_classes_and_words_among_measurements_are_named() {
+        let learn = |rows: &[&str]| {
+            let text: String = rows.iter().map(|it| format!("{{\"label\": {it}}}\n")).collect();
+            let data = Dataset::parse("a.jsonl", &text, crate::data::dataset::TextRows::Lines).unwrap();
+            LabelSet::learn(&data, "label", None).map(|it| (it.kind, it.names.len())).map_err(|it| it.to_string())
+        };
+        assert!(learn(&["[0, 1]", "[1, 0, 1]"]).unwrap_err().contains("line 2: column `label` is [1, 0, 1]"));
+        assert!(learn(&["[1, 0]", "[0, 1]"]).unwrap_err().contains("with a decimal point"));
+        assert_eq!(learn(&["[1.0, 0.0, 1.0]", "[0.0, 0.0, 1.0]"]), Ok((LabelKind::Multi, 3)));
+        assert_eq!(learn(&["[0, 1]", "[1]", "[2]"]), Ok((LabelKind::Multi, 3)));
+        let word = learn(&["0.5", "1.25", "\"n/a\"", "2.75"]).unwrap_err();
+        assert!(word.contains("line 3") && word.contains("n/a"), "{word}");
     }
 }
