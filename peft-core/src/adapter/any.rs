@@ -114,6 +114,15 @@ impl AnyAdapter {
         self.inner.unmergeable()
     }
 
+    /// Whether it is there or is not, so that nothing lies between.
+    pub(crate) fn is_prompt(&self) -> bool {
+        self.inner.as_prompt().is_some() || self.inner.as_gated().is_some()
+    }
+
+    pub(crate) fn invocation(&self) -> Option<&[i64]> {
+        self.inner.invocation()
+    }
+
     pub(crate) fn export_form(&self) -> Option<AnyAdapter> {
         self.inner.as_prompt()?.export_form()
     }
@@ -197,6 +206,7 @@ trait DynAdapter: Debug + Send + Sync {
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2>;
     fn embedding(&self, ids: Tensor<2, Int>, below: &EmbeddingBelow<'_>) -> Tensor<3>;
     fn unmergeable(&self) -> Option<&'static str>;
+    fn invocation(&self) -> Option<&[i64]>;
     fn key_prefix(&self) -> &'static str;
     fn loss(&self) -> Option<Tensor<1>>;
     fn file_key(&self, param: &ParamSpec, field: &str) -> String;
@@ -235,6 +245,9 @@ impl<A: Adapter> DynAdapter for Typed<A> {
     }
     fn unmergeable(&self) -> Option<&'static str> {
         self.0.unmergeable()
+    }
+    fn invocation(&self) -> Option<&[i64]> {
+        self.0.invocation()
     }
     fn key_prefix(&self) -> &'static str {
         self.0.key_prefix()

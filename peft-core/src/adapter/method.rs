@@ -68,6 +68,12 @@ pub trait Adapter: Module + Sync + 'static {
         None
     }
 
+    /// The tokens that the adapter waits for, if it acts only at and behind the last occurrence of a sequence in a row. Its
+    /// [`linear`](Adapter::linear) multiplies by [`forward::behind`](crate::forward::behind) what it adds.
+    fn invocation(&self) -> Option<&[i64]> {
+        None
+    }
+
     /// What comes before [`file_key`](Adapter::file_key) in the adapter file.
     fn key_prefix(&self) -> &'static str {
         KEY_PREFIX

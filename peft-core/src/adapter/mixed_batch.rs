@@ -66,6 +66,8 @@ pub(crate) fn acting_as(set: &AdapterSet, is_meant: impl Fn(&AnyAdapter) -> bool
 #[derive(Default)]
 struct Group {
     rows: Vec<i64>,
+    /// Which of the names they are.
+    places: Vec<usize>,
     names: Vec<Name>,
 }
 
@@ -91,6 +93,7 @@ fn groups(sets: &[Option<&AdapterSet>], count: usize) -> Option<Vec<Group>> {
         }
         let group = &mut groups[place].1;
         group.rows.extend((at * repeat..(at + 1) * repeat).map(|it| it as i64));
+        group.places.push(at);
         group.names.push(name);
     }
     (groups.len() > 1).then(|| groups.into_iter().map(|(_, group)| group).collect())
@@ -116,6 +119,7 @@ pub(crate) fn each<const D: usize, const E: usize, K: Basic>(
         let rows = input.clone().select(0, indices(group.rows, &device));
         let _group = context::enter(|it| {
             it.rows = it.rows.take().map(|all| Rc::new(all.group(group.names)));
+            it.text = it.text.take().map(|all| all.group(&group.places));
         });
         compute(rows)
     });

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::rows::{Name, Rows};
 use super::tape::{Drawn, Tape};
+use super::text::Text;
 
 thread_local! {
     static CONTEXT: RefCell<Context> = const { RefCell::new(Context::NONE) };
@@ -18,6 +19,8 @@ thread_local! {
 pub(crate) struct Context {
     /// Which row uses which adapter; `None` if rows are not told apart.
     pub(crate) rows: Option<Rc<Rows>>,
+    /// What is read; `None` if nobody says.
+    pub(crate) text: Option<Text>,
     /// Whether products with weights are in bf16.
     pub(crate) bf16: bool,
     /// What is drawn at random is recorded, or was.
@@ -27,7 +30,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    const NONE: Self = Self { rows: None, bf16: false, tape: None, checkpointed: None };
+    const NONE: Self = Self { rows: None, text: None, bf16: false, tape: None, checkpointed: None };
 
     /// Whether draws are neither recorded nor replayed.
     pub(crate) fn draws_anew(&self) -> bool {
@@ -62,13 +65,14 @@ pub(crate) fn enter(change: impl FnOnce(&mut Context)) -> Guard {
 /// A context that may go to another thread, for a layer that is computed again in the backward pass.
 pub(crate) struct Snapshot {
     names: Option<Vec<Name>>,
+    text: Option<Text>,
     bf16: bool,
 }
 
 impl Snapshot {
     /// Of now.
     pub(crate) fn take() -> Self {
-        read(|it| Self { names: it.rows.as_ref().map(|it| it.names()), bf16: it.bf16 })
+        read(|it| Self { names: it.rows.as_ref().map(|it| it.names()), text: it.text.clone(), bf16: it.bf16 })
     }
 
     /// Enters it again, where draws give what was drawn then. What was wrong with rows was noted then, and layers inside a
@@ -77,6 +81,7 @@ impl Snapshot {
         enter(|now| {
             *now = Context {
                 rows: self.names.map(|names| Rc::new(Rows::new(names))),
+                text: self.text,
                 bf16: self.bf16,
                 tape: Some(Rc::new(RefCell::new(Tape::Replaying(drawn.into_iter())))),
                 checkpointed: now.checkpointed.take(),
@@ -93,7 +98,7 @@ mod tests {
     use crate::context::{draw, record};
 
     fn is_clean() -> bool {
-        read(|it| it.rows.is_none() && !it.bf16 && it.draws_anew() && it.checkpointed.is_none())
+        read(|it| it.rows.is_none() && it.text.is_none() && !it.bf16 && it.draws_anew() && it.checkpointed.is_none())
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod embedding;
 pub mod gradient_checkpointing;
+mod invocation;
 mod linear;
 mod mixed_batch;
 mod prompt;
@@ -13,6 +14,7 @@ mod prompt;
 pub use crate::adapter::{EmbeddingBelow, LinearBelow};
 pub(crate) use embedding::moves_tied_head;
 pub use embedding::{attend, attend_in_place, embedding};
+pub use invocation::{behind, invocations, reading};
 pub use linear::{Adapted, linear, value};
 pub(crate) use linear::{bare_weight, unadapted};
 pub use mixed_batch::{by_rows, for_each_row, reorder_batch};

@@ -242,7 +242,7 @@ impl<M: Module> PeftModel<M> {
         if !strength.is_finite() {
             return Err(PeftError::config("strength", format!("is {strength}, expected a finite number")));
         }
-        let is_prompt = |set: &AdapterSet| set.get(name).is_some_and(|it| it.unmergeable().is_some());
+        let is_prompt = |set: &AdapterSet| set.get(name).is_some_and(|it| it.is_prompt());
         if strength != 1.0 && slots::collect(&self.model).iter().any(is_prompt) {
             let reason = "it is a prompt, which is there or is not: deactivate it instead";
             return Err(PeftError::unsupported(format!("a strength of {strength} for `{name}`"), reason));
@@ -349,6 +349,17 @@ pub(super) fn check_together<M: Module>(model: &M, names: &[String]) -> Result<(
         for (name, adapter) in names.iter().filter_map(|name| Some((name, set.get(name)?))) {
             wholes.extend(is_replacement(adapter, rank).then_some(name));
             rows.extend(adapter.replaced_rows().into_iter().map(|row| (name, row)));
+        }
+        let here: Vec<&String> = names.iter().filter(|it| set.get(it).is_some()).collect();
+        let waits = |name: &&&String| set.get(name).is_some_and(|it| it.invocation().is_some());
+        if let (Some(waiting), [_, _, ..]) = (here.iter().find(waits), here.as_slice()) {
+            let other = here.iter().find(|it| *it != waiting).unwrap_or(waiting);
+            let path = set.param().path();
+            let reason = format!(
+                "`{waiting}` acts on some tokens of a row only, and `{other}` changes `{path}` too: activate one of them \
+                 at a time, or give rows adapters of their own"
+            );
+            return Err(PeftError::Invalid(reason));
         }
         rows.sort_by_key(|it| it.1);
         let same_row = rows.windows(2).find(|it| it[0].1 == it[1].1).map(|it| [it[0].0, it[1].0]);

@@ -208,6 +208,10 @@ fn plain_lora<M: Module>(peft: &PeftModel<M>, name: &str) -> Result<LoraConfig> 
         let reason = "it counts from where it started (pissa, olora, corda); convert it to LoRA first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
     }
+    if config.invocation().is_some() {
+        let reason = "it acts on some tokens of a row only (alora_invocation_tokens): keep it an adapter of its own";
+        return Err(PeftError::unsupported(format!("combining `{name}`"), reason));
+    }
     if !config.parameter_names().is_empty() {
         let reason = "it targets parameters (`target_parameters`), as PEFT refuses; convert it to LoRA on layers first";
         return Err(PeftError::unsupported(format!("combining `{name}`"), reason));

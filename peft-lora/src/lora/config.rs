@@ -88,6 +88,10 @@ pub struct LoraConfig {
     /// Rows of tables that are trained beside the adapter.
     #[serde(default)]
     pub trainable_token_indices: Option<TokenIndices>,
+    /// Act only from the last occurrence of these tokens in a row on, and not at all in rows without them: activated LoRA
+    /// (arXiv 2504.12397). The file has them as they came.
+    #[serde(default)]
+    pub alora_invocation_tokens: Option<Vec<i64>>,
     /// Fields that are not read. Written back as they came.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -131,6 +135,7 @@ impl Default for LoraConfig {
             data_init: None,
             task_type: None,
             trainable_token_indices: None,
+            alora_invocation_tokens: None,
             other: Map::new(),
         }
     }
@@ -143,8 +148,7 @@ const MOST_ITERATIONS: usize = 1000;
 pub(crate) const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
-pub(crate) const WRITTEN: [(&str, &str); 13] = [
-    ("alora_invocation_tokens", "null"),
+pub(crate) const WRITTEN: [(&str, &str); 12] = [
     ("arrow_config", "null"),
     ("kasa_config", "null"),
     ("layer_replication", "null"),
@@ -224,6 +228,11 @@ impl LoraConfig {
             },
             other => unknown(&other.to_string()),
         }
+    }
+
+    /// The sequence that activates the adapter, if it waits for one. As in the reference, an empty one is none.
+    pub fn invocation(&self) -> Option<&[i64]> {
+        self.alora_invocation_tokens.as_deref().filter(|it| !it.is_empty())
     }
 
     pub(crate) fn saved_modules(&self) -> SavedModules {

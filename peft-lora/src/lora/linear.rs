@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::forward::LinearBelow;
+use peft_core::forward::{self, LinearBelow};
 use peft_core::nn::Dropout;
 use peft_core::ops::{self, LowRank};
 use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, ParamSpec};
@@ -42,6 +42,9 @@ pub struct LoraLinear {
     start: Option<Factors>,
     dropout: Dropout,
     scale: f64,
+    /// The tokens that an activated LoRA waits for.
+    #[module(skip)]
+    invocation: Option<Vec<i64>>,
 }
 
 impl LoraLinear {
@@ -103,11 +106,26 @@ impl Adapter for LoraLinear {
         param.out_in(updated).reshape(dims)
     }
 
+    fn unmergeable(&self) -> Option<&'static str> {
+        let reason =
+            "an activated LoRA (alora_invocation_tokens) acts on some tokens of a row only, which no weight does";
+        self.invocation.as_ref().map(|_| reason)
+    }
+
+    fn invocation(&self) -> Option<&[i64]> {
+        self.invocation.as_deref()
+    }
+
     fn as_bias(&self) -> Option<&dyn BiasAdapter> {
         self.lora_B.bias.is_some().then_some(self as &dyn BiasAdapter)
     }
 
     fn linear(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        if let Some(sequence) = &self.invocation {
+            let [rows, _] = input.dims();
+            let mask = forward::behind(sequence, rows, &input.device());
+            return below.forward(input.clone()) + self.update(input) * mask;
+        }
         let factors = || LowRank {
             a: self.lora_A.weight.val(),
             b: self.lora_B.weight.val(),
@@ -176,6 +194,8 @@ pub(crate) struct BuildLinear {
     pub(crate) given: Option<InitialFactors>,
     pub(crate) dora: bool,
     pub(crate) bias: bool,
+    /// The tokens that the adapter waits for.
+    pub(crate) invocation: Option<Vec<i64>>,
 }
 
 impl AdapterBuilder for BuildLinear {
@@ -196,6 +216,7 @@ impl AdapterBuilder for BuildLinear {
             start: started.origin,
             dropout: Dropout::new(self.dropout),
             scale: self.scale,
+            invocation: self.invocation.clone(),
         };
         if self.bias {
             adapter.lora_B.bias = Some(init.constant([d_out], 0.0));

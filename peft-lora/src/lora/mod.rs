@@ -7,6 +7,7 @@ pub(crate) mod dora;
 pub mod embedding;
 pub mod init;
 pub(crate) mod init_weights;
+mod invocation;
 pub(crate) mod layers;
 pub mod linear;
 pub mod lora_fa;

@@ -62,6 +62,7 @@ impl PeftConfig for LoraConfig {
         if layers.is_empty() && parameters.is_empty() {
             return Err(no_parameter_matched(&unmatched_parameters, spec));
         }
+        self.check_invocation(&layers, spec)?;
         let mut plan = Plan::new("LoRA", spec);
         plan.rows = layers.iter().map(|it| self.row(it)).collect::<Result<_>>()?;
         for parameter in &parameters {
@@ -231,11 +232,13 @@ impl LoraConfig {
                 parameters += if self.lora_bias { d_out } else { 0 };
                 let (dropout, bias) = (self.lora_dropout, self.lora_bias);
                 let given = self.data_init.as_ref().and_then(|it| it.get(&param.module)).cloned();
-                Arc::new(BuildLinear { rank, scale, dropout, start, given, dora, bias })
+                let invocation = self.invocation().map(<[i64]>::to_vec);
+                Arc::new(BuildLinear { rank, scale, dropout, start, given, dora, bias, invocation })
             }
         };
         let mut label = format!("r={rank} α={alpha}");
-        for (on, text) in [(self.use_rslora, " rslora"), (dora, " dora")] {
+        let activated = self.invocation().is_some();
+        for (on, text) in [(self.use_rslora, " rslora"), (dora, " dora"), (activated, " alora")] {
             label.push_str(if on { text } else { "" });
         }
         Ok(PlanRow { param: param.clone(), label, parameters, build })

@@ -218,6 +218,7 @@ impl AdaLoraConfig {
         }
         fields::check_dropout("lora_dropout", self.lora.lora_dropout)?;
         let unread = [
+            ("alora_invocation_tokens", self.lora.invocation().is_some()),
             ("use_dora", self.lora.use_dora),
             ("use_rslora", self.lora.use_rslora),
             ("lora_bias", self.lora.lora_bias),

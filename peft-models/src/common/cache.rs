@@ -35,6 +35,8 @@ pub struct KvCache {
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     /// What stands before the first token of the input.
     pub(crate) prompt: PromptLength,
+    /// The tokens of the prompt, for adapters that act behind some of them.
+    pub(crate) read: Option<Tensor<2, Int>>,
     /// Of models that read one part of a row and write the other: one entry for every row.
     pub(crate) targets: Vec<Target>,
     /// Whether there is a cache only so that a prefix can stand in it: nobody reads it after the forward.
@@ -79,6 +81,11 @@ impl KvCache {
         Self { layers, prompt, ..Self::default() }
     }
 
+    /// The same where a prompt was read.
+    pub(crate) fn after_reading(self, read: Option<Tensor<2, Int>>) -> Self {
+        Self { read, ..self }
+    }
+
     /// The same where nobody reads it after the forward.
     pub(crate) fn passing(self) -> Self {
         Self { is_passing: true, ..self }
@@ -87,8 +94,8 @@ impl KvCache {
     /// The prefix of a layer, and a cache without any layers that it may stand in, if the cache is there for nothing else.
     pub(crate) fn prefix_of(&self, layer: usize) -> Option<((Tensor<4>, Tensor<4>), Self)> {
         let prefix = self.layers.get(layer).filter(|_| self.is_passing)?;
-        let (prompt, targets) = (self.prompt, self.targets.clone());
-        Some((prefix.clone(), Self { layers: Vec::new(), prompt, targets, is_passing: true }))
+        let (prompt, read, targets) = (self.prompt, self.read.clone(), self.targets.clone());
+        Some((prefix.clone(), Self { layers: Vec::new(), prompt, read, targets, is_passing: true }))
     }
 
     /// The cache with the prefix of one layer, for which those of others stand in.
@@ -132,10 +139,25 @@ impl KvCache {
         if !self.targets.is_empty() {
             self.targets = rows.to_data().iter::<i64>().map(|row| self.targets[row as usize]).collect();
         }
+        self.read = self.read.take().map(|it| it.select(0, rows.clone()));
         for (key, value) in &mut self.layers {
             *key = key.clone().select(0, rows.clone());
             *value = value.clone().select(0, rows.clone());
         }
+    }
+
+    /// Takes note of tokens that are read now, and says which there are in the prompt.
+    ///
+    /// A single token behind others goes on with the text, as generation does, and is none of the prompt.
+    pub(crate) fn read(&mut self, ids: &Tensor<2, Int>) -> Option<Tensor<2, Int>> {
+        let [_, seq] = ids.dims();
+        match self.read.take() {
+            _ if self.is_empty() => self.read = Some(ids.clone()),
+            Some(before) if seq > 1 => self.read = Some(Tensor::cat(vec![before, ids.clone()], 1)),
+            None if seq > 1 => self.read = Some(ids.clone()),
+            before => self.read = before,
+        }
+        self.read.clone()
     }
 }
 

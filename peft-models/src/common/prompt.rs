@@ -17,16 +17,21 @@ use crate::common::input::{ModelInput, Tokens};
 pub fn around<T>(
     table: &Embedding,
     input: &ModelInput,
-    cache: Option<&mut KvCache>,
+    mut cache: Option<&mut KvCache>,
     layers: impl FnOnce(&ModelInput, Option<&mut KvCache>) -> T,
 ) -> T {
-    match cache {
+    let ids = match (&input.tokens, &mut cache) {
+        (Tokens::Ids(ids), Some(cache)) => cache.read(ids),
+        (Tokens::Ids(ids), None) => Some(ids.clone()),
+        (Tokens::Embeddings(_), cache) => cache.as_ref().and_then(|it| it.read.clone()),
+    };
+    forward::reading(ids, input.segment_ids.clone(), || match cache {
         Some(cache) if !cache.is_empty() => layers(&shift(cache.prompt, input), Some(cache)),
         cache => match forward::prompt(&table.weight, input.task_ids.as_ref()) {
             Some(prompt) => behind(prompt, table, input, cache, layers),
             None => layers(input, cache),
         },
-    }
+    })
 }
 
 /// An encoder's input with virtual tokens before it. Its mask is the one that cross-attention needs.
@@ -80,7 +85,7 @@ fn behind<T>(
     let started = start(prompt.keys_values, length, input.dims()[0]);
     match cache {
         Some(cache) => {
-            *cache = started;
+            *cache = started.after_reading(cache.read.take());
             layers(&input, Some(cache))
         }
         None => layers(&input, Some(&mut started.passing())),

@@ -113,6 +113,11 @@ impl Pairs {
             let start = config.init_lora_weights.as_str().unwrap_or("this start");
             return Err(PeftError::unsupported(format!("exporting init_lora_weights = {start}"), reason));
         }
+        if config.invocation().is_some() {
+            let reason = "the form has no place for the tokens that it waits for: use the folder itself, where a program \
+                          reads it, or train without alora_invocation_tokens";
+            return Err(PeftError::unsupported("exporting an activated LoRA", reason));
+        }
         if config.target_parameters.as_ref().is_some_and(|it| !it.is_empty()) {
             let reason = "other programs read LoRA on layers: give a rank (--rank) and the base model (--model) to \
                           convert it first, or merge it into the base";
