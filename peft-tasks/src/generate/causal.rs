@@ -19,7 +19,7 @@ use crate::generate::sampling::Sampler;
 ///
 /// # Errors
 /// If there is no prompt, a prompt is empty, a token has no row in the embedding matrix, or the plan or the model's
-/// positions leave no room for a token.
+/// positions leave no room for a token; or there is a beam search beside an activated LoRA.
 pub fn generate<M: CausalLm + Adaptable>(
     model: &M,
     prompts: &[Vec<u32>],
@@ -39,6 +39,13 @@ pub fn generate<M: CausalLm + Adaptable>(
     let virtual_tokens = forward::virtual_tokens(&model) + forward::prefix_positions(&model);
     room.check_tokens(prompts.iter().flatten().copied())?;
     let budget = room.budget(longest, virtual_tokens, plan)?;
+    if plan.num_beams > 1 && !forward::invocations(&model).is_empty() {
+        let reason = format!(
+            "is {}, but an activated LoRA (alora_invocation_tokens) writes without beam search, in PEFT too: leave it at 1",
+            plan.num_beams
+        );
+        return Err(PeftError::config("num_beams", reason));
+    }
     let mut texts = Texts::new(&model, prompts, tasks, device);
     if plan.num_beams > 1 {
         let mut beams = Beams::new(prompts.to_vec(), budget.tokens, plan)?;

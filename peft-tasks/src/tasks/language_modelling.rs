@@ -107,12 +107,23 @@ impl LanguageModelling {
         }
     }
 
+    fn ids(&self, item: usize) -> &[u32] {
+        match &self.rows {
+            Rows::Samples(rows) => &rows[item].input_ids,
+            Rows::Packed(rows) => &rows[item].input_ids,
+        }
+    }
+
     fn labels(&self, item: usize) -> &[i64] {
         match &self.rows {
             Rows::Samples(rows) => &rows[item].labels,
             Rows::Packed(rows) => &rows[item].labels,
         }
     }
+}
+
+fn same_tokens(ids: &[u32], sequence: &[i64]) -> bool {
+    ids.iter().map(|it| i64::from(*it)).eq(sequence.iter().copied())
 }
 
 /// Documents in fewer rows than there are documents, none longer than the longest of them; `None` if each has its own row.
@@ -314,6 +325,21 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
 
     fn places(&self, model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
         Ok(Some(self.batch(model, items)?.places(labelled)))
+    }
+
+    fn notes(&self, model: &M) -> Vec<String> {
+        let note = |sequence: Vec<i64>| {
+            let holds = |item: &usize| self.ids(*item).windows(sequence.len()).any(|it| same_tokens(it, &sequence));
+            let without = (0..self.len()).filter(|it| !holds(it)).count();
+            let rows = self.len();
+            (without > 0).then(|| {
+                format!(
+                    "{without} of {rows} rows do not hold the tokens {sequence:?} that the adapter waits for \
+                     (alora_invocation_tokens): it learns nothing from them"
+                )
+            })
+        };
+        forward::invocations(model).into_iter().filter_map(note).collect()
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {

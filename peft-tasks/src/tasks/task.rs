@@ -87,6 +87,12 @@ pub trait Task<M: Module> {
         Ok(None)
     }
 
+    /// What is odd about the items beside what acts in a model, for the user: a trainer warns of it before the first step.
+    fn notes(&self, model: &M) -> Vec<String> {
+        let _ = model;
+        Vec::new()
+    }
+
     /// Loss and metrics over all items, `batch_size` at a time. The model is in evaluation mode: see
     /// [`nn::eval`](peft_core::nn::eval).
     ///

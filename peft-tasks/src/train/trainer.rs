@@ -161,6 +161,7 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         let total = steps.total();
         let schedule = Schedule::new(&self.config.schedule, total, self.config.learning_rate)?;
         self.check_adapter()?;
+        self.task.notes(self.peft.model()).iter().for_each(|it| tracing::warn!("{it}"));
         // A gradient, and AdamW's two moments, beside each number that is there already.
         let trained = self.peft.adapters().get(&self.adapter).map_or(0, |it| it.plan.trainable());
         check_memory("the optimizer", 3 * trained as u64, &device)?;

@@ -1,5 +1,6 @@
 //! What the reference's own tests say about adapters: `fixtures/CHECKLIST.md` names which of them is covered where.
 
+mod activated;
 mod combination;
 mod conversion;
 mod folders;

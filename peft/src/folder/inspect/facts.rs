@@ -102,6 +102,7 @@ impl Facts {
         let flags = Flags {
             use_rslora: on("use_rslora"),
             use_dora: on("use_dora"),
+            alora_invocation_tokens: on("alora_invocation_tokens"),
             lora_bias: on("lora_bias"),
             bias: bias.to_owned(),
             modules_to_save: names.filter_map(Value::as_str).map(str::to_owned).collect(),

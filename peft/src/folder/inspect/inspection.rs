@@ -67,6 +67,8 @@ pub struct Flags {
     pub use_rslora: bool,
     /// Magnitude and direction are trained apart.
     pub use_dora: bool,
+    /// Acts behind a sequence of tokens only: activated LoRA.
+    pub alora_invocation_tokens: bool,
     /// `lora_B` has a bias.
     pub lora_bias: bool,
     /// Which biases are trained.
@@ -156,6 +158,7 @@ impl fmt::Display for Inspection {
         for (on, name) in [
             (flags.use_rslora, "rslora"),
             (flags.use_dora, "dora"),
+            (flags.alora_invocation_tokens, "alora"),
             (flags.lora_bias, "lora_bias"),
             (flags.rank_pattern, "rank_pattern"),
             (flags.alpha_pattern, "alpha_pattern"),
