@@ -24,12 +24,13 @@ pub(super) struct Facts<'a> {
 }
 
 /// What the output of a T5's decoder is multiplied with before its head, which a head of its own takes in.
+/// mT5 scales nothing.
 pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<f32> {
-    let model_type = raw.json.get("model_type").and_then(Value::as_str)?;
+    let is_t5 = raw.json.get("model_type").is_some_and(|it| it == "t5");
     let said = |field: &str| raw.json.get(field).and_then(Value::as_bool);
-    let scaled = said("scale_decoder_outputs").or(said("tie_word_embeddings")).unwrap_or(model_type == "t5");
+    let scaled = said("scale_decoder_outputs").or(said("tie_word_embeddings")).unwrap_or(true);
     let d_model = raw.json.get("d_model").and_then(Value::as_f64).unwrap_or(512.0);
-    (matches!(model_type, "t5" | "mt5") && !is_tied && scaled).then(|| d_model.powf(-0.5) as f32)
+    (is_t5 && !is_tied && scaled).then(|| d_model.powf(-0.5) as f32)
 }
 
 /// Layers whose rows are the outputs of a classifier.
@@ -103,7 +104,7 @@ impl Facts<'_> {
         match json.get("model_type").and_then(Value::as_str) {
             // transformers 4 reads from one field whether the two are tied and whether the output is scaled, and 5 has two.
             // A head of its own has taken the scale in, so that both say no.
-            Some("t5" | "mt5") if !self.is_tied => {
+            Some("t5") if !self.is_tied => {
                 json.insert("tie_word_embeddings".into(), false.into());
                 json.insert("scale_decoder_outputs".into(), false.into());
             }
