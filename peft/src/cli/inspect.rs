@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, WEIGHTS_FILE};
 
 use super::terminal::say;
 use crate::folder::inspect::{Fit, inspect};
@@ -12,7 +12,7 @@ use crate::run::registry::Registry;
 pub(super) struct Args {
     /// Adapter folder.
     adapter: PathBuf,
-    /// Base model to check the adapter against; if it does not fit, the exit status is 1.
+    /// Base model to check the adapter against; if it does not fit, or holds NaN, the exit status is 1.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Print JSON.
@@ -27,6 +27,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         say!("{}", json.map_err(|error| PeftError::Invalid(error.to_string()))?)?;
     } else {
         say!("{inspection}")?;
+    }
+    if let Some(key) = inspection.not_finite.first() {
+        let file = args.adapter.join(WEIGHTS_FILE);
+        return Err(PeftError::NotFinite(format!("{}: `{key}` holds NaN or infinity", file.display())));
     }
     match inspection.fit {
         Some(Fit { fits: Some(false), base, .. }) => {

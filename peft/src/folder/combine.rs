@@ -6,7 +6,7 @@ use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result};
 use peft_lora::combine::weighted::{Combination, Combine};
 
-use crate::folder::adapted::{adapted, refuse_source};
+use crate::folder::adapted::{adapted, made_of, refuse_source};
 use crate::run::registry::Registry;
 
 /// Name of what is made, which no folder has.
@@ -34,6 +34,7 @@ pub fn combine(
     let named: Vec<(String, PathBuf)> =
         names.iter().cloned().zip(adapters.iter().map(|(folder, _)| folder.clone())).collect();
     let weights: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(adapters.iter().map(|it| it.1)).collect();
+    let from: Vec<PathBuf> = adapters.iter().map(|it| it.0.clone()).collect();
     let mut model = adapted(base, &named, registry, place)?;
     let is_ia3 = model.adapters().values().all(|it| it.config.peft_type() == "IA3");
     match how {
@@ -45,7 +46,7 @@ pub fn combine(
             let reason = "its vectors can only be added up: take `linear`";
             return Err(PeftError::unsupported("this combination of IA3", reason));
         }
-        how => model.combine(MADE, &weights, how, seed)?,
+        how => model.combine(MADE, &weights, how, seed).map_err(|error| made_of(error, &from))?,
     }
-    model.save_adapter(output, MADE)
+    model.save_adapter(output, MADE).map_err(|error| made_of(error, &from))
 }

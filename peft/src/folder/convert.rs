@@ -6,7 +6,7 @@ use peft_core::files::checkpoint::Placement;
 use peft_core::{DEFAULT_ADAPTER, Result};
 use peft_lora::combine::convert::{Conversion, ConvertToLora, Rank};
 
-use crate::folder::adapted::{adapted, refuse_source};
+use crate::folder::adapted::{adapted, made_of, refuse_source};
 use crate::run::registry::Registry;
 
 /// Name of what is made, which no folder has.
@@ -28,8 +28,9 @@ pub fn convert(
     refuse_source(base, output)?;
     let named = [(DEFAULT_ADAPTER.to_owned(), adapter.to_path_buf())];
     let mut model = adapted(base, &named, registry, place)?;
-    let report = model.convert_to_lora(DEFAULT_ADAPTER, MADE, rank)?;
-    model.save_adapter(output, MADE)?;
+    let from = [adapter.to_path_buf()];
+    let report = model.convert_to_lora(DEFAULT_ADAPTER, MADE, rank).map_err(|error| made_of(error, &from))?;
+    model.save_adapter(output, MADE).map_err(|error| made_of(error, &from))?;
     Ok(report)
 }
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peft::core::files::checkpoint::{Dtype, TensorFile};
+use burn::tensor::TensorData;
+use peft::core::files::checkpoint::{Dtype, FloatType, Stored, TensorFile, write_tensors};
 use peft::core::read_config;
 use peft::lora::combine::weighted::{Combination, Majority};
 
@@ -216,7 +217,7 @@ fn options_that_make_no_sense_are_named() {
     let to = output.path().join("new").display().to_string();
     let call = ["combine", "--model", &base, "--adapter", &huge, "--adapter", &more, "--kind", "svd", "--output", &to];
     let error = peft(&call).unwrap_err();
-    assert!(error.contains("NaN or infinity") && !Path::new(&to).exists(), "{error}");
+    assert!(error.contains("NaN or infinity") && error.contains(&first) && !Path::new(&to).exists(), "{error}");
 }
 
 #[test]
@@ -225,6 +226,16 @@ fn inspect_fails_where_the_adapter_does_not_fit() {
     peft(&["inspect", &adapter]).unwrap();
     assert!(peft(&["inspect", &adapter, "--model", &llama]).unwrap().contains("fits"));
     assert!(peft(&["inspect", &adapter, "--model", &gpt2]).unwrap_err().contains("does not fit"));
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(Path::new(&adapter).join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+    let file = TensorFile::open(tensors(Path::new(&adapter))).unwrap();
+    let mut stored: Vec<Stored> =
+        file.keys().into_iter().map(|key| Stored { data: file.floats(&key).unwrap(), key }).collect();
+    let shape = stored[0].data.shape().clone();
+    stored[0].data = TensorData::new(vec![f32::NAN; shape.num_elements()], shape);
+    write_tensors(tensors(folder.path()), stored, FloatType::F32).unwrap();
+    let error = peft(&["inspect", folder.path().to_str().unwrap()]).unwrap_err();
+    assert!(error.contains("adapter_model.safetensors") && error.contains("NaN"), "{error}");
 }
 
 #[test]
