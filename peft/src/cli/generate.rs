@@ -18,6 +18,7 @@ use super::terminal::{part, say};
 use crate::load::adapters::{AdapterSource, with_adapters};
 use crate::load::names::model_folder;
 use crate::load::text::{fitted, load_chat_template, load_tokenizer, rows_with};
+use crate::run::fit::blame_the_weights;
 use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
@@ -115,7 +116,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
                 ..ModelInput::ids(grid(&ids, 1, ids.len(), &place.device))
             };
             let mut stream = tokenizer.stream(true);
-            generate_targets(peft.model(), &source, &plan, &place.device, |_, token| print(&mut stream, token))?;
+            generate_targets(peft.model(), &source, &plan, &place.device, |_, token| print(&mut stream, token))
+                .map_err(|error| blame_the_weights(error, peft.model(), &folder, &adapters))?;
         }
         false => {
             let (base, _) = registry.architectures.load_causal_lm(&folder, &place)?;
@@ -127,7 +129,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
                 part(&args.prompt)?;
             }
             let mut stream = tokenizer.stream(true);
-            generate(peft.model(), &[ids], &plan, &place.device, |_, token| print(&mut stream, token))?;
+            generate(peft.model(), &[ids], &plan, &place.device, |_, token| print(&mut stream, token))
+                .map_err(|error| blame_the_weights(error, peft.model(), &folder, &adapters))?;
         }
     }
     say!("")

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peft_core::{Adaptable, PeftError, Result, nn};
+use peft_core::{Adaptable, PeftError, Result, WEIGHTS_FILE, nn};
 use peft_models::auto::ClassifierOptions;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::text_data::TextData;
@@ -75,7 +75,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let task = kind.task(&source)?;
     let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;
     if !evaluation.loss.is_finite() {
-        let names: Vec<String> = adapters.iter().map(|it| it.folder.display().to_string()).collect();
+        let names: Vec<String> = adapters.iter().map(|it| it.folder.join(WEIGHTS_FILE).display().to_string()).collect();
         let whose = if names.is_empty() { "the base makes".to_owned() } else { format!("{} make", names.join(", ")) };
         let reason = format!("the loss is {}: {whose} numbers that are too large", evaluation.loss);
         return Err(blame_the_base(PeftError::NotFinite(reason), model.model(), context.base));
