@@ -248,9 +248,7 @@ fn a_classifier_is_trained_evaluated_inspected_and_merged() {
     let strange = Folder::new();
     strange.write("config.json", &other.to_string());
     let strange = strange.0.path().display().to_string();
-    let told: Value =
-        serde_json::from_str(&run(&["inspect", &adapter, "--model", &strange, "--json"]).unwrap()).unwrap();
-    assert_eq!(told["fit"]["fits"], false, "{told}");
+    assert!(run(&["inspect", &adapter, "--model", &strange]).unwrap_err().contains("does not fit"));
 
     let merged = folder.at("merged");
     run(&["merge", "--model", &base, "--adapter", &adapter, "--output", &merged]).unwrap();
@@ -291,7 +289,7 @@ fn a_ranking_is_trained_evaluated_and_merged() {
     run(&["merge", "--model", &base, "--adapter", &adapter, "--output", &merged]).unwrap();
     close("merged", number(&eval(&data, &["--model", &merged]).unwrap(), "loss"), after);
     let config: Value = serde_json::from_str(&fs::read_to_string(folder.at("merged/config.json")).unwrap()).unwrap();
-    assert_eq!(config["num_labels"], 1, "{config}");
+    assert_eq!(config["id2label"].as_object().map(|it| it.len()), Some(1), "{config}");
 
     let short = folder.write("short.jsonl", r#"{"prompt": "how ?", "chosen": "fine"}"#);
     let error = eval(&short, &["--model", &base, "--adapter", &adapter]).unwrap_err();
