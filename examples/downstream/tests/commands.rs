@@ -248,7 +248,8 @@ fn a_classifier_is_trained_evaluated_inspected_and_merged() {
     let strange = Folder::new();
     strange.write("config.json", &other.to_string());
     let strange = strange.0.path().display().to_string();
-    assert!(run(&["inspect", &adapter, "--model", &strange]).unwrap_err().contains("does not fit"));
+    let error = run(&["inspect", &adapter, "--model", &strange]).unwrap_err();
+    assert!(error.contains("does not fit"), "{error}");
 
     let merged = folder.at("merged");
     run(&["merge", "--model", &base, "--adapter", &adapter, "--output", &merged]).unwrap();
@@ -256,7 +257,8 @@ fn a_classifier_is_trained_evaluated_inspected_and_merged() {
     let file = TensorFile::open(folder.at("merged/model.safetensors")).unwrap();
     assert!(file.keys().iter().all(|it| !it.contains("road")), "{:?}", file.keys());
 
-    let conversion = run(&["convert", "--model", &base, "--adapter", &adapter, "--rank", "4", "--output", &merged]);
+    let converted = folder.at("converted");
+    let conversion = run(&["convert", "--model", &base, "--adapter", &adapter, "--rank", "4", "--output", &converted]);
     assert!(conversion.as_ref().unwrap_err().contains("more than the weight"), "biases turn too: {conversion:?}");
 }
 
