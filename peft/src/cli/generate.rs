@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
-use peft_core::{Adaptable, PeftError, Result, forward};
+use peft_core::model::values::first_not_finite;
+use peft_core::{Adaptable, PeftError, Result, WEIGHTS_FILE, forward};
 use peft_models::ModelInput;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::chat::Message;
@@ -18,7 +20,7 @@ use super::terminal::{part, say};
 use crate::load::adapters::{AdapterSource, with_adapters};
 use crate::load::names::model_folder;
 use crate::load::text::{fitted, load_chat_template, load_tokenizer, rows_with};
-use crate::run::fit::blame_the_weights;
+use crate::run::fit::blame_the_base;
 use crate::run::registry::Registry;
 
 #[derive(Debug, clap::Args)]
@@ -197,5 +199,17 @@ fn print(stream: &mut TokenStream<'_>, token: u32) -> Result<()> {
     match stream.push(token)? {
         Some(text) => part(text),
         None => Ok(()),
+    }
+}
+
+/// The error of a number that is none while a text is written, with the files that it may come from.
+fn blame_the_weights<M: Module>(error: PeftError, model: &M, base: &Path, adapters: &[AdapterSource]) -> PeftError {
+    let files = adapters.iter().map(|it| it.folder.join(WEIGHTS_FILE)).chain([base.to_path_buf()]);
+    match error {
+        PeftError::NotFinite(reason) if first_not_finite(model).is_none() => {
+            let names: Vec<String> = files.map(|it| it.display().to_string()).collect();
+            PeftError::NotFinite(format!("{reason}: look at {}", names.join(", ")))
+        }
+        other => blame_the_base(other, model, base),
     }
 }

@@ -8,8 +8,8 @@ use burn::module::Module;
 use peft_core::files::checkpoint::{Placement, write_atomically};
 use peft_core::model::values::first_not_finite;
 use peft_core::{
-    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, WEIGHTS_FILE,
-    base_reference, nn, read_config,
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, base_reference, nn,
+    read_config,
 };
 use peft_models::auto::ArchitectureRegistry;
 use peft_models::common::config::RawConfig;
@@ -214,23 +214,6 @@ fn draw_curve(folder: &Path) -> Result<()> {
     let records = log::read(folder.join(LOG_FILE))?;
     let curve = Curve::from_records("Loss", &records).to_svg()?;
     write_atomically(folder.join(CURVE_FILE), curve.as_bytes())
-}
-
-/// The error of a number that is none while a text is written, with the files that it may come from.
-pub(crate) fn blame_the_weights<M: Module>(
-    error: PeftError,
-    model: &M,
-    base: &Path,
-    adapters: &[AdapterSource],
-) -> PeftError {
-    let files = adapters.iter().map(|it| it.folder.join(WEIGHTS_FILE)).chain([base.to_path_buf()]);
-    match error {
-        PeftError::NotFinite(reason) if first_not_finite(model).is_none() => {
-            let names: Vec<String> = files.map(|it| it.display().to_string()).collect();
-            PeftError::NotFinite(format!("{reason}: look at {}", names.join(", ")))
-        }
-        other => blame_the_base(other, model, base),
-    }
 }
 
 /// A loss that is no number says nothing about the training if the base itself holds none.
