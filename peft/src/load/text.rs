@@ -105,6 +105,15 @@ pub fn train_new_tokens(method: &mut Map<String, Value>, ids: &[u32], base: &Mod
     Ok(())
 }
 
+/// The tokenizer of a base with adapters, for a model of the base's description.
+///
+/// # Errors
+/// As [`load_tokenizer`], [`rows_with`] and [`fitted`].
+pub fn fitted_tokenizer(base: &Path, spec: &ModelSpec, adapters: &[AdapterSource]) -> Result<Tokenizer> {
+    let [own, rows] = [rows_with(spec, &[])?, rows_with(spec, adapters)?];
+    fitted(load_tokenizer(base, adapters)?, own, rows)
+}
+
 /// Rows of the embedding matrix of a base with adapters, which may bring a larger one.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::limits::{self, Limit, Range};
 
 use crate::load::adapters::{AdapterSource, head_of, with_adapters};
-use crate::load::text::{fitted, load_tokenizer, rows_with, with_text_files};
+use crate::load::text::{fitted_tokenizer, with_text_files};
 use crate::run::config::check_files;
 use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
@@ -53,9 +53,9 @@ impl EvalRequest {
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
     let (data, adapters) = (&request.data, &request.adapters);
     let unloaded = kind.unallocated(context.architectures, &RawConfig::read(context.base)?, &context.place.device)?;
-    let [own, rows] = [rows_with(&unloaded.spec(), &[])?, rows_with(&unloaded.spec(), adapters)?];
-    let tokenizer = Arc::new(fitted(load_tokenizer(context.base, adapters)?, own, rows)?);
-    let data = with_text_files(data.clone(), &tokenizer, context.base, &unloaded.spec(), adapters)?;
+    let spec = unloaded.spec();
+    let tokenizer = Arc::new(fitted_tokenizer(context.base, &spec, adapters)?);
+    let data = with_text_files(data.clone(), &tokenizer, context.base, &spec, adapters)?;
     let head = ClassifierOptions { pad_token_id: Some(tokenizer.fill_id().into()), ..head_of(adapters) };
     let model = kind.load(context.architectures, context.base, context.place, &head)?;
     let learn = || match kind.learn_labels(&data)? {

@@ -23,7 +23,7 @@ use peft_tasks::train::RunFolder;
 
 use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapters};
 use crate::load::any_model::AnyModel;
-use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder};
+use crate::load::text::{fitted_tokenizer, tokenizer_folder};
 use crate::run::labels;
 use crate::run::registry::Registry;
 
@@ -113,8 +113,7 @@ fn tokenizer(base: &Path, adapters: &[AdapterSource], spec: &ModelSpec) -> Resul
     if !tokenizer_folder(base, adapters).join(TOKENIZER_FILE).is_file() {
         return Ok(None);
     }
-    let [own, rows] = [rows_with(spec, &[])?, rows_with(spec, adapters)?];
-    fitted(load_tokenizer(base, adapters)?, own, rows).map(Some)
+    fitted_tokenizer(base, spec, adapters).map(Some)
 }
 
 /// Refuses to write over a source, or over a checkpoint that nobody gave away.
