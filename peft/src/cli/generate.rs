@@ -4,7 +4,6 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft_core::model::values::first_not_finite;
 use peft_core::{Adaptable, PeftError, Result, WEIGHTS_FILE, forward};
 use peft_models::ModelInput;
 use peft_models::common::config::RawConfig;
@@ -204,12 +203,9 @@ fn print(stream: &mut TokenStream<'_>, token: u32) -> Result<()> {
 
 /// The error of a number that is none while a text is written, with the files that it may come from.
 fn blame_the_weights<M: Module>(error: PeftError, model: &M, base: &Path, adapters: &[AdapterSource]) -> PeftError {
+    let PeftError::NotFinite(reason) = error else { return error };
     let files = adapters.iter().map(|it| it.folder.join(WEIGHTS_FILE)).chain([base.to_path_buf()]);
-    match error {
-        PeftError::NotFinite(reason) if first_not_finite(model).is_none() => {
-            let names: Vec<String> = files.map(|it| it.display().to_string()).collect();
-            PeftError::NotFinite(format!("{reason}: look at {}", names.join(", ")))
-        }
-        other => blame_the_base(other, model, base),
-    }
+    let names: Vec<String> = files.map(|it| it.display().to_string()).collect();
+    let error = PeftError::NotFinite(format!("{reason}: look at {}", names.join(", ")));
+    blame_the_base(error, model, base)
 }

@@ -111,7 +111,7 @@ impl Inputs {
     /// The mean, if it is finite.
     fn covariance(&self) -> Option<Mat<f32>> {
         let mean = to_mat(&self.sum.clone().div_scalar(self.count as f64));
-        (0..mean.ncols()).all(|it| mean.col(it).iter().all(|it| it.is_finite())).then_some(mean)
+        svd::is_finite(&mean).then_some(mean)
     }
 }
 

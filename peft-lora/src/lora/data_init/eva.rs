@@ -19,6 +19,7 @@ use crate::lora::config::LoraConfig;
 use crate::lora::data_init::calibration::{DataInit, InitialFactors, unseen, watched};
 pub use crate::lora::data_init::config::EvaConfig;
 use crate::lora::layers::Layer;
+use crate::svd;
 
 /// Above this `rho` is cut to what the largest side of the model allows.
 const LARGE_RHO: f64 = 1000.0;
@@ -235,7 +236,7 @@ impl State {
         }
         let Some(analysis) = self.analyses.get_mut(module) else { return };
         let states = Mat::from_fn(counted.len(), d_in, |row, column| f64::from(values[counted[row] * d_in + column]));
-        if (0..d_in).any(|it| states.col(it).iter().any(|it| !it.is_finite())) {
+        if !svd::is_finite(&states) {
             let reason = format!("an input of `{module}` is not finite: look at the calibration data");
             self.error.get_or_insert(PeftError::NotFinite(reason));
             return;
@@ -363,9 +364,9 @@ fn leading(matrix: &Mat<f64>, components: usize, is_first: bool) -> Option<(Vec<
         let back = (tall.transpose() * &basis).qr().compute_thin_Q();
         basis = (&tall * &back).qr().compute_thin_Q();
     }
-    let svd = (basis.transpose() * &tall).thin_svd().ok()?;
-    let right = if is_wide { &basis * svd.U() } else { svd.V().to_owned() };
-    let values: Vec<f64> = svd.S().column_vector().iter().copied().take(components).collect();
+    let found = (basis.transpose() * &tall).thin_svd().ok()?;
+    let right = if is_wide { &basis * found.U() } else { found.V().to_owned() };
+    let values: Vec<f64> = found.S().column_vector().iter().copied().take(components).collect();
     let sign = |direction: usize| {
         let largest = (0..right.nrows())
             .map(|it| right[(it, direction)])
