@@ -8,10 +8,12 @@
 pub mod architecture;
 pub mod auto;
 pub mod common;
+pub mod diffusion;
 pub mod text;
 
 pub use common::cache::{KvCache, Seq2SeqCache};
 pub use common::decoder::Decoder;
+pub use common::denoiser::{AddedConditions, Denoiser, DenoiserInput};
 pub use common::gated_mlp::GatedMlp;
 pub use common::input::{ModelInput, Tokens};
 pub use common::pretrained::Pretrained;

@@ -29,10 +29,11 @@ macro_rules! cases {
 
 mod beams;
 mod decoders;
+mod diffusion;
 mod encoders;
 mod llama_family;
 
-const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES];
+const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, diffusion::CASES, encoders::CASES, llama_family::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -58,6 +59,9 @@ fn check(case: &str) {
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
     let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
     let model = model_folder(about["model"].as_str().unwrap());
+    if about["task"] == "unet" {
+        return diffusion::check_denoiser(&model, &inputs, &expected);
+    }
     let input = ModelInput {
         attention_mask: integers(&inputs, "attention_mask"),
         token_type_ids: integers(&inputs, "token_type_ids"),

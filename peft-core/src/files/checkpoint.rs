@@ -18,6 +18,10 @@ use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, conta
 /// File names under which a folder may keep its weights, in order of preference.
 const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
 
+/// What diffusers puts into the names of files that hold the same weights in half precision. They are read where there is
+/// nothing else.
+const HALF_PRECISION: &str = "fp16";
+
 /// The weights of a Hugging Face folder: one file, or shards with an index.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -36,11 +40,16 @@ impl Checkpoint {
         if !folder.is_dir() {
             return Err(PeftError::bad_file(folder, "it is not a folder; give the folder that holds `config.json`"));
         }
-        for name in WEIGHT_FILES {
+        let whole = WEIGHT_FILES.map(|name| (name.to_owned(), format!("{name}.index.json")));
+        let half = WEIGHT_FILES.map(|name| {
+            let stem = name.trim_end_matches(".safetensors");
+            (format!("{stem}.{HALF_PRECISION}.safetensors"), format!("{name}.index.{HALF_PRECISION}.json"))
+        });
+        for (name, index) in whole.iter().chain(&half) {
             if folder.join(name).is_file() {
                 return Self::from_files(folder, vec![TensorFile::open(folder.join(name))?], None);
             }
-            let index = folder.join(format!("{name}.index.json"));
+            let index = folder.join(index);
             if index.is_file() {
                 return Self::open_shards(folder, &index);
             }

@@ -7,15 +7,17 @@ mod buffer;
 mod conv;
 mod dropout;
 mod embedding;
+mod group_norm;
 mod lazy;
 mod linear;
 mod mode;
 mod norm;
 
 pub use buffer::Buffer;
-pub use conv::Conv1d;
+pub use conv::{Conv1d, Conv2d};
 pub use dropout::Dropout;
 pub use embedding::Embedding;
+pub use group_norm::GroupNorm;
 pub use lazy::lazy;
 pub use linear::{Gpt2Linear, Projection};
 pub use mode::{eval, set_training};

@@ -8,10 +8,11 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
+use crate::common::denoiser::Denoiser;
 use crate::common::task::{
     CausalLm, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
@@ -58,6 +59,7 @@ pub struct Architecture {
     pub(crate) question_answerer: Option<Constructor<AutoQuestionAnswerer>>,
     pub(crate) masked_lm: Option<Constructor<AutoMaskedLm>>,
     pub(crate) feature_extractor: Option<Constructor<AutoFeatureExtractor>>,
+    pub(crate) denoiser: Option<Constructor<AutoDenoiser>>,
 }
 
 impl Debug for Architecture {
@@ -70,6 +72,7 @@ impl Debug for Architecture {
             ("question_answerer", self.question_answerer.is_some()),
             ("masked_lm", self.masked_lm.is_some()),
             ("feature_extractor", self.feature_extractor.is_some()),
+            ("denoiser", self.denoiser.is_some()),
         ]
         .into_iter()
         .filter_map(|(task, is_there)| is_there.then_some(task))
@@ -106,7 +109,7 @@ macro_rules! tasks {
 impl Architecture {
     /// An architecture without models.
     ///
-    /// - `model_types`: what `config.json` calls it, `model_type`.
+    /// - `model_types`: what `config.json` calls it, `model_type`; in files of diffusers `_class_name`.
     /// - `prefix`: what the keys of a whole checkpoint have before those of a headless one: `"model."`, with the dot.
     ///   Loading takes either. Empty if they do not differ.
     pub fn new<S: Into<String>>(model_types: impl IntoIterator<Item = S>, prefix: impl Into<String>) -> Self {
@@ -120,6 +123,7 @@ impl Architecture {
             question_answerer: None,
             masked_lm: None,
             feature_extractor: None,
+            denoiser: None,
         }
     }
 
@@ -138,5 +142,7 @@ impl Architecture {
         masked_lm: MaskedLm as AutoMaskedLm;
         /// With a model without a head.
         feature_extractor: FeatureExtractor as AutoFeatureExtractor;
+        /// With a noise predictor.
+        denoiser: Denoiser as AutoDenoiser;
     }
 }

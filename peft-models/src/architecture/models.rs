@@ -10,6 +10,7 @@ use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 use super::origin::Origin;
 use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
+use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
 use crate::common::input::ModelInput;
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
@@ -241,6 +242,13 @@ auto_model! {
     /// A model without a head, of any architecture.
     AutoFeatureExtractor: FeatureExtractor as FeatureExtractorObject, task_type: Some("FEATURE_EXTRACTION");
     fn last_hidden_state(input: &ModelInput) -> Tensor<3>;
+}
+
+auto_model! {
+    /// A noise predictor of any architecture.
+    AutoDenoiser: Denoiser as DenoiserObject, task_type: None;
+    fn predict(input: &DenoiserInput) -> Tensor<4>;
+    fn about() -> &DenoiserConfig;
 }
 
 // Two traits have this method; without one of the type's own, callers that import both would have to say which.

@@ -11,10 +11,11 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
+use crate::diffusion::{clip_text, unet};
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
@@ -38,6 +39,8 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(roberta::architecture())
         .with(bart::architecture())
         .with(t5::architecture())
+        .with(clip_text::architecture())
+        .with(unet::architecture())
 });
 
 impl ArchitectureRegistry {
@@ -103,6 +106,11 @@ pub fn load_feature_extractor(
     BUILTIN.load_feature_extractor(folder, place)
 }
 
+/// Reads a noise predictor, as [`ArchitectureRegistry::load_denoiser`].
+pub fn load_denoiser(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoDenoiser, LoadReport)> {
+    BUILTIN.load_denoiser(folder, place)
+}
+
 macro_rules! auto {
     ($($(#[$doc:meta])* $model:ident: $build:ident, $load:ident($($arg:ident: $type:ty),*);)+) => {
         $(impl $model {
@@ -148,6 +156,8 @@ auto! {
     AutoMaskedLm: masked_lm, load_masked_lm();
     /// Loads a model without a head, of a built-in architecture.
     AutoFeatureExtractor: feature_extractor, load_feature_extractor();
+    /// Loads a noise predictor of a built-in architecture.
+    AutoDenoiser: denoiser, load_denoiser();
 }
 
 /// Says what of a checkpoint and a model did not meet.

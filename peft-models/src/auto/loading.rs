@@ -13,11 +13,12 @@ use super::registry::ArchitectureRegistry;
 use super::tied::{HEADS, bias_is_also_beside, embedding_is_also_under, has_another_head};
 use super::unused;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
     AutoTokenClassifier, Origin,
 };
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
+use crate::diffusion::folder::part;
 
 /// Where the folder does not say, weights start with this standard deviation.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -186,6 +187,21 @@ impl ArchitectureRegistry {
         let (model, prefix) = self.build::<AutoFeatureExtractor>(&raw, device)?;
         let (model, report) = load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["pooler"])?;
         Ok((start(model, &report, &raw, 0, device).with_origin(origin(folder, &report)), report))
+    }
+
+    /// Reads a noise predictor: its own folder, or that of a pipeline, which has it in `unet/`.
+    pub fn load_denoiser(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoDenoiser, LoadReport)> {
+        let (folder, Placement { device, dtype }) = (part(folder.as_ref(), "unet"), &place.into());
+        let raw = RawConfig::read(&folder)?;
+        let (model, prefix) = self.build::<AutoDenoiser>(&raw, device)?;
+        let checkpoint = open(&folder, *dtype)?;
+        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(&folder, &report)), report))
     }
 }
 

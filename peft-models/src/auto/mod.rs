@@ -59,11 +59,11 @@ mod tied;
 mod unused;
 
 pub use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
     AutoSequenceClassifier, AutoTokenClassifier, ModelConfig,
 };
 pub use builtin::{
-    load_causal_lm, load_feature_extractor, load_masked_lm, load_question_answerer, load_seq2seq_lm,
+    load_causal_lm, load_denoiser, load_feature_extractor, load_masked_lm, load_question_answerer, load_seq2seq_lm,
     load_sequence_classifier, load_token_classifier,
 };
 pub use options::ClassifierOptions;

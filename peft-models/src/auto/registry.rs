@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
     AutoSequenceClassifier, AutoTokenClassifier, Constructor,
 };
 use crate::common::config::RawConfig;
@@ -68,6 +68,8 @@ tasks! {
     masked_lm -> AutoMaskedLm, "masked language models";
     /// A model without head and parameters.
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
+    /// A noise predictor without parameters.
+    denoiser -> AutoDenoiser, "noise prediction";
 }
 
 impl ArchitectureRegistry {

@@ -44,11 +44,11 @@ impl RawConfig {
         &self.path
     }
 
-    /// `model_type`, by which an implementation is chosen.
+    /// `model_type`, by which an implementation is chosen; in files of diffusers the class.
     pub fn model_type(&self) -> Result<&str> {
-        self.json
-            .get("model_type")
-            .and_then(Value::as_str)
+        ["model_type", "_class_name"]
+            .iter()
+            .find_map(|field| self.json.get(*field)?.as_str())
             .ok_or_else(|| PeftError::bad_file(&self.path, "it names no `model_type`"))
     }
 

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod chat;
+pub mod clip_tokenizer;
 pub mod columns;
 pub mod dataset;
 mod filters;

@@ -1,9 +1,10 @@
-//! Generation: one token after another, greedy, sampled or by beams.
+//! Generation: texts one token after another, greedy, sampled or by beams; pictures step by step.
 
 pub mod beams;
 pub mod causal;
 pub mod config;
 pub mod logits;
+pub mod pictures;
 mod room;
 pub mod sampling;
 pub mod seq2seq;
