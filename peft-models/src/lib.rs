@@ -9,6 +9,7 @@ pub mod architecture;
 pub mod auto;
 pub mod common;
 pub mod text;
+pub mod vision;
 
 pub use common::cache::{KvCache, Seq2SeqCache};
 pub use common::decoder::Decoder;
@@ -22,3 +23,4 @@ pub use common::{config, mask, prompt, rope};
 pub use text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 pub use text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 pub use text::seq2seq::{bart, t5};
+pub use vision::{segformer, swin, vit};

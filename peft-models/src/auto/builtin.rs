@@ -18,6 +18,7 @@ use crate::common::config::RawConfig;
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
+use crate::vision::{segformer, swin, vit};
 
 static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
     ArchitectureRegistry::new()
@@ -38,6 +39,9 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(roberta::architecture())
         .with(bart::architecture())
         .with(t5::architecture())
+        .with(vit::architecture())
+        .with(swin::architecture())
+        .with(segformer::architecture())
 });
 
 impl ArchitectureRegistry {
