@@ -42,6 +42,7 @@ mod new_tokens;
 mod projections;
 mod prompts;
 mod rotations;
+mod vision;
 
 const TABLES: &[&[&str]] = &[
     beams::CASES,
@@ -59,6 +60,7 @@ const TABLES: &[&[&str]] = &[
     projections::CASES,
     prompts::CASES,
     rotations::CASES,
+    vision::CASES,
 ];
 
 /// Adapters on a table that is tied to the head: merging in the reference moves the head too, which the live model does not.
@@ -144,6 +146,14 @@ fn check_weights_and_folder(name: &str) {
         "question-answering" => {
             weights_and_folder(name, auto::load_question_answerer(folder, &device(), 0).unwrap().0, &adapters);
         }
+        "image-cls" => {
+            let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
+            weights_and_folder(name, auto::load_image_classifier(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        "semantic-seg" => {
+            let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
+            weights_and_folder(name, auto::load_semantic_segmenter(folder, &device(), &options).unwrap().0, &adapters);
+        }
         "seq2seq-lm" => {
             weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
         }
@@ -163,6 +173,8 @@ fn weights_and_folder<M: Module + Adaptable>(name: &str, model: M, adapters: &[P
         let saved = tempfile::tempdir().unwrap();
         peft.save_adapter(saved.path(), adapter).unwrap();
         let (ours, theirs) = (AdapterFolder::open(saved.path()).unwrap(), AdapterFolder::open(folder).unwrap());
+        // Names of modules as they are published, whatever those of the folder are.
+        let theirs = theirs.in_names_of(peft.spec()).unwrap();
         for key in ours.tensors.keys() {
             assert_eq!(ours.tensors.shape(&key), theirs.tensors.shape(&key), "{key}");
             let (ours, wanted) = (ours.tensors.floats(&key).unwrap(), theirs.tensors.floats(&key).unwrap());

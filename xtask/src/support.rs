@@ -71,9 +71,9 @@ const TASKS: [Column; 11] = [
     ("masked-lm", "masked LM", &[]),
     ("feature-extraction", "feature extraction", &[]),
     ("text-to-image", "text-to-image", &[("stable-diffusion", "L")]),
-    ("image-classification", "image classification", &[("vit", "L"), ("swin", "L")]),
+    ("image-cls", "image classification", &[("vit", "L"), ("swin", "L")]),
     ("image-to-text", "image-to-text", &[("blip-2", "L")]),
-    ("semantic-segmentation", "semantic segmentation", &[("segformer", "L")]),
+    ("semantic-seg", "semantic segmentation", &[("segformer", "L")]),
 ];
 
 /// The methods that have a letter, in the order of the letters in a cell.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -242,7 +243,11 @@ impl MapParams for Fill<'_> {
         let device = param.lazy_device();
         let dtype = if may_be_half(spec) { self.checkpoint.dtype } else { BaseDtype::Float32 };
         match file.numbers(key, dtype).and_then(|it| supported(it, &device)) {
-            Ok(data) => {
+            Ok(mut data) => {
+                if data.shape().num_dims() != D {
+                    // A count has no axes.
+                    data = TensorData::new(data.iter::<f32>().collect(), spec.shape.clone());
+                }
                 let dtype = data.dtype();
                 let mut tensor = Tensor::<D>::from_data(data, (&device, dtype));
                 if spec.is_transposed_on_disk() {
@@ -262,7 +267,7 @@ impl MapParams for Fill<'_> {
 /// Every parameter of a plain model as its checkpoint holds it. Adapters are left out: merge them first.
 pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
     struct Collect {
-        transposed: HashSet<String>,
+        params: HashMap<String, Arc<ParamSpec>>,
         stored: Vec<Stored>,
     }
     impl VisitParams for Collect {
@@ -270,14 +275,18 @@ pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
             if at.in_adapters() {
                 return;
             }
-            let value = crate::ops::to_f32(param.base());
-            let value = if self.transposed.contains(&at.path()) { value.transpose() } else { value };
-            self.stored.push(Stored { key: at.path(), data: value.into_data() });
+            let (key, value) = (at.path(), crate::ops::to_f32(param.base()));
+            let data = match self.params.get(&key) {
+                Some(param) if param.is_transposed_on_disk() => value.transpose().into_data(),
+                Some(param) => param.stored(value.into_data()),
+                None => value.into_data(),
+            };
+            self.stored.push(Stored { key, data });
         }
     }
     let spec = ModelSpec::of(model);
-    let transposed = spec.iter().filter(|it| it.is_transposed_on_disk()).map(|it| it.path()).collect();
-    let mut collect = Collect { transposed, stored: Vec::new() };
+    let params = spec.iter().map(|it| (it.path(), it.clone())).collect();
+    let mut collect = Collect { params, stored: Vec::new() };
     visit_params(model, &mut collect);
     collect.stored
 }

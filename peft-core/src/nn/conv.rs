@@ -148,11 +148,7 @@ impl Conv2d {
         let [batch, channels, height, width] = input.dims();
         let ([rows, columns], kernel) = (self.output_size([height, width]), self.kernel());
         let whole = [rows * kernel[0], columns * kernel[1]];
-        let input = if whole == [height, width] {
-            input
-        } else {
-            input.narrow(2, 0, whole[0]).narrow(3, 0, whole[1])
-        };
+        let input = if whole == [height, width] { input } else { input.narrow(2, 0, whole[0]).narrow(3, 0, whole[1]) };
         let d_input = channels * kernel[0] * kernel[1];
         let patches = input
             .reshape([batch, channels, rows, kernel[0], columns, kernel[1]])
@@ -163,5 +159,41 @@ impl Conv2d {
         let weight = weight.reshape([d_output, d_input]);
         let output = ops::linear(patches, weight, self.bias.as_ref().map(|it| it.val()), Layout::OutIn);
         output.reshape([batch, rows * columns, d_output])
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    /// A kernel that reads every number once is a product, and the product is the convolution.
+    #[test]
+    fn a_kernel_that_does_not_overlap_is_a_matrix_product() {
+        let device = Device::flex();
+        for (kernel, size) in [([2, 3], [7, 11]), ([1, 1], [3, 4]), ([3, 2], [3, 2])] {
+            let mut layer = Conv2d::new([3, 5], kernel, 1, &device).with_stride(kernel);
+            layer.bias = Some(super::super::lazy([5], &device, |device| {
+                Tensor::random([5], Distribution::Uniform(-1.0, 1.0), device)
+            }));
+            let input = Tensor::<4>::random([2, 3, size[0], size[1]], Distribution::Uniform(-1.0, 1.0), &device);
+            assert!(layer.is_tiling());
+            let (product, whole) = (layer.forward(input.clone()), layer.convolve(input.clone()));
+            let [batch, channels, rows, columns] = whole.dims();
+            assert_eq!([rows, columns], layer.output_size(size));
+            product.into_data().assert_approx_eq::<f32>(&whole.to_data(), Default::default());
+            let tokens = layer.tokens(input).swap_dims(1, 2).reshape([batch, channels, rows, columns]);
+            tokens.into_data().assert_approx_eq::<f32>(&whole.into_data(), Default::default());
+        }
+    }
+
+    #[test]
+    fn overlapping_kernels_have_the_size_that_they_say() {
+        let device = Device::flex();
+        let layer = Conv2d::new([2, 4], [3, 3], 2, &device).with_stride([2, 1]).with_padding([1, 0]);
+        assert_eq!(layer.forward(Tensor::zeros([1, 2, 6, 5], &device)).dims(), [1, 4, 3, 3]);
+        assert_eq!(layer.tokens(Tensor::zeros([1, 2, 6, 5], &device)).dims(), [1, 9, 4]);
+        assert_eq!(layer.output_size([6, 2]), [3, 0]);
     }
 }

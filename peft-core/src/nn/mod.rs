@@ -13,12 +13,12 @@ mod linear;
 mod mode;
 mod norm;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Counter};
 pub use conv::{Conv1d, Conv2d};
-pub use dropout::Dropout;
+pub use dropout::{DropPath, Dropout};
 pub use embedding::Embedding;
 pub use group_norm::GroupNorm;
 pub use lazy::lazy;
 pub use linear::{Gpt2Linear, Projection};
 pub use mode::{eval, set_training};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{BatchNorm2d, LayerNorm, RmsNorm};

@@ -9,6 +9,7 @@ pub(crate) mod bf16;
 mod cross_entropy;
 mod dropout;
 mod group_norm;
+mod interpolate;
 #[cfg(feature = "flex")]
 mod kernel;
 mod labels;
@@ -33,6 +34,7 @@ pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
 pub use group_norm::group_norm;
+pub use interpolate::{Interpolation, interpolate};
 pub use labels::IGNORE_INDEX;
 pub use layout::Layout;
 pub use linear::linear;

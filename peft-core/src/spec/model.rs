@@ -97,6 +97,9 @@ pub struct ModelSpec {
     pub drawn: Vec<String>,
     /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
     pub task_type: Option<String>,
+    /// How files of other releases of transformers spell paths: parts of ours as regular expressions, and what stands in
+    /// their place, one after another.
+    pub other_names: &'static [(&'static str, &'static str)],
     /// What the outputs of its head mean, if somebody said so. A fresh adapter that trains the head takes them along.
     pub labels: Option<Labels>,
 }
@@ -157,6 +160,13 @@ impl ModelSpec {
     /// Says what the outputs of the head mean.
     pub fn with_labels(mut self, labels: impl Into<Option<Labels>>) -> Self {
         self.labels = labels.into();
+        self
+    }
+
+    /// Says how transformers spells paths in releases that do not name modules as published files do: see
+    /// [`other_names`](Self::other_names). Adapter folders and checkpoints with such keys are read, and written under ours.
+    pub fn with_other_names(mut self, other_names: &'static [(&'static str, &'static str)]) -> Self {
+        self.other_names = other_names;
         self
     }
 

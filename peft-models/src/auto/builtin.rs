@@ -11,14 +11,15 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
 use crate::diffusion::{clip_text, unet};
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
+use crate::vision::{segformer, swin, vit};
 
 static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
     ArchitectureRegistry::new()
@@ -41,6 +42,9 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(t5::architecture())
         .with(clip_text::architecture())
         .with(unet::architecture())
+        .with(vit::architecture())
+        .with(swin::architecture())
+        .with(segformer::architecture())
 });
 
 impl ArchitectureRegistry {
@@ -111,6 +115,24 @@ pub fn load_denoiser(folder: impl AsRef<Path>, place: impl Into<Placement>) -> R
     BUILTIN.load_denoiser(folder, place)
 }
 
+/// Reads an image classifier, as [`ArchitectureRegistry::load_image_classifier`].
+pub fn load_image_classifier(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+    options: &ClassifierOptions,
+) -> Result<(AutoImageClassifier, LoadReport)> {
+    BUILTIN.load_image_classifier(folder, place, options)
+}
+
+/// Reads a semantic segmentation model, as [`ArchitectureRegistry::load_semantic_segmenter`].
+pub fn load_semantic_segmenter(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+    options: &ClassifierOptions,
+) -> Result<(AutoSemanticSegmenter, LoadReport)> {
+    BUILTIN.load_semantic_segmenter(folder, place, options)
+}
+
 macro_rules! auto {
     ($($(#[$doc:meta])* $model:ident: $build:ident, $load:ident($($arg:ident: $type:ty),*);)+) => {
         $(impl $model {
@@ -158,6 +180,10 @@ auto! {
     AutoFeatureExtractor: feature_extractor, load_feature_extractor();
     /// Loads a noise predictor of a built-in architecture.
     AutoDenoiser: denoiser, load_denoiser();
+    /// Loads an image classifier of a built-in architecture.
+    AutoImageClassifier: image_classifier, load_image_classifier(options: &ClassifierOptions);
+    /// Loads a semantic segmentation model of a built-in architecture.
+    AutoSemanticSegmenter: semantic_segmenter, load_semantic_segmenter(options: &ClassifierOptions);
 }
 
 /// Says what of a checkpoint and a model did not meet.

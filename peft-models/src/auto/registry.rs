@@ -4,8 +4,8 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
-    AutoSequenceClassifier, AutoTokenClassifier, Constructor,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -70,6 +70,10 @@ tasks! {
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
     /// A noise predictor without parameters.
     denoiser -> AutoDenoiser, "noise prediction";
+    /// An image classifier without parameters.
+    image_classifier -> AutoImageClassifier, "image classification";
+    /// A semantic segmentation model without parameters.
+    semantic_segmenter -> AutoSemanticSegmenter, "semantic segmentation";
 }
 
 impl ArchitectureRegistry {

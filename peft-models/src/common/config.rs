@@ -92,6 +92,9 @@ impl RawConfig {
         if let Value::Object(fields) = value {
             return fields.iter().try_for_each(|(name, value)| self.check_size(name, value));
         }
+        if let Value::Array(values) = value {
+            return values.iter().try_for_each(|it| self.check_size(field, it));
+        }
         // Nothing can be computed with the root or the power of such a number.
         let is_positive = ["eps", "epsilon", "theta", "initializer_range"].iter().any(|it| field.ends_with(it));
         let is_factor = ["factor", "low_freq_factor", "high_freq_factor"].contains(&field);
