@@ -31,6 +31,7 @@ mod beams;
 mod chosen_weights;
 mod decoder_methods;
 mod decoders;
+mod diffusion;
 mod encoder_prompts;
 mod encoders;
 mod ia3;
@@ -49,6 +50,7 @@ const TABLES: &[&[&str]] = &[
     chosen_weights::CASES,
     decoder_methods::CASES,
     decoders::CASES,
+    diffusion::CASES,
     encoder_prompts::CASES,
     encoders::CASES,
     ia3::CASES,
@@ -72,7 +74,8 @@ fn check(name: &str) {
     let request = request(name);
     let adapters: Vec<String> = case(name).adapters;
     let wanted = expected(&fixtures().join("cases").join(name).join("expected.safetensors"));
-    let output = if wanted.contains_key("logits") { "logits" } else { "last_hidden_state" };
+    let outputs = ["logits", "sample", "last_hidden_state"];
+    let output = outputs.into_iter().find(|it| wanted.contains_key(*it)).unwrap();
 
     let live = forward(&request, &device()).unwrap();
     assert_close(output, find(&live, output), &wanted[output]);
@@ -157,6 +160,7 @@ fn check_weights_and_folder(name: &str) {
         "seq2seq-lm" => {
             weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
         }
+        "unet" => weights_and_folder(name, auto::load_denoiser(folder, &device()).unwrap().0, &adapters),
         _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
     }
 }

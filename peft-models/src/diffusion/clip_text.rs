@@ -21,6 +21,9 @@ use crate::common::task::FeatureExtractor;
 /// Prefix that checkpoints of transformers 5 lack.
 pub const BASE_PREFIX: &str = "text_model.";
 
+/// How transformers 5 spells paths of the encoder without a projection.
+pub const OTHER_NAMES: &[(&str, &str)] = &[(r"^text_model\.", "")];
+
 /// The architecture, for the list of built-in ones.
 pub fn architecture() -> Architecture {
     Architecture::new(["clip_text_model"], BASE_PREFIX).feature_extractor(ClipTextModel::new)
@@ -254,7 +257,7 @@ impl ClipTextModel {
 
 impl Adaptable for ClipTextModel {
     fn spec(&self) -> ModelSpec {
-        self.text_model.spec(ModelSpec::of(self))
+        self.text_model.spec(ModelSpec::of(self)).with_other_names(OTHER_NAMES)
     }
 }
 

@@ -4,6 +4,7 @@ pub mod beams;
 pub mod causal;
 pub mod config;
 pub mod logits;
+#[cfg(feature = "image")]
 pub mod pictures;
 mod room;
 pub mod sampling;

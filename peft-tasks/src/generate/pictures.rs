@@ -11,6 +11,7 @@ use peft_models::diffusion::vae::AutoencoderKl;
 use peft_models::{AddedConditions, Denoiser, DenoiserInput, ModelInput};
 
 use crate::data::clip_tokenizer::ClipTokenizer;
+use crate::data::image::Picture;
 
 /// How a picture is made.
 #[derive(Debug, Clone)]
@@ -88,17 +89,6 @@ pub struct StableDiffusion<D> {
     pub scheduler: SchedulerConfig,
     /// Whether an absent negative prompt is zeros and not the empty text: SDXL's `force_zeros_for_empty_prompt`.
     pub zeros_for_no_prompt: bool,
-}
-
-/// A picture in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// Width in pixels.
-    pub width: usize,
-    /// Height in pixels.
-    pub height: usize,
-    /// Red, green, blue, pixel after pixel.
-    pub rgb: Vec<u8>,
 }
 
 impl<D: Denoiser> StableDiffusion<D> {
@@ -328,8 +318,8 @@ pub fn to_pictures(decoded: Tensor<4>) -> Result<Vec<Picture>> {
     let byte = |number: &f32| ((number / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
     let bytes: Vec<u8> = numbers.iter().map(byte).collect();
     let picture = |bytes: &[u8]| Picture {
-        width,
-        height,
+        width: width as u32,
+        height: height as u32,
         rgb: if channels == 3 { bytes.to_vec() } else { bytes.iter().flat_map(|it| [*it; 3]).collect() },
     };
     let each = bytes.len() / batch.max(1);

@@ -26,6 +26,8 @@ mod generate;
 mod inspect;
 mod merge;
 mod methods;
+#[cfg(feature = "image")]
+mod pictures;
 mod stop;
 mod terminal;
 mod train;
@@ -56,7 +58,7 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model, with or without adapters, on a data file.
     Eval(Box<eval::Args>),
-    /// Continue a prompt, with or without adapters.
+    /// Continue a prompt, or make a picture of it, with or without adapters.
     Generate(generate::Args),
     /// Fold adapters into the weights and write a plain checkpoint.
     Merge(merge::Args),

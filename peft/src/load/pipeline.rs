@@ -8,7 +8,7 @@ use peft_core::{Adaptable, AdapterFolder, CONFIG_FILE, MethodRegistry, PeftError
 use peft_models::auto::{ArchitectureRegistry, AutoDenoiser};
 use peft_models::diffusion::clip_text::{ClipTextModel, ClipTextModelWithProjection};
 use peft_models::diffusion::folder::{PipelineIndex, load_clip_text, load_clip_text_with_projection, load_vae};
-use peft_models::diffusion::schedulers::SchedulerConfig;
+use peft_models::diffusion::schedulers::{SchedulerConfig, SchedulerKind};
 use peft_tasks::data::clip_tokenizer::ClipTokenizer;
 use peft_tasks::generate::pictures::{StableDiffusion, TextEncoder};
 use serde_json::Value;
@@ -110,6 +110,14 @@ pub fn load_pipeline(
         vae: nn::eval(&load_vae(folder, place.clone())?),
         scheduler: SchedulerConfig::read(folder.join("scheduler"))?,
     })
+}
+
+/// The settings of a pipeline's scheduler for a scheduler of another class.
+///
+/// # Errors
+/// If the pipeline has no scheduler, or the other one cannot be as its file says.
+pub fn with_scheduler(folder: &Path, kind: SchedulerKind) -> Result<SchedulerConfig> {
+    SchedulerConfig::read_as(folder.join("scheduler"), kind)
 }
 
 /// A part with its adapters, as it is run.

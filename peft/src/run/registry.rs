@@ -30,6 +30,7 @@ use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
 use crate::task::token_classification::TokenClassificationKind;
+use crate::task::unet::UNetKind;
 
 /// What a program knows. [`Registry::builtin`] has all of this build; a program adds its own:
 ///
@@ -177,6 +178,7 @@ impl TaskRegistry {
             .with(TokenClassificationKind)
             .with(QuestionAnsweringKind)
             .with(SimilarityKind)
+            .with(UNetKind)
             .with_pictures()
     }
 
@@ -260,7 +262,8 @@ impl TaskRegistry {
         let raw = RawConfig::read(base)?;
         // ChatGLM's class is named as those of models that read one text and write another.
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
-        let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+        let class = raw.json.get("architectures").and_then(|it| it.get(0)).or(raw.json.get("_class_name"));
+        let class = class.and_then(Value::as_str);
         let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
         // How much of the name a kind knows: `WhisperForConditionalGeneration` is more than `ForConditionalGeneration`.
         let known = |it: &dyn AnyKind| {

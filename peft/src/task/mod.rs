@@ -13,6 +13,7 @@ pub mod seq2seq_lm;
 pub mod sequence_classification;
 pub mod similarity;
 pub mod token_classification;
+pub mod unet;
 
 pub use inputs::ForwardInputs;
 pub use kind::{ForwardOutput, TaskKind, TaskOptions, TaskSource};

@@ -9,7 +9,7 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
-use peft::models::{CausalLm, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier};
+use peft::models::{CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
 use peft::tasks::train::TrainConfig;
@@ -142,6 +142,22 @@ fn segmentation_steps(name: &str) {
     });
 }
 
+fn denoiser_steps(name: &str) {
+    let (model, _) = auto::load_denoiser(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    let timesteps: Vec<f32> = file.integers("timestep").unwrap().iter::<i64>().map(|it| it as f32).collect();
+    let input = DenoiserInput {
+        sample: Tensor::from_data(file.floats("sample").unwrap(), &device()),
+        timestep: Tensor::from_floats(timesteps.as_slice(), &device()),
+        encoder_hidden_states: Tensor::from_data(file.floats("encoder_hidden_states").unwrap(), &device()),
+        added: None,
+    };
+    ten_steps(name, model, |model| {
+        let labels = Tensor::from_data(file.floats("labels").unwrap(), &device());
+        (model.predict(&input) - labels).square().mean()
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -155,6 +171,7 @@ steps! {
     classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
         modernbert_cls_lora;
     target_steps: t5_lora, bart_lora, mbart_lora;
+    denoiser_steps: unet_sd15_lora;
     picture_steps: vit_lora, swin_lora;
     segmentation_steps: segformer_lora;
 }

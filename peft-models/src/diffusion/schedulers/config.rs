@@ -1,6 +1,6 @@
 //! `scheduler_config.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use peft_core::files::plain::read_text;
 use peft_core::{PeftError, Result, is_off};
@@ -214,11 +214,17 @@ impl SchedulerConfig {
     /// # Errors
     /// If there is none, or it asks for what cannot be computed.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
-        let path = folder.as_ref().join("scheduler_config.json");
-        let text = read_text(&path)?;
-        let json: Map<String, Value> =
-            serde_json::from_str(&finite(&text)).map_err(|error| PeftError::bad_file(&path, error))?;
+        let (path, json) = read(folder.as_ref())?;
         Self::from_json(json).map_err(|error| error.in_file(&path))
+    }
+
+    /// Reads `scheduler_config.json` of a folder for another class, as [`of_kind`](Self::of_kind).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_as(folder: impl AsRef<Path>, kind: SchedulerKind) -> Result<Self> {
+        let (path, json) = read(folder.as_ref())?;
+        Self::of_kind(kind, json).map_err(|error| error.in_file(&path))
     }
 
     /// The configuration that a JSON object says. Its `_class_name` tells the class.
@@ -320,6 +326,14 @@ impl SchedulerConfig {
         }
         Ok(())
     }
+}
+
+/// The file of a folder, and what it says.
+fn read(folder: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+    let path = folder.join("scheduler_config.json");
+    let text = read_text(&path)?;
+    let json = serde_json::from_str(&finite(&text)).map_err(|error| PeftError::bad_file(&path, error))?;
+    Ok((path, json))
 }
 
 /// The text with Python's infinities as strings, which JSON has no numbers for. diffusers writes them.
