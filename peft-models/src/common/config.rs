@@ -19,10 +19,12 @@ pub struct RawConfig {
 }
 
 impl RawConfig {
-    /// Reads `config.json` of a folder.
+    /// Reads `config.json` of a folder, or `model_index.json` of a pipeline of diffusers.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join("config.json");
+        let files = ["config.json", "model_index.json"].map(|it| folder.join(it));
+        let [path, _] = &files;
+        let path = files.iter().find(|it| it.is_file()).unwrap_or(path).clone();
         if !path.is_file() {
             let reason = "it has no `config.json`; give the folder of a Hugging Face checkpoint";
             return Err(PeftError::bad_file(folder, reason));

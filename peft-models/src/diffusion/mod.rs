@@ -7,5 +7,6 @@ pub mod clip_text;
 pub mod folder;
 pub mod layers;
 pub mod schedulers;
+pub mod text_to_image;
 pub mod unet;
 pub mod vae;

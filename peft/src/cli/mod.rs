@@ -17,6 +17,7 @@ mod common;
 mod convert;
 #[cfg(feature = "lora")]
 mod demo;
+mod dreambooth;
 mod eval;
 #[cfg(feature = "lora")]
 mod export;

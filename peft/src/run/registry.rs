@@ -29,6 +29,8 @@ use crate::task::semantic_segmentation::SemanticSegmentationKind;
 use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
+#[cfg(feature = "image")]
+use crate::task::text_to_image::TextToImageKind;
 use crate::task::token_classification::TokenClassificationKind;
 use crate::task::unet::UNetKind;
 
@@ -185,7 +187,7 @@ impl TaskRegistry {
     /// Kinds of tasks on pictures.
     fn with_pictures(self) -> Self {
         #[cfg(feature = "image")]
-        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind);
+        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(TextToImageKind);
         #[cfg(not(feature = "image"))]
         let this = self;
         this

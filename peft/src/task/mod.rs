@@ -12,6 +12,8 @@ pub mod semantic_segmentation;
 pub mod seq2seq_lm;
 pub mod sequence_classification;
 pub mod similarity;
+#[cfg(feature = "image")]
+pub mod text_to_image;
 pub mod token_classification;
 pub mod unet;
 
