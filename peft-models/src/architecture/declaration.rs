@@ -8,12 +8,12 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::task::{
-    CausalLm, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
 };
 
@@ -61,6 +61,7 @@ pub struct Architecture {
     pub(crate) feature_extractor: Option<Constructor<AutoFeatureExtractor>>,
     pub(crate) image_classifier: Option<Constructor<AutoImageClassifier>>,
     pub(crate) semantic_segmenter: Option<Constructor<AutoSemanticSegmenter>>,
+    pub(crate) image_to_text: Option<Constructor<AutoImageToText>>,
 }
 
 impl Debug for Architecture {
@@ -75,6 +76,7 @@ impl Debug for Architecture {
             ("feature_extractor", self.feature_extractor.is_some()),
             ("image_classifier", self.image_classifier.is_some()),
             ("semantic_segmenter", self.semantic_segmenter.is_some()),
+            ("image_to_text", self.image_to_text.is_some()),
         ]
         .into_iter()
         .filter_map(|(task, is_there)| is_there.then_some(task))
@@ -127,6 +129,7 @@ impl Architecture {
             feature_extractor: None,
             image_classifier: None,
             semantic_segmenter: None,
+            image_to_text: None,
         }
     }
 
@@ -149,5 +152,7 @@ impl Architecture {
         image_classifier: ImageClassifier as AutoImageClassifier;
         /// With a semantic segmentation model.
         semantic_segmenter: SemanticSegmenter as AutoSemanticSegmenter;
+        /// With a model that writes text about a picture.
+        image_to_text: ImageToText as AutoImageToText;
     }
 }

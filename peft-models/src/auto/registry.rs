@@ -4,8 +4,9 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Constructor,
+    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -70,6 +71,8 @@ tasks! {
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
     /// An image classifier without parameters.
     image_classifier -> AutoImageClassifier, "image classification";
+    /// A model without parameters that writes text about a picture.
+    image_to_text -> AutoImageToText, "text about pictures";
     /// A semantic segmentation model without parameters.
     semantic_segmenter -> AutoSemanticSegmenter, "semantic segmentation";
 }
