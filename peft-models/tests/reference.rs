@@ -35,7 +35,8 @@ mod encoders;
 mod llama_family;
 mod vision;
 
-const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, diffusion::CASES, encoders::CASES, llama_family::CASES, vision::CASES];
+const TABLES: &[&[&str]] =
+    &[beams::CASES, decoders::CASES, diffusion::CASES, encoders::CASES, llama_family::CASES, vision::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {

@@ -16,5 +16,6 @@ mod layers;
 mod library;
 mod own_layers;
 mod parity;
+mod pictures;
 mod tied_heads;
 mod training;

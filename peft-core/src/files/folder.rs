@@ -12,7 +12,7 @@ use crate::files::dtype::FloatType;
 use crate::files::place::StagedFolder;
 use crate::files::plain::read_text;
 use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_together};
-use crate::spec::{KEY_PREFIX, Labels, ModelSpec, OtherNames, frozen_path, key_of, plain_key};
+use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, key_of, plain_key};
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -109,7 +109,7 @@ impl AdapterFolder {
     /// # Errors
     /// If two tensors are the same by these names.
     pub fn in_names_of(mut self, spec: &ModelSpec) -> Result<Self> {
-        let names = OtherNames::of(spec);
+        let names = spec.names_elsewhere();
         if !names.is_empty() {
             self.tensors = self.tensors.renamed(|key| Cow::Owned(key_of(&names, key)))?;
             names.translate(&mut self.config);

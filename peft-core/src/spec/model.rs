@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 
 use crate::erased::AnyModule;
 use crate::spec::labels::Labels;
+use crate::spec::other_names::OtherNames;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
 use crate::spec::walk::{VisitParams, visit_params};
@@ -168,6 +169,15 @@ impl ModelSpec {
     pub fn with_other_names(mut self, other_names: &'static [(&'static str, &'static str)]) -> Self {
         self.other_names = other_names;
         self
+    }
+
+    /// Paths that [`other_names`](Self::other_names) spells otherwise: that, and ours.
+    pub fn other_paths(&self) -> impl Iterator<Item = (String, String)> {
+        self.names_elsewhere().pairs()
+    }
+
+    pub(crate) fn names_elsewhere(&self) -> OtherNames {
+        OtherNames::new(self.other_names, self.params.iter())
     }
 
     /// The same description of a model whose parameters have changed.

@@ -5,13 +5,14 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::spec::keys::KEY_PREFIX;
+use crate::spec::keys::{KEY_PREFIX, plain_key};
+use crate::spec::param::ParamSpec;
 use crate::spec::path::{enclosing, is_suffix};
-use crate::spec::{ModelSpec, plain_key};
 
 /// Paths of a model that have another name, and how to get from that to ours.
 #[derive(Debug, Default)]
@@ -23,10 +24,11 @@ pub(crate) struct OtherNames {
 }
 
 impl OtherNames {
-    pub(crate) fn of(spec: &ModelSpec) -> Self {
+    /// `rules` are parts of our paths as regular expressions, and what stands in their place, one after another.
+    pub(crate) fn new<'a>(rules: &[(&str, &str)], params: impl Iterator<Item = &'a Arc<ParamSpec>>) -> Self {
         // An expression of ours that is none would be seen by the first test of the model.
         let rules: Vec<(Regex, &str)> =
-            spec.other_names.iter().filter_map(|(from, to)| Some((Regex::new(from).ok()?, *to))).collect();
+            rules.iter().filter_map(|(from, to)| Some((Regex::new(from).ok()?, *to))).collect();
         if rules.is_empty() {
             return Self::default();
         }
@@ -34,7 +36,7 @@ impl OtherNames {
             rules.iter().fold(path.to_owned(), |path, (from, to)| from.replace_all(&path, *to).into_owned())
         };
         let mut names = Self::default();
-        for param in spec.iter() {
+        for param in params {
             let path = param.path();
             let there = other(&path);
             // The module of a layer, in which an adapter has tensors of its own.
@@ -58,9 +60,9 @@ impl OtherNames {
         }
     }
 
-    /// Our path of a parameter that a checkpoint spells otherwise.
-    pub(crate) fn path(&self, path: &str) -> Option<&str> {
-        self.ours.get(path).map(String::as_str)
+    /// Paths that have another name: that, and ours.
+    pub(crate) fn pairs(self) -> impl Iterator<Item = (String, String)> {
+        self.ours.into_iter()
     }
 
     /// A configuration that goes by other names, by ours. Nothing changes where a name means a layer of ours as it is.
@@ -156,6 +158,7 @@ mod tests {
 
     use super::*;
     use crate::nn::Projection;
+    use crate::spec::ModelSpec;
 
     #[derive(Module, Debug)]
     struct Layer {
@@ -174,10 +177,11 @@ mod tests {
         let projection = || Projection::new(2, 3, true, &device);
         let layer = || Layer { query: projection(), dense: projection() };
         let model = Model { layer: vec![layer(), layer()], dense: projection() };
-        const OTHER: &[(&str, &str)] =
-            &[(r"layer\.(\d+)\.", "blocks.$1."), (r"query\.", "q_proj."), (r"(blocks\.\d+)\.dense\.", "$1.fc.")];
-        OtherNames::of(&ModelSpec::of(&model).with_other_names(OTHER))
+        ModelSpec::of(&model).with_other_names(OTHER).names_elsewhere()
     }
+
+    const OTHER: &[(&str, &str)] =
+        &[(r"layer\.(\d+)\.", "blocks.$1."), (r"query\.", "q_proj."), (r"(blocks\.\d+)\.dense\.", "$1.fc.")];
 
     #[test]
     fn keys_get_our_names() {

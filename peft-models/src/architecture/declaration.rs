@@ -8,13 +8,13 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::denoiser::Denoiser;
 use crate::common::task::{
-    CausalLm, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
 };
 
@@ -63,6 +63,7 @@ pub struct Architecture {
     pub(crate) denoiser: Option<Constructor<AutoDenoiser>>,
     pub(crate) image_classifier: Option<Constructor<AutoImageClassifier>>,
     pub(crate) semantic_segmenter: Option<Constructor<AutoSemanticSegmenter>>,
+    pub(crate) image_to_text: Option<Constructor<AutoImageToText>>,
 }
 
 impl Debug for Architecture {
@@ -78,6 +79,7 @@ impl Debug for Architecture {
             ("denoiser", self.denoiser.is_some()),
             ("image_classifier", self.image_classifier.is_some()),
             ("semantic_segmenter", self.semantic_segmenter.is_some()),
+            ("image_to_text", self.image_to_text.is_some()),
         ]
         .into_iter()
         .filter_map(|(task, is_there)| is_there.then_some(task))
@@ -131,6 +133,7 @@ impl Architecture {
             denoiser: None,
             image_classifier: None,
             semantic_segmenter: None,
+            image_to_text: None,
         }
     }
 
@@ -155,5 +158,7 @@ impl Architecture {
         image_classifier: ImageClassifier as AutoImageClassifier;
         /// With a semantic segmentation model.
         semantic_segmenter: SemanticSegmenter as AutoSemanticSegmenter;
+        /// With a model that writes text about a picture.
+        image_to_text: ImageToText as AutoImageToText;
     }
 }

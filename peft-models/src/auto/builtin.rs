@@ -11,11 +11,12 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
 use crate::diffusion::{clip_text, unet};
+use crate::multimodal::blip2;
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
@@ -45,6 +46,7 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(vit::architecture())
         .with(swin::architecture())
         .with(segformer::architecture())
+        .with(blip2::architecture())
 });
 
 impl ArchitectureRegistry {
@@ -133,6 +135,14 @@ pub fn load_semantic_segmenter(
     BUILTIN.load_semantic_segmenter(folder, place, options)
 }
 
+/// Reads a model that writes text about a picture, as [`ArchitectureRegistry::load_image_to_text`].
+pub fn load_image_to_text(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+) -> Result<(AutoImageToText, LoadReport)> {
+    BUILTIN.load_image_to_text(folder, place)
+}
+
 macro_rules! auto {
     ($($(#[$doc:meta])* $model:ident: $build:ident, $load:ident($($arg:ident: $type:ty),*);)+) => {
         $(impl $model {
@@ -184,6 +194,8 @@ auto! {
     AutoImageClassifier: image_classifier, load_image_classifier(options: &ClassifierOptions);
     /// Loads a semantic segmentation model of a built-in architecture.
     AutoSemanticSegmenter: semantic_segmenter, load_semantic_segmenter(options: &ClassifierOptions);
+    /// Loads a model of a built-in architecture that writes text about a picture.
+    AutoImageToText: image_to_text, load_image_to_text();
 }
 
 /// Says what of a checkpoint and a model did not meet.

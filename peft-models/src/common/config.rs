@@ -105,7 +105,11 @@ impl RawConfig {
         }
         // A wavelength is no size.
         let Some(number) = value.as_u64().filter(|_| !field.contains("theta")) else { return Ok(()) };
-        let limit = if LAYERS.contains(&field) { MOST_LAYERS } else { LARGEST_SIZE };
+        let limit = match field {
+            _ if LAYERS.contains(&field) => MOST_LAYERS,
+            _ if SIDES.contains(&field) => LARGEST_SIDE,
+            _ => LARGEST_SIZE,
+        };
         match number > limit {
             true => Err(PeftError::bad_file(&self.path, format!("`{field}` is {number}, and {limit} is the limit"))),
             false => Ok(()),
@@ -124,9 +128,17 @@ const MOST_LAYERS: u64 = 10_000;
 /// More than any model has of anything. Products of two such numbers do not overflow.
 const LARGEST_SIZE: u64 = 1 << 28;
 
+/// Sides of patches and windows, whose squares are sizes.
+const SIDES: [&str; 5] = ["patch_size", "patch_sizes", "sr_ratios", "strides", "window_size"];
+
+/// More than any patch or window is wide.
+const LARGEST_SIDE: u64 = 1 << 12;
+
 /// The numbers of layers, as architectures call them.
-const LAYERS: [&str; 8] = [
+const LAYERS: [&str; 10] = [
     "num_hidden_layers",
+    "num_encoder_blocks",
+    "depths",
     "num_layers",
     "n_layer",
     "n_layers",

@@ -70,10 +70,7 @@ impl Default for ClipTextConfig {
 impl ModelConfig for ClipTextConfig {
     fn from_raw(raw: &RawConfig) -> Result<Self> {
         let config: Self = raw.parse(&[])?;
-        heads_divide(
-            ("num_attention_heads", config.num_attention_heads),
-            ("hidden_size", config.hidden_size),
-        )?;
+        heads_divide(("num_attention_heads", config.num_attention_heads), ("hidden_size", config.hidden_size))?;
         Ok(config)
     }
 }

@@ -20,7 +20,11 @@ pub const INDEX_FILE: &str = "model_index.json";
 /// The folder of a part: that of a pipeline has it inside; any other is taken for the part itself.
 pub fn part(folder: &Path, name: &str) -> PathBuf {
     let inside = folder.join(name);
-    if !folder.join("config.json").is_file() && inside.join("config.json").is_file() { inside } else { folder.to_owned() }
+    if !folder.join("config.json").is_file() && inside.join("config.json").is_file() {
+        inside
+    } else {
+        folder.to_owned()
+    }
 }
 
 /// `model_index.json`: the class of a pipeline, and of its parts.

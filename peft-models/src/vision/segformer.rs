@@ -7,6 +7,7 @@ use peft_core::ops::{Interpolation, attention, interpolate};
 use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 use serde::Deserialize;
 
+use super::size::inner_width;
 use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
@@ -135,8 +136,8 @@ impl SegformerConfig {
         if let Some((field, _)) = sizes.iter().find(|it| it.1.contains(&0)) {
             return Err(PeftError::config(*field, "must be at least 1"));
         }
-        if let Some(ratio) = self.mlp_ratios.iter().find(|it| !(0.0..=1024.0).contains(*it)) {
-            return Err(PeftError::config("mlp_ratios", format!("has {ratio}, which is no width")));
+        for (ratio, width) in self.mlp_ratios.iter().zip(&self.hidden_sizes) {
+            inner_width("mlp_ratios", *ratio, *width)?;
         }
         for (heads, width) in self.num_attention_heads.iter().zip(&self.hidden_sizes) {
             heads_divide(("num_attention_heads", *heads), ("hidden_sizes", *width))?;

@@ -23,13 +23,13 @@ impl Size {
     }
 
     /// Rows and columns of whole patches.
-    pub(super) fn patches(self, patch: Self) -> [usize; 2] {
+    pub(crate) fn patches(self, patch: Self) -> [usize; 2] {
         let ([height, width], [rows, columns]) = (self.dims(), patch.dims());
         [height / rows, width / columns]
     }
 
     /// Refuses a picture that no patch of this size fits into, and patches of no size.
-    pub(super) fn check(self, patch: Self) -> Result<()> {
+    pub(crate) fn check(self, patch: Self) -> Result<()> {
         if patch.dims().contains(&0) {
             return Err(PeftError::config("patch_size", "must be at least 1"));
         }
@@ -38,5 +38,17 @@ impl Size {
             return Err(PeftError::config("image_size", reason));
         }
         Ok(())
+    }
+}
+
+/// A width times a ratio of `config.json`, as a layer between has it.
+///
+/// # Errors
+/// Names the field if no model is so wide.
+pub(super) fn inner_width(field: &str, ratio: f64, width: usize) -> Result<usize> {
+    let inner = ratio * width as f64;
+    match (0.0..=(1u64 << 28) as f64).contains(&inner) {
+        true => Ok(inner as usize),
+        false => Err(PeftError::config(field, format!("is {ratio} for a width of {width}: no model is so wide"))),
     }
 }

@@ -10,7 +10,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 use serde::Deserialize;
 
 use super::positions;
-use super::size::Size;
+use super::size::{Size, inner_width};
 use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
@@ -106,9 +106,7 @@ impl ModelConfig for SwinConfig {
             let reason = format!("is {} and doubles {stages} times: no model is so wide", config.embed_dim);
             return Err(PeftError::config("embed_dim", reason));
         }
-        if !(0.0..=1024.0).contains(&config.mlp_ratio) {
-            return Err(PeftError::config("mlp_ratio", format!("is {}, which is no width", config.mlp_ratio)));
-        }
+        inner_width("mlp_ratio", config.mlp_ratio, config.width(stages - 1))?;
         for (stage, heads) in config.num_heads.iter().enumerate() {
             heads_divide(("num_heads", *heads), ("embed_dim", config.width(stage)))?;
         }

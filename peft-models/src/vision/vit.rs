@@ -126,15 +126,12 @@ impl ViTEmbeddings {
     }
 
     fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
-        let [batch, _, height, width] = pixel_values.dims();
-        let grid = self.patch_embeddings.projection.output_size([height, width]);
-        let patches = self.patch_embeddings.projection.tokens(pixel_values);
-        let positions = self.position_embeddings.val();
-        let [_, rows, d_model] = positions.dims();
-        let of_cls = positions.clone().narrow(1, 0, 1);
-        let of_patches = positions::for_grid(positions.narrow(1, 1, rows - 1), self.grid, grid);
-        let cls = (self.cls_token.val() + of_cls).expand([batch, 1, d_model]);
-        self.dropout.forward(Tensor::cat(vec![cls, patches + of_patches], 1))
+        let [_, _, height, width] = pixel_values.dims();
+        let projection = &self.patch_embeddings.projection;
+        let grid = projection.output_size([height, width]);
+        let (class, positions) = (self.cls_token.val(), self.position_embeddings.val());
+        let patches = projection.tokens(pixel_values);
+        self.dropout.forward(positions::behind_class_token(patches, class, positions, self.grid, grid))
     }
 }
 

@@ -44,7 +44,8 @@ fn check(name: &str) {
     for at in 0..count {
         let seen = scheduler.scale_model_input(sample.clone(), at);
         let output = (seen.mul_scalar(1.3) + f64::from(ours[at]) * 0.01).sin();
-        sample = scheduler.step(at, output, sample, &mut || noise.pop().expect("no more noise than the reference draws"));
+        sample =
+            scheduler.step(at, output, sample, &mut || noise.pop().expect("no more noise than the reference draws"));
         assert_close(&format!("sample behind call {at}"), sample.to_data(), samples[at + 1].to_data());
     }
     assert!(noise.is_empty(), "the reference draws {} times more", noise.len());

@@ -90,8 +90,8 @@ fn assembled(folder: &Path) -> Result<Vec<u8>> {
         let reason = format!("it has neither `{TOKENIZER_FILE}` nor `vocab.json` with `merges.txt`");
         return Err(PeftError::bad_file(folder, reason));
     }
-    let vocab: Map<String, Value> = serde_json::from_slice(&read_bytes(&vocab_path)?)
-        .map_err(|error| PeftError::bad_file(&vocab_path, error))?;
+    let vocab: Map<String, Value> =
+        serde_json::from_slice(&read_bytes(&vocab_path)?).map_err(|error| PeftError::bad_file(&vocab_path, error))?;
     let id = |token: &str| {
         let id = vocab.get(token).and_then(Value::as_u64);
         id.ok_or_else(|| PeftError::bad_file(&vocab_path, format!("it lacks the token {token:?}")))
@@ -99,8 +99,12 @@ fn assembled(folder: &Path) -> Result<Vec<u8>> {
     let (begin, end) = (id(BEGIN)?, id(END)?);
     let merges = read_text(&merges_path)?;
     // The first line is a version.
-    let merges: Vec<&str> =
-        merges.lines().enumerate().filter(|(at, it)| !it.is_empty() && (*at > 0 || !it.starts_with("#version"))).map(|it| it.1).collect();
+    let merges: Vec<&str> = merges
+        .lines()
+        .enumerate()
+        .filter(|(at, it)| !it.is_empty() && (*at > 0 || !it.starts_with("#version")))
+        .map(|it| it.1)
+        .collect();
     let added = [(BEGIN, begin), (END, end)].map(|(content, id)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true})

@@ -214,7 +214,8 @@ impl<D: Denoiser> StableDiffusion<D> {
         let text = Tensor::cat(widths, 2);
         let (width, wanted) = (text.dims()[2], self.denoiser.about().d_text);
         if width != wanted {
-            let reason = format!("the text encoder gives {width} numbers for each token, the noise predictor reads {wanted}");
+            let reason =
+                format!("the text encoder gives {width} numbers for each token, the noise predictor reads {wanted}");
             return Err(PeftError::Invalid(reason));
         }
         Ok(Conditions { text, pooled })
@@ -271,7 +272,8 @@ pub fn denoise<D: Denoiser>(
     if let (Some(widths), Some(added)) = (denoiser.about().added, &added) {
         let given = added.text_embeds.dims()[1] + sizes.len() * widths.number;
         if given != widths.total {
-            let reason = format!("the further conditions have {given} numbers, the noise predictor reads {}", widths.total);
+            let reason =
+                format!("the further conditions have {given} numbers, the noise predictor reads {}", widths.total);
             return Err(PeftError::Invalid(reason));
         }
     }

@@ -25,7 +25,10 @@ impl DreamBooth {
     /// If there is no picture or no prompt, a file is damaged, or the pipeline has no autoencoder.
     pub fn read(folder: &Path, base: &Path, options: &DreamBoothOptions, seed: u64, device: &Device) -> Result<Self> {
         let prompt = options.instance_prompt.as_deref().ok_or_else(|| {
-            PeftError::config("instance_prompt", "is not given: say what the pictures show, such as `a photo of sks dog`")
+            PeftError::config(
+                "instance_prompt",
+                "is not given: say what the pictures show, such as `a photo of sks dog`",
+            )
         })?;
         let class = match (&options.class_data, &options.class_prompt) {
             (Some(folder), Some(prompt)) => Some((folder.as_path(), prompt.as_str())),
@@ -105,8 +108,7 @@ fn pixels(picture: &Picture, size: usize) -> Result<Vec<f32>> {
     }
     let side = size as u32;
     let longer = |long: u32, short: u32| (f64::from(side) * f64::from(long) / f64::from(short)) as u32;
-    let (wide, tall) =
-        if width <= height { (side, longer(height, width)) } else { (longer(width, height), side) };
+    let (wide, tall) = if width <= height { (side, longer(height, width)) } else { (longer(width, height), side) };
     let resized = picture.resized(Rectangle::whole(width, height), wide, tall, Resampling::Bilinear)?;
     let middle = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
     let (top, left) = (middle(tall), middle(wide));

@@ -273,8 +273,7 @@ impl Task<TextToImageModel> for DreamBooth {
         let normal = || ops::random(dims, Distribution::Normal(0.0, 1.0), device);
         let count = self.config.schedule.len();
         let times = ops::random([dims[0]], Distribution::Uniform(0.0, count as f64), device);
-        let timesteps: Vec<usize> =
-            times.into_data().iter::<f32>().map(|it| (it as usize).min(count - 1)).collect();
+        let timesteps: Vec<usize> = times.into_data().iter::<f32>().map(|it| (it as usize).min(count - 1)).collect();
         Ok(self.losses(model, batch, normal(), normal(), &timesteps, items.len()))
     }
 

@@ -80,7 +80,9 @@ pub fn load_pipeline(
     }
     let bases = Bases {
         unet: architectures.load_denoiser(folder.join("unet"), place.clone())?.0,
-        text_encoder: folder_of(folder, &index, "text_encoder").map(|it| load_clip_text(it, place.clone())).transpose()?,
+        text_encoder: folder_of(folder, &index, "text_encoder")
+            .map(|it| load_clip_text(it, place.clone()))
+            .transpose()?,
         text_encoder_2: folder_of(folder, &index, "text_encoder_2")
             .map(|it| load_clip_text_with_projection(it, place.clone()))
             .transpose()?,
@@ -146,7 +148,9 @@ fn sorted(adapters: &[AdapterSource], bases: &Bases) -> Result<PipelineAdapters>
             }
         } else if adapter.folder.join(CONFIG_FILE).is_file() {
             let keys = AdapterFolder::open(&adapter.folder)?.tensors.keys();
-            let is_text = keys.iter().all(|it| it.contains("self_attn.") || it.contains(".mlp.") || it.contains("token_embedding"));
+            let is_text = keys
+                .iter()
+                .all(|it| it.contains("self_attn.") || it.contains(".mlp.") || it.contains("token_embedding"));
             all.of(if is_text { "text_encoder" } else { "unet" }).push(source(adapter.folder.clone()));
         } else {
             unpack(adapter, bases, &mut all)?;

@@ -132,7 +132,9 @@ impl<'a> ForwardInputs<'a> {
     /// # Errors
     /// If there are none, not as many as rows, or they are not finite.
     pub fn timesteps(&self, batch: usize) -> Result<Tensor<1>> {
-        let Some(shape) = self.file.shape("timestep") else { return Err(self.bad("it holds no `timestep`".to_owned())) };
+        let Some(shape) = self.file.shape("timestep") else {
+            return Err(self.bad("it holds no `timestep`".to_owned()));
+        };
         let count = shape.iter().product::<usize>();
         if shape.len() > 1 || (count != 1 && count != batch) {
             let reason = format!("`timestep` has the shape {shape:?}, wanted is one for all rows or [{batch}]");

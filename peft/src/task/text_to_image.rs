@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use peft_core::files::checkpoint::{Placement, Stored};
 use peft_core::spec::keys::KEY_PREFIX;
-use peft_core::{
-    AdapterFolder, ModelSpec, PeftError, Result, read_config, write_folder_in,
-};
+use peft_core::{AdapterFolder, ModelSpec, PeftError, Result, read_config, write_folder_in};
 use peft_models::architecture::ModelConfig;
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::RawConfig;

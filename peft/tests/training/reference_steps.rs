@@ -9,7 +9,9 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
-use peft::models::{CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier};
+use peft::models::{
+    CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier,
+};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
 use peft::tasks::train::TrainConfig;

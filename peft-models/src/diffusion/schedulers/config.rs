@@ -259,16 +259,15 @@ impl SchedulerConfig {
         // A setting of DDPM and of DPM-Solver under one name: the latter's stands for learned variances.
         let mut json = json;
         if kind == SchedulerKind::DpmSolverMultistep
-            && let Some(value) = json.remove("variance_type").filter(|it| it.as_str().is_some_and(|it| it.starts_with("learned")))
+            && let Some(value) =
+                json.remove("variance_type").filter(|it| it.as_str().is_some_and(|it| it.starts_with("learned")))
         {
             return Err(PeftError::config("variance_type", format!("is {value}, which this version cannot compute")));
         }
         let given: Given = serde_json::from_value(Value::Object(json))
             .map_err(|error| PeftError::Invalid(format!("the scheduler's configuration: {error}")))?;
-        let by_sigmas = matches!(
-            kind,
-            SchedulerKind::DpmSolverMultistep | SchedulerKind::Euler | SchedulerKind::EulerAncestral
-        );
+        let by_sigmas =
+            matches!(kind, SchedulerKind::DpmSolverMultistep | SchedulerKind::Euler | SchedulerKind::EulerAncestral);
         let spacing = if by_sigmas { TimestepSpacing::Linspace } else { TimestepSpacing::Leading };
         let config = Self {
             kind,

@@ -39,12 +39,7 @@ impl Ddpm {
 }
 
 /// The clean picture that a prediction means, where `alpha` is what is left of its variance.
-pub(super) fn original(
-    prediction: PredictionType,
-    alpha: f64,
-    output: &Tensor<4>,
-    sample: &Tensor<4>,
-) -> Tensor<4> {
+pub(super) fn original(prediction: PredictionType, alpha: f64, output: &Tensor<4>, sample: &Tensor<4>) -> Tensor<4> {
     let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
     match prediction {
         PredictionType::Epsilon => (sample.clone() - output.clone().mul_scalar(noise)).div_scalar(signal),

@@ -110,8 +110,7 @@ impl Scheduler for DpmSolverMultistep {
         };
         let step = next_lambda - lambda;
         let growth = (-step).exp() - 1.0;
-        let first_order =
-            sample.mul_scalar(next_noise / noise) - original.clone().mul_scalar(next_signal * growth);
+        let first_order = sample.mul_scalar(next_noise / noise) - original.clone().mul_scalar(next_signal * growth);
         let before = self.before.replace(original.clone());
         let is_last = at + 1 == self.timesteps.len();
         let Some(before) = before.filter(|_| self.order > 1 && !(is_last && self.ends_in_first_order)) else {

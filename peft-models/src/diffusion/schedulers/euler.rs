@@ -64,12 +64,7 @@ pub(super) fn init_noise_sigma(spacing: TimestepSpacing, sigmas: &[f64]) -> f64 
 }
 
 /// The clean picture that a prediction means, where there is `sigma` times as much noise as signal.
-pub(super) fn original(
-    prediction: PredictionType,
-    sigma: f64,
-    output: &Tensor<4>,
-    sample: &Tensor<4>,
-) -> Tensor<4> {
+pub(super) fn original(prediction: PredictionType, sigma: f64, output: &Tensor<4>, sample: &Tensor<4>) -> Tensor<4> {
     let square = sigma * sigma + 1.0;
     match prediction {
         PredictionType::Epsilon => sample.clone() - output.clone().mul_scalar(sigma),

@@ -88,8 +88,7 @@ impl MidBlock {
         device: &Device,
     ) -> Self {
         let attentions = transformers.map(|it| it.build(channels, device)).unwrap_or_default();
-        let resnets =
-            (0..=attentions.len()).map(|_| ResnetBlock2d::new([channels; 2], resnet, device)).collect();
+        let resnets = (0..=attentions.len()).map(|_| ResnetBlock2d::new([channels; 2], resnet, device)).collect();
         Self { attentions, resnets }
     }
 

@@ -70,14 +70,10 @@ impl UNet2dConditionModel {
             linear_projection: config.use_linear_projection,
             only_cross_attention: level.only_cross_attention,
         };
-        let timesteps = |channels| Timesteps {
-            channels,
-            flip_sin_to_cos: config.flip_sin_to_cos,
-            freq_shift: config.freq_shift,
-        };
-        let conv = |channels, kernel: usize| {
-            Conv2d::new(channels, [kernel; 2], 1, device).with_padding([(kernel - 1) / 2; 2])
-        };
+        let timesteps =
+            |channels| Timesteps { channels, flip_sin_to_cos: config.flip_sin_to_cos, freq_shift: config.freq_shift };
+        let conv =
+            |channels, kernel: usize| Conv2d::new(channels, [kernel; 2], 1, device).with_padding([(kernel - 1) / 2; 2]);
         let (first, last) = (&levels[0], &levels[levels.len() - 1]);
 
         let down_blocks = levels.iter().enumerate().map(|(at, level)| {
