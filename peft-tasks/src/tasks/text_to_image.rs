@@ -160,11 +160,53 @@ impl DreamBooth {
         sets.flat_map(|set| of(set)).collect()
     }
 
+    /// The loss of items with given noise, summed over them: what [`Task::loss_sum`] is for noise that it draws.
+    ///
+    /// # Shapes
+    /// - posterior, noise: `[rows, channels, rows, columns]`; rows are the items' pictures of the subject, then those of the
+    ///   class
+    /// - timesteps: one for each row
+    pub fn loss_of(
+        &self,
+        model: &TextToImageModel,
+        items: &[usize],
+        posterior: Tensor<4>,
+        noise: Tensor<4>,
+        timesteps: &[usize],
+        device: &Device,
+    ) -> Tensor<1> {
+        let (mean, std, ids) = self.batch(items, device);
+        let text = model.text_encoder.text_model.forward(&ModelInput::ids(ids));
+        let losses = noise_losses(&model.unet, &self.config, mean + std * posterior, noise, timesteps, text);
+        let losses = match self.config.min_snr_gamma {
+            None => losses,
+            Some(gamma) => {
+                // Weights are the subject's: the class is to stay what it is at every timestep.
+                let weight = |(at, timestep): (usize, &usize)| match at < items.len() {
+                    true => snr_weight(&self.config, gamma, *timestep),
+                    false => 1.0,
+                };
+                let weights: Vec<f32> = timesteps.iter().enumerate().map(weight).collect();
+                losses * Tensor::from_floats(weights.as_slice(), device)
+            }
+        };
+        let subject = losses.clone().narrow(0, 0, items.len()).sum();
+        match &self.class {
+            Some(_) => subject + losses.narrow(0, items.len(), items.len()).sum().mul_scalar(self.config.prior_weight),
+            None => subject,
+        }
+    }
+
+    /// The shape of the latents of a batch of items.
+    fn dims(&self, items: &[usize]) -> [usize; 4] {
+        let [channels, rows, columns] = self.shape;
+        let sets = if self.class.is_some() { 2 } else { 1 };
+        [sets * items.len(), channels, rows, columns]
+    }
+
     /// Mean and deviation of the latents of rows, `[rows, channels, rows, columns]`, and their tokens `[rows, seq]`.
     fn batch(&self, items: &[usize], device: &Device) -> (Tensor<4>, Tensor<4>, Tensor<2, Int>) {
-        let rows = self.rows(items);
-        let [channels, height, width] = self.shape;
-        let dims = [rows.len(), channels, height, width];
+        let (rows, dims) = (self.rows(items), self.dims(items));
         let joined = |of: fn(&LatentPicture) -> &[f32]| {
             let all: Vec<f32> = rows.iter().flat_map(|(picture, _)| of(picture)).copied().collect();
             Tensor::<4>::from_data(TensorData::new(all, dims), device)
@@ -173,43 +215,6 @@ impl DreamBooth {
         let seq = self.subject.ids.len();
         let ids = Tensor::from_data(TensorData::new(ids, [rows.len(), seq]), device);
         (joined(|it| &it.mean), joined(|it| &it.std), ids)
-    }
-
-    /// The sum over items of the subject's loss and the weighted loss of the class, as of
-    /// [`noise_losses`].
-    fn summed(&self, losses: Tensor<1>, items: usize) -> Tensor<1> {
-        let subject = losses.clone().narrow(0, 0, items).sum();
-        match &self.class {
-            Some(_) => subject + losses.narrow(0, items, items).sum().mul_scalar(self.config.prior_weight),
-            None => subject,
-        }
-    }
-
-    fn losses(
-        &self,
-        model: &TextToImageModel,
-        (mean, std, ids): (Tensor<4>, Tensor<4>, Tensor<2, Int>),
-        posterior: Tensor<4>,
-        noise: Tensor<4>,
-        timesteps: &[usize],
-        items: usize,
-    ) -> Tensor<1> {
-        let latents = mean + std * posterior;
-        let text = model.text_encoder.text_model.forward(&ModelInput::ids(ids));
-        let losses = noise_losses(&model.unet, &self.config, latents, noise, timesteps, text);
-        let losses = match self.config.min_snr_gamma {
-            None => losses,
-            Some(gamma) => {
-                // Weights are the subject's: the class is to stay what it is at every timestep.
-                let weight = |(at, timestep): (usize, &usize)| match at < items {
-                    true => snr_weight(&self.config, gamma, *timestep),
-                    false => 1.0,
-                };
-                let weights: Vec<f32> = timesteps.iter().enumerate().map(weight).collect();
-                losses.clone() * Tensor::from_floats(weights.as_slice(), &losses.device())
-            }
-        };
-        self.summed(losses, items)
     }
 }
 
@@ -267,14 +272,13 @@ impl Task<TextToImageModel> for DreamBooth {
     }
 
     fn loss_sum(&self, model: &TextToImageModel, items: &[usize], device: &Device) -> Result<Tensor<1>> {
-        let batch = self.batch(items, device);
-        let dims = batch.0.dims();
+        let dims = self.dims(items);
         // Drawn on the device, so that a resumed run draws the same.
         let normal = || ops::random(dims, Distribution::Normal(0.0, 1.0), device);
         let count = self.config.schedule.len();
         let times = ops::random([dims[0]], Distribution::Uniform(0.0, count as f64), device);
         let timesteps: Vec<usize> = times.into_data().iter::<f32>().map(|it| (it as usize).min(count - 1)).collect();
-        Ok(self.losses(model, batch, normal(), normal(), &timesteps, items.len()))
+        Ok(self.loss_of(model, items, normal(), normal(), &timesteps, device))
     }
 
     fn evaluate(&self, model: &TextToImageModel, batch_size: usize, device: &Device) -> Result<Evaluation> {
@@ -284,13 +288,12 @@ impl Task<TextToImageModel> for DreamBooth {
         let count = self.config.schedule.len();
         let mut total = 0.0;
         for items in all.chunks(batch_size.max(1)) {
-            let batch = self.batch(items, device);
-            let dims = batch.0.dims();
+            let dims = self.dims(items);
             let mut normal =
                 || Tensor::<4>::from_data(TensorData::new(generator.normal(dims.iter().product()), dims), device);
             let (posterior, noise) = (normal(), normal());
             let timesteps: Vec<usize> = (0..dims[0]).map(|_| generator.next_u32() as usize % count).collect();
-            total += scalar(&self.losses(model, batch, posterior, noise, &timesteps, items.len()));
+            total += scalar(&self.loss_of(model, items, posterior, noise, &timesteps, device));
         }
         Ok(Evaluation { loss: total / self.len() as f64, ..Evaluation::default() })
     }

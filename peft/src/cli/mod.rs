@@ -60,7 +60,7 @@ enum Command {
     /// Measure a model, with or without adapters, on a data file.
     Eval(Box<eval::Args>),
     /// Continue a prompt, or make a picture of it, with or without adapters.
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     /// Fold adapters into the weights and write a plain checkpoint.
     Merge(merge::Args),
     /// Say what an adapter folder holds and who can load it.

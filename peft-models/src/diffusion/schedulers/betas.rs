@@ -35,10 +35,6 @@ impl SchedulerConfig {
 }
 
 impl NoiseSchedule {
-    pub(super) fn alphas(&self) -> &[f32] {
-        &self.alphas
-    }
-
     /// The share of the variance that is left at a timestep.
     pub(super) fn alpha(&self, timestep: usize) -> f64 {
         self.alphas[timestep.min(self.alphas.len() - 1)].into()

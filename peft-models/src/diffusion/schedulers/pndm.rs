@@ -87,7 +87,7 @@ impl Pndm {
             self.sum = Some(sum);
             output.clone()
         };
-        if at % 4 == 0 {
+        if at.is_multiple_of(4) {
             self.outputs.push(output);
             self.begin = Some(sample.clone());
         }
