@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft_core::files::checkpoint::TensorFile;
-use peft_core::ops::cross_entropy;
+use peft_core::ops::{IGNORE_INDEX, Interpolation, cross_entropy, interpolate};
 use peft_models::auto::{
-    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_masked_lm, load_question_answerer,
-    load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
+    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_masked_lm,
+    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
 };
 use peft_models::{
-    CausalLm, FeatureExtractor, KvCache, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier,
-    TokenClassifier,
+    CausalLm, FeatureExtractor, ImageClassifier, KvCache, MaskedLm, ModelInput, QuestionAnswerer, SemanticSegmenter,
+    Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 
@@ -29,10 +30,13 @@ macro_rules! cases {
 
 mod beams;
 mod decoders;
+mod diffusion;
 mod encoders;
 mod llama_family;
+mod vision;
 
-const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES];
+const TABLES: &[&[&str]] =
+    &[beams::CASES, decoders::CASES, diffusion::CASES, encoders::CASES, llama_family::CASES, vision::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -58,13 +62,20 @@ fn check(case: &str) {
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
     let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
     let model = model_folder(about["model"].as_str().unwrap());
+    let task = about["task"].as_str().unwrap();
+    if task == "unet" {
+        return diffusion::check_denoiser(&model, &inputs, &expected);
+    }
+    if ["image-cls", "semantic-seg"].contains(&task) {
+        return check_picture(task, &model, &inputs, &expected);
+    }
     let input = ModelInput {
         attention_mask: integers(&inputs, "attention_mask"),
         token_type_ids: integers(&inputs, "token_type_ids"),
         ..ModelInput::ids(integers(&inputs, "input_ids").unwrap())
     };
 
-    match about["task"].as_str().unwrap() {
+    match task {
         "causal-lm" => {
             let model = still(load_causal_lm(&model, &device()).unwrap().0);
             let logits = model.logits(&input, None);
@@ -119,6 +130,41 @@ fn check(case: &str) {
             assert_close("last_hidden_state", hidden.into_data(), expected.floats("last_hidden_state").unwrap());
         }
         other => panic!("unknown task {other}"),
+    }
+}
+
+/// Models that read `pixel_values`, for which labels may be missing.
+fn check_picture(task: &str, model: &Path, inputs: &TensorFile, expected: &TensorFile) {
+    let pixels = Tensor::<4>::from_data(inputs.floats("pixel_values").unwrap(), &device());
+    let options = ClassifierOptions::default();
+    let has_labels = inputs.shape("labels").is_some();
+    match task {
+        "image-cls" => {
+            let logits = still(load_image_classifier(model, &device(), &options).unwrap().0).logits(pixels);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            if has_labels {
+                assert_loss(cross_entropy(logits, integers(inputs, "labels").unwrap()), expected);
+            }
+        }
+        _ => {
+            let model = still(load_semantic_segmenter(model, &device(), &options).unwrap().0);
+            let logits = model.logits(pixels);
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            let Some(labels) = integers::<3>(inputs, "labels") else { return };
+            let [batch, height, width] = labels.dims();
+            let large = interpolate(logits, [height, width], Interpolation::Bilinear);
+            let (classes, pixels) = (model.num_labels(), batch * height * width);
+            let labels = labels.reshape([pixels]);
+            let ignored = labels.clone().equal_elem(model.ignored_label());
+            if classes > 1 {
+                let rows = large.permute([0, 2, 3, 1]).reshape([pixels, classes]);
+                assert_loss(cross_entropy(rows, labels.mask_fill(ignored, IGNORE_INDEX)), expected);
+            } else {
+                let signed = large.reshape([pixels]) * labels.float().mul_scalar(2.0).sub_scalar(1.0);
+                let each = activation::log_sigmoid(signed).neg();
+                assert_loss(each.mask_fill(ignored, 0.0).mean(), expected);
+            }
+        }
     }
 }
 

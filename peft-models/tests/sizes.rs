@@ -4,8 +4,8 @@ use std::fs;
 
 use peft_core::Adaptable;
 use peft_models::auto::{
-    ArchitectureRegistry, AutoCausalLm, AutoFeatureExtractor, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier,
+    ArchitectureRegistry, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 use peft_models::common::config::RawConfig;
 use peft_models::llama::LlamaForCausalLm;
@@ -140,6 +140,8 @@ fn counted(task: &str, json: &str) -> usize {
         "classes" => AutoSequenceClassifier::from_config(&raw, &device()).unwrap().spec(),
         "tokens" => AutoTokenClassifier::from_config(&raw, &device()).unwrap().spec(),
         "targets" => AutoSeq2SeqLm::from_config(&raw, &device()).unwrap().spec(),
+        "pictures" => AutoImageClassifier::from_config(&raw, &device()).unwrap().spec(),
+        "pixels" => AutoSemanticSegmenter::from_config(&raw, &device()).unwrap().spec(),
         other => panic!("{other}"),
     };
     spec.parameters()
@@ -195,6 +197,24 @@ fn bart_base_and_mbart_large() {
     assert_eq!(counted("targets", r#"{"model_type": "mbart", "vocab_size": 250027}"#), 610_851_840);
 }
 
+/// As `num_parameters` of the reference counts them.
+#[test]
+fn models_that_read_pictures() {
+    assert_eq!(counted("pictures", r#"{"model_type": "vit", "num_labels": 101}"#), 85_876_325);
+    let large = r#"{"model_type": "vit", "num_labels": 1000, "hidden_size": 1024, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "intermediate_size": 4096, "image_size": 384, "patch_size": 32}"#;
+    assert_eq!(counted("pictures", large), 306_632_680);
+    assert_eq!(counted("pictures", r#"{"model_type": "swin", "num_labels": 1000}"#), 28_288_354);
+    let large = r#"{"model_type": "swin", "num_labels": 1000, "image_size": 384, "embed_dim": 192,
+        "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}"#;
+    assert_eq!(counted("pictures", large), 196_735_516);
+    assert_eq!(counted("pixels", r#"{"model_type": "segformer", "num_labels": 150}"#), 3_752_694);
+    assert_eq!(counted("pictures", r#"{"model_type": "segformer", "num_labels": 1000}"#), 3_576_392);
+    let b5 = r#"{"model_type": "segformer", "num_labels": 150, "depths": [3, 6, 40, 3],
+        "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}"#;
+    assert_eq!(counted("pixels", b5), 84_708_694);
+}
+
 /// A `config.json` comes from anywhere, and is understood before a weight is looked at.
 #[test]
 fn no_number_of_a_configuration_allocates_overflows_or_panics() {
@@ -214,6 +234,9 @@ fn no_number_of_a_configuration_allocates_overflows_or_panics() {
             built += usize::from(registry.masked_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
             let classifier = registry.sequence_classifier(&raw, &device());
             built += usize::from(classifier.is_ok_and(|it| it.spec().parameters() > 0));
+            built += usize::from(registry.image_classifier(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
+            built +=
+                usize::from(registry.semantic_segmenter(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
         }
     }
     assert!(built > configs.len(), "{built} of {} configurations came to a model", configs.len());

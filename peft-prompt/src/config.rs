@@ -83,7 +83,15 @@ impl PromptLearning {
 
     pub(crate) fn sizes(&self, spec: &ModelSpec, kind: Kind) -> Result<Sizes> {
         let Some(shape) = &spec.prompts else {
-            return Err(PeftError::unsupported("a prompt on this model", "it does not say where its words come from"));
+            let model = spec.model_type.as_deref().map_or("this model".to_owned(), |it| format!("model_type `{it}`"));
+            let reason = match spec.token_table() {
+                Some(_) => "it does not say where its words come from",
+                None => {
+                    "it has no table of words, beside which virtual tokens could stand: use a method that changes weights, \
+                     such as LoRA"
+                }
+            };
+            return Err(PeftError::unsupported(format!("a prompt on {model}"), reason));
         };
         let path = format!("{}.weight", shape.table);
         let Some(table) = spec.get(&path) else {

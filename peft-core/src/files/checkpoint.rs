@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -17,6 +18,10 @@ use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, conta
 
 /// File names under which a folder may keep its weights, in order of preference.
 const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+
+/// What diffusers puts into the names of files that hold the same weights in half precision. They are read where there is
+/// nothing else.
+const HALF_PRECISION: &str = "fp16";
 
 /// The weights of a Hugging Face folder: one file, or shards with an index.
 #[derive(Debug)]
@@ -36,11 +41,16 @@ impl Checkpoint {
         if !folder.is_dir() {
             return Err(PeftError::bad_file(folder, "it is not a folder; give the folder that holds `config.json`"));
         }
-        for name in WEIGHT_FILES {
+        let whole = WEIGHT_FILES.map(|name| (name.to_owned(), format!("{name}.index.json")));
+        let half = WEIGHT_FILES.map(|name| {
+            let stem = name.trim_end_matches(".safetensors");
+            (format!("{stem}.{HALF_PRECISION}.safetensors"), format!("{name}.index.{HALF_PRECISION}.json"))
+        });
+        for (name, index) in whole.iter().chain(&half) {
             if folder.join(name).is_file() {
                 return Self::from_files(folder, vec![TensorFile::open(folder.join(name))?], None);
             }
-            let index = folder.join(format!("{name}.index.json"));
+            let index = folder.join(index);
             if index.is_file() {
                 return Self::open_shards(folder, &index);
             }
@@ -233,7 +243,11 @@ impl MapParams for Fill<'_> {
         let device = param.lazy_device();
         let dtype = if may_be_half(spec) { self.checkpoint.dtype } else { BaseDtype::Float32 };
         match file.numbers(key, dtype).and_then(|it| supported(it, &device)) {
-            Ok(data) => {
+            Ok(mut data) => {
+                if data.shape().num_dims() != D {
+                    // A count has no axes.
+                    data = TensorData::new(data.iter::<f32>().collect(), spec.shape.clone());
+                }
                 let dtype = data.dtype();
                 let mut tensor = Tensor::<D>::from_data(data, (&device, dtype));
                 if spec.is_transposed_on_disk() {
@@ -253,7 +267,7 @@ impl MapParams for Fill<'_> {
 /// Every parameter of a plain model as its checkpoint holds it. Adapters are left out: merge them first.
 pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
     struct Collect {
-        transposed: HashSet<String>,
+        params: HashMap<String, Arc<ParamSpec>>,
         stored: Vec<Stored>,
     }
     impl VisitParams for Collect {
@@ -261,14 +275,18 @@ pub fn model_tensors<M: Module>(model: &M) -> Vec<Stored> {
             if at.in_adapters() {
                 return;
             }
-            let value = crate::ops::to_f32(param.base());
-            let value = if self.transposed.contains(&at.path()) { value.transpose() } else { value };
-            self.stored.push(Stored { key: at.path(), data: value.into_data() });
+            let (key, value) = (at.path(), crate::ops::to_f32(param.base()));
+            let data = match self.params.get(&key) {
+                Some(param) if param.is_transposed_on_disk() => value.transpose().into_data(),
+                Some(param) => param.stored(value.into_data()),
+                None => value.into_data(),
+            };
+            self.stored.push(Stored { key, data });
         }
     }
     let spec = ModelSpec::of(model);
-    let transposed = spec.iter().filter(|it| it.is_transposed_on_disk()).map(|it| it.path()).collect();
-    let mut collect = Collect { transposed, stored: Vec::new() };
+    let params = spec.iter().map(|it| (it.path(), it.clone())).collect();
+    let mut collect = Collect { params, stored: Vec::new() };
     visit_params(model, &mut collect);
     collect.stored
 }

@@ -1,5 +1,6 @@
 //! The folder of an adapter: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use crate::files::dtype::FloatType;
 use crate::files::place::StagedFolder;
 use crate::files::plain::read_text;
 use crate::files::safetensors::{Stored, TensorFile, check_finite, serialize, write_together};
-use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, plain_key};
+use crate::spec::{KEY_PREFIX, Labels, ModelSpec, frozen_path, key_of, plain_key};
 
 /// Name of the configuration in the folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -101,6 +102,19 @@ impl AdapterFolder {
         let encoder = path.join(ENCODER_FILE);
         let encoder = encoder.is_file().then(|| TensorFile::open(encoder)).transpose()?;
         Ok(Self { path: path.to_path_buf(), config, tensors, encoder, labels: Labels::read(path)? })
+    }
+
+    /// The folder as if it had been written for the names of this model: see [`ModelSpec::with_other_names`].
+    ///
+    /// # Errors
+    /// If two tensors are the same by these names.
+    pub fn in_names_of(mut self, spec: &ModelSpec) -> Result<Self> {
+        let names = spec.names_elsewhere();
+        if !names.is_empty() {
+            self.tensors = self.tensors.renamed(|key| Cow::Owned(key_of(&names, key)))?;
+            names.translate(&mut self.config);
+        }
+        Ok(self)
     }
 
     /// Whether a tensor is one that the reference writes beside the adapter's own, and that the base has: loading passes

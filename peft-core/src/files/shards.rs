@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::error::{PeftError, Result};
-use crate::files::dtype::FloatType;
+use crate::files::dtype::{Dtype, FloatType};
 use crate::files::safetensors::Stored;
 
 /// Most bytes of a file of weights.
@@ -72,7 +72,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// `tensors` are the keys and shapes of what will be written, in this order. As in the reference, a shard ends where
+    /// `tensors` are the keys and shapes of what will be written, in this order. What has no axes is a count, an integer. As in the reference, a shard ends where
     /// the next tensor would make it larger than `limit`.
     pub fn new(folder: &Path, tensors: Vec<(String, Vec<usize>)>, float: FloatType, limit: ShardSize) -> Self {
         let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];
@@ -113,6 +113,8 @@ impl ShardWriter {
         if shard.and_then(|it| it.tensors.get(self.next.1)) != Some(&(key.clone(), shape)) {
             return Err(PeftError::Invalid(format!("`{key}` is not the next tensor of the checkpoint")));
         }
+        let is_count = data.shape().num_dims() == 0;
+        let counted = data.iter::<i64>().next();
         let data = data.convert::<f32>();
         let values = data.as_slice::<f32>().map_err(|error| PeftError::Invalid(format!("`{key}`: {error:?}")))?;
         if let Some(value) = values.iter().find(|it| !self.float.holds(**it)) {
@@ -126,7 +128,11 @@ impl ShardWriter {
             Some(open) => self.open.insert(open),
             None => self.open.insert(open_shard(&self.folder, &self.shards[self.next.0], self.float)?),
         };
-        write_floats(file, values, self.float).map_err(PeftError::io("write", &path))?;
+        let written = match counted.filter(|_| is_count) {
+            Some(count) => file.write_all(&count.to_le_bytes()),
+            None => write_floats(file, values, self.float),
+        };
+        written.map_err(PeftError::io("write", &path))?;
         self.next.1 += 1;
         if self.next.1 == self.shards[self.next.0].tensors.len() {
             self.close()?;
@@ -169,6 +175,9 @@ impl ShardWriter {
 }
 
 fn bytes_of(shape: &[usize], float: FloatType) -> u64 {
+    if shape.is_empty() {
+        return size_of::<i64>() as u64;
+    }
     shape.iter().map(|it| *it as u64).product::<u64>() * float.bytes() as u64
 }
 
@@ -179,7 +188,8 @@ fn open_shard(folder: &Path, shard: &Shard, float: FloatType) -> Result<(PathBuf
     let mut start = 0;
     for (key, shape) in &shard.tensors {
         let end = start + bytes_of(shape, float);
-        let dtype: Value = format!("{:?}", float.stored()).into();
+        let dtype = if shape.is_empty() { Dtype::I64 } else { float.stored() };
+        let dtype: Value = format!("{dtype:?}").into();
         header.insert(key.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }));
         start = end;
     }

@@ -25,7 +25,7 @@ impl<M: Module> PeftModel<M> {
     /// # Errors
     /// If a tensor is missing, unexpected or misshapen, or anything else does not fit; then nothing has changed.
     pub fn load_adapter(&mut self, folder: impl AsRef<Path>, name: &str, methods: &MethodRegistry) -> Result<()> {
-        let folder = AdapterFolder::open(folder)?;
+        let folder = AdapterFolder::open(folder)?.in_names_of(&self.spec)?;
         self.check_free(name)?;
         let file = folder.path.join(CONFIG_FILE);
         let config = methods.parse(folder.config.clone()).map_err(|it| it.in_file(&file))?;

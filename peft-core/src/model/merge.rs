@@ -177,8 +177,11 @@ impl<M: Module> Each<'_, M> {
             None => ops::to_f32(base.clone()),
         };
         let value = biases.map_or(value.clone(), |adapters| pending_bias::fold(adapters, value));
-        let is_transposed = merged.spec.get(&path).is_some_and(|it| it.is_transposed_on_disk());
-        let data = (if is_transposed { value.transpose() } else { value }).into_data();
+        let data = match merged.spec.get(&path) {
+            Some(param) if param.is_transposed_on_disk() => value.transpose().into_data(),
+            Some(param) => param.stored(value.into_data()),
+            None => value.into_data(),
+        };
         if !is_finite(&data) {
             let of_base = !is_finite(&ops::to_f32(base).into_data());
             let whose = match of_base {

@@ -173,7 +173,7 @@ impl Read<'_> {
             return;
         }
         let Some(key) = key(self.adapter, self.param, &field) else { return };
-        let Some(data) = data(self.what) else { return };
+        let Some(data) = data(self.what).map(|it| self.param.stored(it)) else { return };
         if let ParamRole::Shared { copies, .. } = role {
             if copies {
                 self.stored.push(Stored { key: self.adapter.file_key(self.param, &field), data: data.clone() });
@@ -267,7 +267,12 @@ impl MapParams for Write<'_> {
         match self.value(at) {
             Some(data) => {
                 let id = param.id;
-                let tensor = self.tensor(at, data, &param.lazy_device());
+                // A count has no axes.
+                let data = match data.shape().num_dims() {
+                    0 => TensorData::new(data.iter::<f32>().collect(), [1; D]),
+                    _ => data.clone(),
+                };
+                let tensor = self.tensor(at, &data, &param.lazy_device());
                 param.transform_for_load(tensor, id)
             }
             None => param,

@@ -1,7 +1,7 @@
 //! Dropout.
 
 use burn::module::{Flag, Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Distribution, Tensor};
 
 use crate::ops;
 
@@ -45,5 +45,40 @@ impl Dropout {
 impl From<&Dropout> for f64 {
     fn from(dropout: &Dropout) -> Self {
         dropout.rate()
+    }
+}
+
+/// Drops what a block adds for whole rows of the batch while training, and scales it up for the others: stochastic depth.
+///
+/// Source: Huang et al., "Deep Networks with Stochastic Depth"; `SwinDropPath` of transformers.
+#[derive(Module, Debug)]
+pub struct DropPath {
+    probability: f64,
+    training: Param<Flag>,
+}
+
+impl DropPath {
+    /// `probability` is the share of rows that are dropped, 0 ≤ p < 1.
+    pub fn new(probability: f64) -> Self {
+        Self { probability, training: Param::from_bool(true) }
+    }
+
+    /// The rates of so many layers in a row: from 0 to `rate`, in even steps.
+    pub fn rates(rate: f64, layers: usize) -> impl Iterator<Item = f64> {
+        let last = layers.saturating_sub(1).max(1) as f64;
+        (0..layers).map(move |layer| rate * layer as f64 / last)
+    }
+
+    /// # Shapes
+    /// - input, output: `[batch, ..]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        if self.probability == 0.0 || !self.training.is_enabled() {
+            return input;
+        }
+        let keep = 1.0 - self.probability;
+        let mut rows = [1; D];
+        rows[0] = input.dims()[0];
+        let mask = ops::random(rows, Distribution::Bernoulli(keep), &input.device());
+        input * mask.mul_scalar(1.0 / keep)
     }
 }

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use super::buffer::{Buffer, Counter};
 use super::lazy::constant;
 use crate::forward;
 use crate::ops;
@@ -56,6 +57,54 @@ impl RmsNorm {
         forward::by_rows(self, input, |it, input| {
             let weight = it.weight.val();
             ops::rms_norm(input, if it.around_one { weight.add_scalar(1.0) } else { weight }, it.epsilon)
+        })
+    }
+}
+
+/// Normalisation of channels by running statistics: torch's `nn.BatchNorm2d` in evaluation.
+///
+/// Statistics are buffers of the checkpoint and stay what they are, in training too. The reference leaves the base in
+/// `train()`: it normalises by the statistics of the batch and moves the running ones, which are written with an adapter
+/// only if the module is one of `modules_to_save`. A base here is never written, an adapter computes in training what it
+/// computes later, and the rows of a batch are independent of each other.
+#[derive(Module, Debug)]
+pub struct BatchNorm2d {
+    /// `[channels]`
+    pub weight: Param<Tensor<1>>,
+    /// `[channels]`
+    pub bias: Param<Tensor<1>>,
+    /// `[channels]`
+    pub running_mean: Buffer<1>,
+    /// `[channels]`
+    pub running_var: Buffer<1>,
+    /// How many batches the statistics are of.
+    pub num_batches_tracked: Counter,
+    epsilon: f64,
+}
+
+impl BatchNorm2d {
+    /// A lazy layer that starts as the identity, but for `epsilon`.
+    pub fn new(channels: usize, epsilon: f64, device: &Device) -> Self {
+        Self {
+            weight: constant([channels], 1.0, device),
+            bias: constant([channels], 0.0, device),
+            running_mean: Buffer::zeros([channels], device),
+            running_var: Buffer::ones([channels], device),
+            num_batches_tracked: Counter::new(device),
+            epsilon,
+        }
+    }
+
+    /// # Shapes
+    /// - input, output: `[batch, channels, height, width]`
+    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        forward::by_rows(self, input, |it, input| {
+            let [mean, variance] = [&it.running_mean, &it.running_var].map(|it| it.value.val());
+            let scale = it.weight.val() * variance.add_scalar(it.epsilon).sqrt().recip();
+            let shift = it.bias.val() - mean * scale.clone();
+            let channels = scale.dims()[0];
+            let [scale, shift] = [scale, shift].map(|it| it.reshape([1, channels, 1, 1]));
+            input * scale + shift
         })
     }
 }

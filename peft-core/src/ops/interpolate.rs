@@ -82,3 +82,56 @@ fn near(x: f32) -> f32 {
 fn far(x: f32) -> f32 {
     ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    fn picture(device: &Device) -> Tensor<4> {
+        let numbers: Vec<f32> = (0..12).map(|it| (it as f32).powf(1.5) / 4.0).collect();
+        Tensor::from_data(TensorData::new(numbers, [1, 1, 3, 4]), device)
+    }
+
+    fn assert_close(tensor: Tensor<4>, wanted: &[f32]) {
+        let numbers = tensor.into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(numbers.len(), wanted.len());
+        assert!(numbers.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 2e-5), "{numbers:?}");
+    }
+
+    /// Numbers of torch 2.15.
+    #[test]
+    fn larger_and_smaller_grids_are_those_of_torch() {
+        let of = |size, mode| interpolate(picture(&Device::flex()), size, mode);
+        let bilinear = [
+            0.0, 0.08929, 0.23214, 0.47855, 0.74939, 1.08763, 1.29904, 0.8, 0.96716, 1.2346, 1.581, 1.94664, 2.36806,
+            2.63145, 2.0, 2.28396, 2.73829, 3.23466, 3.74251, 4.2887, 4.63006, 4.19411, 4.54194, 5.09847, 5.69057,
+            6.29249, 6.92755, 7.32446, 5.65685, 6.04726, 6.67192, 7.32785, 7.99248, 8.68678, 9.12072,
+        ];
+        assert_close(of([5, 7], Interpolation::Bilinear), &bilinear);
+        let smaller = [0.56438, 1.16758, 2.01798, 4.91241, 6.30455, 7.80635];
+        assert_close(of([2, 3], Interpolation::Bilinear), &smaller);
+        let bicubic = [
+            0.28512, 0.36724, 0.49205, 0.72345, 0.93075, 1.18282, 1.53966, 1.8098, 1.96814, 4.78513, 5.02937, 5.43026,
+            6.02835, 6.48572, 6.96152, 7.6112, 8.07186, 8.34746,
+        ];
+        assert_close(of([2, 9], Interpolation::Bicubic), &bicubic);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_torch() {
+        let input = picture(&Device::flex().autodiff()).require_grad();
+        let weights: Vec<f32> = (0..35).map(|it| it as f32 / 10.0).collect();
+        let weights = Tensor::from_data(TensorData::new(weights, [1, 1, 5, 7]), &Device::flex().autodiff());
+        let loss = (interpolate(input.clone(), [5, 7], Interpolation::Bicubic) * weights).sum();
+        let wanted =
+            [0.55789, 1.09316, 1.63795, 2.08702, 4.25081, 4.93552, 5.51094, 5.86593, 7.4911, 8.25235, 8.79713, 9.02023];
+        assert_close(input.grad(&loss.backward()).unwrap(), &wanted);
+    }
+
+    #[test]
+    fn the_same_size_is_the_same_tensor() {
+        let input = picture(&Device::flex());
+        let output = interpolate(input.clone(), [3, 4], Interpolation::Bicubic);
+        assert_eq!(output.into_data(), input.into_data());
+    }
+}

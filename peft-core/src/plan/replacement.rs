@@ -5,11 +5,11 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::{Adapter, AnyAdapter, TableAdapter};
+use crate::adapter::{Adapter, AnyAdapter, ParamRole, TableAdapter};
 use crate::erased::with_rank;
 use crate::plan::init::Init;
 use crate::plan::plan::{AdapterBuilder, BaseTensor, PlanRow};
-use crate::spec::{KEY_PREFIX, ParamSpec};
+use crate::spec::{KEY_PREFIX, ParamKind, ParamSpec};
 
 /// A copy of a parameter that is trained and saved whole. The frozen original stays where it is.
 #[derive(Module, Debug)]
@@ -20,6 +20,7 @@ pub struct Replacement<const D: usize> {
     transposed: bool,
     beside_prompt: bool,
     moves_head: bool,
+    constant: bool,
 }
 
 impl<const D: usize> Adapter for Replacement<D> {
@@ -31,6 +32,11 @@ impl<const D: usize> Adapter for Replacement<D> {
 
     fn as_table(&self) -> Option<&dyn TableAdapter> {
         Some(self)
+    }
+
+    /// A buffer of a module that is saved whole goes along.
+    fn role(&self, _field: &str) -> ParamRole {
+        if self.constant { ParamRole::Constant } else { ParamRole::Trained }
     }
 
     /// The reference does not wrap a model again that it puts a prompt before.
@@ -77,13 +83,14 @@ struct CopyOf {
 impl AdapterBuilder for CopyOf {
     fn build(&self, base: BaseTensor, init: &mut Init) -> AnyAdapter {
         let transposed = base.param().is_transposed_on_disk();
+        let constant = base.param().kind == ParamKind::Buffer;
         let rank = base.param().shape.len();
         with_rank!(rank, D => {
             let value = base.tensor::<D>();
             let value = if transposed { value.transpose() } else { value };
-            let (value, key) = (init.given(value), self.key.clone());
+            let (value, key) = (init.given(value).set_require_grad(!constant), self.key.clone());
             let (beside_prompt, moves_head) = (self.beside_prompt, self.moves_head);
-            AnyAdapter::new(Replacement { value, key, transposed, beside_prompt, moves_head })
+            AnyAdapter::new(Replacement { value, key, transposed, beside_prompt, moves_head, constant })
         })
     }
 
@@ -108,7 +115,8 @@ pub fn replacement_row_beside_prompt(param: &Arc<ParamSpec>, key: String) -> Pla
 }
 
 fn row(param: &Arc<ParamSpec>, copy: CopyOf) -> PlanRow {
-    PlanRow { param: param.clone(), label: TRAINED_WHOLE.into(), parameters: param.len(), build: Arc::new(copy) }
+    let parameters = if param.kind == ParamKind::Buffer { 0 } else { param.len() };
+    PlanRow { param: param.clone(), label: TRAINED_WHOLE.into(), parameters, build: Arc::new(copy) }
 }
 
 /// Whether an adapter on a parameter of this rank is a copy that is trained whole.

@@ -3,6 +3,7 @@
 pub mod keys;
 pub mod labels;
 pub mod model;
+mod other_names;
 pub mod param;
 pub mod path;
 pub mod walk;
@@ -12,6 +13,7 @@ pub use keys::{KEY_PREFIX, METHOD_TENSORS, is_wrapped_by_torch, plain_key};
 pub(crate) use keys::{WRAPPED, WRAPPED_ROWS, frozen_path};
 pub use labels::Labels;
 pub use model::{Adaptable, ModelSpec, PromptShape, base_reference};
+pub(crate) use other_names::key_of;
 pub use param::{ParamKind, ParamSpec};
 pub use path::{PathStack, contains_module, is_suffix};
 pub(crate) use path::{enclosing, join};

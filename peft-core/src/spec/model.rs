@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 
 use crate::erased::AnyModule;
 use crate::spec::labels::Labels;
+use crate::spec::other_names::OtherNames;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
 use crate::spec::path::{PathStack, is_below, is_suffix, join};
 use crate::spec::walk::{VisitParams, visit_params};
@@ -97,6 +98,9 @@ pub struct ModelSpec {
     pub drawn: Vec<String>,
     /// What the model is for, as `adapter_config.json` spells it in `task_type`: `CAUSAL_LM`, `SEQ_CLS`, ….
     pub task_type: Option<String>,
+    /// How files of other releases of transformers spell paths: parts of ours as regular expressions, and what stands in
+    /// their place, one after another.
+    pub other_names: &'static [(&'static str, &'static str)],
     /// What the outputs of its head mean, if somebody said so. A fresh adapter that trains the head takes them along.
     pub labels: Option<Labels>,
 }
@@ -158,6 +162,22 @@ impl ModelSpec {
     pub fn with_labels(mut self, labels: impl Into<Option<Labels>>) -> Self {
         self.labels = labels.into();
         self
+    }
+
+    /// Says how transformers spells paths in releases that do not name modules as published files do: see
+    /// [`other_names`](Self::other_names). Adapter folders and checkpoints with such keys are read, and written under ours.
+    pub fn with_other_names(mut self, other_names: &'static [(&'static str, &'static str)]) -> Self {
+        self.other_names = other_names;
+        self
+    }
+
+    /// Paths that [`other_names`](Self::other_names) spells otherwise: that, and ours.
+    pub fn other_paths(&self) -> impl Iterator<Item = (String, String)> {
+        self.names_elsewhere().pairs()
+    }
+
+    pub(crate) fn names_elsewhere(&self) -> OtherNames {
+        OtherNames::new(self.other_names, self.params.iter())
     }
 
     /// The same description of a model whose parameters have changed.

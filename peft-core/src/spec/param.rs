@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::ops::Layout;
 use crate::spec::keys::KEY_PREFIX;
@@ -75,8 +75,24 @@ impl ParamSpec {
         self.owner == "Linear" && self.kind == ParamKind::Linear(Layout::InOut)
     }
 
+    /// Whether it is a [`Counter`](crate::nn::Counter), which files hold as an integer without axes.
+    fn is_counter(&self) -> bool {
+        self.owner == COUNTER
+    }
+
+    /// A value in memory as files hold it, but for what [`is_transposed_on_disk`](Self::is_transposed_on_disk) says.
+    pub(crate) fn stored(&self, data: TensorData) -> TensorData {
+        match self.is_counter() {
+            true => TensorData::new(data.iter::<f32>().map(|it| it as i64).collect(), Vec::<usize>::new()),
+            false => data,
+        }
+    }
+
     /// Shape in a checkpoint.
     pub fn shape_on_disk(&self) -> Vec<usize> {
+        if self.is_counter() {
+            return Vec::new();
+        }
         let mut shape = self.shape.clone();
         if self.is_transposed_on_disk() {
             shape.reverse();
@@ -114,9 +130,12 @@ impl fmt::Display for ParamSpec {
     }
 }
 
+/// The struct whose field is a count.
+const COUNTER: &str = "Counter";
+
 pub(super) fn kind_of(owner: &str, param: &str, rank: usize) -> ParamKind {
     match (owner, param, rank) {
-        ("Buffer", _, _) => ParamKind::Buffer,
+        ("Buffer" | COUNTER, _, _) => ParamKind::Buffer,
         ("Projection", "weight", 2) => ParamKind::Linear(Layout::OutIn),
         ("Linear" | "Gpt2Linear", "weight", 2) => ParamKind::Linear(Layout::InOut),
         ("Embedding", "weight", 2) => ParamKind::Embedding,

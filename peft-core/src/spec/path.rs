@@ -28,7 +28,7 @@ pub fn contains_module(path: &str, name: &str) -> bool {
 ///
 /// A field whose checkpoint name is a Rust keyword carries a trailing underscore (`self_`), which is dropped here. The
 /// variant of an enum leaves no trace, so that a choice between models does not change their keys. Nor does the field
-/// inside a [`Buffer`](crate::nn::Buffer).
+/// inside a [`Buffer`](crate::nn::Buffer) or [`Counter`](crate::nn::Counter).
 #[derive(Debug, Clone, Default)]
 pub struct PathStack {
     segments: Vec<Option<String>>,
@@ -40,7 +40,7 @@ impl PathStack {
     /// To be called from `enter_module`.
     pub fn enter(&mut self, name: &str, container: &str) {
         self.inside_adapters += usize::from(container == ADAPTERS_CONTAINER);
-        let shown = !container.starts_with("Enum:") && container != BUFFER_CONTAINER;
+        let shown = !container.starts_with("Enum:") && !BUFFER_CONTAINERS.contains(&container);
         self.segments.push(shown.then(|| name.strip_suffix('_').unwrap_or(name).to_owned()));
         self.containers.push(container.to_owned());
     }
@@ -80,5 +80,5 @@ impl PathStack {
 /// Burn's name for what sits in a parameter's slot.
 const ADAPTERS_CONTAINER: &str = "Reparameterization";
 
-/// Burn's name for [`Buffer`](crate::nn::Buffer).
-const BUFFER_CONTAINER: &str = "Struct:Buffer";
+/// Burn's names for [`Buffer`](crate::nn::Buffer) and [`Counter`](crate::nn::Counter).
+const BUFFER_CONTAINERS: [&str; 2] = ["Struct:Buffer", "Struct:Counter"];

@@ -8,12 +8,13 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
+use crate::common::denoiser::Denoiser;
 use crate::common::task::{
-    CausalLm, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
 };
 
@@ -59,8 +60,10 @@ pub struct Architecture {
     pub(crate) question_answerer: Option<Constructor<AutoQuestionAnswerer>>,
     pub(crate) masked_lm: Option<Constructor<AutoMaskedLm>>,
     pub(crate) feature_extractor: Option<Constructor<AutoFeatureExtractor>>,
+    pub(crate) denoiser: Option<Constructor<AutoDenoiser>>,
     pub(crate) image_classifier: Option<Constructor<AutoImageClassifier>>,
     pub(crate) semantic_segmenter: Option<Constructor<AutoSemanticSegmenter>>,
+    pub(crate) image_to_text: Option<Constructor<AutoImageToText>>,
 }
 
 impl Debug for Architecture {
@@ -73,8 +76,10 @@ impl Debug for Architecture {
             ("question_answerer", self.question_answerer.is_some()),
             ("masked_lm", self.masked_lm.is_some()),
             ("feature_extractor", self.feature_extractor.is_some()),
+            ("denoiser", self.denoiser.is_some()),
             ("image_classifier", self.image_classifier.is_some()),
             ("semantic_segmenter", self.semantic_segmenter.is_some()),
+            ("image_to_text", self.image_to_text.is_some()),
         ]
         .into_iter()
         .filter_map(|(task, is_there)| is_there.then_some(task))
@@ -111,7 +116,7 @@ macro_rules! tasks {
 impl Architecture {
     /// An architecture without models.
     ///
-    /// - `model_types`: what `config.json` calls it, `model_type`.
+    /// - `model_types`: what `config.json` calls it, `model_type`; in files of diffusers `_class_name`.
     /// - `prefix`: what the keys of a whole checkpoint have before those of a headless one: `"model."`, with the dot.
     ///   Loading takes either. Empty if they do not differ.
     pub fn new<S: Into<String>>(model_types: impl IntoIterator<Item = S>, prefix: impl Into<String>) -> Self {
@@ -125,8 +130,10 @@ impl Architecture {
             question_answerer: None,
             masked_lm: None,
             feature_extractor: None,
+            denoiser: None,
             image_classifier: None,
             semantic_segmenter: None,
+            image_to_text: None,
         }
     }
 
@@ -145,9 +152,13 @@ impl Architecture {
         masked_lm: MaskedLm as AutoMaskedLm;
         /// With a model without a head.
         feature_extractor: FeatureExtractor as AutoFeatureExtractor;
+        /// With a noise predictor.
+        denoiser: Denoiser as AutoDenoiser;
         /// With an image classifier.
         image_classifier: ImageClassifier as AutoImageClassifier;
         /// With a semantic segmentation model.
         semantic_segmenter: SemanticSegmenter as AutoSemanticSegmenter;
+        /// With a model that writes text about a picture.
+        image_to_text: ImageToText as AutoImageToText;
     }
 }

@@ -10,11 +10,12 @@ use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 use super::origin::Origin;
 use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
+use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
 use crate::common::input::ModelInput;
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
-    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
-    SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter,
+    Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 
 /// A struct that holds any model of a task. What follows the names are the methods of the task's trait, those that change
@@ -245,6 +246,13 @@ auto_model! {
 }
 
 auto_model! {
+    /// A noise predictor of any architecture.
+    AutoDenoiser: Denoiser as DenoiserObject, task_type: None;
+    fn predict(input: &DenoiserInput) -> Tensor<4>;
+    fn about() -> &DenoiserConfig;
+}
+
+auto_model! {
     /// An image classifier of any architecture.
     AutoImageClassifier: ImageClassifier as ImageClassifierObject, task_type: None, labels: named_outputs;
     fn logits(pixel_values: Tensor<4>) -> Tensor<2>;
@@ -261,6 +269,18 @@ auto_model! {
     fn num_channels() -> usize;
     fn smallest_picture() -> [usize; 2];
     fn ignored_label() -> i64;
+}
+
+auto_model! {
+    /// A model of any architecture that writes text about a picture.
+    AutoImageToText: ImageToText as ImageToTextObject, task_type: None;
+    fn read(pixel_values: Tensor<4>, text: &ModelInput) -> ModelInput;
+    fn logits(read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3>;
+    fn shift_right(labels: Tensor<2, Int>) -> Option<Result<Tensor<2, Int>>>;
+    fn image_token() -> Option<i64>;
+    fn image_tokens() -> usize;
+    fn num_channels() -> usize;
+    fn smallest_picture() -> [usize; 2];
 }
 
 // Two traits have this method; without one of the type's own, callers that import both would have to say which.

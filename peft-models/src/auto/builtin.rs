@@ -11,13 +11,16 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
+use crate::diffusion::{clip_text, unet};
+use crate::multimodal::blip2;
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
+use crate::vision::{segformer, swin, vit};
 
 static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
     ArchitectureRegistry::new()
@@ -38,6 +41,12 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(roberta::architecture())
         .with(bart::architecture())
         .with(t5::architecture())
+        .with(clip_text::architecture())
+        .with(unet::architecture())
+        .with(vit::architecture())
+        .with(swin::architecture())
+        .with(segformer::architecture())
+        .with(blip2::architecture())
 });
 
 impl ArchitectureRegistry {
@@ -103,6 +112,11 @@ pub fn load_feature_extractor(
     BUILTIN.load_feature_extractor(folder, place)
 }
 
+/// Reads a noise predictor, as [`ArchitectureRegistry::load_denoiser`].
+pub fn load_denoiser(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoDenoiser, LoadReport)> {
+    BUILTIN.load_denoiser(folder, place)
+}
+
 /// Reads an image classifier, as [`ArchitectureRegistry::load_image_classifier`].
 pub fn load_image_classifier(
     folder: impl AsRef<Path>,
@@ -119,6 +133,14 @@ pub fn load_semantic_segmenter(
     options: &ClassifierOptions,
 ) -> Result<(AutoSemanticSegmenter, LoadReport)> {
     BUILTIN.load_semantic_segmenter(folder, place, options)
+}
+
+/// Reads a model that writes text about a picture, as [`ArchitectureRegistry::load_image_to_text`].
+pub fn load_image_to_text(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+) -> Result<(AutoImageToText, LoadReport)> {
+    BUILTIN.load_image_to_text(folder, place)
 }
 
 macro_rules! auto {
@@ -166,10 +188,14 @@ auto! {
     AutoMaskedLm: masked_lm, load_masked_lm();
     /// Loads a model without a head, of a built-in architecture.
     AutoFeatureExtractor: feature_extractor, load_feature_extractor();
+    /// Loads a noise predictor of a built-in architecture.
+    AutoDenoiser: denoiser, load_denoiser();
     /// Loads an image classifier of a built-in architecture.
     AutoImageClassifier: image_classifier, load_image_classifier(options: &ClassifierOptions);
     /// Loads a semantic segmentation model of a built-in architecture.
     AutoSemanticSegmenter: semantic_segmenter, load_semantic_segmenter(options: &ClassifierOptions);
+    /// Loads a model of a built-in architecture that writes text about a picture.
+    AutoImageToText: image_to_text, load_image_to_text();
 }
 
 /// Says what of a checkpoint and a model did not meet.

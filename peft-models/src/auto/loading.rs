@@ -9,15 +9,19 @@ use peft_core::{Adaptable, LoadReport, Result};
 use serde_json::{Value, json};
 
 use super::options::ClassifierOptions;
+use super::other_names;
 use super::registry::{ArchitectureRegistry, Task};
-use super::tied::{HEADS, bias_is_also_beside, embedding_is_also_under, has_another_head};
+use super::tied::{
+    ENDS_OF_TABLES, HEADS, bias_is_also_beside, embedding_is_also_under, has_another_head, table_is_also_under,
+};
 use super::unused;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
+use crate::diffusion::folder::part;
 
 /// Where the folder does not say, weights start with this standard deviation.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -83,11 +87,7 @@ impl ArchitectureRegistry {
         if tied {
             embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        embedding_is_also_under(
-            &mut checkpoint,
-            &model,
-            &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
-        );
+        embedding_is_also_under(&mut checkpoint, &model, &ENDS_OF_TABLES);
         let (model, report) = checkpoint.load(model, prefix, &["final_logits_bias"])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
@@ -168,9 +168,38 @@ impl ArchitectureRegistry {
         options.write_into(&mut raw);
         let (model, prefix) = self.build::<T>(&raw, device)?;
         let mut checkpoint = open(folder, *dtype)?;
+        other_names::are_also_known(&mut checkpoint, &model, prefix);
         replace_head(&mut checkpoint, &model, outputs);
         let (model, report) = load_with_new_head(&checkpoint, model, prefix, &raw, usual)?;
         Ok((start(model, &report, &raw, options.seed, device), report))
+    }
+
+    /// Reads a model that writes text about a picture.
+    ///
+    /// Whether the head of its language model is the embedding matrix is seen from the checkpoint.
+    pub fn load_image_to_text(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoImageToText, LoadReport)> {
+        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let mut raw = RawConfig::read(folder)?;
+        let mut checkpoint = open(folder, *dtype)?;
+        let tied = !has_another_head(&checkpoint, None)?;
+        if let Some(Value::Object(text)) = raw.json.get_mut("text_config") {
+            // What T5's files say by this field, besides.
+            let scaled = text.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
+            text.entry("scale_decoder_outputs").or_insert(json!(scaled));
+            text.insert("tie_word_embeddings".to_owned(), json!(tied));
+        }
+        let (model, prefix) = self.build::<AutoImageToText>(&raw, device)?;
+        table_is_also_under(&mut checkpoint, &model, &ENDS_OF_TABLES);
+        if tied {
+            table_is_also_under(&mut checkpoint, &model, &HEADS);
+        }
+        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
     }
 
     /// Reads an extractive question-answering model. A head that the folder lacks starts from N(0, `initializer_range`),
@@ -222,6 +251,21 @@ impl ArchitectureRegistry {
         let (model, prefix) = self.build::<AutoFeatureExtractor>(&raw, device)?;
         let (model, report) = load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["pooler"])?;
         Ok((start(model, &report, &raw, 0, device).with_origin(origin(folder, &report)), report))
+    }
+
+    /// Reads a noise predictor: its own folder, or that of a pipeline, which has it in `unet/`.
+    pub fn load_denoiser(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoDenoiser, LoadReport)> {
+        let (folder, Placement { device, dtype }) = (part(folder.as_ref(), "unet"), &place.into());
+        let raw = RawConfig::read(&folder)?;
+        let (model, prefix) = self.build::<AutoDenoiser>(&raw, device)?;
+        let checkpoint = open(&folder, *dtype)?;
+        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(&folder, &report)), report))
     }
 }
 

@@ -4,8 +4,9 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Constructor,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -68,8 +69,12 @@ tasks! {
     masked_lm -> AutoMaskedLm, "masked language models";
     /// A model without head and parameters.
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
+    /// A noise predictor without parameters.
+    denoiser -> AutoDenoiser, "noise prediction";
     /// An image classifier without parameters.
     image_classifier -> AutoImageClassifier, "image classification";
+    /// A model without parameters that writes text about a picture.
+    image_to_text -> AutoImageToText, "text about pictures";
     /// A semantic segmentation model without parameters.
     semantic_segmenter -> AutoSemanticSegmenter, "semantic segmentation";
 }

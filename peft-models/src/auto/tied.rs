@@ -6,6 +6,9 @@ use peft_core::{Adaptable, ModelSpec, PromptShape, Result};
 /// Keys of language-model heads.
 pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 
+/// Keys of a table that an encoder and a decoder share.
+pub(super) const ENDS_OF_TABLES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+
 fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a str> {
     checkpoint.keys().find(|key| *key == ending || key.ends_with(&format!(".{ending}")))
 }
@@ -15,6 +18,15 @@ pub(super) fn embedding_is_also_under(checkpoint: &mut Checkpoint, model: &impl 
     let Some(prompts) = model.spec().prompts else { return };
     if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
         checkpoint.also_under(format!("{}.weight", prompts.table), key);
+    }
+}
+
+/// The same for a model that takes no prompts: its first table.
+pub(super) fn table_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
+    let spec = model.spec();
+    let Some(table) = spec.token_table().map(|it| it.path()).filter(|it| !checkpoint.contains(it)) else { return };
+    if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
+        checkpoint.also_under(table, key);
     }
 }
 

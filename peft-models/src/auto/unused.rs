@@ -85,6 +85,7 @@ fn is_harmless(key: &str, checkpoint: &Checkpoint) -> bool {
             "embed_tokens.weight",
             "shared.weight",
             "num_batches_tracked",
+            "relative_position_index",
             ".version",
             "embed_positions._float_tensor",
             "EncDecAttention.relative_attention_bias.weight",

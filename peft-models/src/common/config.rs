@@ -19,10 +19,12 @@ pub struct RawConfig {
 }
 
 impl RawConfig {
-    /// Reads `config.json` of a folder.
+    /// Reads `config.json` of a folder, or `model_index.json` of a pipeline of diffusers.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join("config.json");
+        let files = ["config.json", "model_index.json"].map(|it| folder.join(it));
+        let [path, _] = &files;
+        let path = files.iter().find(|it| it.is_file()).unwrap_or(path).clone();
         if !path.is_file() {
             let reason = "it has no `config.json`; give the folder of a Hugging Face checkpoint";
             return Err(PeftError::bad_file(folder, reason));
@@ -44,11 +46,11 @@ impl RawConfig {
         &self.path
     }
 
-    /// `model_type`, by which an implementation is chosen.
+    /// `model_type`, by which an implementation is chosen; in files of diffusers the class.
     pub fn model_type(&self) -> Result<&str> {
-        self.json
-            .get("model_type")
-            .and_then(Value::as_str)
+        ["model_type", "_class_name"]
+            .iter()
+            .find_map(|field| self.json.get(*field)?.as_str())
             .ok_or_else(|| PeftError::bad_file(&self.path, "it names no `model_type`"))
     }
 
@@ -92,6 +94,9 @@ impl RawConfig {
         if let Value::Object(fields) = value {
             return fields.iter().try_for_each(|(name, value)| self.check_size(name, value));
         }
+        if let Value::Array(values) = value {
+            return values.iter().try_for_each(|it| self.check_size(field, it));
+        }
         // Nothing can be computed with the root or the power of such a number.
         let is_positive = ["eps", "epsilon", "theta", "initializer_range"].iter().any(|it| field.ends_with(it));
         let is_factor = ["factor", "low_freq_factor", "high_freq_factor"].contains(&field);
@@ -100,7 +105,11 @@ impl RawConfig {
         }
         // A wavelength is no size.
         let Some(number) = value.as_u64().filter(|_| !field.contains("theta")) else { return Ok(()) };
-        let limit = if LAYERS.contains(&field) { MOST_LAYERS } else { LARGEST_SIZE };
+        let limit = match field {
+            _ if LAYERS.contains(&field) => MOST_LAYERS,
+            _ if SIDES.contains(&field) => LARGEST_SIDE,
+            _ => LARGEST_SIZE,
+        };
         match number > limit {
             true => Err(PeftError::bad_file(&self.path, format!("`{field}` is {number}, and {limit} is the limit"))),
             false => Ok(()),
@@ -119,9 +128,17 @@ const MOST_LAYERS: u64 = 10_000;
 /// More than any model has of anything. Products of two such numbers do not overflow.
 const LARGEST_SIZE: u64 = 1 << 28;
 
+/// Sides of patches and windows, whose squares are sizes.
+const SIDES: [&str; 5] = ["patch_size", "patch_sizes", "sr_ratios", "strides", "window_size"];
+
+/// More than any patch or window is wide.
+const LARGEST_SIDE: u64 = 1 << 12;
+
 /// The numbers of layers, as architectures call them.
-const LAYERS: [&str; 8] = [
+const LAYERS: [&str; 10] = [
     "num_hidden_layers",
+    "num_encoder_blocks",
+    "depths",
     "num_layers",
     "n_layer",
     "n_layers",

@@ -4,6 +4,7 @@ pub mod attention_heads;
 pub mod cache;
 pub mod config;
 pub mod decoder;
+pub mod denoiser;
 pub mod gated_mlp;
 pub mod heads;
 pub mod input;

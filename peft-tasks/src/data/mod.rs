@@ -3,6 +3,7 @@
 pub mod augmentation;
 pub mod batch;
 pub mod chat;
+pub mod clip_tokenizer;
 pub mod columns;
 pub mod dataset;
 mod filters;

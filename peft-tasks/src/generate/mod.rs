@@ -1,9 +1,11 @@
-//! Generation: one token after another, greedy, sampled or by beams.
+//! Generation: texts one token after another, greedy, sampled or by beams; pictures step by step.
 
 pub mod beams;
 pub mod causal;
 pub mod config;
 pub mod logits;
+#[cfg(feature = "image")]
+pub mod pictures;
 mod room;
 pub mod sampling;
 pub mod seq2seq;

@@ -1,5 +1,7 @@
 //! Tasks, one a file: what is learned from samples, and how well a model does it.
 
+#[cfg(feature = "image")]
+pub mod dreambooth_data;
 mod every_position;
 pub mod features;
 #[cfg(feature = "image")]
@@ -15,4 +17,5 @@ pub mod sequence_classification;
 pub mod sequence_to_sequence;
 pub mod similarity;
 pub mod task;
+pub mod text_to_image;
 pub mod token_classification;

@@ -15,6 +15,8 @@ use peft_tasks::generate::seq2seq::generate_targets;
 use peft_tasks::generate::{GenerationConfig, GenerationPlan};
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
+#[cfg(feature = "image")]
+use super::pictures;
 use super::terminal::{part, say};
 use crate::load::adapters::{AdapterSource, with_adapters};
 use crate::load::names::model_folder;
@@ -30,7 +32,7 @@ pub(super) struct Args {
     /// Adapter folder or hub id; several are all active, in this order. `DIR=0.5` lets it act at half its strength.
     #[arg(long, value_name = "DIR or ID[=STRENGTH]")]
     adapter: Vec<Adapter>,
-    /// Text to continue, or the source of a model that writes a target for one, such as T5.
+    /// Text to continue, or the source of a model that writes a target for one, such as T5; or what a picture is to show.
     #[arg(long)]
     prompt: String,
     /// Put the prompt into the model's chat template.
@@ -66,9 +68,12 @@ pub(super) struct Args {
     /// Number of the task, for a prompt that tells tasks apart.
     #[arg(long, value_name = "N")]
     task_id: Option<i64>,
-    /// What the drawn tokens depend on.
+    /// What the drawn tokens, or the noise of a picture, depend on.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    #[cfg(feature = "image")]
+    #[command(flatten)]
+    picture: pictures::Args,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -76,6 +81,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let (folder, adapters) = (model_folder(&args.model)?, adapter_sources(&args.adapter)?);
     let place = args.place.placement()?;
+    #[cfg(feature = "image")]
+    if pictures::is_meant(&args.picture, &folder) {
+        let request = pictures::Request { folder: &folder, adapters: &adapters, prompt: &args.prompt, seed: args.seed };
+        return pictures::run(&args.picture, &request, registry, &place);
+    }
     let tokenizer = load_tokenizer(&folder, &adapters)?;
     let mut config = GenerationConfig::load(&folder)?;
     config.max_new_tokens = Some(args.max_new_tokens);

@@ -17,6 +17,7 @@ mod common;
 mod convert;
 #[cfg(feature = "lora")]
 mod demo;
+mod dreambooth;
 mod eval;
 #[cfg(feature = "lora")]
 mod export;
@@ -26,6 +27,8 @@ mod generate;
 mod inspect;
 mod merge;
 mod methods;
+#[cfg(feature = "image")]
+mod pictures;
 mod stop;
 mod terminal;
 mod train;
@@ -56,8 +59,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model, with or without adapters, on a data file.
     Eval(Box<eval::Args>),
-    /// Continue a prompt, with or without adapters.
-    Generate(generate::Args),
+    /// Continue a prompt, or make a picture of it, with or without adapters.
+    Generate(Box<generate::Args>),
     /// Fold adapters into the weights and write a plain checkpoint.
     Merge(merge::Args),
     /// Say what an adapter folder holds and who can load it.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::bar::Bar;
 use super::common::{ColumnArgs, PlaceArgs, RowArgs, peak_memory};
+use super::dreambooth::DreamBoothArgs;
 use super::terminal::{complain, part};
 use crate::run::actions;
 use crate::run::config::RunConfig;
@@ -56,6 +57,8 @@ pub(super) struct Args {
     /// How pictures are changed at random, with commas: `crop` (a part of them, enlarged), `flip`, `color` [default: not]
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     augment: Vec<Augmentation>,
+    #[command(flatten)]
+    dreambooth: DreamBoothArgs,
 
     /// Tokens that the base does not know, with commas: they are added to the tokenizer, which is saved with the adapter, get
     /// rows in the embedding matrix, and these are trained (`trainable_token_indices`).
@@ -241,6 +244,7 @@ impl Args {
         data.max_length = self.max_length.or(data.max_length);
         data.doc_stride = self.doc_stride.or(data.doc_stride);
         set(&mut data.masked_share, &self.masked);
+        self.dreambooth.fill(&mut data.dreambooth);
         if !self.augment.is_empty() {
             data.augment = Augmentations(self.augment.clone());
         }

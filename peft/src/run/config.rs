@@ -9,6 +9,7 @@ use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::columns::Columns;
 use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
+use peft_tasks::tasks::text_to_image::DreamBoothOptions;
 use peft_tasks::train::identity::file_mark;
 use peft_tasks::train::limits::{self, Limit, Range};
 use peft_tasks::train::{TrainConfig, folder};
@@ -122,6 +123,9 @@ pub struct DataConfig {
     /// How pictures are changed at random while a model learns: `crop`, `flip`, `color`.
     #[serde(skip_serializing_if = "is_default")]
     pub augment: Augmentations,
+    /// What pictures of a subject show, and how they are learned, for `text-to-image`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dreambooth: DreamBoothOptions,
 }
 
 impl Default for DataConfig {
@@ -141,6 +145,7 @@ impl Default for DataConfig {
             assistant_role: None,
             prompt_template: None,
             augment: Augmentations::default(),
+            dreambooth: DreamBoothOptions::default(),
         }
     }
 }
@@ -272,6 +277,7 @@ impl RunConfig {
             masked_share: self.data.masked_share,
             seed: self.training.seed,
             augment: self.data.augment.clone(),
+            dreambooth: self.data.dreambooth.clone(),
             ..TaskOptions::default()
         }
     }

@@ -194,6 +194,7 @@ pub(crate) fn fit<K: TaskKind>(
     }
 
     model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
+    kind.finish(folder.path(), model.spec())?;
     // An adapter that goes on from one with a tokenizer of its own needs it as well.
     if let Some(tokenizer) = tokenizer.filter(|_| !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base) {
         tokenizer.save(folder.path(), base)?;

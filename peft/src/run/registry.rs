@@ -29,7 +29,10 @@ use crate::task::semantic_segmentation::SemanticSegmentationKind;
 use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
+#[cfg(feature = "image")]
+use crate::task::text_to_image::TextToImageKind;
 use crate::task::token_classification::TokenClassificationKind;
+use crate::task::unet::UNetKind;
 
 /// What a program knows. [`Registry::builtin`] has all of this build; a program adds its own:
 ///
@@ -177,13 +180,14 @@ impl TaskRegistry {
             .with(TokenClassificationKind)
             .with(QuestionAnsweringKind)
             .with(SimilarityKind)
+            .with(UNetKind)
             .with_pictures()
     }
 
     /// Kinds of tasks on pictures.
     fn with_pictures(self) -> Self {
         #[cfg(feature = "image")]
-        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind);
+        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(TextToImageKind);
         #[cfg(not(feature = "image"))]
         let this = self;
         this
@@ -260,7 +264,8 @@ impl TaskRegistry {
         let raw = RawConfig::read(base)?;
         // ChatGLM's class is named as those of models that read one text and write another.
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
-        let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+        let class = raw.json.get("architectures").and_then(|it| it.get(0)).or(raw.json.get("_class_name"));
+        let class = class.and_then(Value::as_str);
         let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
         // How much of the name a kind knows: `WhisperForConditionalGeneration` is more than `ForConditionalGeneration`.
         let known = |it: &dyn AnyKind| {

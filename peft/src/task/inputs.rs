@@ -127,6 +127,30 @@ impl<'a> ForwardInputs<'a> {
         self.floats(key)?.ok_or_else(|| self.bad(format!("it holds no `{key}`")))
     }
 
+    /// How noisy each row is: whole numbers or not, one for all or `[batch]`.
+    ///
+    /// # Errors
+    /// If there are none, not as many as rows, or they are not finite.
+    pub fn timesteps(&self, batch: usize) -> Result<Tensor<1>> {
+        let Some(shape) = self.file.shape("timestep") else {
+            return Err(self.bad("it holds no `timestep`".to_owned()));
+        };
+        let count = shape.iter().product::<usize>();
+        if shape.len() > 1 || (count != 1 && count != batch) {
+            let reason = format!("`timestep` has the shape {shape:?}, wanted is one for all rows or [{batch}]");
+            return Err(self.bad(reason));
+        }
+        let is_whole = self.file.dtype("timestep").is_some_and(|it| matches!(it, Dtype::I64 | Dtype::I32));
+        let values: Vec<f32> = match is_whole {
+            true => self.file.integers("timestep")?.iter::<i64>().map(|it| it as f32).collect(),
+            false => self.file.floats("timestep")?.iter::<f32>().collect(),
+        };
+        if values.iter().any(|it| !it.is_finite()) {
+            return Err(self.bad("`timestep` holds NaN or infinity".to_owned()));
+        }
+        Ok(Tensor::from_floats(values.as_slice(), self.device))
+    }
+
     /// Pictures `[batch, channels, height, width]` under `pixel_values`.
     ///
     /// # Errors

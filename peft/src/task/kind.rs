@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::files::checkpoint::Placement;
-use peft_core::{Adaptable, Labels, PeftError, Result};
+use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::augmentation::Augmentations;
@@ -15,6 +15,7 @@ use peft_tasks::data::reading::files_of;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::Task;
+use peft_tasks::tasks::text_to_image::DreamBoothOptions;
 use peft_tasks::train::identity::file_mark;
 
 use crate::task::inputs::ForwardInputs;
@@ -138,6 +139,15 @@ pub trait TaskKind: Send + Sync + 'static {
     /// If the file cannot be read or does not hold what the task needs.
     fn task(&self, source: &TaskSource<'_>) -> Result<Self::Task>;
 
+    /// Writes what else belongs into the folder of a trained adapter, after the adapter itself.
+    ///
+    /// # Errors
+    /// If the disk says no.
+    fn finish(&self, folder: &Path, spec: &ModelSpec) -> Result<()> {
+        let _ = (folder, spec);
+        Ok(())
+    }
+
     /// One forward pass over recorded inputs: `peft forward`.
     ///
     /// # Errors
@@ -204,11 +214,20 @@ pub struct TaskOptions {
     pub max_new_tokens: Option<usize>,
     /// How pictures are changed at random while a model learns.
     pub augment: Augmentations,
+    /// What pictures of a subject show, and how they are learned.
+    pub dreambooth: DreamBoothOptions,
 }
 
 impl Default for TaskOptions {
     fn default() -> Self {
-        Self { adapted: true, masked_share: 0.15, seed: 42, max_new_tokens: None, augment: Augmentations::default() }
+        Self {
+            adapted: true,
+            masked_share: 0.15,
+            seed: 42,
+            max_new_tokens: None,
+            augment: Augmentations::default(),
+            dreambooth: DreamBoothOptions::default(),
+        }
     }
 }
 

@@ -10,7 +10,10 @@ use peft::core::forward::gradient_checkpointing::{self, scope};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, Indices, PeftConfig, PeftModel, laws, nn, ops};
 use peft::ia3::Ia3Config;
 use peft::lora::{AdaLoraConfig, Bias, BoftConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig};
-use peft::models::{CausalLm, FeatureExtractor, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier, auto};
+use peft::models::auto::ClassifierOptions;
+use peft::models::{
+    CausalLm, FeatureExtractor, ImageClassifier, KvCache, ModelInput, Seq2SeqLm, SequenceClassifier, auto,
+};
 use peft::prompt::{AdaptionPromptConfig, PrefixTuningConfig, PromptTuningConfig};
 
 use crate::support::{device, fixtures, is_alone};
@@ -100,6 +103,15 @@ fn causal(name: &str, tuner: impl PeftConfig + 'static) {
     check(name, &model, |model| square(model.logits(&ModelInput::ids(ids(2)), None)));
 }
 
+/// Drop path among the rest; a picture in place of words.
+fn pictures(name: &str, tuner: impl PeftConfig + 'static) {
+    let options = ClassifierOptions::default();
+    let model = adapted(auto::load_image_classifier(folder(name), &device(), &options).unwrap().0, Box::new(tuner));
+    let values = (0..2 * 3 * 15 * 14).map(|it| (it as f32 * 0.37).sin()).collect();
+    let pixels = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 15, 14]), &device());
+    check(name, &model, |model| model.logits(pixels.clone()).square().mean());
+}
+
 fn target(name: &str, tuner: impl PeftConfig + 'static) {
     let model = adapted(auto::load_seq2seq_lm(folder(name), &device()).unwrap().0, Box::new(tuner));
     check(name, &model, |model| {
@@ -137,6 +149,9 @@ fn every_stack_drops_what_it_dropped() {
     }
     for name in ["t5-tiny", "t5-gated", "bart-tiny", "mbart-tiny", "mt5-tiny"] {
         target(name, lora());
+    }
+    for name in ["vit-tiny", "swin-tiny", "segformer-cls"] {
+        pictures(name, lora());
     }
     for name in ["bert-tiny", "roberta-cls", "deberta-cls", "deberta-v2-cls", "modernbert-cls"] {
         classifier(name, lora());

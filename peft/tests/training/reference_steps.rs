@@ -4,11 +4,14 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
+use peft::core::ops::{self, Interpolation};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
-use peft::models::auto::{self};
-use peft::models::{CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft::models::auto::{self, ClassifierOptions};
+use peft::models::{
+    CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier,
+};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
 use peft::tasks::train::TrainConfig;
@@ -115,6 +118,48 @@ fn target_steps(name: &str) {
     });
 }
 
+fn pixels(file: &TensorFile) -> Tensor<4> {
+    Tensor::from_data(file.floats("pixel_values").unwrap(), &device())
+}
+
+fn picture_steps(name: &str) {
+    let folder = fixtures().join("models").join(case(name).model);
+    let (model, _) = auto::load_image_classifier(folder, &device(), &ClassifierOptions::default()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels = loss::Labels::Classes(Tensor::from_data(file.integers("labels").unwrap(), &device()));
+        loss::classification(model.logits(pixels(&file)), labels, loss::ProblemType::SingleLabel).unwrap()
+    });
+}
+
+fn segmentation_steps(name: &str) {
+    let folder = fixtures().join("models").join(case(name).model);
+    let (model, _) = auto::load_semantic_segmenter(folder, &device(), &ClassifierOptions::default()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels: Tensor<3, Int> = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        let [_, height, width] = labels.dims();
+        let large = ops::interpolate(model.logits(pixels(&file)), [height, width], Interpolation::Bilinear);
+        loss::segmentation(large, labels, model.ignored_label())
+    });
+}
+
+fn denoiser_steps(name: &str) {
+    let (model, _) = auto::load_denoiser(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    let timesteps: Vec<f32> = file.integers("timestep").unwrap().iter::<i64>().map(|it| it as f32).collect();
+    let input = DenoiserInput {
+        sample: Tensor::from_data(file.floats("sample").unwrap(), &device()),
+        timestep: Tensor::from_floats(timesteps.as_slice(), &device()),
+        encoder_hidden_states: Tensor::from_data(file.floats("encoder_hidden_states").unwrap(), &device()),
+        added: None,
+    };
+    ten_steps(name, model, |model| {
+        let labels = Tensor::from_data(file.floats("labels").unwrap(), &device());
+        (model.predict(&input) - labels).square().mean()
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -128,4 +173,7 @@ steps! {
     classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
         modernbert_cls_lora;
     target_steps: t5_lora, bart_lora, mbart_lora;
+    denoiser_steps: unet_sd15_lora;
+    picture_steps: vit_lora, swin_lora;
+    segmentation_steps: segformer_lora;
 }

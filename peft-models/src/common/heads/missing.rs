@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use peft_core::{Init, MapParams, ModelSpec, PathStack, map_params};
+use peft_core::{Init, MapParams, ModelSpec, ParamKind, PathStack, map_params};
 
 /// Gives parameters that no checkpoint holds their starting values: weights are N(0, `std`), those of norms 1, biases 0.
 ///
@@ -28,6 +28,10 @@ impl MapParams for DrawMissing<'_> {
     fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let path = at.path();
         let Some(spec) = self.spec.get(&path).filter(|_| self.absent.contains(&path)) else { return param };
+        // Running statistics start as their layer has them.
+        if spec.kind == ParamKind::Buffer {
+            return param;
+        }
         let shape: [usize; D] = std::array::from_fn(|axis| spec.shape[axis]);
         let mut init = Init::new(self.seed, "base", spec, self.device);
         let start = match (spec.name.as_str(), D) {

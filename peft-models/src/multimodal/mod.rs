@@ -1,0 +1,3 @@
+//! Models that read pictures and text.
+
+pub mod blip2;
