@@ -1,24 +1,26 @@
 //! Base models for Burn that load Hugging Face checkpoints and take adapters in.
 //!
 //! [`auto`] reads a folder, or a repository of the Hugging Face Hub, and picks the architecture; it also says how a model
-//! of your own joins. [`text`] holds the architectures, one file each, with fields named after checkpoint keys.
+//! of your own joins. [`text`] and [`speech`] hold the architectures, one file each, with fields named after checkpoint keys.
 //! [`CausalLm`], [`SequenceClassifier`] and their like are what a task needs of a model, and [`common`] is what
 //! architectures share.
 
 pub mod architecture;
 pub mod auto;
 pub mod common;
+pub mod speech;
 pub mod text;
 
 pub use common::cache::{KvCache, Seq2SeqCache};
 pub use common::decoder::Decoder;
 pub use common::gated_mlp::GatedMlp;
-pub use common::input::{ModelInput, Tokens};
+pub use common::input::{AudioInput, EncoderInput, ModelInput, Tokens};
 pub use common::pretrained::Pretrained;
 pub use common::task::{
     CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 pub use common::{config, mask, prompt, rope};
+pub use speech::whisper;
 pub use text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 pub use text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 pub use text::seq2seq::{bart, t5};

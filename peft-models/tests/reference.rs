@@ -8,10 +8,10 @@ use peft_core::files::checkpoint::TensorFile;
 use peft_core::ops::cross_entropy;
 use peft_models::auto::{
     AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_masked_lm, load_question_answerer,
-    load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
+    load_seq2seq_lm, load_sequence_classifier, load_speech_seq2seq, load_token_classifier,
 };
 use peft_models::{
-    CausalLm, FeatureExtractor, KvCache, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier,
+    AudioInput, CausalLm, FeatureExtractor, KvCache, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier,
     TokenClassifier,
 };
 use serde_json::Value;
@@ -31,8 +31,9 @@ mod beams;
 mod decoders;
 mod encoders;
 mod llama_family;
+mod speech;
 
-const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES];
+const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES, speech::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -58,6 +59,9 @@ fn check(case: &str) {
     let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
     let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
     let model = model_folder(about["model"].as_str().unwrap());
+    if about["task"] == "speech-to-text" {
+        return speech::check_pass(&model, &inputs, &expected);
+    }
     let input = ModelInput {
         attention_mask: integers(&inputs, "attention_mask"),
         token_type_ids: integers(&inputs, "token_type_ids"),

@@ -42,6 +42,7 @@ mod new_tokens;
 mod projections;
 mod prompts;
 mod rotations;
+mod speech;
 
 const TABLES: &[&[&str]] = &[
     beams::CASES,
@@ -59,6 +60,7 @@ const TABLES: &[&[&str]] = &[
     projections::CASES,
     prompts::CASES,
     rotations::CASES,
+    speech::CASES,
 ];
 
 /// Adapters on a table that is tied to the head: merging in the reference moves the head too, which the live model does not.
@@ -146,6 +148,9 @@ fn check_weights_and_folder(name: &str) {
         }
         "seq2seq-lm" => {
             weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
+        }
+        "speech-to-text" => {
+            weights_and_folder(name, auto::load_speech_seq2seq(folder, &device()).unwrap().0, &adapters);
         }
         _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
     }

@@ -5,7 +5,7 @@ use peft_core::{PeftError, Result};
 
 use crate::architecture::{
     Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
-    AutoSequenceClassifier, AutoTokenClassifier, Constructor,
+    AutoSequenceClassifier, AutoSpeechSeq2Seq, AutoTokenClassifier, Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -58,6 +58,8 @@ tasks! {
     causal_lm -> AutoCausalLm, "causal language models";
     /// A sequence-to-sequence model without parameters.
     seq2seq_lm -> AutoSeq2SeqLm, "sequence to sequence";
+    /// A sequence-to-sequence model that reads recordings, without parameters.
+    speech_seq2seq -> AutoSpeechSeq2Seq, "speech recognition";
     /// A sequence classifier without parameters.
     sequence_classifier -> AutoSequenceClassifier, "classifiers";
     /// A token classifier without parameters.

@@ -4,3 +4,4 @@ pub mod entities;
 pub mod metrics;
 pub mod overlap;
 pub mod squad;
+pub mod word_errors;

@@ -9,5 +9,7 @@ pub mod question_answering;
 pub mod sequence_classification;
 pub mod sequence_to_sequence;
 pub mod similarity;
+#[cfg(feature = "audio")]
+pub mod speech_to_text;
 pub mod task;
 pub mod token_classification;

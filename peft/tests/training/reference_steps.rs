@@ -8,7 +8,7 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self};
-use peft::models::{CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
+use peft::models::{AudioInput, CausalLm, ModelInput, Seq2SeqLm, SequenceClassifier};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
 use peft::tasks::train::TrainConfig;
@@ -115,6 +115,17 @@ fn target_steps(name: &str) {
     });
 }
 
+fn speech_steps(name: &str) {
+    let (model, _) = auto::load_speech_seq2seq(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels: Tensor<2, Int> = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        let target = ModelInput::ids(model.shift_right(labels.clone()).unwrap());
+        let input_features = Tensor::from_data(file.floats("input_features").unwrap(), &device());
+        loss::every_position(model.logits(&AudioInput { input_features }, &target), labels)
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -128,4 +139,5 @@ steps! {
     classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
         modernbert_cls_lora;
     target_steps: t5_lora, bart_lora, mbart_lora;
+    speech_steps: whisper_lora;
 }

@@ -54,7 +54,7 @@ const RULES: [Rules; 7] = [
     },
     Rules {
         package: "peft-models",
-        order: &["common", "architecture", "text/decoder", "text/encoder", "text/seq2seq", "text", "auto"],
+        order: &["common", "architecture", "text/decoder", "text/encoder", "text/seq2seq", "text", "speech", "auto"],
         cycles: &[],
     },
     Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], cycles: &[] },
