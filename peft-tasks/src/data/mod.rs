@@ -3,6 +3,7 @@
 pub mod ahead;
 #[cfg(feature = "audio")]
 pub mod audio;
+pub mod augmentation;
 pub mod batch;
 pub mod chat;
 pub mod columns;
@@ -11,6 +12,10 @@ mod filters;
 mod formats;
 mod growth;
 mod guard;
+#[cfg(feature = "image")]
+pub mod image;
+#[cfg(feature = "image")]
+pub mod image_data;
 mod jinja;
 pub mod labels;
 pub mod messages;

@@ -3,5 +3,6 @@
 pub mod entities;
 pub mod metrics;
 pub mod overlap;
+pub mod segmentation;
 pub mod squad;
 pub mod word_errors;
