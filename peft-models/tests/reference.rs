@@ -11,8 +11,8 @@ use peft_models::auto::{
     load_seq2seq_lm, load_sequence_classifier, load_speech_seq2seq, load_token_classifier,
 };
 use peft_models::{
-    AudioInput, CausalLm, FeatureExtractor, KvCache, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm, SequenceClassifier,
-    TokenClassifier,
+    AudioInput, CausalLm, FeatureExtractor, KvCache, MaskedLm, ModelInput, QuestionAnswerer, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 

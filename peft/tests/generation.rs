@@ -197,7 +197,8 @@ fn every_recorded_generation_is_in_the_table() {
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            let listed = [CASES, beams::CASES, targets::CASES, transcripts::CASES].iter().any(|it| it.contains(&name.as_str()));
+            let listed =
+                [CASES, beams::CASES, targets::CASES, transcripts::CASES].iter().any(|it| it.contains(&name.as_str()));
             case(name).generate.is_some() != listed
         })
         .collect();

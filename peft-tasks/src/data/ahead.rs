@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn items_are_the_same_announced_or_not() {
-        let ahead = Ahead::new(3, |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) });
+        let ahead =
+            Ahead::new(3, |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) });
         ahead.announce(&(0..20).collect::<Vec<_>>());
         for item in (0..30).rev() {
             match ahead.take(item) {

@@ -154,11 +154,8 @@ impl Columns {
     pub fn of_usual_part(&self, part: &str, usual: &[&str], data: &Dataset) -> Result<String> {
         let names = data.columns();
         self.more.get(part).cloned().or_else(|| find(&names, usual)).ok_or_else(|| {
-            let reason = format!(
-                "names no column and none has a usual name ({}); there are {}",
-                quoted(usual),
-                quoted(&names)
-            );
+            let reason =
+                format!("names no column and none has a usual name ({}); there are {}", quoted(usual), quoted(&names));
             PeftError::config(part, reason)
         })
     }

@@ -1,6 +1,6 @@
 //! Speech recognition: a text for every recording.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{Adaptable, PeftError, Result};
@@ -54,12 +54,7 @@ impl SpeechToText {
     ///
     /// # Errors
     /// If there are none, or not as many of one as of the others.
-    pub fn new(
-        recordings: Recordings,
-        texts: Vec<String>,
-        targets: Vec<Sample>,
-        padding: Padding,
-    ) -> Result<Self> {
+    pub fn new(recordings: Recordings, texts: Vec<String>, targets: Vec<Sample>, padding: Padding) -> Result<Self> {
         let counts = [recordings.items().len(), texts.len(), targets.len()];
         if counts[0] == 0 || counts != [counts[0]; 3] || targets.iter().any(Sample::is_empty) {
             return Err(PeftError::Invalid(format!(
@@ -124,24 +119,34 @@ impl SpeechToText {
 }
 
 impl TextData {
+    /// The files of recordings that a column names.
+    ///
+    /// # Errors
+    /// If the data file cannot be read, or has no such column.
+    pub fn recordings(&self) -> Result<Vec<PathBuf>> {
+        let data = self.data()?;
+        let column = self.columns.of_usual_part("audio", &AUDIO, &data)?;
+        data.rows.iter().map(|row| audio_path(&data, row, &column)).collect()
+    }
+
     /// The task of a model that writes what it hears: a column holds the names of recordings, relative to the data file, and
     /// another what is said in them. A column `language` goes before the language that is asked for.
     ///
     /// # Errors
     /// If the file or a recording cannot be read, a column is missing, or the model does not know a language.
-    pub fn speech_to_text(
-        &self,
-        base: &(impl Pretrained + ?Sized),
-        request: &SpeechRequest,
-    ) -> Result<SpeechToText> {
+    pub fn speech_to_text(&self, base: &(impl Pretrained + ?Sized), request: &SpeechRequest) -> Result<SpeechToText> {
         let folder = base.folder()?;
         let (tokenizer, config) = (self.tokenizer_of(folder)?, SpeechConfig::load(folder)?);
         let extractor = FeatureExtractor::load(folder)?;
         if self.truncation == Truncation::Left {
-            return Err(PeftError::config("truncation", "is `left`, but recordings and transcripts are cut at their end"));
+            return Err(PeftError::config(
+                "truncation",
+                "is `left`, but recordings and transcripts are cut at their end",
+            ));
         }
         let data = self.data()?;
         let audio = self.columns.of_usual_part("audio", &AUDIO, &data)?;
+        let files = self.recordings()?;
         let text = match &self.columns.text {
             Some(column) => column.clone(),
             None => self.columns.of_usual_part("text", &TEXT, &data)?,
@@ -151,8 +156,8 @@ impl TextData {
         let limit = self.row_length(folder)?;
         let (mut recordings, mut texts, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         let mut tally = Tally::default();
-        for row in &data.rows {
-            recordings.push(Recording::open(audio_path(&data, row, &audio)?)?);
+        for (row, file) in data.rows.iter().zip(files) {
+            recordings.push(Recording::open(file)?);
             let said = data.text(row, &text)?;
             let of_row = row.fields.get(LANGUAGE).and_then(Value::as_str).filter(|it| !it.is_empty());
             let language = of_row.map(str::to_owned).or_else(|| request.language.clone());
@@ -177,7 +182,8 @@ impl TextData {
         let long: Vec<usize> = (0..texts.len()).filter(|it| recordings.is_long(*it)).collect();
         if let Some(first) = long.first() {
             let first = recordings.items()[*first].path.display();
-            let all = format!("{} of {} recordings are longer than {window} seconds ({first})", long.len(), texts.len());
+            let all =
+                format!("{} of {} recordings are longer than {window} seconds ({first})", long.len(), texts.len());
             if self.truncation == Truncation::Refuse {
                 return Err(PeftError::bad_file(&self.file, format!("{all}, and nothing may be cut")));
             }
@@ -190,7 +196,7 @@ impl TextData {
 }
 
 /// The file of a row's recording; its name is relative to the data file. What `datasets` writes is an object with a `path`.
-fn audio_path(data: &Dataset, row: &Row, column: &str) -> Result<std::path::PathBuf> {
+fn audio_path(data: &Dataset, row: &Row, column: &str) -> Result<PathBuf> {
     let value = data.value(row, column)?;
     let name = value.as_str().or_else(|| value.get("path").and_then(Value::as_str)).filter(|it| !it.trim().is_empty());
     let name = name.ok_or_else(|| {

@@ -122,6 +122,12 @@ pub struct DataConfig {
     /// How pictures are changed at random while a model learns: `crop`, `flip`, `color`.
     #[serde(skip_serializing_if = "is_default")]
     pub augment: Augmentations,
+    /// Name or code of the language that is spoken in recordings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    /// Whether transcripts of recordings are in English, whatever is spoken.
+    #[serde(skip_serializing_if = "is_default")]
+    pub translate: bool,
 }
 
 impl Default for DataConfig {
@@ -141,6 +147,8 @@ impl Default for DataConfig {
             assistant_role: None,
             prompt_template: None,
             augment: Augmentations::default(),
+            language: None,
+            translate: false,
         }
     }
 }
@@ -272,6 +280,8 @@ impl RunConfig {
             masked_share: self.data.masked_share,
             seed: self.training.seed,
             augment: self.data.augment.clone(),
+            language: self.data.language.clone(),
+            translate: self.data.translate,
             ..TaskOptions::default()
         }
     }

@@ -12,6 +12,8 @@ pub mod semantic_segmentation;
 pub mod seq2seq_lm;
 pub mod sequence_classification;
 pub mod similarity;
+#[cfg(feature = "audio")]
+pub mod speech_to_text;
 pub mod token_classification;
 
 pub use inputs::ForwardInputs;

@@ -19,7 +19,8 @@ use symphonia::core::meta::MetadataOptions;
 use crate::data::guard::guarded;
 
 /// What recordings may be, for messages.
-const KINDS: &str = "known are WAV, FLAC, MP3 and OGG with Vorbis; convert it, for example with `ffmpeg -i FILE out.wav`";
+const KINDS: &str =
+    "known are WAV, FLAC, MP3 and OGG with Vorbis; convert it, for example with `ffmpeg -i FILE out.wav`";
 
 /// Samples in a second: fewer are no speech, and more than any converter has are a damaged header.
 const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;

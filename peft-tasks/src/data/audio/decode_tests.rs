@@ -57,7 +57,9 @@ fn every_format_gives_the_samples_of_the_reference() {
 #[test]
 fn what_is_no_recording_is_named() {
     assert!(refusal(Vec::new()).starts_with("a.wav is not usable"));
-    assert!(refusal(b"this is no sound, but a text that is long enough to be looked at".to_vec()).contains("WAV, FLAC"));
+    assert!(
+        refusal(b"this is no sound, but a text that is long enough to be looked at".to_vec()).contains("WAV, FLAC")
+    );
     let error = decode("/nowhere/a.wav", None).unwrap_err().to_string();
     assert!(error.starts_with("cannot read /nowhere/a.wav"), "{error}");
     assert!(decode(folder(), None).unwrap_err().to_string().contains("it is no file"));

@@ -70,7 +70,9 @@ impl FeatureConfig {
         let folder = folder.as_ref();
         let [old, new] = ["preprocessor_config.json", "processor_config.json"].map(|it| folder.join(it));
         // The reference prefers the newer one.
-        let (path, json) = match json_object(&new)?.and_then(|mut it| it.remove("feature_extractor").or_else(|| it.remove("audio_processor"))) {
+        let (path, json) = match json_object(&new)?
+            .and_then(|mut it| it.remove("feature_extractor").or_else(|| it.remove("audio_processor")))
+        {
             Some(json) => (new, json),
             None => match json_object(&old)? {
                 Some(json) => (old, Value::Object(json)),
@@ -94,7 +96,10 @@ impl FeatureConfig {
             return Err(PeftError::unsupported(format!("`{kind}`"), "only Whisper's features are computed"));
         }
         if json.get("dither").and_then(Value::as_f64).is_some_and(|it| it != 0.0) {
-            return Err(PeftError::config("dither", "adds noise to every recording, which is not computed: set it to 0"));
+            return Err(PeftError::config(
+                "dither",
+                "adds noise to every recording, which is not computed: set it to 0",
+            ));
         }
         if json.get("padding_side").and_then(Value::as_str).is_some_and(|it| it != "right") {
             return Err(PeftError::config("padding_side", "is not `right`, where the reference puts silence"));
@@ -107,7 +112,9 @@ impl FeatureConfig {
     fn check(&self) -> Result<()> {
         let within = |field: &str, value: usize, range: std::ops::RangeInclusive<usize>| match range.contains(&value) {
             true => Ok(()),
-            false => Err(PeftError::config(field, format!("is {value}, expected {} to {}", range.start(), range.end()))),
+            false => {
+                Err(PeftError::config(field, format!("is {value}, expected {} to {}", range.start(), range.end())))
+            }
         };
         within("feature_size", self.feature_size, 1..=1024)?;
         within("sampling_rate", self.sampling_rate as usize, 1_000..=192_000)?;
@@ -208,7 +215,11 @@ impl FeatureExtractor {
 
     /// The features of a whole recording that is longer than a window, as the reference's `truncation=False`.
     pub fn whole(&self, samples: &[f32]) -> Features {
-        if samples.len() <= self.config.window() { self.window(samples) } else { self.spectrum(&self.normalized(samples)) }
+        if samples.len() <= self.config.window() {
+            self.window(samples)
+        } else {
+            self.spectrum(&self.normalized(samples))
+        }
     }
 
     /// 1 for frames of a recording of so many samples, 0 for filling: `return_attention_mask`.

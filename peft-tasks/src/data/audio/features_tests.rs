@@ -73,9 +73,15 @@ fn both_files_of_settings_are_read() {
     let load = || FeatureConfig::load(folder.path()).map_err(|it| it.to_string());
     assert!(load().unwrap_err().contains("no `preprocessor_config.json`"));
     // The first files hold the filters, and numbers that follow from others.
-    write("preprocessor_config.json", r#"{"feature_size": 128, "n_samples": 1, "nb_max_frames": 2, "mel_filters": [[0.5]]}"#);
+    write(
+        "preprocessor_config.json",
+        r#"{"feature_size": 128, "n_samples": 1, "nb_max_frames": 2, "mel_filters": [[0.5]]}"#,
+    );
     assert_eq!(load().unwrap(), FeatureConfig { feature_size: 128, ..FeatureConfig::default() });
-    write("processor_config.json", r#"{"processor_class": "WhisperProcessor", "feature_extractor": {"hop_length": 100}}"#);
+    write(
+        "processor_config.json",
+        r#"{"processor_class": "WhisperProcessor", "feature_extractor": {"hop_length": 100}}"#,
+    );
     assert_eq!(load().unwrap(), FeatureConfig { hop_length: 100, ..FeatureConfig::default() });
 }
 
@@ -86,5 +92,7 @@ fn settings_that_cannot_be_computed_are_refused() {
     assert!(refusal(json!({"hop_length": 0})).starts_with("`hop_length` is 0"));
     assert!(refusal(json!({"n_fft": 1 << 20})).starts_with("`n_fft`"));
     assert!(refusal(json!({"chunk_length": 0})).starts_with("`chunk_length`"));
-    assert!(refusal(json!({"feature_extractor_type": "Wav2Vec2FeatureExtractor"})).contains("Wav2Vec2FeatureExtractor"));
+    assert!(
+        refusal(json!({"feature_extractor_type": "Wav2Vec2FeatureExtractor"})).contains("Wav2Vec2FeatureExtractor")
+    );
 }

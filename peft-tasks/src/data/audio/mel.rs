@@ -15,8 +15,7 @@ impl MelFilters {
         // `sampling_rate // 2`, which is not the half of an odd rate.
         let nyquist = f64::from(sampling_rate / 2);
         let top = hertz_to_mel(highest);
-        let edges: Vec<f64> =
-            (0..bands + 2).map(|it| mel_to_hertz(top * it as f64 / (bands + 1) as f64)).collect();
+        let edges: Vec<f64> = (0..bands + 2).map(|it| mel_to_hertz(top * it as f64 / (bands + 1) as f64)).collect();
         let frequency = |bin: usize| nyquist * bin as f64 / (bins - 1).max(1) as f64;
         let band = |edges: &[f64]| {
             let (low, middle, high) = (edges[0], edges[1], edges[2]);
@@ -36,9 +35,9 @@ impl MelFilters {
 
     /// The energy of each band.
     pub(crate) fn apply<'a>(&'a self, spectrum: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
-        self.bands
-            .iter()
-            .map(|(first, weights)| weights.iter().zip(&spectrum[*first..]).map(|(weight, energy)| weight * energy).sum())
+        self.bands.iter().map(|(first, weights)| {
+            weights.iter().zip(&spectrum[*first..]).map(|(weight, energy)| weight * energy).sum()
+        })
     }
 }
 
@@ -71,5 +70,11 @@ mod tests {
     }
 
     /// Band, first bin, bins, sum of the weights.
-    const MELS: [(usize, usize, usize, f64); 5] = [(0, 1, 1, 0.024862595), (1, 1, 2, 0.024862594), (24, 23, 2, 0.024862593), (40, 42, 3, 0.026664861), (79, 186, 14, 0.024925339)];
+    const MELS: [(usize, usize, usize, f64); 5] = [
+        (0, 1, 1, 0.024862595),
+        (1, 1, 2, 0.024862594),
+        (24, 23, 2, 0.024862593),
+        (40, 42, 3, 0.026664861),
+        (79, 186, 14, 0.024925339),
+    ];
 }

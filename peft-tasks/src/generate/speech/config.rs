@@ -100,7 +100,8 @@ impl SpeechConfig {
         let path = folder.join("generation_config.json");
         let mut json = json_object(&path)?.unwrap_or_default();
         if json.get("forced_decoder_ids").is_none_or(Value::is_null)
-            && let Some(forced) = json_object(&folder.join("config.json"))?.and_then(|mut it| it.remove("forced_decoder_ids"))
+            && let Some(forced) =
+                json_object(&folder.join("config.json"))?.and_then(|mut it| it.remove("forced_decoder_ids"))
         {
             json.insert("forced_decoder_ids".to_owned(), forced);
         }
@@ -112,8 +113,7 @@ impl SpeechConfig {
         }
         // The tokens stand in the prompt of the decoder.
         generation.other.remove("forced_decoder_ids");
-        let special =
-            serde_json::from_value(Value::Object(json)).map_err(|error| PeftError::bad_file(&path, error))?;
+        let special = serde_json::from_value(Value::Object(json)).map_err(|error| PeftError::bad_file(&path, error))?;
         Ok(Self { generation, special })
     }
 
@@ -157,7 +157,8 @@ impl SpeechConfig {
             Some(first) => *first = token,
             None => prompt.push(token),
         };
-        let outdated = |field: &str| PeftError::config(field, "cannot be chosen: generation_config.json has no tokens for it");
+        let outdated =
+            |field: &str| PeftError::config(field, "cannot be chosen: generation_config.json has no tokens for it");
         match (language, &special.lang_to_id) {
             (Some(language), Some(tokens)) => place(&mut prompt, Some(language_token(language, tokens)?)),
             (Some(_), None) => return Err(outdated("language")),

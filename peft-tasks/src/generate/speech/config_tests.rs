@@ -56,7 +56,9 @@ fn what_a_model_cannot_do_is_refused() {
     assert!(refusal(plain(), &request(Some("fr"), None)).contains("generation_config.json has no tokens"));
     let times = SpeechRequest { timestamps: Some(true), ..SpeechRequest::default() };
     assert!(refusal(plain(), &times).contains("`no_timestamps_token_id`"));
-    assert!(refusal(config(r#", "forced_decoder_ids": [[1, 3], [3, 6]]"#), &SpeechRequest::default()).contains("place 2"));
+    assert!(
+        refusal(config(r#", "forced_decoder_ids": [[1, 3], [3, 6]]"#), &SpeechRequest::default()).contains("place 2")
+    );
     std::fs::write(folder.path().join("generation_config.json"), r#"{"no_speech_threshold": 0.6}"#).unwrap();
     assert!(SpeechConfig::load(folder.path()).unwrap_err().to_string().contains("`no_speech_threshold`"));
 }

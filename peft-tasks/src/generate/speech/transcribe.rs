@@ -66,7 +66,8 @@ pub fn transcribe<M: Seq2SeqLm<AudioInput> + Adaptable>(
             return Ok(transcripts);
         }
         let left = |row: usize| (recordings[row].frames - seeks[row]).min(window);
-        let parts: Vec<Features> = rows.iter().map(|row| recordings[*row].slice(seeks[*row], left(*row), window)).collect();
+        let parts: Vec<Features> =
+            rows.iter().map(|row| recordings[*row].slice(seeks[*row], left(*row), window)).collect();
         let source = batch_of(&parts, device)?;
         model.check_source(&source)?;
         let decoder = Decoder::new(&model, &source, device);

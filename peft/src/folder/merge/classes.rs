@@ -5,7 +5,7 @@ type Classes = &'static [(&'static str, &'static str)];
 
 /// The start of the class names of a `model_type`, and those classes that are named otherwise. From the tables of
 /// `transformers/models/auto/modeling_auto.py`, 5.24.
-const CLASSES: [(&str, &str, Classes); 24] = [
+const CLASSES: [(&str, &str, Classes); 25] = [
     ("bart", "Bart", &[]),
     ("bert", "Bert", &[]),
     ("bloom", "Bloom", &[]),
@@ -29,13 +29,15 @@ const CLASSES: [(&str, &str, Classes); 24] = [
     ("qwen3", "Qwen3", &[]),
     ("roberta", "Roberta", &[]),
     ("t5", "T5", &[]),
+    ("whisper", "Whisper", &[]),
     ("xlm-roberta", "XLMRoberta", &[]),
 ];
 
 /// How the classes of a task end; the first is the usual one.
-const ENDINGS: [(&str, &[&str]); 7] = [
+const ENDINGS: [(&str, &[&str]); 8] = [
     ("causal-lm", &["ForCausalLM", "LMHeadModel"]),
     ("seq2seq-lm", &["ForConditionalGeneration"]),
+    ("speech-to-text", &["ForConditionalGeneration"]),
     ("masked-lm", &["ForMaskedLM", "ForPreTraining"]),
     ("seq-cls", &["ForSequenceClassification"]),
     ("token-cls", &["ForTokenClassification"]),
