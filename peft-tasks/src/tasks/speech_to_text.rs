@@ -189,7 +189,7 @@ impl TextData {
             }
             tracing::warn!("{all}: a loss counts their first {window} seconds against the whole transcript");
         }
-        let read = [&Some(audio), &Some(text), &Some(LANGUAGE.to_owned())].map(Clone::clone);
+        let read = [Some(audio), Some(text), Some(LANGUAGE.to_owned())];
         self.say_unread(&data, &read.iter().collect::<Vec<_>>());
         SpeechToText::new(recordings, texts, targets, Padding::right(tokenizer.fill_id()))
     }
