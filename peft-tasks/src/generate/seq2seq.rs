@@ -110,11 +110,8 @@ fn search<S: EncoderInput, M: Seq2SeqLm<S>>(
     let rows = beams.rows();
     decoder.select(&rows);
     let mut scores = decoder.step(&rows.iter().map(|row| prompts[*row].as_slice()).collect::<Vec<_>>());
-    loop {
-        match beams.advance(scores)? {
-            Step::Go(rows) => decoder.select(&rows),
-            Step::Done => break,
-        }
+    while let Step::Go(rows) = beams.advance(scores)? {
+        decoder.select(&rows);
         scores = decoder.step(&beams.last_tokens().iter().map(std::slice::from_ref).collect::<Vec<_>>());
     }
     Ok(beams.into_texts())

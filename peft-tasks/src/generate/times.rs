@@ -26,7 +26,7 @@ pub(crate) fn apply(logits: &mut [f32], written: &[u32], rules: TimeRules, end: 
     }
     if let Some(last) = written.iter().rfind(|it| is_time(it)) {
         // The second of a pair may be as the first.
-        let earliest = *last as usize + usize::from(!(last_is && !before_is));
+        let earliest = *last as usize + usize::from(!last_is || before_is);
         let earliest = earliest.min(logits.len());
         logits[first..earliest].fill(NEVER);
     }

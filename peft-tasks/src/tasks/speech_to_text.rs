@@ -154,6 +154,11 @@ impl TextData {
         let end = config.generation.plan()?.eos.first().copied().or(tokenizer.eos_id());
         let end = end.ok_or_else(|| PeftError::config("eos_token_id", "is in no file of the model"))?;
         let limit = self.row_length(folder)?;
+        if request.language.is_none() && config.is_multilingual() && !data.columns().iter().any(|it| it == LANGUAGE) {
+            tracing::warn!(
+                "no language is given: labels name neither language nor task, which transcripts begin with later on"
+            );
+        }
         let (mut recordings, mut texts, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         let mut tally = Tally::default();
         for (row, file) in data.rows.iter().zip(files) {

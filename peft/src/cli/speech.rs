@@ -28,11 +28,12 @@ pub(super) fn run(
     let tokenizer = load_tokenizer(folder, adapters)?;
     let mut config = SpeechConfig::load(folder)?;
     args.fill(&mut config.generation);
-    let mut plan = config.plan(&SpeechRequest {
+    let request = SpeechRequest {
         language: args.language.clone(),
         task: args.translate.then_some(SpeechTask::Translate),
         timestamps: args.timestamps.then_some(true),
-    })?;
+    };
+    let mut plan = config.plan(&config.transcribing(request))?;
     end_of(&mut plan.generation, &tokenizer);
     // Before the weights: a file that cannot be read is the likeliest mistake.
     let extractor = FeatureExtractor::load(folder)?;

@@ -88,7 +88,8 @@ impl TaskKind for SpeechToTextKind {
         }
         let mut config = SpeechConfig::load(source.base)?;
         config.generation.max_new_tokens = source.options.max_new_tokens;
-        Ok(task.with_writing(WrittenSpeech { tokenizer: source.tokenizer()?.clone(), plan: config.plan(&request)? }))
+        let plan = config.plan(&config.transcribing(request))?;
+        Ok(task.with_writing(WrittenSpeech { tokenizer: source.tokenizer()?.clone(), plan }))
     }
 
     fn forward(&self, model: &AutoSpeechSeq2Seq, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

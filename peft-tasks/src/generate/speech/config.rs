@@ -117,6 +117,20 @@ impl SpeechConfig {
         Ok(Self { generation, special })
     }
 
+    /// Whether the model knows several languages, so that tasks can be told apart.
+    pub fn is_multilingual(&self) -> bool {
+        self.special.is_multilingual != Some(false) && self.special.task_to_id.is_some()
+    }
+
+    /// The request, to transcribe if nothing else is asked for and no file says it. The reference names no task where the
+    /// language is heard, and models then write anything.
+    pub fn transcribing(&self, request: SpeechRequest) -> SpeechRequest {
+        let is_open =
+            request.task.is_none() && self.special.task.is_none() && self.special.forced_decoder_ids.is_none();
+        let task = if is_open && self.is_multilingual() { Some(SpeechTask::Transcribe) } else { request.task };
+        SpeechRequest { task, ..request }
+    }
+
     /// Checks what is asked for, and says how transcripts are written.
     ///
     /// # Errors

@@ -36,6 +36,18 @@ fn prompts_are_those_of_the_reference() {
 }
 
 #[test]
+fn a_command_transcribes_unless_it_is_told_otherwise() {
+    let prompt = |more: &str, task| {
+        let config = config(more);
+        config.plan(&config.transcribing(request(None, task))).unwrap().prompt_for(1, Some(4), false)
+    };
+    assert_eq!(prompt("", None), [1, 4, 5, 9]);
+    assert_eq!(prompt("", Some(SpeechTask::Translate)), [1, 4, 6, 9]);
+    assert_eq!(prompt(r#", "forced_decoder_ids": [[1, null], [2, 6]]"#, None), [1, 4, 6, 9]);
+    assert_eq!(prompt(r#", "is_multilingual": false"#, None), [1, 4, 9]);
+}
+
+#[test]
 fn labels_begin_as_the_tokenizer_writes_them() {
     let prefix = |language, task| config("").label_prefix(&request(language, task)).unwrap();
     assert_eq!(prefix(Some("en"), None), [3, 5, 9]);

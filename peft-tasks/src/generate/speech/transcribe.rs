@@ -65,9 +65,9 @@ pub fn transcribe<M: Seq2SeqLm<AudioInput> + Adaptable>(
         if rows.is_empty() {
             return Ok(transcripts);
         }
-        let left = |row: usize| (recordings[row].frames - seeks[row]).min(window);
-        let parts: Vec<Features> =
-            rows.iter().map(|row| recordings[*row].slice(seeks[*row], left(*row), window)).collect();
+        let frames: Vec<usize> = rows.iter().map(|row| (recordings[*row].frames - seeks[*row]).min(window)).collect();
+        let cut = |(row, frames): (&usize, &usize)| recordings[*row].slice(seeks[*row], *frames, window);
+        let parts: Vec<Features> = rows.iter().zip(&frames).map(cut).collect();
         let source = batch_of(&parts, device)?;
         model.check_source(&source)?;
         let decoder = Decoder::new(&model, &source, device);
@@ -80,11 +80,11 @@ pub fn transcribe<M: Seq2SeqLm<AudioInput> + Adaptable>(
             rows.iter().map(|row| plan.prompt_for(start, transcripts[*row].language, timestamps)).collect();
         let generation = plan.for_window(prompts[0].len(), timestamps);
         let written = write_targets(decoder, &prompts, &generation, |_, _| Ok(()))?;
-        for (row, mut tokens) in rows.into_iter().zip(written) {
+        for ((row, frames), mut tokens) in rows.into_iter().zip(frames).zip(written) {
             if tokens.last().is_some_and(|it| generation.eos.contains(it)) {
                 tokens.pop();
             }
-            let (segments, next) = segments_of(&tokens, plan.first_time(), seeks[row], left(row));
+            let (segments, next) = segments_of(&tokens, plan.first_time(), seeks[row], frames);
             // Each pair of times lies behind the one before, or a window would be heard for ever.
             seeks[row] += next.max(1);
             segments.iter().try_for_each(|it| on_segment(row, it))?;
