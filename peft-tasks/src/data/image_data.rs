@@ -107,7 +107,10 @@ impl ImageSamples {
     pub(crate) fn check_channels(&self, channels: usize) -> Result<()> {
         match channels {
             3 => Ok(()),
-            _ => Err(PeftError::config("num_channels", format!("is {channels}, but pictures have 3: red, green and blue"))),
+            _ => Err(PeftError::config(
+                "num_channels",
+                format!("is {channels}, but pictures have 3: red, green and blue"),
+            )),
         }
     }
 

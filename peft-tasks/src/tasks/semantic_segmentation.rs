@@ -108,7 +108,8 @@ fn class_names(folder: &Path) -> Result<Option<Vec<String>>> {
             serde_json::from_str(&read_text(&json)?).map_err(|error| PeftError::bad_file(&json, error))?;
         let mut by_id = Vec::with_capacity(names.len());
         for id in 0..names.len() {
-            let missing = || PeftError::bad_file(&json, format!("it has {} names, but none for class {id}", names.len()));
+            let missing =
+                || PeftError::bad_file(&json, format!("it has {} names, but none for class {id}", names.len()));
             by_id.push(names.get(&id.to_string()).cloned().ok_or_else(missing)?);
         }
         return Ok(Some(by_id));

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use peft_core::ops::{self, Interpolation};
 use peft_core::files::checkpoint::Placement;
-use peft_core::{Labels, PeftError, Result};
+use peft_core::ops::{self, Interpolation};
+use peft_core::{Labels, Result};
 use peft_models::SemanticSegmenter;
 use peft_models::auto::{ArchitectureRegistry, AutoSemanticSegmenter, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};

@@ -5,21 +5,21 @@ use super::picture::Picture;
 use crate::data::augmentation::{Augmentation, Augmentations};
 
 /// How many numbers a picture's changes need.
-pub(super) const DRAWS: usize = 8;
+pub(crate) const DRAWS: usize = 8;
 
 /// What was drawn for a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// The part that is seen; `None` for all of it.
-    pub(super) part: Option<Rectangle>,
-    pub(super) is_mirrored: bool,
+    pub(crate) part: Option<Rectangle>,
+    pub(crate) is_mirrored: bool,
     /// Factors of brightness, contrast and saturation.
-    pub(super) color: Option<[f32; 3]>,
+    pub(crate) color: Option<[f32; 3]>,
 }
 
 impl Augmentations {
     /// The change that these numbers, each from 0 to 1, mean for a picture of this size.
-    pub(super) fn change(&self, drawn: &[f32; DRAWS], width: u32, height: u32) -> Change {
+    pub(crate) fn change(&self, drawn: &[f32; DRAWS], width: u32, height: u32) -> Change {
         Change {
             part: self.has(Augmentation::Crop).then(|| crop(drawn, width, height)),
             is_mirrored: self.has(Augmentation::Flip) && drawn[4] < 0.5,
@@ -46,7 +46,7 @@ fn crop(drawn: &[f32; DRAWS], width: u32, height: u32) -> Rectangle {
 
 /// The same picture in other light. Source: `torchvision.transforms.functional` on 8 bits, in the order of brightness,
 /// contrast and saturation.
-pub(super) fn recolor(picture: &mut Picture, [brightness, contrast, saturation]: [f32; 3]) {
+pub(crate) fn recolor(picture: &mut Picture, [brightness, contrast, saturation]: [f32; 3]) {
     let narrow = |it: f32| it.clamp(0.0, 255.0) as u8;
     let mix = |value: u8, with: f32, factor: f32| narrow(f32::from(value) * factor + with * (1.0 - factor));
     let grey = |pixel: &[u8]| 0.2989 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);

@@ -151,9 +151,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files: Vec<ImageFiles> = (0..20).map(|it| written(folder.path(), it)).collect();
         let pictures = Pictures::new(files).unwrap();
-        let colours = |items: &[usize]| -> Vec<u8> {
-            pictures.take(items).unwrap().iter().map(|it| it.picture.rgb[0]).collect()
-        };
+        let colours =
+            |items: &[usize]| -> Vec<u8> { pictures.take(items).unwrap().iter().map(|it| it.picture.rgb[0]).collect() };
         pictures.announce(&[7, 3, 19]);
         assert_eq!(colours(&[19, 3, 0, 7, 3]), [19, 3, 0, 7, 3]);
         pictures.announce(&[1, 2]);

@@ -101,7 +101,7 @@ impl ImageProcessor {
     }
 
     /// The same of a part of a picture, in the given height and width instead of those of the configuration.
-    pub(super) fn pixels_of(
+    pub(crate) fn pixels_of(
         &self,
         picture: &Picture,
         part: Rectangle,
@@ -139,7 +139,7 @@ impl ImageProcessor {
         self.classes_of(mask, Rectangle::whole(mask.width, mask.height), None)
     }
 
-    pub(super) fn classes_of(&self, mask: &Mask, part: Rectangle, size: Option<[u32; 2]>) -> Result<Mask> {
+    pub(crate) fn classes_of(&self, mask: &Mask, part: Rectangle, size: Option<[u32; 2]>) -> Result<Mask> {
         let [height, width] = match size {
             Some(size) => size,
             None => self.resized([part.height, part.width]),
@@ -300,7 +300,8 @@ impl<'a> Fields<'a> {
     }
 
     fn side(&self, field: &str, value: &Value) -> Result<u32> {
-        match value.as_u64().or_else(|| value.as_f64().filter(|it| it.fract() == 0.0 && *it > 0.0).map(|it| it as u64)) {
+        match value.as_u64().or_else(|| value.as_f64().filter(|it| it.fract() == 0.0 && *it > 0.0).map(|it| it as u64))
+        {
             Some(side) if (1..=MOST_PIXELS).contains(&side) => Ok(side as u32),
             _ => Err(self.bad(format!("`{field}` has a side of {value}, expected 1 to {MOST_PIXELS} pixels"))),
         }
@@ -309,9 +310,8 @@ impl<'a> Fields<'a> {
     fn size(&self) -> Result<Size> {
         let value = self.value("size")?;
         let side = |value: &Value| self.side("size", value);
-        let of = |fields: &Map<String, Value>, name: &str| {
-            fields.get(name).filter(|it| !it.is_null()).map(side).transpose()
-        };
+        let of =
+            |fields: &Map<String, Value>, name: &str| fields.get(name).filter(|it| !it.is_null()).map(side).transpose();
         match &value {
             Value::Object(fields) => {
                 let [height, width] = [of(fields, "height")?, of(fields, "width")?];
@@ -354,7 +354,8 @@ impl<'a> Fields<'a> {
             Value::String(name) => Some(name.parse().map_err(|error: PeftError| error.in_file(self.path))?),
             other => other.as_u64().and_then(Resampling::from_number),
         };
-        found.ok_or_else(|| self.bad(format!("`resample` is {value}, expected 0 to 5, the numbers of Pillow's filters")))
+        found
+            .ok_or_else(|| self.bad(format!("`resample` is {value}, expected 0 to 5, the numbers of Pillow's filters")))
     }
 
     fn number(&self, field: &str) -> Result<f64> {

@@ -80,7 +80,8 @@ impl Picture {
             let rgb = nearest(part, width, height, |row, column| self.pixel(row, column)).flatten().collect();
             return Ok(Self { width, height, rgb });
         };
-        let failed = |error: &dyn std::fmt::Display| PeftError::Invalid(format!("a picture cannot be resized: {error}"));
+        let failed =
+            |error: &dyn std::fmt::Display| PeftError::Invalid(format!("a picture cannot be resized: {error}"));
         let source =
             ImageRef::new(self.width, self.height, &self.rgb, PixelType::U8x3).map_err(|error| failed(&error))?;
         let mut target = Image::new(width, height, PixelType::U8x3);

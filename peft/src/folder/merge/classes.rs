@@ -5,7 +5,7 @@ type Classes = &'static [(&'static str, &'static str)];
 
 /// The start of the class names of a `model_type`, and those classes that are named otherwise. From the tables of
 /// `transformers/models/auto/modeling_auto.py`, 5.24.
-const CLASSES: [(&str, &str, Classes); 25] = [
+const CLASSES: [(&str, &str, Classes); 28] = [
     ("bart", "Bart", &[]),
     ("bert", "Bert", &[]),
     ("bloom", "Bloom", &[]),
@@ -28,13 +28,16 @@ const CLASSES: [(&str, &str, Classes); 25] = [
     ("qwen2", "Qwen2", &[]),
     ("qwen3", "Qwen3", &[]),
     ("roberta", "Roberta", &[]),
+    ("segformer", "Segformer", &[]),
+    ("swin", "Swin", &[]),
     ("t5", "T5", &[]),
+    ("vit", "ViT", &[]),
     ("whisper", "Whisper", &[]),
     ("xlm-roberta", "XLMRoberta", &[]),
 ];
 
 /// How the classes of a task end; the first is the usual one.
-const ENDINGS: [(&str, &[&str]); 8] = [
+const ENDINGS: [(&str, &[&str]); 10] = [
     ("causal-lm", &["ForCausalLM", "LMHeadModel"]),
     ("seq2seq-lm", &["ForConditionalGeneration"]),
     ("speech-to-text", &["ForConditionalGeneration"]),
@@ -42,6 +45,8 @@ const ENDINGS: [(&str, &[&str]); 8] = [
     ("seq-cls", &["ForSequenceClassification"]),
     ("token-cls", &["ForTokenClassification"]),
     ("question-answering", &["ForQuestionAnswering"]),
+    ("image-cls", &["ForImageClassification"]),
+    ("semantic-seg", &["ForSemanticSegmentation"]),
     ("similarity", &["Model"]),
 ];
 
@@ -83,6 +88,13 @@ mod tests {
             ("t5", "seq2seq-lm", Some("T5WithLMHeadModel"), Some("T5ForConditionalGeneration")),
             ("bert", "masked-lm", Some("BertForPreTraining"), Some("BertForPreTraining")),
             ("bert", "question-answering", Some("BertForMaskedLM"), Some("BertForQuestionAnswering")),
+            (
+                "segformer",
+                "semantic-seg",
+                Some("SegformerForImageClassification"),
+                Some("SegformerForSemanticSegmentation"),
+            ),
+            ("vit", "image-cls", Some("ViTModel"), Some("ViTForImageClassification")),
             // Of types that are registered elsewhere.
             ("albert", "seq-cls", Some("AlbertForMaskedLM"), Some("AlbertForSequenceClassification")),
             ("albert", "seq-cls", None, None),
