@@ -9,11 +9,12 @@ use peft_core::files::checkpoint::TensorFile;
 use peft_core::ops::{IGNORE_INDEX, Interpolation, cross_entropy, interpolate};
 use peft_models::auto::{
     AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_masked_lm,
-    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
+    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_speech_seq2seq,
+    load_token_classifier,
 };
 use peft_models::{
-    CausalLm, FeatureExtractor, ImageClassifier, KvCache, MaskedLm, ModelInput, QuestionAnswerer, SemanticSegmenter,
-    Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
+    SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 
@@ -33,10 +34,18 @@ mod decoders;
 mod diffusion;
 mod encoders;
 mod llama_family;
+mod speech;
 mod vision;
 
-const TABLES: &[&[&str]] =
-    &[beams::CASES, decoders::CASES, diffusion::CASES, encoders::CASES, llama_family::CASES, vision::CASES];
+const TABLES: &[&[&str]] = &[
+    beams::CASES,
+    decoders::CASES,
+    diffusion::CASES,
+    encoders::CASES,
+    llama_family::CASES,
+    speech::CASES,
+    vision::CASES,
+];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -65,6 +74,9 @@ fn check(case: &str) {
     let task = about["task"].as_str().unwrap();
     if task == "unet" {
         return diffusion::check_denoiser(&model, &inputs, &expected);
+    }
+    if task == "speech-to-text" {
+        return speech::check_pass(&model, &inputs, &expected);
     }
     if ["image-cls", "semantic-seg"].contains(&task) {
         return check_picture(task, &model, &inputs, &expected);

@@ -43,6 +43,7 @@ mod new_tokens;
 mod projections;
 mod prompts;
 mod rotations;
+mod speech;
 mod vision;
 
 const TABLES: &[&[&str]] = &[
@@ -62,6 +63,7 @@ const TABLES: &[&[&str]] = &[
     projections::CASES,
     prompts::CASES,
     rotations::CASES,
+    speech::CASES,
     vision::CASES,
 ];
 
@@ -161,6 +163,9 @@ fn check_weights_and_folder(name: &str) {
             weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
         }
         "unet" => weights_and_folder(name, auto::load_denoiser(folder, &device()).unwrap().0, &adapters),
+        "speech-to-text" => {
+            weights_and_folder(name, auto::load_speech_seq2seq(folder, &device()).unwrap().0, &adapters);
+        }
         _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
     }
 }

@@ -21,7 +21,7 @@ usage: cargo xtask support [--check] [--from FILE]
 /// [`METHODS`].
 type Column = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const TASKS: [Column; 11] = [
+const TASKS: [Column; 12] = [
     (
         "causal-lm",
         "causal LM",
@@ -70,6 +70,7 @@ const TASKS: [Column; 11] = [
     ("question-answering", "question answering", &[]),
     ("masked-lm", "masked LM", &[]),
     ("feature-extraction", "feature extraction", &[]),
+    ("speech-to-text", "speech recognition", &[]),
     ("text-to-image", "text-to-image", &[("stable-diffusion", "L")]),
     ("image-cls", "image classification", &[("vit", "L"), ("swin", "L")]),
     ("image-to-text", "image-to-text", &[("blip-2", "L")]),

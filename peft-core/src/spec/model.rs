@@ -87,6 +87,8 @@ pub struct ModelSpec {
     pub heads: Vec<String>,
     /// Modules whose stacks of matrices lie as `[experts, in, out]`, not `[experts, out, in]`: `is_transposed` in Python.
     pub transposed: Vec<String>,
+    /// Path of the embedding matrix of tokens, where that is not the first embedding of the model.
+    pub tokens: Option<String>,
     /// Where prompts go in; nothing in models that take none.
     pub prompts: Option<PromptShape>,
     /// The positions that tokens may have, where a table has a row for each: `0..1024` in GPT-2, `2..514` in RoBERTa.
@@ -215,6 +217,12 @@ impl ModelSpec {
         self
     }
 
+    /// Says which embedding is that of tokens, in models where another one stands before it.
+    pub fn with_token_table(mut self, path: impl Into<String>) -> Self {
+        self.tokens = Some(path.into());
+        self
+    }
+
     /// Says which positions there are, in models that have a table of them.
     pub fn with_positions(mut self, positions: impl Into<Option<Range<i64>>>) -> Self {
         self.positions = positions.into();
@@ -226,9 +234,10 @@ impl ModelSpec {
         self.positions.as_ref().map(|it| (it.end - it.start.max(0)).max(0) as usize)
     }
 
-    /// The embedding matrix of tokens: the first there is.
+    /// The embedding matrix of tokens: the one that the model names, else the first there is.
     pub fn token_table(&self) -> Option<&Arc<ParamSpec>> {
-        self.layers().find(|it| it.kind == ParamKind::Embedding)
+        let is_named = |it: &ParamSpec| self.tokens.as_ref().is_none_or(|path| it.module == *path);
+        self.layers().find(|it| it.kind == ParamKind::Embedding && is_named(it))
     }
 
     /// Whether a module is one of the output layers, or inside one.

@@ -9,10 +9,12 @@ use peft_core::{Adaptable, Result};
 
 use super::models::{
     AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::denoiser::Denoiser;
+use crate::common::input::AudioInput;
 use crate::common::task::{
     CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
@@ -45,7 +47,7 @@ pub(crate) type Constructor<T> = Arc<dyn Fn(&RawConfig, &Device) -> Result<T> + 
 /// the checkpoint's keys.
 ///
 /// Whether a checkpoint holds a head that is not the embedding matrix is told by names (`auto/tied.rs`): a head is
-/// `lm_head.weight`, `embed_out.weight` or `decoder.weight`; the matrix is the weight of `wte`, `shared`, `embed_tokens`,
+/// `lm_head.weight`, `embed_out.weight`, `proj_out.weight` or `decoder.weight`; the matrix is the weight of `wte`, `shared`, `embed_tokens`,
 /// `word_embeddings`, `embed_in` or `tok_embeddings`, or for causal models of the table that
 /// [`PromptShape`](peft_core::PromptShape) names. If there is such a head, loading sets `tie_word_embeddings` to false before
 /// the [`ModelConfig`] reads it. A tied model with other names is loaded as tied.
@@ -55,6 +57,7 @@ pub struct Architecture {
     pub(crate) prefix: String,
     pub(crate) causal_lm: Option<Constructor<AutoCausalLm>>,
     pub(crate) seq2seq_lm: Option<Constructor<AutoSeq2SeqLm>>,
+    pub(crate) speech_seq2seq: Option<Constructor<AutoSpeechSeq2Seq>>,
     pub(crate) sequence_classifier: Option<Constructor<AutoSequenceClassifier>>,
     pub(crate) token_classifier: Option<Constructor<AutoTokenClassifier>>,
     pub(crate) question_answerer: Option<Constructor<AutoQuestionAnswerer>>,
@@ -71,6 +74,7 @@ impl Debug for Architecture {
         let tasks: Vec<&str> = [
             ("causal_lm", self.causal_lm.is_some()),
             ("seq2seq_lm", self.seq2seq_lm.is_some()),
+            ("speech_seq2seq", self.speech_seq2seq.is_some()),
             ("sequence_classifier", self.sequence_classifier.is_some()),
             ("token_classifier", self.token_classifier.is_some()),
             ("question_answerer", self.question_answerer.is_some()),
@@ -94,7 +98,7 @@ impl Debug for Architecture {
 
 /// The method of a task: the function that builds its model.
 macro_rules! tasks {
-    ($($(#[$doc:meta])* $method:ident: $task:ident as $auto:ident;)+) => {
+    ($($(#[$doc:meta])* $method:ident: $task:path as $auto:ident;)+) => {
         $(
             $(#[$doc])*
             pub fn $method<C, M>(mut self, new: impl Fn(&C, &Device) -> M + Send + Sync + 'static) -> Self
@@ -125,6 +129,7 @@ impl Architecture {
             prefix: prefix.into(),
             causal_lm: None,
             seq2seq_lm: None,
+            speech_seq2seq: None,
             sequence_classifier: None,
             token_classifier: None,
             question_answerer: None,
@@ -142,6 +147,8 @@ impl Architecture {
         causal_lm: CausalLm as AutoCausalLm;
         /// With a sequence-to-sequence model.
         seq2seq_lm: Seq2SeqLm as AutoSeq2SeqLm;
+        /// With a sequence-to-sequence model that reads recordings.
+        speech_seq2seq: Seq2SeqLm<AudioInput> as AutoSpeechSeq2Seq;
         /// With a sequence classifier.
         sequence_classifier: SequenceClassifier as AutoSequenceClassifier;
         /// With a token classifier.

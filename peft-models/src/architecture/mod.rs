@@ -8,6 +8,7 @@ pub(crate) use declaration::Constructor;
 pub use declaration::{Architecture, ModelConfig};
 pub use models::{
     AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier,
 };
 pub(crate) use origin::Origin;

@@ -11,7 +11,7 @@ use super::origin::Origin;
 use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
 use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
-use crate::common::input::ModelInput;
+use crate::common::input::{AudioInput, ModelInput};
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
     CausalLm, Encoded, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter,
@@ -23,7 +23,7 @@ use crate::common::task::{
 macro_rules! auto_model {
     (
         $(#[$doc:meta])*
-        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr $(, labels: $labels:ident)?;
+        $name:ident: $task:path as $object:ident, task_type: $task_type:expr $(, labels: $labels:ident)?;
         $(fn $method:ident($($arg:ident: $type:ty),*) -> $output:ty;)*
         $(mut fn $change:ident();)*
     ) => {
@@ -56,10 +56,10 @@ macro_rules! auto_model {
                 Adaptable::untie_head(self);
             }
             $(fn $method(&self, $($arg: $type),*) -> $output {
-                $task::$method(self, $($arg),*)
+                <Self as $task>::$method(self, $($arg),*)
             })*
             $(fn $change(&mut self) {
-                $task::$change(self);
+                <Self as $task>::$change(self);
             })*
         }
 
@@ -208,6 +208,21 @@ auto_model! {
     fn head(hidden: Tensor<2>) -> Tensor<2>;
     fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
     fn decoder_start() -> Option<u32>;
+    fn check_source(source: &ModelInput) -> Result<()>;
+    fn is_tied() -> bool;
+    mut fn untie();
+}
+
+auto_model! {
+    /// A sequence-to-sequence model that reads recordings, of any architecture: `AutoModelForSpeechSeq2Seq`.
+    // PEFT's guide trains it without a task type, whose wrapper would ask for `input_ids`.
+    AutoSpeechSeq2Seq: Seq2SeqLm<AudioInput> as SpeechSeq2SeqObject, task_type: None;
+    fn encode(source: &AudioInput) -> Encoded;
+    fn decode(target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
+    fn head(hidden: Tensor<2>) -> Tensor<2>;
+    fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
+    fn decoder_start() -> Option<u32>;
+    fn check_source(source: &AudioInput) -> Result<()>;
     fn is_tied() -> bool;
     mut fn untie();
 }
@@ -292,6 +307,13 @@ impl AutoCausalLm {
 }
 
 impl AutoSeq2SeqLm {
+    /// Whether the head is the embedding matrix read the other way.
+    pub fn is_tied(&self) -> bool {
+        self.model.is_tied()
+    }
+}
+
+impl AutoSpeechSeq2Seq {
     /// Whether the head is the embedding matrix read the other way.
     pub fn is_tied(&self) -> bool {
         self.model.is_tied()

@@ -17,7 +17,8 @@ use super::tied::{
 use super::unused;
 use crate::architecture::{
     AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier, Origin,
 };
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
@@ -89,6 +90,28 @@ impl ArchitectureRegistry {
         }
         embedding_is_also_under(&mut checkpoint, &model, &ENDS_OF_TABLES);
         let (model, report) = checkpoint.load(model, prefix, &["final_logits_bias"])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
+    }
+
+    /// Reads a sequence-to-sequence model that reads recordings. The report names what the folder holds beyond it.
+    ///
+    /// Whether the head is the embedding matrix is seen from the checkpoint.
+    pub fn load_speech_seq2seq(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoSpeechSeq2Seq, LoadReport)> {
+        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let mut raw = RawConfig::read(folder)?;
+        let mut checkpoint = open(folder, *dtype)?;
+        let tied = !has_another_head(&checkpoint, None)?;
+        raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
+        let (model, prefix) = self.build::<AutoSpeechSeq2Seq>(&raw, device)?;
+        if tied {
+            embedding_is_also_under(&mut checkpoint, &model, &HEADS);
+        }
+        let (model, report) = checkpoint.load(model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }

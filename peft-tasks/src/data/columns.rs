@@ -147,6 +147,19 @@ impl Columns {
         })
     }
 
+    /// As [`of_part`](Columns::of_part), for a part whose column has one of several usual names.
+    ///
+    /// # Errors
+    /// As [`of_part`](Columns::of_part).
+    pub fn of_usual_part(&self, part: &str, usual: &[&str], data: &Dataset) -> Result<String> {
+        let names = data.columns();
+        self.more.get(part).cloned().or_else(|| find(&names, usual)).ok_or_else(|| {
+            let reason =
+                format!("names no column and none has a usual name ({}); there are {}", quoted(usual), quoted(&names));
+            PeftError::config(part, reason)
+        })
+    }
+
     /// The prompt of a row, with its context behind it.
     ///
     /// # Errors

@@ -1,5 +1,8 @@
 //! Data: from a file of rows to batches of tensors.
 
+pub mod ahead;
+#[cfg(feature = "audio")]
+pub mod audio;
 pub mod augmentation;
 pub mod batch;
 pub mod chat;

@@ -16,6 +16,8 @@ pub mod semantic_segmentation;
 pub mod sequence_classification;
 pub mod sequence_to_sequence;
 pub mod similarity;
+#[cfg(feature = "audio")]
+pub mod speech_to_text;
 pub mod task;
 pub mod text_to_image;
 pub mod token_classification;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{Adaptable, PeftError, Result, ops};
-use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
+use peft_models::{EncoderInput, ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
@@ -111,6 +111,35 @@ impl SequenceToSequence {
     }
 }
 
+/// The loss on the targets of a batch, summed over their tokens; `[1]`.
+///
+/// # Errors
+/// If the encoder reads no such source, or `config.json` does not say how targets begin.
+pub(crate) fn target_loss<S: EncoderInput, M: Seq2SeqLm<S>>(
+    model: &M,
+    source: &S,
+    target: &Batch,
+    device: &Device,
+) -> Result<Tensor<1>> {
+    model.check_source(source)?;
+    let encoded = model.encode(source);
+    let read = model.shift_right(grid(&target.labels, target.rows, target.width, device))?;
+    let hidden = model.decode(&ModelInput::ids(read), &encoded, None);
+    // The head for what is learned only; virtual tokens of the decoder stand in front.
+    let [batch, total, d_model] = hidden.dims();
+    let first = total - target.width;
+    let (rows, labels): (Vec<i64>, Vec<i64>) = target
+        .labels
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| **label != IGNORED)
+        .map(|(at, label)| ((at / target.width * total + first + at % target.width) as i64, *label))
+        .unzip();
+    let hidden = hidden.reshape([batch * total, d_model]).select(0, line(&rows, device));
+    let mean = ops::cross_entropy(model.head(hidden), line(&labels, device));
+    Ok(mean.mul_scalar(rows.len() as f64))
+}
+
 impl TextData {
     /// The task of an encoder with a decoder: prompts are sources, completions are targets.
     ///
@@ -163,23 +192,7 @@ impl<M: Seq2SeqLm + Adaptable> Task<M> for SequenceToSequence {
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
-        let target = self.target(items)?;
-        let encoded = model.encode(&self.source(items, device)?);
-        let read = model.shift_right(grid(&target.labels, target.rows, target.width, device))?;
-        let hidden = model.decode(&ModelInput::ids(read), &encoded, None);
-        // The head for what is learned only; virtual tokens of the decoder stand in front.
-        let [batch, total, d_model] = hidden.dims();
-        let first = total - target.width;
-        let (rows, labels): (Vec<i64>, Vec<i64>) = target
-            .labels
-            .iter()
-            .enumerate()
-            .filter(|(_, label)| **label != IGNORED)
-            .map(|(at, label)| ((at / target.width * total + first + at % target.width) as i64, *label))
-            .unzip();
-        let hidden = hidden.reshape([batch * total, d_model]).select(0, line(&rows, device));
-        let mean = ops::cross_entropy(model.head(hidden), line(&labels, device));
-        Ok(mean.mul_scalar(rows.len() as f64))
+        target_loss(model, &self.source(items, device)?, &self.target(items)?, device)
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {

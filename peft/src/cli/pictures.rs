@@ -20,9 +20,6 @@ const TASK: &str = "text-to-image";
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Pictures")]
 pub(super) struct Args {
-    /// text-to-image, for a pipeline of diffusers; a folder with `model_index.json` is one.
-    #[arg(long)]
-    task: Option<String>,
     /// What the picture is not to show.
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
@@ -64,8 +61,8 @@ pub(super) struct Request<'a> {
 }
 
 /// Whether a picture is meant.
-pub(super) fn is_meant(args: &Args, folder: &Path) -> bool {
-    args.task.as_deref().map_or(folder.join(INDEX_FILE).is_file(), |it| it == TASK)
+pub(super) fn is_meant(task: Option<&str>, folder: &Path) -> bool {
+    task.map_or(folder.join(INDEX_FILE).is_file(), |it| it == TASK)
 }
 
 pub(super) fn run(args: &Args, request: &Request<'_>, registry: &Registry, place: &Placement) -> Result<()> {

@@ -59,6 +59,12 @@ pub(super) struct Args {
     augment: Vec<Augmentation>,
     #[command(flatten)]
     dreambooth: DreamBoothArgs,
+    /// Language of the recordings, a name or a code such as `en`, for speech-to-text; a column `language` goes before it.
+    #[arg(long, value_name = "LANGUAGE")]
+    language: Option<String>,
+    /// The transcripts of the recordings are in English, whatever is spoken.
+    #[arg(long)]
+    translate: bool,
 
     /// Tokens that the base does not know, with commas: they are added to the tokenizer, which is saved with the adapter, get
     /// rows in the embedding matrix, and these are trained (`trainable_token_indices`).
@@ -248,6 +254,8 @@ impl Args {
         if !self.augment.is_empty() {
             data.augment = Augmentations(self.augment.clone());
         }
+        data.language = self.language.clone().or(data.language.take());
+        data.translate |= self.translate;
         data.calibration_rows = self.calibration_rows.or(data.calibration_rows);
         data.packing |= self.packing;
         data.train_on_prompt |= self.train_on_prompt;

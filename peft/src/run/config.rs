@@ -126,6 +126,12 @@ pub struct DataConfig {
     /// What pictures of a subject show, and how they are learned, for `text-to-image`.
     #[serde(skip_serializing_if = "is_default")]
     pub dreambooth: DreamBoothOptions,
+    /// Name or code of the language that is spoken in recordings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    /// Whether transcripts of recordings are in English, whatever is spoken.
+    #[serde(skip_serializing_if = "is_default")]
+    pub translate: bool,
 }
 
 impl Default for DataConfig {
@@ -146,6 +152,8 @@ impl Default for DataConfig {
             prompt_template: None,
             augment: Augmentations::default(),
             dreambooth: DreamBoothOptions::default(),
+            language: None,
+            translate: false,
         }
     }
 }
@@ -278,6 +286,8 @@ impl RunConfig {
             seed: self.training.seed,
             augment: self.data.augment.clone(),
             dreambooth: self.data.dreambooth.clone(),
+            language: self.data.language.clone(),
+            translate: self.data.translate,
             ..TaskOptions::default()
         }
     }

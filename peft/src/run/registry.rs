@@ -31,6 +31,8 @@ use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
 #[cfg(feature = "image")]
 use crate::task::text_to_image::TextToImageKind;
+#[cfg(feature = "audio")]
+use crate::task::speech_to_text::SpeechToTextKind;
 use crate::task::token_classification::TokenClassificationKind;
 use crate::task::unet::UNetKind;
 
@@ -87,6 +89,7 @@ trait AnyKind: Send + Sync {
     fn name(&self) -> &'static str;
     fn aliases(&self) -> &'static [&'static str];
     fn task_type(&self) -> Option<&'static str>;
+    fn other_task_types(&self) -> &'static [&'static str];
     fn class_endings(&self) -> &'static [&'static str];
     fn load(
         &self,
@@ -117,6 +120,9 @@ impl<K: TaskKind> AnyKind for K {
     }
     fn task_type(&self) -> Option<&'static str> {
         TaskKind::task_type(self)
+    }
+    fn other_task_types(&self) -> &'static [&'static str] {
+        TaskKind::other_task_types(self)
     }
     fn class_endings(&self) -> &'static [&'static str] {
         TaskKind::class_endings(self)
@@ -182,6 +188,7 @@ impl TaskRegistry {
             .with(SimilarityKind)
             .with(UNetKind)
             .with_pictures()
+            .with_speech()
     }
 
     /// Kinds of tasks on pictures.
@@ -189,6 +196,15 @@ impl TaskRegistry {
         #[cfg(feature = "image")]
         let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(TextToImageKind);
         #[cfg(not(feature = "image"))]
+        let this = self;
+        this
+    }
+
+    /// Kinds of tasks on recordings.
+    fn with_speech(self) -> Self {
+        #[cfg(feature = "audio")]
+        let this = self.with(SpeechToTextKind);
+        #[cfg(not(feature = "audio"))]
         let this = self;
         this
     }
@@ -250,17 +266,32 @@ impl TaskRegistry {
                 None => found = Some((folder, task_type.to_owned())),
             }
         }
-        let by_class = || self.of_class(base);
-        let Some((_, task_type)) = found else { return by_class() };
-        // Several kinds may have one type: what writes text for text, and what writes text for sound.
-        match by_class() {
-            Ok(kind) if kind.task_type() == Some(&task_type) => Ok(kind),
-            _ => self.of_type(&task_type),
+        match found {
+            Some((_, task_type)) => self.of_type_on(&task_type, base),
+            None => self.of_class(base),
         }
     }
 
-    /// The kind that the `architectures` of a base are for, else the first that is registered.
-    fn of_class(&self, base: &Path) -> Result<KnownTask<'_>> {
+    /// The kind that an adapter with this `task_type` is of on the base in a folder: that of the base, if it
+    /// [takes such adapters](TaskKind::other_task_types), else that of the type.
+    ///
+    /// # Errors
+    /// As [`of_type`](TaskRegistry::of_type).
+    pub fn of_type_on(&self, task_type: &str, base: &Path) -> Result<KnownTask<'_>> {
+        // Several kinds may have one type: what writes text for text, and what writes text for sound.
+        match self.of_class(base) {
+            Ok(kind) if kind.task_type() == Some(task_type) || kind.0.other_task_types().contains(&task_type) => {
+                Ok(kind)
+            }
+            _ => self.of_type(task_type),
+        }
+    }
+
+    /// The kind that the `architectures` of the base in a folder are for, else the first that is registered.
+    ///
+    /// # Errors
+    /// If the folder has no `config.json` that can be read.
+    pub fn of_class(&self, base: &Path) -> Result<KnownTask<'_>> {
         let raw = RawConfig::read(base)?;
         // ChatGLM's class is named as those of models that read one text and write another.
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");

@@ -38,6 +38,9 @@ impl<'a> ForwardInputs<'a> {
     pub const OF_TEXT: [&'static str; 7] =
         ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
 
+    /// Keywords of a decoder that has an encoder.
+    pub const OF_TARGET: [&'static str; 3] = ["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"];
+
     /// Opens a file. `known` are the keywords that the task understands.
     ///
     /// # Errors
@@ -240,9 +243,17 @@ impl<'a> ForwardInputs<'a> {
         self.checked("decoder_attention_mask", tokens.dims(), Some(0..2), None)
     }
 
+    /// Positions of a decoder's tokens, in the shape of `tokens`.
+    ///
+    /// # Errors
+    /// If they have another shape, or the model lacks one of them.
+    pub fn target_positions(&self, tokens: &Tokens) -> Result<Option<Tensor<2, Int>>> {
+        self.checked("decoder_position_ids", tokens.dims(), self.limits.positions.clone(), None)
+    }
+
     fn target_dims(&self, key: &str) -> Result<Option<[usize; 2]>> {
         let Some(shape) = self.file.shape(key) else { return Ok(None) };
-        let [batch, _] = self.dims()?;
+        let batch = self.batch()?;
         match shape {
             [rows, target] if *rows == batch && *target > 0 => {
                 self.check_length(key, *target)?;
@@ -286,7 +297,7 @@ impl<'a> ForwardInputs<'a> {
     /// If they have another shape.
     pub fn embeddings(&self, key: &str) -> Result<Option<Tensor<3>>> {
         let Some(shape) = self.file.shape(key) else { return Ok(None) };
-        let [batch, _] = self.dims()?;
+        let batch = self.batch()?;
         match shape {
             [rows, seq, width] if *rows == batch && *seq > 0 && self.limits.width.is_none_or(|it| it == *width) => {
                 self.check_length(key, *seq)?;

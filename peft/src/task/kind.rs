@@ -45,8 +45,13 @@ pub trait TaskKind: Send + Sync + 'static {
     /// first kind with its type, and built-in ones come first. So it should be unique, or `None`.
     fn task_type(&self) -> Option<&'static str>;
 
+    /// Types of adapters that are of this kind if their base is, although another kind has the type as its own.
+    fn other_task_types(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// How the classes of transformers end that are models of this kind: `ForCausalLM`. By this a command that is told no
-    /// task finds the one that a base is for.
+    /// task finds the one that a base is for: of several, the kind with the longest ending.
     fn class_endings(&self) -> &'static [&'static str] {
         &[]
     }
@@ -210,8 +215,15 @@ pub struct TaskOptions {
     pub masked_share: f64,
     /// What the choice of masked tokens depends on.
     pub seed: u64,
-    /// Most tokens of a target that an evaluation generates; nothing is generated if it is not set.
+    /// Most tokens of a target that an evaluation generates. If it is not set, nothing is generated unless
+    /// [`writes`](TaskOptions::writes) is.
     pub max_new_tokens: Option<usize>,
+    /// Whether an evaluation generates, as far as the model's own settings let it; for kinds whose targets have no usual length.
+    pub writes: bool,
+    /// Name or code of the language that is spoken.
+    pub language: Option<String>,
+    /// Whether what is said is written in English.
+    pub translate: bool,
     /// How pictures are changed at random while a model learns.
     pub augment: Augmentations,
     /// What pictures of a subject show, and how they are learned.
@@ -225,6 +237,9 @@ impl Default for TaskOptions {
             masked_share: 0.15,
             seed: 42,
             max_new_tokens: None,
+            writes: false,
+            language: None,
+            translate: false,
             augment: Augmentations::default(),
             dreambooth: DreamBoothOptions::default(),
         }

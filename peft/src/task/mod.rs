@@ -14,6 +14,8 @@ pub mod sequence_classification;
 pub mod similarity;
 #[cfg(feature = "image")]
 pub mod text_to_image;
+#[cfg(feature = "audio")]
+pub mod speech_to_text;
 pub mod token_classification;
 pub mod unet;
 

@@ -10,7 +10,8 @@ use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{
-    CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier,
+    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier,
 };
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
@@ -160,6 +161,17 @@ fn denoiser_steps(name: &str) {
     });
 }
 
+fn speech_steps(name: &str) {
+    let (model, _) = auto::load_speech_seq2seq(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels: Tensor<2, Int> = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        let target = ModelInput::ids(model.shift_right(labels.clone()).unwrap());
+        let input_features = Tensor::from_data(file.floats("input_features").unwrap(), &device());
+        loss::every_position(model.logits(&AudioInput { input_features }, &target), labels)
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -176,4 +188,5 @@ steps! {
     denoiser_steps: unet_sd15_lora;
     picture_steps: vit_lora, swin_lora;
     segmentation_steps: segformer_lora;
+    speech_steps: whisper_lora;
 }

@@ -64,6 +64,7 @@ const RULES: [Rules; 7] = [
             "vision",
             "multimodal",
             "diffusion",
+            "speech",
             "auto",
         ],
         cycles: &[],

@@ -31,8 +31,10 @@ pub(crate) fn spec_of(base: &Path, adapter: &Map<String, Value>, registry: &Regi
     match adapter.get("task_type").and_then(Value::as_str) {
         // Layers of a classifier are those of the model below its head, which is trained whole.
         Some("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS") => causal(),
-        Some(task_type) => spec(registry.tasks.of_type(task_type)?),
-        None => causal().or_else(|_: PeftError| spec(registry.tasks.get("feature-extraction")?)),
+        Some(task_type) => spec(registry.tasks.of_type_on(task_type, base)?),
+        None => causal()
+            .or_else(|_: PeftError| spec(registry.tasks.get("feature-extraction")?))
+            .or_else(|_: PeftError| spec(registry.tasks.of_class(base)?)),
     }
 }
 
@@ -55,7 +57,7 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig, regis
         }
     };
     let (fits, report, not_in_reference) = match folder.config.get("task_type").and_then(Value::as_str) {
-        Some(task_type) => match registry.tasks.of_type(task_type) {
+        Some(task_type) => match registry.tasks.of_type_on(task_type, base) {
             Ok(task) => told(task),
             Err(error) => (None, error.to_string(), Vec::new()),
         },
@@ -76,7 +78,10 @@ fn names_head(config: &Map<String, Value>) -> bool {
     }
     ["target_modules", "modules_to_save"].iter().any(|field| {
         let names = config.get(*field).and_then(Value::as_array);
-        names.into_iter().flatten().any(|name| name.as_str().is_some_and(|it| is_suffix(it, "lm_head")))
+        names
+            .into_iter()
+            .flatten()
+            .any(|name| name.as_str().is_some_and(|it| ["lm_head", "proj_out"].iter().any(|head| is_suffix(it, head))))
     })
 }
 
