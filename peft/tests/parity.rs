@@ -41,6 +41,7 @@ mod low_rank;
 mod new_tokens;
 mod projections;
 mod prompts;
+mod quantised;
 mod rotations;
 
 const TABLES: &[&[&str]] = &[
@@ -58,6 +59,7 @@ const TABLES: &[&[&str]] = &[
     new_tokens::CASES,
     projections::CASES,
     prompts::CASES,
+    quantised::CASES,
     rotations::CASES,
 ];
 

@@ -14,6 +14,7 @@ use crate::load::text::{fitted_tokenizer, with_text_files};
 use crate::run::config::check_files;
 use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
+use crate::run::quantised::warn_of_another_base;
 use crate::task::{TaskKind, TaskOptions, TaskSource};
 
 /// What to measure, and on what.
@@ -52,7 +53,9 @@ impl EvalRequest {
 /// Loss and measures over all rows of the data.
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
     let (data, adapters) = (&request.data, &request.adapters);
-    let unloaded = kind.unallocated(context.architectures, &RawConfig::read(context.base)?, &context.place.device)?;
+    let raw = RawConfig::read(context.base)?;
+    warn_of_another_base(adapters, &raw, context.place)?;
+    let unloaded = kind.unallocated(context.architectures, &raw, &context.place.device)?;
     let spec = unloaded.spec();
     let tokenizer = Arc::new(fitted_tokenizer(context.base, &spec, adapters)?);
     let data = with_text_files(data.clone(), &tokenizer, context.base, &spec, adapters)?;
