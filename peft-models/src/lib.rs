@@ -16,7 +16,8 @@ pub use common::gated_mlp::GatedMlp;
 pub use common::input::{ModelInput, Tokens};
 pub use common::pretrained::Pretrained;
 pub use common::task::{
-    CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 pub use common::{config, mask, prompt, rope};
 pub use text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};

@@ -40,7 +40,8 @@ pub struct PairRanking {
 impl PairRanking {
     /// Reads the pairs of a file. A prompt and an answer are the first and the second sequence of a pair.
     fn read(source: &TaskSource<'_>) -> Result<Self> {
-        let TaskSource { data, base, tokenizer, .. } = *source;
+        let TaskSource { data, base, .. } = *source;
+        let tokenizer = source.tokenizer()?;
         if data.tasks > 1 {
             let reason = "its rows do not say which task they are of: take a prompt of one task";
             return Err(PeftError::unsupported("pair-ranking behind a multitask prompt", reason));
@@ -195,7 +196,7 @@ impl TaskKind for PairRankingKind {
     }
 
     /// One number without a name: so that the adapter folder says it, and a merged `config.json`.
-    fn learn_labels(&self, _data: &TextData) -> Result<Option<LabelSet>> {
+    fn learn_labels(&self, _data: &TextData, _base: &Path) -> Result<Option<LabelSet>> {
         Ok(Some(LabelSet::new(LabelKind::Regression, Vec::new())))
     }
 
@@ -203,9 +204,9 @@ impl TaskKind for PairRankingKind {
         Some(model.labels())
     }
 
-    fn head_for(&self, labels: &LabelSet, tokenizer: &Tokenizer) -> ClassifierOptions {
+    fn head_for(&self, labels: &LabelSet, tokenizer: Option<&Tokenizer>) -> ClassifierOptions {
         ClassifierOptions {
-            pad_token_id: Some(pad_of(tokenizer).into()),
+            pad_token_id: tokenizer.map(|it| pad_of(it).into()),
             ..ClassifierOptions::for_labels(&self.labels_to_save(labels))
         }
     }

@@ -8,6 +8,7 @@ mod attention;
 pub(crate) mod bf16;
 mod cross_entropy;
 mod dropout;
+mod interpolate;
 #[cfg(feature = "flex")]
 mod kernel;
 mod labels;
@@ -30,6 +31,7 @@ pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
+pub use interpolate::{Interpolation, interpolate};
 pub use labels::IGNORE_INDEX;
 pub use layout::Layout;
 pub use linear::linear;

@@ -8,12 +8,13 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier,
+    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::task::{
-    CausalLm, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 
 /// What a `config.json` means to an architecture.
@@ -58,6 +59,8 @@ pub struct Architecture {
     pub(crate) question_answerer: Option<Constructor<AutoQuestionAnswerer>>,
     pub(crate) masked_lm: Option<Constructor<AutoMaskedLm>>,
     pub(crate) feature_extractor: Option<Constructor<AutoFeatureExtractor>>,
+    pub(crate) image_classifier: Option<Constructor<AutoImageClassifier>>,
+    pub(crate) semantic_segmenter: Option<Constructor<AutoSemanticSegmenter>>,
 }
 
 impl Debug for Architecture {
@@ -70,6 +73,8 @@ impl Debug for Architecture {
             ("question_answerer", self.question_answerer.is_some()),
             ("masked_lm", self.masked_lm.is_some()),
             ("feature_extractor", self.feature_extractor.is_some()),
+            ("image_classifier", self.image_classifier.is_some()),
+            ("semantic_segmenter", self.semantic_segmenter.is_some()),
         ]
         .into_iter()
         .filter_map(|(task, is_there)| is_there.then_some(task))
@@ -120,6 +125,8 @@ impl Architecture {
             question_answerer: None,
             masked_lm: None,
             feature_extractor: None,
+            image_classifier: None,
+            semantic_segmenter: None,
         }
     }
 
@@ -138,5 +145,9 @@ impl Architecture {
         masked_lm: MaskedLm as AutoMaskedLm;
         /// With a model without a head.
         feature_extractor: FeatureExtractor as AutoFeatureExtractor;
+        /// With an image classifier.
+        image_classifier: ImageClassifier as AutoImageClassifier;
+        /// With a semantic segmentation model.
+        semantic_segmenter: SemanticSegmenter as AutoSemanticSegmenter;
     }
 }

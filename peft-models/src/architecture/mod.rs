@@ -7,7 +7,7 @@ mod origin;
 pub(crate) use declaration::Constructor;
 pub use declaration::{Architecture, ModelConfig};
 pub use models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier,
+    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
 };
 pub(crate) use origin::Origin;

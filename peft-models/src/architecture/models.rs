@@ -13,7 +13,8 @@ use crate::common::config::LabelConfig;
 use crate::common::input::ModelInput;
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
-    CausalLm, Encoded, FeatureExtractor, MaskedLm, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 
 /// A struct that holds any model of a task. What follows the names are the methods of the task's trait, those that change
@@ -243,6 +244,25 @@ auto_model! {
     fn last_hidden_state(input: &ModelInput) -> Tensor<3>;
 }
 
+auto_model! {
+    /// An image classifier of any architecture.
+    AutoImageClassifier: ImageClassifier as ImageClassifierObject, task_type: None, labels: named_outputs;
+    fn logits(pixel_values: Tensor<4>) -> Tensor<2>;
+    fn labels() -> &LabelConfig;
+    fn num_channels() -> usize;
+    fn smallest_picture() -> [usize; 2];
+}
+
+auto_model! {
+    /// A semantic segmentation model of any architecture.
+    AutoSemanticSegmenter: SemanticSegmenter as SemanticSegmenterObject, task_type: None, labels: named_classes;
+    fn logits(pixel_values: Tensor<4>) -> Tensor<4>;
+    fn labels() -> &LabelConfig;
+    fn num_channels() -> usize;
+    fn smallest_picture() -> [usize; 2];
+    fn ignored_label() -> i64;
+}
+
 // Two traits have this method; without one of the type's own, callers that import both would have to say which.
 impl AutoCausalLm {
     /// Whether the head is the embedding matrix read the other way.
@@ -282,6 +302,29 @@ impl AutoTokenClassifier {
     }
 
     /// What the labels are; [`TokenClassifier::labels`].
+    pub fn labels(&self) -> &LabelConfig {
+        self.model.labels()
+    }
+}
+
+impl AutoImageClassifier {
+    fn named_outputs(&self) -> Option<Labels> {
+        self.model.labels().labels()
+    }
+
+    /// What the labels are; [`ImageClassifier::labels`].
+    pub fn labels(&self) -> &LabelConfig {
+        self.model.labels()
+    }
+}
+
+impl AutoSemanticSegmenter {
+    /// Classes of pixels have no `problem_type`.
+    fn named_classes(&self) -> Option<Labels> {
+        self.model.labels().labels().map(|it| Labels { problem_type: None, ..it })
+    }
+
+    /// What the classes are; [`SemanticSegmenter::labels`].
     pub fn labels(&self) -> &LabelConfig {
         self.model.labels()
     }

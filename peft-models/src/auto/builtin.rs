@@ -11,8 +11,8 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
@@ -103,6 +103,24 @@ pub fn load_feature_extractor(
     BUILTIN.load_feature_extractor(folder, place)
 }
 
+/// Reads an image classifier, as [`ArchitectureRegistry::load_image_classifier`].
+pub fn load_image_classifier(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+    options: &ClassifierOptions,
+) -> Result<(AutoImageClassifier, LoadReport)> {
+    BUILTIN.load_image_classifier(folder, place, options)
+}
+
+/// Reads a semantic segmentation model, as [`ArchitectureRegistry::load_semantic_segmenter`].
+pub fn load_semantic_segmenter(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+    options: &ClassifierOptions,
+) -> Result<(AutoSemanticSegmenter, LoadReport)> {
+    BUILTIN.load_semantic_segmenter(folder, place, options)
+}
+
 macro_rules! auto {
     ($($(#[$doc:meta])* $model:ident: $build:ident, $load:ident($($arg:ident: $type:ty),*);)+) => {
         $(impl $model {
@@ -148,6 +166,10 @@ auto! {
     AutoMaskedLm: masked_lm, load_masked_lm();
     /// Loads a model without a head, of a built-in architecture.
     AutoFeatureExtractor: feature_extractor, load_feature_extractor();
+    /// Loads an image classifier of a built-in architecture.
+    AutoImageClassifier: image_classifier, load_image_classifier(options: &ClassifierOptions);
+    /// Loads a semantic segmentation model of a built-in architecture.
+    AutoSemanticSegmenter: semantic_segmenter, load_semantic_segmenter(options: &ClassifierOptions);
 }
 
 /// Says what of a checkpoint and a model did not meet.

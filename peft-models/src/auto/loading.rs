@@ -9,12 +9,12 @@ use peft_core::{Adaptable, LoadReport, Result};
 use serde_json::{Value, json};
 
 use super::options::ClassifierOptions;
-use super::registry::ArchitectureRegistry;
+use super::registry::{ArchitectureRegistry, Task};
 use super::tied::{HEADS, bias_is_also_beside, embedding_is_also_under, has_another_head};
 use super::unused;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
 };
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
@@ -140,16 +140,52 @@ impl ArchitectureRegistry {
         place: impl Into<Placement>,
         options: &ClassifierOptions,
     ) -> Result<(AutoTokenClassifier, LoadReport)> {
-        let (folder, place) = (folder.as_ref(), place.into());
+        let usual = ["classifier", "score", "head"];
+        let (model, report) = self.load_with_labels(folder.as_ref(), &place.into(), options, &usual)?;
+        Ok((AutoTokenClassifier::with_origin(model, origin(folder.as_ref(), &report)), report))
+    }
+
+    /// Reads an image classifier. A head that the folder lacks starts as
+    /// [`load_sequence_classifier`](Self::load_sequence_classifier) says.
+    pub fn load_image_classifier(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+        options: &ClassifierOptions,
+    ) -> Result<(AutoImageClassifier, LoadReport)> {
+        let (model, report) = self.load_with_labels(folder.as_ref(), &place.into(), options, &["classifier"])?;
+        Ok((AutoImageClassifier::with_origin(model, origin(folder.as_ref(), &report)), report))
+    }
+
+    /// Reads a semantic segmentation model. A head that the folder lacks starts as
+    /// [`load_sequence_classifier`](Self::load_sequence_classifier) says.
+    pub fn load_semantic_segmenter(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+        options: &ClassifierOptions,
+    ) -> Result<(AutoSemanticSegmenter, LoadReport)> {
+        let (model, report) = self.load_with_labels(folder.as_ref(), &place.into(), options, &["decode_head"])?;
+        Ok((AutoSemanticSegmenter::with_origin(model, origin(folder.as_ref(), &report)), report))
+    }
+
+    /// Reads a model whose head has an output for each label: that of the folder if it has as many, else a new one.
+    fn load_with_labels<T: Task + Module + Adaptable>(
+        &self,
+        folder: &Path,
+        place: &Placement,
+        options: &ClassifierOptions,
+        usual: &[&str],
+    ) -> Result<(T, LoadReport)> {
         let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
         let outputs = changed_outputs(&raw, options);
         options.write_into(&mut raw);
-        let (model, prefix) = self.build::<AutoTokenClassifier>(&raw, device)?;
-        let mut checkpoint = open(folder, &place)?;
+        let (model, prefix) = self.build::<T>(&raw, device)?;
+        let mut checkpoint = open(folder, place)?;
         replace_head(&mut checkpoint, &model, outputs);
-        let (model, report) = load_with_new_head(&checkpoint, model, prefix, &raw, &["classifier", "score", "head"])?;
-        Ok((start(model, &report, &raw, options.seed, device).with_origin(origin(folder, &report)), report))
+        let (model, report) = load_with_new_head(&checkpoint, model, prefix, &raw, usual)?;
+        Ok((start(model, &report, &raw, options.seed, device), report))
     }
 
     /// Reads an extractive question-answering model. A head that the folder lacks starts from N(0, `initializer_range`),

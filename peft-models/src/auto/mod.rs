@@ -59,12 +59,12 @@ mod tied;
 mod unused;
 
 pub use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
-    AutoSequenceClassifier, AutoTokenClassifier, ModelConfig,
+    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, ModelConfig,
 };
 pub use builtin::{
-    load_causal_lm, load_feature_extractor, load_masked_lm, load_question_answerer, load_seq2seq_lm,
-    load_sequence_classifier, load_token_classifier,
+    load_causal_lm, load_feature_extractor, load_image_classifier, load_masked_lm, load_question_answerer,
+    load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
 };
 pub use options::ClassifierOptions;
 pub use registry::ArchitectureRegistry;

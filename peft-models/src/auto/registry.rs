@@ -4,8 +4,8 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm,
-    AutoSequenceClassifier, AutoTokenClassifier, Constructor,
+    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -68,6 +68,10 @@ tasks! {
     masked_lm -> AutoMaskedLm, "masked language models";
     /// A model without head and parameters.
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
+    /// An image classifier without parameters.
+    image_classifier -> AutoImageClassifier, "image classification";
+    /// A semantic segmentation model without parameters.
+    semantic_segmenter -> AutoSemanticSegmenter, "semantic segmentation";
 }
 
 impl ArchitectureRegistry {

@@ -202,6 +202,60 @@ pub trait QuestionAnswerer: Module {
     fn logits(&self, input: &ModelInput) -> Tensor<3>;
 }
 
+/// An image classifier.
+pub trait ImageClassifier: Module {
+    /// Pictures `[batch, channels, height, width]`, normalised as the checkpoint wants them, to `[batch, num_labels]`.
+    fn logits(&self, pixel_values: Tensor<4>) -> Tensor<2>;
+
+    /// What the outputs mean.
+    fn labels(&self) -> &LabelConfig;
+
+    /// Number of outputs.
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
+
+    /// Channels of a picture.
+    fn num_channels(&self) -> usize {
+        3
+    }
+
+    /// The least height and width of a picture that leaves something to compute with.
+    fn smallest_picture(&self) -> [usize; 2] {
+        [1, 1]
+    }
+}
+
+/// A semantic segmentation model: a class for every pixel.
+pub trait SemanticSegmenter: Module {
+    /// Pictures `[batch, channels, height, width]` to `[batch, num_labels, rows, columns]`. The grid of the output may be
+    /// coarser than the picture; a loss enlarges it to the size of the labels.
+    fn logits(&self, pixel_values: Tensor<4>) -> Tensor<4>;
+
+    /// What the classes are.
+    fn labels(&self) -> &LabelConfig;
+
+    /// Number of classes.
+    fn num_labels(&self) -> usize {
+        self.labels().num_labels()
+    }
+
+    /// Channels of a picture.
+    fn num_channels(&self) -> usize {
+        3
+    }
+
+    /// The least height and width of a picture that leaves something to compute with.
+    fn smallest_picture(&self) -> [usize; 2] {
+        [1, 1]
+    }
+
+    /// The label of pixels that are not learned: `semantic_loss_ignore_index` of `config.json`.
+    fn ignored_label(&self) -> i64 {
+        255
+    }
+}
+
 /// A model without a head: tokens in, vectors out.
 pub trait FeatureExtractor: Module {
     /// `[batch, seq, d_model]`

@@ -132,12 +132,18 @@ impl Columns {
     /// # Errors
     /// If there is neither; the message lists the columns.
     pub fn of_part(&self, part: &str, data: &Dataset) -> Result<String> {
+        self.of_part_called(part, &[part], data)
+    }
+
+    /// The same for a part with other usual names, best known first.
+    ///
+    /// # Errors
+    /// As [`of_part`](Self::of_part).
+    pub fn of_part_called(&self, part: &str, usual: &[&str], data: &Dataset) -> Result<String> {
         let names = data.columns();
-        self.more.get(part).cloned().or_else(|| find(&names, &[part])).ok_or_else(|| {
-            PeftError::config(
-                part,
-                format!("names no column and there is none of this name; there are {}", quoted(&names)),
-            )
+        self.more.get(part).cloned().or_else(|| find(&names, usual)).ok_or_else(|| {
+            let usual = if usual == [part] { "of this name".to_owned() } else { format!("called {}", quoted(usual)) };
+            PeftError::config(part, format!("names no column and there is none {usual}; there are {}", quoted(&names)))
         })
     }
 

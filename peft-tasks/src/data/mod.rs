@@ -1,5 +1,6 @@
 //! Data: from a file of rows to batches of tensors.
 
+pub mod augmentation;
 pub mod batch;
 pub mod chat;
 pub mod columns;
@@ -8,6 +9,10 @@ mod filters;
 mod formats;
 mod growth;
 mod guard;
+#[cfg(feature = "image")]
+pub mod image;
+#[cfg(feature = "image")]
+pub mod image_data;
 mod jinja;
 pub mod labels;
 pub mod messages;

@@ -3,4 +3,5 @@
 pub mod entities;
 pub mod metrics;
 pub mod overlap;
+pub mod segmentation;
 pub mod squad;

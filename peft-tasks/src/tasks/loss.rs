@@ -49,6 +49,33 @@ pub fn question_answering(logits: Tensor<3>, starts: Tensor<1, Int>, ends: Tenso
     (one(0, starts) + one(1, ends)).div_scalar(2.0)
 }
 
+/// The loss of a semantic segmentation model, as `SegformerForSemanticSegmentation` has it: the mean over the pixels that have a
+/// class. With one output each pixel is on or off, and the mean is over all pixels, those without a class counting 0.
+///
+/// # Shapes
+/// - logits: `[batch, classes, height, width]`
+/// - labels: `[batch, height, width]`, `ignored` where nothing is to be learned
+pub fn segmentation(logits: Tensor<4>, labels: Tensor<3, Int>, ignored: i64) -> Tensor<1> {
+    let [batch, classes, height, width] = logits.dims();
+    let pixels = batch * height * width;
+    let labels = labels.reshape([pixels]);
+    if classes > 1 {
+        let unlearned = labels.clone().equal_elem(ignored);
+        let logits = logits.permute([0, 2, 3, 1]).reshape([pixels, classes]);
+        return ops::cross_entropy(logits, labels.mask_fill(unlearned, IGNORE_INDEX));
+    }
+    let logits = logits.reshape([pixels]);
+    let counts = labels.clone().not_equal_elem(ignored).bool_and(labels.clone().greater_equal_elem(0)).float();
+    let each = binary_cross_entropy(logits, labels.float());
+    (each * counts).mean()
+}
+
+/// log(1 + e^−|x|) + max(x, 0) − x·t, which is finite for every x.
+fn binary_cross_entropy<const D: usize>(logits: Tensor<D>, targets: Tensor<D>) -> Tensor<D> {
+    let softplus = activation::softplus(logits.clone().abs().neg(), 1.0);
+    softplus + logits.clone().clamp_min(0.0) - logits * targets
+}
+
 /// The rows of `[batch · (prompt + seq)]` that predict something, and what they should predict, where `prompt` virtual
 /// tokens without labels stand before every row.
 ///
@@ -127,11 +154,7 @@ pub fn classification(logits: Tensor<2>, labels: Labels, problem: ProblemType) -
                     let error = logits - targets;
                     (error.clone() * error).mean()
                 }
-                // log(1 + e^−|x|) + max(x, 0) − x·t is finite for every x.
-                _ => {
-                    let softplus = activation::softplus(logits.clone().abs().neg(), 1.0);
-                    (softplus + logits.clone().clamp_min(0.0) - logits * targets).mean()
-                }
+                _ => binary_cross_entropy(logits, targets).mean(),
             })
         }
     }

@@ -2,10 +2,15 @@
 
 mod every_position;
 pub mod features;
+#[cfg(feature = "image")]
+pub mod image_classification;
 pub mod language_modelling;
 pub mod loss;
 pub mod masked_language_modelling;
 pub mod question_answering;
+mod row_labels;
+#[cfg(feature = "image")]
+pub mod semantic_segmentation;
 pub mod sequence_classification;
 pub mod sequence_to_sequence;
 pub mod similarity;

@@ -1,27 +1,23 @@
 //! Sequence classification: labels for whole sequences.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use peft_core::{PeftError, Result};
 use peft_models::{Pretrained, SequenceClassifier};
-use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::required;
-use crate::data::labels::{Label, LabelKind, LabelSet, Targets};
+use crate::data::labels::{Label, LabelSet};
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
-use crate::data::tensors::line;
 use crate::data::text_data::TextData;
-use crate::eval::metrics::{self, Average, Confusion, MultiLabel};
-use crate::tasks::loss::{self, Labels, ProblemType};
+use crate::tasks::row_labels::{RowLabels, rows};
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a sequence classifier.
 #[derive(Debug, Clone)]
 pub struct SequenceClassification {
     samples: Vec<Sample>,
-    labels: Vec<Label>,
-    set: LabelSet,
+    labels: RowLabels,
     padding: Padding,
 }
 
@@ -37,31 +33,11 @@ impl SequenceClassification {
                 "a classifier needs as many labels as sequences, and some: {counts}"
             )));
         }
-        Ok(Self { samples, labels, set, padding })
+        Ok(Self { samples, labels: RowLabels::new(labels, set), padding })
     }
 
     fn batch(&self, items: &[usize]) -> Result<Batch> {
         collate(&items.iter().map(|it| &self.samples[*it]).collect::<Vec<_>>(), &self.padding)
-    }
-
-    fn problem(&self) -> ProblemType {
-        match self.set.kind {
-            LabelKind::Single => ProblemType::SingleLabel,
-            LabelKind::Multi => ProblemType::MultiLabel,
-            LabelKind::Regression => ProblemType::Regression,
-        }
-    }
-
-    fn loss_of(&self, logits: Tensor<2>, items: &[usize], device: &Device) -> Result<Tensor<1>> {
-        let labels: Vec<Label> = items.iter().map(|it| self.labels[*it].clone()).collect();
-        let labels = match self.set.targets(&labels)? {
-            Targets::Classes(classes) => Labels::Classes(line(&classes, device)),
-            Targets::Flags(values) | Targets::Values(values) => {
-                let width = values.len() / items.len();
-                Labels::Values(Tensor::from_data(TensorData::new(values, [items.len(), width]), device))
-            }
-        };
-        Ok(loss::classification(logits, labels, self.problem())?.mul_scalar(items.len() as f64))
     }
 }
 
@@ -115,7 +91,7 @@ impl<M: SequenceClassifier> Task<M> for SequenceClassification {
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
         let logits = model.logits(&self.batch(items)?.input(device));
-        self.loss_of(logits, items, device)
+        self.labels.loss_sum(logits, items, device)
     }
 
     fn places(&self, _model: &M, items: &[usize], labelled: bool) -> Result<Option<Vec<usize>>> {
@@ -128,55 +104,9 @@ impl<M: SequenceClassifier> Task<M> for SequenceClassification {
         let mut outputs: Vec<Vec<f32>> = Vec::new();
         for chunk in items.chunks(batch_size.max(1)) {
             let logits = model.logits(&self.batch(chunk)?.input(device));
-            let width = logits.dims()[1];
-            sum += scalar(&self.loss_of(logits.clone(), chunk, device)?);
-            let data = logits.into_data().convert::<f32>();
-            outputs.extend(data.as_slice::<f32>().unwrap_or(&[]).chunks(width).map(<[f32]>::to_vec));
+            sum += scalar(&self.labels.loss_sum(logits.clone(), chunk, device)?);
+            outputs.extend(rows(logits));
         }
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.measure(&outputs)? })
-    }
-}
-
-impl SequenceClassification {
-    fn measure(&self, outputs: &[Vec<f32>]) -> Result<Map<String, Value>> {
-        let mut measures = Map::new();
-        let classes = self.set.outputs();
-        match self.set.kind {
-            LabelKind::Single => {
-                let mut confusion = Confusion::new(classes);
-                for (output, label) in outputs.iter().zip(&self.labels) {
-                    if let (Label::Class(class), Some(best)) = (label, crate::generate::logits::argmax(output)) {
-                        confusion.add(*class, best as usize)?;
-                    }
-                }
-                measures.insert("accuracy".into(), confusion.accuracy().into());
-                measures.insert("f1".into(), confusion.average(Average::Macro).f1.into());
-            }
-            LabelKind::Multi => {
-                let mut confusion = MultiLabel::new(classes);
-                for (output, label) in outputs.iter().zip(&self.labels) {
-                    if let Label::Classes(on) = label {
-                        let truth: Vec<bool> = (0..classes).map(|it| on.contains(&it)).collect();
-                        let predicted: Vec<bool> = output.iter().map(|it| *it > 0.0).collect();
-                        confusion.add(&truth, &predicted)?;
-                    }
-                }
-                measures.insert("accuracy".into(), confusion.accuracy().into());
-                measures.insert("f1".into(), confusion.average(Average::Micro).f1.into());
-            }
-            LabelKind::Regression => {
-                let (predicted, truth): (Vec<f64>, Vec<f64>) = outputs
-                    .iter()
-                    .zip(&self.labels)
-                    .filter_map(|(output, label)| match label {
-                        Label::Value(value) => Some((f64::from(output[0]), f64::from(*value))),
-                        _ => None,
-                    })
-                    .unzip();
-                measures.insert("mse".into(), metrics::mean_squared_error(&truth, &predicted)?.into());
-                measures.insert("pearson".into(), metrics::pearson(&truth, &predicted)?.into());
-            }
-        }
-        Ok(measures)
+        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.labels.measure(&outputs)? })
     }
 }

@@ -69,6 +69,12 @@ pub trait Task<M: Module> {
     /// not divided.
     fn targets(&self, virtual_tokens: usize, items: &[usize]) -> usize;
 
+    /// Says which items the next batch will have, before the one of this step is computed: what takes time to read may be read
+    /// meanwhile, on threads of the task's own.
+    fn announce(&self, items: &[usize]) {
+        let _ = items;
+    }
+
     /// The loss of a batch of items, summed over its targets and not averaged; `[1]`. The trainer divides by the targets of
     /// all batches of a step, so that accumulation gives the gradients of one large batch.
     ///

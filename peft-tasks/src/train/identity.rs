@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, stable_hash};
 use serde_json::{Map, Value};
+
+use crate::data::reading;
 
 /// Settings that a resumed run may change: how long it goes on, what it tells, what it keeps.
 const MAY_CHANGE: [&str; 8] = [
@@ -46,6 +48,25 @@ pub fn file_mark(path: impl AsRef<Path>) -> Result<String> {
         size += read as u64;
         hash = buffer[..read].iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     }
+}
+
+/// What is remembered of many files: tables by their contents, all others, such as pictures, by their names and sizes.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn files_mark(files: &[PathBuf]) -> Result<String> {
+    let (mut tables, mut names) = (Vec::new(), String::new());
+    for file in files {
+        if reading::ending(file).is_some() {
+            tables.push(file_mark(file)?);
+        } else {
+            let size = std::fs::metadata(file).map_err(PeftError::io("read", file))?.len();
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            names.push_str(&format!("{name} {size}\n"));
+        }
+    }
+    tables.push(format!("{} files, {:016x}", files.len() - tables.len(), stable_hash(&names)));
+    Ok(tables.join("; "))
 }
 
 /// An adapter's configuration without what only names things.

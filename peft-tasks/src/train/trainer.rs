@@ -191,6 +191,9 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         while state.step < total && !outcome.stopped_early {
             let begun = Instant::now();
             device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
+            if state.step + 1 < total {
+                self.task.announce(&steps.batches(state.step + 1)?.concat());
+            }
             let (batches, lr) = (steps.batches(state.step)?, schedule.rate(state.step));
             let (loss, mut gradients) = pass.gradients(&model, batches)?;
             let is_first = state.step == first;

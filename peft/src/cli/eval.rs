@@ -75,6 +75,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         masked_share: args.masked,
         seed: args.seed,
         max_new_tokens: Some(args.max_new_tokens),
+        ..TaskOptions::default()
     };
     let request = EvalRequest { data, adapters, batch_size: args.batch_size, options };
     let base = model_folder(&args.model)?;

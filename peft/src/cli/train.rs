@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use peft_core::{ALL_LINEAR, PeftError, RegisteredMethod, Result, nearest};
+use peft_tasks::data::augmentation::{Augmentation, Augmentations};
 use peft_tasks::train::Start;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,9 @@ pub(super) struct Args {
     /// Share of the tokens that are hidden and predicted, for masked-lm [default: 0.15]
     #[arg(long, value_name = "SHARE")]
     masked: Option<f64>,
+    /// How pictures are changed at random, with commas: `crop` (a part of them, enlarged), `flip`, `color` [default: not]
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    augment: Vec<Augmentation>,
 
     /// Tokens that the base does not know, with commas: they are added to the tokenizer, which is saved with the adapter, get
     /// rows in the embedding matrix, and these are trained (`trainable_token_indices`).
@@ -238,6 +242,9 @@ impl Args {
         data.max_length = self.max_length.or(data.max_length);
         data.doc_stride = self.doc_stride.or(data.doc_stride);
         set(&mut data.masked_share, &self.masked);
+        if !self.augment.is_empty() {
+            data.augment = Augmentations(self.augment.clone());
+        }
         data.calibration_rows = self.calibration_rows.or(data.calibration_rows);
         data.packing |= self.packing;
         data.train_on_prompt |= self.train_on_prompt;

@@ -59,7 +59,7 @@ pub fn head_of(adapters: &[AdapterSource]) -> ClassifierOptions {
 
 /// How many outputs the head of an adapter has, if it brings one.
 pub fn num_labels(folder: &AdapterFolder) -> Option<usize> {
-    let heads = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
+    let heads = ["score.weight", "classifier.weight", "classifier.out_proj.weight", "decode_head.classifier.weight"];
     // The head beside a prompt has the shorter prefix.
     let keys =
         heads.iter().flat_map(|it| [spec::keys::KEY_PREFIX, "base_model."].map(|prefix| format!("{prefix}{it}")));

@@ -31,6 +31,7 @@ pub fn train(
 ) -> Result<RunReport> {
     run.check()?;
     let task = registry.tasks.get(&run.task)?;
+    [Some(&run.data.train), run.data.eval.as_ref()].into_iter().flatten().try_for_each(|it| task.check_data(it))?;
     let place = Placement::on(&best_device(run.device.as_deref())?)
         .with_dtype(run.dtype)
         .with_quantization(run.quantization.clone());
@@ -60,7 +61,9 @@ pub fn evaluate(
     place: impl Into<Placement>,
 ) -> Result<Evaluation> {
     request.check()?;
-    registry.tasks.get(task)?.evaluate(request, &context(registry, base, &place.into()))
+    let task = registry.tasks.get(task)?;
+    task.check_data(&request.data.file)?;
+    task.evaluate(request, &context(registry, base, &place.into()))
 }
 
 /// Computes one forward pass: `logits` (or `last_hidden_state`), `loss` if there are labels, and `grad.<key>` if asked

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
 use peft_core::quant::QuantConfig;
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
+use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::columns::Columns;
-use peft_tasks::data::reading::files_of;
 use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::train::identity::file_mark;
@@ -124,6 +124,9 @@ pub struct DataConfig {
     /// A prompt as a Jinja template of the columns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_template: Option<String>,
+    /// How pictures are changed at random while a model learns: `crop`, `flip`, `color`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub augment: Augmentations,
 }
 
 impl Default for DataConfig {
@@ -142,6 +145,7 @@ impl Default for DataConfig {
             truncation: Truncation::default(),
             assistant_role: None,
             prompt_template: None,
+            augment: Augmentations::default(),
         }
     }
 }
@@ -219,9 +223,6 @@ impl RunConfig {
             let reason = "says the method, and so does the run: take one of them";
             return Err(PeftError::config("init_from", reason));
         }
-        for file in [Some(&self.data.train), self.data.eval.as_ref()].into_iter().flatten() {
-            check_files(file)?;
-        }
         if self.init_from.is_some() && !self.data.new_tokens.is_empty() {
             return Err(PeftError::config("new_tokens", "go into a fresh adapter, not into one that is gone on from"));
         }
@@ -230,15 +231,20 @@ impl RunConfig {
     }
 
     /// What a checkpoint of the run must agree with: the task, and the data by its contents, not by where it lies.
-    pub(crate) fn identity(&self, init_from: Option<&Path>) -> Result<Map<String, Value>> {
+    ///
+    /// `mark` says what there is to remember of a data file.
+    pub(crate) fn identity(
+        &self,
+        init_from: Option<&Path>,
+        mark: impl Fn(&Path) -> Result<String>,
+    ) -> Result<Map<String, Value>> {
         let mut data = match serde_json::to_value(&self.data) {
             Ok(Value::Object(data)) => data,
             _ => Map::new(),
         };
-        let marks = |name: &Path| files_of(name)?.iter().map(file_mark).collect::<Result<Vec<_>>>();
-        data.insert("train".into(), marks(&self.data.train)?.join("; ").into());
+        data.insert("train".into(), mark(&self.data.train)?.into());
         if let Some(eval) = &self.data.eval {
-            data.insert("eval".into(), marks(eval)?.join("; ").into());
+            data.insert("eval".into(), mark(eval)?.into());
         }
         let mut identity = Map::from_iter([("task".into(), self.task.clone().into()), ("data".into(), data.into())]);
         if let Some(folder) = init_from {
@@ -267,17 +273,13 @@ impl RunConfig {
 
     /// Settings that only some kinds of tasks read.
     pub fn task_options(&self) -> TaskOptions {
-        TaskOptions { masked_share: self.data.masked_share, seed: self.training.seed, ..TaskOptions::default() }
+        TaskOptions {
+            masked_share: self.data.masked_share,
+            seed: self.training.seed,
+            augment: self.data.augment.clone(),
+            ..TaskOptions::default()
+        }
     }
-}
-
-/// Says that data is missing before anything else is read.
-///
-/// # Errors
-/// If a file of it is not there.
-pub(crate) fn check_files(name: &Path) -> Result<()> {
-    let there = |file: &PathBuf| fs::metadata(file).map(|_| ()).map_err(PeftError::io("read", file));
-    files_of(name)?.iter().try_for_each(there)
 }
 
 /// What the numbers of [`DataConfig`] may be.

@@ -11,7 +11,6 @@ use peft_tasks::train::limits::{self, Limit, Range};
 
 use crate::load::adapters::{AdapterSource, head_of, with_adapters};
 use crate::load::text::{fitted_tokenizer, with_text_files};
-use crate::run::config::check_files;
 use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
 use crate::run::quantised::warn_of_another_base;
@@ -43,10 +42,9 @@ impl EvalRequest {
     /// Says what makes no sense before anything is loaded.
     ///
     /// # Errors
-    /// If a number is out of its range, or there is no such file.
+    /// If a number is out of its range.
     pub fn check(&self) -> Result<()> {
-        limits::check(self, &LIMITS)?;
-        check_files(&self.data.file)
+        limits::check(self, &LIMITS)
     }
 }
 
@@ -57,11 +55,18 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     warn_of_another_base(adapters, &raw, context.place)?;
     let unloaded = kind.unallocated(context.architectures, &raw, &context.place.device)?;
     let spec = unloaded.spec();
-    let tokenizer = Arc::new(fitted_tokenizer(context.base, &spec, adapters)?);
-    let data = with_text_files(data.clone(), &tokenizer, context.base, &spec, adapters)?;
-    let head = ClassifierOptions { pad_token_id: Some(tokenizer.fill_id().into()), ..head_of(adapters) };
+    let tokenizer = match kind.reads_text() {
+        true => Some(Arc::new(fitted_tokenizer(context.base, &spec, adapters)?)),
+        false => None,
+    };
+    let data = match &tokenizer {
+        Some(tokenizer) => with_text_files(data.clone(), tokenizer, context.base, &spec, adapters)?,
+        None => data.clone(),
+    };
+    let pad_token_id = tokenizer.as_ref().map(|it| it.fill_id().into());
+    let head = ClassifierOptions { pad_token_id, ..head_of(adapters) };
     let model = kind.load(context.architectures, context.base, context.place, &head)?;
-    let learn = || match kind.learn_labels(&data)? {
+    let learn = || match kind.learn_labels(&data, context.base)? {
         Some(labels) => Ok(labels),
         None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
@@ -71,7 +76,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let source = TaskSource {
         data: &data,
         base: context.base,
-        tokenizer: &tokenizer,
+        tokenizer: tokenizer.as_deref(),
         labels: labels.as_ref(),
         options: &options,
     };

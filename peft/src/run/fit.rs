@@ -8,12 +8,13 @@ use burn::module::Module;
 use peft_core::files::checkpoint::{Placement, write_atomically};
 use peft_core::model::values::first_not_finite;
 use peft_core::{
-    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, PeftError, PeftModel, Plan, Result, base_reference, nn,
-    read_config,
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, ModelSpec, PeftError, PeftModel, Plan, Result,
+    base_reference, nn, read_config,
 };
 use peft_models::auto::ArchitectureRegistry;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::labels::LabelSet;
+use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
@@ -75,6 +76,25 @@ pub(crate) struct RunContext<'a> {
     pub(crate) place: &'a Placement,
 }
 
+/// What splits the texts of a run.
+struct Text {
+    tokenizer: Arc<Tokenizer>,
+    /// Ids of tokens that the base does not know.
+    new_ids: Vec<u32>,
+    /// Rows that the embedding matrix must grow to for them.
+    new_rows: Option<usize>,
+}
+
+impl Text {
+    fn load(run: &RunConfig, base: &Path, earlier: &[AdapterSource], spec: &ModelSpec) -> Result<Self> {
+        let (tokenizer, new_ids) = load_tokenizer(base, earlier)?.with_new_tokens(&run.data.new_tokens)?;
+        let rows = rows_with(spec, earlier)?;
+        let new_rows = new_ids.iter().map(|it| *it as usize + 1).max().filter(|it| rows.is_some_and(|rows| *it > rows));
+        let tokenizer = Arc::new(fitted(tokenizer, rows_with(spec, &[])?, new_rows.or(rows))?);
+        Ok(Self { tokenizer, new_ids, new_rows })
+    }
+}
+
 /// Parse, prepare, fit, save.
 pub(crate) fn fit<K: TaskKind>(
     kind: &K,
@@ -91,33 +111,38 @@ pub(crate) fn fit<K: TaskKind>(
     let unloaded = kind.unallocated(architectures, &RawConfig::read(base)?, &place.device)?;
     let spec = unloaded.spec();
     let earlier: Vec<AdapterSource> = init_from.iter().map(AdapterSource::new).collect();
-    let (tokenizer, new_ids) = load_tokenizer(base, &earlier)?.with_new_tokens(&run.data.new_tokens)?;
-    train_new_tokens(&mut method, &new_ids, &spec, unloaded.is_tied())?;
+    let text = kind.reads_text().then(|| Text::load(run, base, &earlier, &spec)).transpose()?;
+    if text.is_none() && !run.data.new_tokens.is_empty() {
+        return Err(PeftError::config("new_tokens", format!("are for tasks on text, which {} is not", kind.name())));
+    }
+    let new_ids = text.as_ref().map_or(&[][..], |it| &it.new_ids);
+    train_new_tokens(&mut method, new_ids, &spec, unloaded.is_tied())?;
     let prepared = RunConfig { method: method.clone(), ..run.clone() };
     let config = configure(method.clone(), base, methods)?;
 
-    let rows = rows_with(&spec, &earlier)?;
-    let new_rows = new_ids.iter().map(|it| *it as usize + 1).max().filter(|it| rows.is_some_and(|rows| *it > rows));
-    let tokenizer = Arc::new(fitted(tokenizer, rows_with(&spec, &[])?, new_rows.or(rows))?);
-    let text_data = |file| with_text_files(prepared.text_data(file), &tokenizer, base, &spec, &earlier);
-    let (data, options) = (text_data(&run.data.train)?, run.task_options());
+    let tokenizer = text.as_ref().map(|it| it.tokenizer.as_ref());
+    let data_of = |file: &Path| match &text {
+        Some(text) => with_text_files(prepared.text_data(file), &text.tokenizer, base, &spec, &earlier),
+        None => Ok(prepared.text_data(file)),
+    };
+    let (data, options) = (data_of(&run.data.train)?, run.task_options());
     observer.busy(&format!("reading {}", run.data.train.display()));
     let labels = match of_adapters(&earlier)? {
         Some(labels) => Some(LabelSet::from_labels(&labels)?),
-        None => kind.learn_labels(&data)?,
+        None => kind.learn_labels(&data, base)?,
     };
-    let source = TaskSource { data: &data, base, tokenizer: &tokenizer, labels: labels.as_ref(), options: &options };
+    let source = TaskSource { data: &data, base, tokenizer, labels: labels.as_ref(), options: &options };
     let task = kind.task(&source)?;
-    let held_out = run.data.eval.as_ref().map(|file| text_data(file)).transpose()?;
+    let held_out = run.data.eval.as_ref().map(|file| data_of(file)).transpose()?;
     let held_out = held_out.as_ref().map(|data| kind.task(&TaskSource { data, ..source })).transpose()?;
     // The samples hold all that is needed of the rows.
     drop(data);
 
-    let mut head = labels.as_ref().map(|it| kind.head_for(it, &tokenizer)).unwrap_or_default();
+    let mut head = labels.as_ref().map(|it| kind.head_for(it, tokenizer)).unwrap_or_default();
     head.seed = run.training.seed;
     observer.busy(&format!("loading {}", run.model));
     let mut model = PeftModel::new(kind.load(architectures, base, place, &head)?);
-    if let Some(rows) = new_rows {
+    if let Some(rows) = text.as_ref().and_then(|it| it.new_rows) {
         model.resize_vocabulary(rows)?;
     }
     model.set_base_name(&run.model);
@@ -158,8 +183,9 @@ pub(crate) fn fit<K: TaskKind>(
         model.set_enabled(true);
     }
     let started = Instant::now();
+    let identity = run.identity(init_from.as_deref(), |file| kind.mark_data(&prepared.text_data(file)))?;
     let trainer = Trainer::new(&mut model, &task, run.training.clone()).eval(held_out.as_ref()).folder(folder);
-    let outcome = trainer.belongs_to(run.identity(init_from.as_deref())?).observer(observer).run();
+    let outcome = trainer.belongs_to(identity).observer(observer).run();
     let outcome = outcome.map_err(|error| blame_the_base(error, model.model(), base))?;
     let seconds = started.elapsed().as_secs_f64();
     if outcome.interrupted {
@@ -169,7 +195,7 @@ pub(crate) fn fit<K: TaskKind>(
 
     model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
     // An adapter that goes on from one with a tokenizer of its own needs it as well.
-    if !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base {
+    if let Some(tokenizer) = tokenizer.filter(|_| !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base) {
         tokenizer.save(folder.path(), base)?;
     }
     run.write(folder.path())?;

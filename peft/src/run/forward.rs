@@ -40,12 +40,14 @@ pub(crate) fn pass<K: TaskKind>(kind: &K, request: &ForwardRequest, context: &Ru
         return Err(PeftError::Invalid("--grads gives the gradients of adapters: name one with --adapter".into()));
     }
     let adapted = !request.adapters.is_empty() && !request.merge;
-    let inputs = ForwardInputs::open(&request.inputs, kind.more_inputs(), adapted, &context.place.device)?;
+    let inputs = ForwardInputs::open(&request.inputs, &kind.inputs(), adapted, &context.place.device)?;
     let base = kind.load(context.architectures, context.base, context.place, &head_of(&request.adapters))?;
     let peft = with_adapters(base, &request.adapters, context.methods)?;
     let taken = forward::virtual_tokens(peft.model()) + forward::prefix_positions(peft.model());
     let inputs = inputs.within(peft.spec(), taken);
-    check_tasks(&inputs.model_input()?, forward::tasks(peft.model()))?;
+    if inputs.has_text() {
+        check_tasks(&inputs.model_input()?, forward::tasks(peft.model()))?;
+    }
     let model = match (request.merge, request.grads) {
         (true, _) => peft.merge()?,
         (false, true) => peft.model().clone(),

@@ -20,8 +20,12 @@ use crate::run::fit::{RunContext, RunObserver, RunReport, fit};
 use crate::run::forward::{ForwardRequest, pass};
 use crate::task::TaskKind;
 use crate::task::causal_lm::CausalLmKind;
+#[cfg(feature = "image")]
+use crate::task::image_classification::ImageClassificationKind;
 use crate::task::masked_lm::MaskedLmKind;
 use crate::task::question_answering::QuestionAnsweringKind;
+#[cfg(feature = "image")]
+use crate::task::semantic_segmentation::SemanticSegmentationKind;
 use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
@@ -89,6 +93,7 @@ trait AnyKind: Send + Sync {
         head: &ClassifierOptions,
     ) -> Result<AnyModel>;
     fn unallocated(&self, architectures: &ArchitectureRegistry, raw: &RawConfig, device: &Device) -> Result<AnyModel>;
+    fn check_data(&self, data: &Path) -> Result<()>;
     fn fit(
         &self,
         run: &RunConfig,
@@ -124,6 +129,9 @@ impl<K: TaskKind> AnyKind for K {
     }
     fn unallocated(&self, architectures: &ArchitectureRegistry, raw: &RawConfig, device: &Device) -> Result<AnyModel> {
         Ok(any_model(TaskKind::unallocated(self, architectures, raw, device)?))
+    }
+    fn check_data(&self, data: &Path) -> Result<()> {
+        TaskKind::check_data(self, data)
     }
     fn fit(
         &self,
@@ -169,6 +177,16 @@ impl TaskRegistry {
             .with(TokenClassificationKind)
             .with(QuestionAnsweringKind)
             .with(SimilarityKind)
+            .with_pictures()
+    }
+
+    /// Kinds of tasks on pictures.
+    fn with_pictures(self) -> Self {
+        #[cfg(feature = "image")]
+        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind);
+        #[cfg(not(feature = "image"))]
+        let this = self;
+        this
     }
 
     /// Knows one kind more; one of the same name is replaced.
@@ -228,17 +246,28 @@ impl TaskRegistry {
                 None => found = Some((folder, task_type.to_owned())),
             }
         }
-        if let Some((_, task_type)) = found {
-            return self.of_type(&task_type);
+        let by_class = || self.of_class(base);
+        let Some((_, task_type)) = found else { return by_class() };
+        // Several kinds may have one type: what writes text for text, and what writes text for sound.
+        match by_class() {
+            Ok(kind) if kind.task_type() == Some(&task_type) => Ok(kind),
+            _ => self.of_type(&task_type),
         }
+    }
+
+    /// The kind that the `architectures` of a base are for, else the first that is registered.
+    fn of_class(&self, base: &Path) -> Result<KnownTask<'_>> {
         let raw = RawConfig::read(base)?;
         // ChatGLM's class is named as those of models that read one text and write another.
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
         let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
         let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
-        let ends = |it: &&dyn AnyKind| it.class_endings().iter().any(|ending| class.ends_with(ending));
-        let mut kinds = self.kinds.iter().map(AsRef::as_ref);
-        match kinds.clone().find(ends).or(kinds.next()) {
+        // How much of the name a kind knows: `WhisperForConditionalGeneration` is more than `ForConditionalGeneration`.
+        let known = |it: &dyn AnyKind| {
+            it.class_endings().iter().filter(|it| class.ends_with(**it)).map(|it| it.len()).max().unwrap_or(0)
+        };
+        // Of several that know as much, the first.
+        match self.kinds.iter().map(AsRef::as_ref).rev().max_by_key(|it| known(*it)) {
             Some(kind) => Ok(KnownTask(kind)),
             None => Err(unknown_task("", &self.names())),
         }
@@ -296,6 +325,10 @@ impl KnownTask<'_> {
         device: &Device,
     ) -> Result<AnyModel> {
         self.0.unallocated(architectures, raw, device)
+    }
+
+    pub(crate) fn check_data(&self, data: &Path) -> Result<()> {
+        self.0.check_data(data)
     }
 
     pub(crate) fn fit(

@@ -30,18 +30,20 @@ struct Limits {
     length: Option<usize>,
 }
 
-/// Keywords that every task understands.
-const KEYWORDS: [&str; 7] =
-    ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
+/// What holds a row for every row of the batch, the first that is there.
+const ROWS: [&str; 5] = ["input_ids", "inputs_embeds", "pixel_values", "input_features", "sample"];
 
 impl<'a> ForwardInputs<'a> {
-    /// Opens a file. `more` are keywords that the task understands beside the usual ones.
+    /// Keywords of models that read text.
+    pub const OF_TEXT: [&'static str; 7] =
+        ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
+
+    /// Opens a file. `known` are the keywords that the task understands.
     ///
     /// # Errors
     /// If the file cannot be read, or holds something that the task does not take.
-    pub fn open(path: impl AsRef<Path>, more: &[&str], adapted: bool, device: &'a Device) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, known: &[&str], adapted: bool, device: &'a Device) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let known = [KEYWORDS.as_slice(), more].concat();
         match file.keys().into_iter().find(|key| !known.contains(&key.as_str())) {
             Some(key) => Err(PeftError::bad_file(
                 file.path(),
@@ -81,6 +83,75 @@ impl<'a> ForwardInputs<'a> {
                 Err(self.bad(format!("its input has the shape {shape:?}, wanted is [batch, seq], at least 1 each")))
             }
             None => Err(self.bad("it holds no `input_ids`".to_owned())),
+        }
+    }
+
+    /// Rows of the batch.
+    ///
+    /// # Errors
+    /// If the file holds no input, or one without rows.
+    pub fn batch(&self) -> Result<usize> {
+        match ROWS.iter().find_map(|it| Some((it, self.file.shape(it)?.first().copied().unwrap_or(0)))) {
+            Some((key, 0)) => Err(self.bad(format!("`{key}` has no rows"))),
+            Some((_, rows)) => Ok(rows),
+            None => Err(self.bad(format!("it holds none of `{}`", ROWS.join("`, `")))),
+        }
+    }
+
+    /// Whether there is text among the inputs.
+    pub fn has_text(&self) -> bool {
+        ["input_ids", "inputs_embeds"].iter().any(|it| self.file.shape(it).is_some())
+    }
+
+    /// Numbers of this rank, if the file has them.
+    ///
+    /// # Errors
+    /// If they have another rank, no element, or are not finite.
+    pub fn floats<const D: usize>(&self, key: &str) -> Result<Option<Tensor<D>>> {
+        let Some(shape) = self.file.shape(key) else { return Ok(None) };
+        if shape.len() != D || shape.contains(&0) {
+            return Err(self.bad(format!("`{key}` has the shape {shape:?}, wanted are {D} axes, none of them empty")));
+        }
+        let data = self.file.floats(key)?;
+        if data.iter::<f32>().any(|it| !it.is_finite()) {
+            return Err(self.bad(format!("`{key}` holds NaN or infinity")));
+        }
+        Ok(Some(Tensor::from_data(data, self.device)))
+    }
+
+    /// Numbers of this rank.
+    ///
+    /// # Errors
+    /// As [`floats`](Self::floats), or if the file has none under this name.
+    pub fn required_floats<const D: usize>(&self, key: &str) -> Result<Tensor<D>> {
+        self.floats(key)?.ok_or_else(|| self.bad(format!("it holds no `{key}`")))
+    }
+
+    /// Pictures `[batch, channels, height, width]` under `pixel_values`.
+    ///
+    /// # Errors
+    /// If there are none, they have other channels, or are smaller than `least`, height and width.
+    pub fn pixel_values(&self, channels: usize, least: [usize; 2]) -> Result<Tensor<4>> {
+        let pixels = self.required_floats::<4>("pixel_values")?;
+        match pixels.dims() {
+            [_, given, height, width] if given == channels && height >= least[0] && width >= least[1] => Ok(pixels),
+            shape => Err(self.bad(format!(
+                "`pixel_values` has the shape {shape:?}, but the model reads {channels} channels of at least {} × {} pixels",
+                least[0], least[1]
+            ))),
+        }
+    }
+
+    /// Classes in the shape of `labels`: one of so many, or `ignored` where nothing is learned.
+    ///
+    /// # Errors
+    /// If there is another number among them, or they have another rank or not as many rows as the input.
+    pub fn classes<const D: usize>(&self, classes: usize, ignored: i64) -> Result<Option<Tensor<D, Int>>> {
+        let Some(shape) = self.file.shape("labels") else { return Ok(None) };
+        let batch = self.batch()?;
+        match <[usize; D]>::try_from(shape) {
+            Ok(dims) if dims[0] == batch => self.checked("labels", dims, Some(0..classes as i64), Some(ignored)),
+            _ => Err(self.bad(format!("`labels` has the shape {shape:?}, wanted are {D} axes for {batch} rows"))),
         }
     }
 
@@ -223,7 +294,7 @@ impl<'a> ForwardInputs<'a> {
     /// If there are not as many as rows, or a class is none of them.
     pub fn class_labels(&self, num_labels: usize) -> Result<Option<Labels>> {
         let Some(shape) = self.file.shape("labels") else { return Ok(None) };
-        let [batch, _] = self.dims()?;
+        let batch = self.batch()?;
         let is_integer =
             self.file.dtype("labels").is_some_and(|it| matches!(it, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL));
         if is_integer && num_labels > 1 && shape.len() == 1 {

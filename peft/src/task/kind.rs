@@ -1,6 +1,7 @@
 //! What a kind of task is: the class of model that it loads, and what it makes of a data file.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -8,10 +9,13 @@ use peft_core::files::checkpoint::Placement;
 use peft_core::{Adaptable, Labels, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
+use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::labels::LabelSet;
+use peft_tasks::data::reading::files_of;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::Task;
+use peft_tasks::train::identity::file_mark;
 
 use crate::task::inputs::ForwardInputs;
 
@@ -46,6 +50,11 @@ pub trait TaskKind: Send + Sync + 'static {
         &[]
     }
 
+    /// Whether the data is text, at least in part: then commands read the tokenizer of the base, and that of an adapter.
+    fn reads_text(&self) -> bool {
+        true
+    }
+
     /// Loads the base model in a folder. `head` says what the head is to be, for kinds that have one of their own.
     ///
     /// A training run makes it from the labels of the data ([`head_for`](TaskKind::head_for)); without labels only its seed is
@@ -73,13 +82,32 @@ pub trait TaskKind: Send + Sync + 'static {
         device: &Device,
     ) -> Result<Self::Model>;
 
+    /// Whether there is data at all, said before anything is loaded.
+    ///
+    /// # Errors
+    /// If there is no such file, or the folder holds none.
+    fn check_data(&self, data: &Path) -> Result<()> {
+        let there = |file: &PathBuf| fs::metadata(file).map(|_| ()).map_err(PeftError::io("read", file));
+        files_of(data)?.iter().try_for_each(there)
+    }
+
+    /// What a checkpoint remembers of the data, to see whether a resumed run has the same: contents, not where they lie.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    fn mark_data(&self, data: &TextData) -> Result<String> {
+        Ok(files_of(&data.file)?.iter().map(file_mark).collect::<Result<Vec<_>>>()?.join("; "))
+    }
+
     /// The labels that a data file holds, for kinds with labels: `Some` for every kind whose [`head`](TaskKind::head) is.
+    /// `base` is the base model's folder, which may say how they are read.
+    ///
     /// An evaluation asks for them where neither the adapter nor the base names its labels, and fails without.
     ///
     /// # Errors
     /// If the column of labels is missing or holds something else.
-    fn learn_labels(&self, data: &TextData) -> Result<Option<LabelSet>> {
-        let _ = data;
+    fn learn_labels(&self, data: &TextData, base: &Path) -> Result<Option<LabelSet>> {
+        let _ = (data, base);
         Ok(None)
     }
 
@@ -90,8 +118,8 @@ pub trait TaskKind: Send + Sync + 'static {
         None
     }
 
-    /// The head that fits these labels.
-    fn head_for(&self, labels: &LabelSet, tokenizer: &Tokenizer) -> ClassifierOptions {
+    /// The head that fits these labels. There is a tokenizer if the kind [reads text](TaskKind::reads_text).
+    fn head_for(&self, labels: &LabelSet, tokenizer: Option<&Tokenizer>) -> ClassifierOptions {
         let _ = tokenizer;
         ClassifierOptions {
             num_labels: Some(labels.outputs()),
@@ -119,9 +147,9 @@ pub trait TaskKind: Send + Sync + 'static {
         Err(PeftError::unsupported(format!("a recorded forward pass of {}", self.name()), "the task does not say how"))
     }
 
-    /// Names of inputs that [`forward`](TaskKind::forward) takes beside the usual ones.
-    fn more_inputs(&self) -> &'static [&'static str] {
-        &[]
+    /// Names of the inputs that [`forward`](TaskKind::forward) takes, as the reference's models call them.
+    fn inputs(&self) -> Vec<&'static str> {
+        ForwardInputs::OF_TEXT.to_vec()
     }
 
     /// The input without which there is no loss: a text for the message that asks for it.
@@ -137,8 +165,8 @@ pub struct TaskSource<'a> {
     pub data: &'a TextData,
     /// Folder of the base model.
     pub base: &'a Path,
-    /// The tokenizer.
-    pub tokenizer: &'a Tokenizer,
+    /// The tokenizer, for kinds that [read text](TaskKind::reads_text).
+    pub tokenizer: Option<&'a Tokenizer>,
     /// What the labels are, for kinds with labels.
     pub labels: Option<&'a LabelSet>,
     /// Settings that only some kinds read.
@@ -146,6 +174,14 @@ pub struct TaskSource<'a> {
 }
 
 impl<'a> TaskSource<'a> {
+    /// The tokenizer, which a kind that reads text has.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn tokenizer(&self) -> Result<&'a Tokenizer> {
+        self.tokenizer.ok_or_else(|| PeftError::Invalid("the task needs a tokenizer, and reads no text".into()))
+    }
+
     /// The labels, which a kind with labels must have.
     ///
     /// # Errors
@@ -166,11 +202,13 @@ pub struct TaskOptions {
     pub seed: u64,
     /// Most tokens of a target that an evaluation generates; nothing is generated if it is not set.
     pub max_new_tokens: Option<usize>,
+    /// How pictures are changed at random while a model learns.
+    pub augment: Augmentations,
 }
 
 impl Default for TaskOptions {
     fn default() -> Self {
-        Self { adapted: true, masked_share: 0.15, seed: 42, max_new_tokens: None }
+        Self { adapted: true, masked_share: 0.15, seed: 42, max_new_tokens: None, augment: Augmentations::default() }
     }
 }
 

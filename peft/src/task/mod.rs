@@ -1,10 +1,14 @@
 //! Kinds of tasks, one a file: which model each loads, and what it makes of a data file.
 
 pub mod causal_lm;
+#[cfg(feature = "image")]
+pub mod image_classification;
 pub mod inputs;
 pub mod kind;
 pub mod masked_lm;
 pub mod question_answering;
+#[cfg(feature = "image")]
+pub mod semantic_segmentation;
 pub mod seq2seq_lm;
 pub mod sequence_classification;
 pub mod similarity;

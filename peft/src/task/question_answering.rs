@@ -70,8 +70,8 @@ impl TaskKind for QuestionAnsweringKind {
         Ok(ForwardOutput::logits(logits, loss))
     }
 
-    fn more_inputs(&self) -> &'static [&'static str] {
-        &["start_positions", "end_positions"]
+    fn inputs(&self) -> Vec<&'static str> {
+        [&ForwardInputs::OF_TEXT[..], &["start_positions", "end_positions"]].concat()
     }
 
     fn labels_input(&self) -> &'static str {

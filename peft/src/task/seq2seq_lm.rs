@@ -58,7 +58,7 @@ impl TaskKind for Seq2SeqLmKind {
         let Some(max_new_tokens) = source.options.max_new_tokens else { return Ok(task) };
         let mut config = GenerationConfig::load(source.base)?;
         config.max_new_tokens = Some(max_new_tokens);
-        Ok(task.with_writing(Written { tokenizer: source.tokenizer.clone(), plan: config.plan()? }))
+        Ok(task.with_writing(Written { tokenizer: source.tokenizer()?.clone(), plan: config.plan()? }))
     }
 
     fn forward(&self, model: &AutoSeq2SeqLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {
@@ -85,7 +85,8 @@ impl TaskKind for Seq2SeqLmKind {
         Ok(ForwardOutput::logits(logits, loss))
     }
 
-    fn more_inputs(&self) -> &'static [&'static str] {
-        &["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"]
+    fn inputs(&self) -> Vec<&'static str> {
+        let of_target = ["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"];
+        [&ForwardInputs::OF_TEXT[..], &of_target].concat()
     }
 }

@@ -55,7 +55,7 @@ impl TaskKind for SequenceClassificationKind {
         architectures.sequence_classifier(raw, device)
     }
 
-    fn learn_labels(&self, data: &TextData) -> Result<Option<LabelSet>> {
+    fn learn_labels(&self, data: &TextData, _base: &Path) -> Result<Option<LabelSet>> {
         data.label_set().map(Some)
     }
 
@@ -63,11 +63,11 @@ impl TaskKind for SequenceClassificationKind {
         Some(model.labels())
     }
 
-    fn head_for(&self, labels: &LabelSet, tokenizer: &Tokenizer) -> ClassifierOptions {
+    fn head_for(&self, labels: &LabelSet, tokenizer: Option<&Tokenizer>) -> ClassifierOptions {
         ClassifierOptions {
             num_labels: Some(labels.outputs()),
             problem_type: Some(labels.kind.problem_type().to_owned()),
-            pad_token_id: Some(tokenizer.fill_id().into()),
+            pad_token_id: tokenizer.map(|it| it.fill_id().into()),
             ..ClassifierOptions::default()
         }
     }

@@ -54,7 +54,7 @@ impl TaskKind for TokenClassificationKind {
         architectures.token_classifier(raw, device)
     }
 
-    fn learn_labels(&self, data: &TextData) -> Result<Option<LabelSet>> {
+    fn learn_labels(&self, data: &TextData, _base: &Path) -> Result<Option<LabelSet>> {
         Ok(Some(LabelSet::new(LabelKind::Single, data.tag_names()?)))
     }
 

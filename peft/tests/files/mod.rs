@@ -5,4 +5,6 @@ mod hub;
 mod index;
 mod inspect;
 mod merge;
+#[cfg(feature = "image")]
+mod pictures;
 mod properties;

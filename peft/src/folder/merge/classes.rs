@@ -5,7 +5,7 @@ type Classes = &'static [(&'static str, &'static str)];
 
 /// The start of the class names of a `model_type`, and those classes that are named otherwise. From the tables of
 /// `transformers/models/auto/modeling_auto.py`, 5.24.
-const CLASSES: [(&str, &str, Classes); 24] = [
+const CLASSES: [(&str, &str, Classes); 27] = [
     ("bart", "Bart", &[]),
     ("bert", "Bert", &[]),
     ("bloom", "Bloom", &[]),
@@ -28,18 +28,23 @@ const CLASSES: [(&str, &str, Classes); 24] = [
     ("qwen2", "Qwen2", &[]),
     ("qwen3", "Qwen3", &[]),
     ("roberta", "Roberta", &[]),
+    ("segformer", "Segformer", &[]),
+    ("swin", "Swin", &[]),
     ("t5", "T5", &[]),
+    ("vit", "ViT", &[]),
     ("xlm-roberta", "XLMRoberta", &[]),
 ];
 
 /// How the classes of a task end; the first is the usual one.
-const ENDINGS: [(&str, &[&str]); 7] = [
+const ENDINGS: [(&str, &[&str]); 9] = [
     ("causal-lm", &["ForCausalLM", "LMHeadModel"]),
     ("seq2seq-lm", &["ForConditionalGeneration"]),
     ("masked-lm", &["ForMaskedLM", "ForPreTraining"]),
     ("seq-cls", &["ForSequenceClassification"]),
     ("token-cls", &["ForTokenClassification"]),
     ("question-answering", &["ForQuestionAnswering"]),
+    ("image-cls", &["ForImageClassification"]),
+    ("semantic-seg", &["ForSemanticSegmentation"]),
     ("similarity", &["Model"]),
 ];
 
@@ -81,6 +86,13 @@ mod tests {
             ("t5", "seq2seq-lm", Some("T5WithLMHeadModel"), Some("T5ForConditionalGeneration")),
             ("bert", "masked-lm", Some("BertForPreTraining"), Some("BertForPreTraining")),
             ("bert", "question-answering", Some("BertForMaskedLM"), Some("BertForQuestionAnswering")),
+            (
+                "segformer",
+                "semantic-seg",
+                Some("SegformerForImageClassification"),
+                Some("SegformerForSemanticSegmentation"),
+            ),
+            ("vit", "image-cls", Some("ViTModel"), Some("ViTForImageClassification")),
             // Of types that are registered elsewhere.
             ("albert", "seq-cls", Some("AlbertForMaskedLM"), Some("AlbertForSequenceClassification")),
             ("albert", "seq-cls", None, None),

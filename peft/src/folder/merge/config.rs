@@ -151,7 +151,7 @@ impl Facts<'_> {
 
 /// Whether the task of a model is told by its outputs, so that they need names.
 fn has_labels(task: KnownTask<'_>) -> bool {
-    matches!(task.name(), "seq-cls" | "token-cls")
+    matches!(task.name(), "seq-cls" | "token-cls" | "image-cls" | "semantic-seg")
 }
 
 /// Names of the configurations inside a configuration, such as `text_config`, that describe the model of the text.
