@@ -22,6 +22,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod plan;
+pub mod quant;
 pub mod spec;
 
 pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};

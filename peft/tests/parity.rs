@@ -42,6 +42,7 @@ mod low_rank;
 mod new_tokens;
 mod projections;
 mod prompts;
+mod quantised;
 mod rotations;
 mod speech;
 mod vision;
@@ -62,6 +63,7 @@ const TABLES: &[&[&str]] = &[
     new_tokens::CASES,
     projections::CASES,
     prompts::CASES,
+    quantised::CASES,
     rotations::CASES,
     speech::CASES,
     vision::CASES,

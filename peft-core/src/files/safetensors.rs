@@ -104,6 +104,14 @@ impl TensorFile {
         self.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
     }
 
+    /// The bytes of a tensor, as they lie in the file.
+    ///
+    /// # Errors
+    /// If the file does not have it.
+    pub fn raw(&self, key: &str) -> Result<&[u8]> {
+        self.tensor(key).map(|it| it.1)
+    }
+
     /// A tensor as floats, cast once.
     pub fn floats(&self, key: &str) -> Result<TensorData> {
         let (info, bytes) = self.tensor(key)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use peft_core::files::plain::read_text;
 use peft_core::nn::Dropout;
+use peft_core::quant::QuantConfig;
 use peft_core::{Labels, PeftError, Result, is_off, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -79,6 +80,20 @@ impl RawConfig {
         self.understand()
     }
 
+    /// How the linear layers of the checkpoint are stored, if not in full.
+    ///
+    /// # Errors
+    /// If they are stored in a way that cannot be read.
+    pub fn quantization(&self) -> Result<Option<QuantConfig>> {
+        match self.json.get("quantization_config") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(config)) => {
+                QuantConfig::from_json(config).map(Some).map_err(|error| error.in_file(&self.path))
+            }
+            Some(_) => Err(PeftError::bad_file(&self.path, "`quantization_config` is no object")),
+        }
+    }
+
     fn refuse<'a>(&self, must_be_off: impl Iterator<Item = &'a &'a str>) -> Result<()> {
         for field in must_be_off {
             if let Some(value) = self.json.get(*field).filter(|it| !is_off(it)) {
@@ -117,6 +132,7 @@ impl RawConfig {
     }
 
     fn understand<T: DeserializeOwned>(&self) -> Result<T> {
+        self.quantization()?;
         self.json.iter().try_for_each(|(field, value)| self.check_size(field, value))?;
         serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
     }
@@ -185,8 +201,7 @@ pub(crate) const FULL_ATTENTION: &str = "full_attention";
 pub(crate) const SLIDING_ATTENTION: &str = "sliding_attention";
 
 /// Switches that change the numbers of several architectures.
-const UNKNOWN_TO_ALL: [&str; 7] = [
-    "quantization_config",
+const UNKNOWN_TO_ALL: [&str; 6] = [
     "add_cross_attention",
     "attn_logit_softcapping",
     "final_logit_softcapping",

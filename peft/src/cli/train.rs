@@ -235,6 +235,7 @@ impl Args {
         set(&mut run.output, &self.output);
         run.init_from = self.init_from.clone().or(run.init_from.take());
         set(&mut run.dtype, &self.place.dtype);
+        run.quantization = self.place.quantization().or(run.quantization.take());
         run.device = self.place.device.clone().or(run.device.take());
 
         let data = &mut run.data;

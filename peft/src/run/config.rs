@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
+use peft_core::quant::QuantConfig;
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::columns::Columns;
@@ -63,6 +64,9 @@ pub struct RunConfig {
     /// What the frozen matrices of the base are kept in: `float32`, `auto`, `bfloat16`, `float16`.
     #[serde(with = "dtype")]
     pub dtype: BaseDtype,
+    /// In how few bits the linear layers of the base are kept, if its files do not have them so already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantConfig>,
 }
 
 impl Default for RunConfig {
@@ -77,6 +81,7 @@ impl Default for RunConfig {
             output: PathBuf::new(),
             device: None,
             dtype: BaseDtype::default(),
+            quantization: None,
         }
     }
 }

@@ -41,6 +41,8 @@ impl Facts<'_> {
     /// The base's configuration, made true.
     pub(super) fn describe(&self, raw: &RawConfig) -> Map<String, Value> {
         let mut json = raw.json.clone();
+        // Weights are written in full, whatever the base was kept in.
+        json.shift_remove("quantization_config");
         self.tell_class(&mut json);
         self.tell_dtype(&mut json);
         self.tell_rows(&mut json);

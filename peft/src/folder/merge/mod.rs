@@ -25,6 +25,7 @@ use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapter
 use crate::load::any_model::AnyModel;
 use crate::load::text::{fitted_tokenizer, tokenizer_folder};
 use crate::run::labels;
+use crate::run::quantised::warn_of_another_base;
 use crate::run::registry::Registry;
 
 /// What to merge, and where to write it.
@@ -79,6 +80,7 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
     let stored = Checkpoint::open(base)?.float_type();
     let float = request.float.unwrap_or(stored);
     let place = as_stored(place.into(), stored);
+    warn_of_another_base(adapters, &raw, &place)?;
     let spec = task.unallocated(&registry.architectures, &raw, &place.device)?.spec();
     let tokenizer = tokenizer(base, adapters, &spec)?;
     let model = task.load(&registry.architectures, base, place, &head_of(adapters))?;
