@@ -39,6 +39,7 @@ macro_rules! auto_model {
             fn spec(&self) -> ModelSpec;
             fn has_tied_head(&self) -> bool;
             fn untie_head(&mut self);
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()>;
             $(fn $method(&self, $($arg: $type),*) -> $output;)*
             $(fn $change(&mut self);)*
         }
@@ -52,6 +53,9 @@ macro_rules! auto_model {
             }
             fn untie_head(&mut self) {
                 Adaptable::untie_head(self);
+            }
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                Adaptable::repeat_layers(self, order)
             }
             $(fn $method(&self, $($arg: $type),*) -> $output {
                 $task::$method(self, $($arg),*)
@@ -123,6 +127,10 @@ macro_rules! auto_model {
 
             fn untie_head(&mut self) {
                 self.model.untie_head();
+            }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                self.model.repeat_layers(order)
             }
         }
 

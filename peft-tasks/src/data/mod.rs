@@ -11,7 +11,7 @@ mod guard;
 mod jinja;
 pub mod labels;
 pub mod messages;
-mod new_tokens;
+pub(crate) mod new_tokens;
 pub mod pack;
 mod parquet;
 pub mod questions;

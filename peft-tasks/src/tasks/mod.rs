@@ -2,6 +2,7 @@
 
 mod every_position;
 pub mod features;
+pub mod interruption;
 pub mod language_modelling;
 pub mod loss;
 pub mod masked_language_modelling;

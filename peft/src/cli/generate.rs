@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         config.early_stopping = Some(true.into());
     }
     config.seed = Some(args.seed);
-    let mut plan = config.plan()?;
+    let mut plan = config.plan_for(&folder)?;
     plan.tasks.extend(args.task_id);
     end_of(&mut plan, &tokenizer);
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::columns::Columns;
-use peft_tasks::data::reading::files_of;
+use peft_tasks::data::reading::{self, files_of};
 use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::train::identity::file_mark;
@@ -169,7 +169,7 @@ impl RunConfig {
     /// As [`RunConfig::parse`], or if there is no such file.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+        let text = reading::text(path)?;
         Self::parse(&text).map_err(|error| PeftError::bad_file(path, error))
     }
 
