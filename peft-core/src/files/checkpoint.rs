@@ -15,7 +15,9 @@ pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
 use crate::quant::{QuantConfig, Quantized, Rounding, packed_tensor};
-use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, map_params, visit_params};
+use crate::spec::{
+    MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, is_suffix, map_params, visit_params,
+};
 
 /// File names under which a folder may keep its weights, in order of preference.
 const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
@@ -170,6 +172,14 @@ impl Checkpoint {
     /// The file that holds a key.
     pub fn file(&self, key: &str) -> Option<&TensorFile> {
         self.keys.get(key).map(|at| &self.files[*at])
+    }
+
+    /// The file that a parameter of a model was read from, whose path may have a prefix more or less than its key.
+    pub fn file_of(&self, path: &str) -> Option<&Path> {
+        let is_meant = |key: &&str| *key == path || is_suffix(path, key) || is_suffix(key, path);
+        let alias = self.aliases.get(path).map(String::as_str);
+        let key = alias.or_else(|| self.keys().find(|key| *key == path)).or_else(|| self.keys().find(is_meant))?;
+        self.file(key).map(TensorFile::path)
     }
 
     /// Element type of the largest tensor of floats: what the checkpoint as a whole is stored in, but for matrices of codes.

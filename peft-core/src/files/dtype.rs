@@ -141,6 +141,15 @@ pub enum FloatType {
 }
 
 impl FloatType {
+    /// Floats as a file of this type holds them.
+    pub(crate) fn bytes_of(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes()).collect(),
+            Self::BF16 => values.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes()).collect(),
+        }
+    }
+
     /// Bytes of a number.
     pub fn bytes(self) -> usize {
         match self {

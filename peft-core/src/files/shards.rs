@@ -6,12 +6,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::error::{PeftError, Result};
 use crate::files::dtype::{Dtype, FloatType};
-use crate::files::safetensors::Stored;
+use crate::files::safetensors::{Stored, check_numbers};
 
 /// Most bytes of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,13 +116,7 @@ impl ShardWriter {
         let counted = data.iter::<i64>().next();
         let data = data.convert::<f32>();
         let values = data.as_slice::<f32>().map_err(|error| PeftError::Invalid(format!("`{key}`: {error:?}")))?;
-        if let Some(value) = values.iter().find(|it| !self.float.holds(**it)) {
-            let reason = match value.is_finite() {
-                true => format!("{value}, which is too large for {}: write bfloat16 or float32", self.float),
-                false => format!("{value}, which is no finite number"),
-            };
-            return Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {reason}")));
-        }
+        check_numbers(&key, values, self.float, "write bfloat16 or float32")?;
         let (path, file) = match self.open.take() {
             Some(open) => self.open.insert(open),
             None => self.open.insert(open_shard(&self.folder, &self.shards[self.next.0], self.float)?),
@@ -207,17 +200,7 @@ fn open_shard(folder: &Path, shard: &Shard, float: FloatType) -> Result<(PathBuf
 }
 
 fn write_floats(file: &mut impl Write, values: &[f32], float: FloatType) -> std::io::Result<()> {
-    let mut bytes = Vec::with_capacity(1 << 16);
-    for chunk in values.chunks(1 << 14) {
-        bytes.clear();
-        match float {
-            FloatType::F32 => bytes.extend(chunk.iter().flat_map(|it| it.to_le_bytes())),
-            FloatType::F16 => bytes.extend(chunk.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes())),
-            FloatType::BF16 => bytes.extend(chunk.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes())),
-        }
-        file.write_all(&bytes)?;
-    }
-    Ok(())
+    values.chunks(1 << 14).try_for_each(|chunk| file.write_all(&float.bytes_of(chunk)))
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ macro_rules! auto_model {
             fn spec(&self) -> ModelSpec;
             fn has_tied_head(&self) -> bool;
             fn untie_head(&mut self);
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()>;
             $(fn $method(&self, $($arg: $type),*) -> $output;)*
             $(fn $change(&mut self);)*
         }
@@ -54,6 +55,9 @@ macro_rules! auto_model {
             }
             fn untie_head(&mut self) {
                 Adaptable::untie_head(self);
+            }
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                Adaptable::repeat_layers(self, order)
             }
             $(fn $method(&self, $($arg: $type),*) -> $output {
                 <Self as $task>::$method(self, $($arg),*)
@@ -125,6 +129,10 @@ macro_rules! auto_model {
 
             fn untie_head(&mut self) {
                 self.model.untie_head();
+            }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                self.model.repeat_layers(order)
             }
         }
 

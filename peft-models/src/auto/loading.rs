@@ -115,16 +115,17 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoSpeechSeq2Seq, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         let tied = !has_another_head(&checkpoint, None)?;
         raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
         let (model, prefix) = self.build::<AutoSpeechSeq2Seq>(&raw, device)?;
         if tied {
             embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -220,9 +221,10 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoImageToText, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         let tied = !has_another_head(&checkpoint, None)?;
         if let Some(Value::Object(text)) = raw.json.get_mut("text_config") {
             // What T5's files say by this field, besides.
@@ -235,7 +237,7 @@ impl ArchitectureRegistry {
         if tied {
             table_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -300,11 +302,12 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoDenoiser, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (part(folder.as_ref(), "unet"), &place.into());
+        let (folder, place) = (part(folder.as_ref(), "unet"), place.into());
+        let device = &place.device;
         let raw = RawConfig::read(&folder)?;
         let (model, prefix) = self.build::<AutoDenoiser>(&raw, device)?;
-        let checkpoint = open(&folder, *dtype)?;
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let checkpoint = open(&folder, &place)?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(&folder, &report)), report))
     }

@@ -42,6 +42,11 @@ impl RawConfig {
         Ok(Self { path, json })
     }
 
+    /// A configuration that is yet to be written.
+    pub fn of(json: Map<String, Value>) -> Self {
+        Self { path: "config.json".into(), json }
+    }
+
     /// The file that was read.
     pub fn path(&self) -> &Path {
         &self.path
@@ -174,6 +179,12 @@ pub fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
     }
     let reason = format!("is {}, which does not divide `{}` = {}", heads.1, width.0, width.1);
     Err(PeftError::config(heads.0, reason))
+}
+
+/// What `layer_types` says of windows.
+pub(crate) fn types_of(windows: &[Option<usize>]) -> Vec<String> {
+    let name = |window: &Option<usize>| if window.is_some() { SLIDING_ATTENTION } else { FULL_ATTENTION };
+    windows.iter().map(|it| name(it).to_owned()).collect()
 }
 
 /// The window of every layer, as `layer_types` names them.

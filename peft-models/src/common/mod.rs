@@ -14,3 +14,4 @@ pub mod pretrained;
 pub mod prompt;
 pub mod rope;
 pub mod task;
+pub mod tokenizer_files;

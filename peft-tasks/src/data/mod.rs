@@ -20,7 +20,7 @@ pub mod image_data;
 mod jinja;
 pub mod labels;
 pub mod messages;
-mod new_tokens;
+pub(crate) mod new_tokens;
 pub mod pack;
 mod parquet;
 pub mod questions;

@@ -196,6 +196,24 @@ impl GenerationConfig {
         ]
     }
 
+    /// The same as [`plan`](GenerationConfig::plan), for settings that began as those of a folder: what is wrong in its file is
+    /// said of that.
+    ///
+    /// # Errors
+    /// As [`plan`](GenerationConfig::plan).
+    pub fn plan_for(&self, folder: &Path) -> Result<GenerationPlan> {
+        self.plan().map_err(|error| {
+            let own = ["generation_config.json", "config.json"].map(|it| folder.join(it));
+            let file = own.iter().find(|it| it.is_file());
+            let of_file =
+                Self::load(folder).and_then(|it| it.plan()).map_or_else(|it| it.to_string(), |_| String::new());
+            match file.filter(|_| of_file == error.to_string()) {
+                Some(file) => error.in_file(file),
+                None => error,
+            }
+        })
+    }
+
     /// Checks every field and fills in the defaults.
     ///
     /// # Errors
@@ -444,6 +462,19 @@ mod tests {
         assert_eq!((plan.eos, plan.num_beams), (vec![3], 1));
         write("generation_config.json", "{");
         assert!(GenerationConfig::load(folder.path()).unwrap_err().to_string().contains("generation_config.json"));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_said_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("generation_config.json");
+        std::fs::write(&file, r#"{"do_sample": true, "temperature": -1.0}"#).unwrap();
+        let config = GenerationConfig::load(folder.path()).unwrap();
+        let said = |config: &GenerationConfig| config.plan_for(folder.path()).unwrap_err().to_string();
+        assert!(said(&config).starts_with(&format!("{} is not usable: `temperature`", file.display())));
+        // What was asked for beside it is nobody else's fault.
+        let asked = GenerationConfig { temperature: Some(-2.0), ..config };
+        assert!(said(&asked).starts_with("`temperature`"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod every_position;
 pub mod features;
 #[cfg(feature = "image")]
 pub mod image_classification;
+pub mod interruption;
 pub mod language_modelling;
 pub mod loss;
 pub mod masked_language_modelling;

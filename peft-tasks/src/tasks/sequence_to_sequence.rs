@@ -17,6 +17,7 @@ use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
+use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of an encoder with a decoder.
@@ -85,6 +86,7 @@ impl SequenceToSequence {
         let (mut exact, mut rouge) = (0, [0.0; 3]);
         let mut bleu = Bleu::default();
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
             for (item, text) in chunk.iter().zip(texts) {
                 let reference = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
@@ -149,7 +151,7 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
-        let completion = required("completion", &columns.completion)?;
+        let completion = required("completion", &columns.completion, &data)?;
         let builder = self.preprocessor(folder, &tokenizer)?;
         let prompts = self.prompt_template.as_deref().map(RowTemplate::new).transpose()?;
         let (mut sources, mut targets, mut tally) = (Vec::new(), Vec::new(), Tally::default());
@@ -172,9 +174,9 @@ impl TextData {
             sources.push(source);
             targets.push(encode(&data.text(row, completion)?)?);
         }
-        tally.say(self.row_length(folder)?)?;
+        tally.say(self.row_length(folder)?, &data)?;
         self.say_unread(&data, &[&columns.prompt, &columns.context, &columns.completion]);
-        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
+        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id())).map_err(|error| data.bad(error))
     }
 }
 
@@ -199,6 +201,7 @@ impl<M: Seq2SeqLm + Adaptable> Task<M> for SequenceToSequence {
         let items: Vec<usize> = (0..self.sources.len()).collect();
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             sum += scalar(&self.loss_sum(model, chunk, device)?);
             count += Task::<M>::targets(self, 0, chunk);
         }

@@ -125,7 +125,7 @@ impl TextData {
     /// If the data file cannot be read, or has no such column.
     pub fn recordings(&self) -> Result<Vec<PathBuf>> {
         let data = self.data()?;
-        let column = self.columns.of_usual_part("audio", &AUDIO, &data)?;
+        let column = self.columns.of_part_called("audio", &AUDIO, &data)?;
         data.rows.iter().map(|row| audio_path(&data, row, &column)).collect()
     }
 
@@ -145,11 +145,11 @@ impl TextData {
             ));
         }
         let data = self.data()?;
-        let audio = self.columns.of_usual_part("audio", &AUDIO, &data)?;
+        let audio = self.columns.of_part_called("audio", &AUDIO, &data)?;
         let files = self.recordings()?;
         let text = match &self.columns.text {
             Some(column) => column.clone(),
-            None => self.columns.of_usual_part("text", &TEXT, &data)?,
+            None => self.columns.of_part_called("text", &TEXT, &data)?,
         };
         let end = config.generation.plan()?.eos.first().copied().or(tokenizer.eos_id());
         let end = end.ok_or_else(|| PeftError::config("eos_token_id", "is in no file of the model"))?;

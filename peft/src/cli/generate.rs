@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let mut config = GenerationConfig::load(&folder)?;
     args.fill(&mut config);
     config.max_new_tokens = args.max_new_tokens.or(Some(MAX_NEW_TOKENS));
-    let mut plan = config.plan()?;
+    let mut plan = config.plan_for(&folder)?;
     plan.tasks.extend(args.task_id);
     end_of(&mut plan, &tokenizer);
 

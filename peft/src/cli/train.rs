@@ -1,11 +1,11 @@
 //! `peft train`: the flags fill a [`RunConfig`], which the library runs.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use peft_core::{ALL_LINEAR, PeftError, RegisteredMethod, Result, nearest};
 use peft_tasks::data::augmentation::{Augmentation, Augmentations};
+use peft_tasks::data::reading;
 use peft_tasks::train::Start;
 use serde_json::{Map, Value};
 
@@ -349,7 +349,7 @@ fn targets(text: &str) -> Value {
 
 /// The configuration of a method, if the file is an `adapter_config.json`.
 fn method_file(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+    let text = reading::text(path)?;
     match serde_json::from_str::<Map<String, Value>>(&text) {
         Ok(json) if json.contains_key("peft_type") => Ok(Some(json)),
         // JSON is YAML as well; what is broken in a file of this name is said by the reader that is meant for it.

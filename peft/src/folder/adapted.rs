@@ -64,10 +64,9 @@ pub fn refuse_source(source: &Path, output: &Path) -> Result<()> {
 }
 
 /// The error of numbers that are none, with the folders that they come from.
-#[cfg(feature = "lora")]
 pub(crate) fn made_of(error: PeftError, from: &[PathBuf]) -> PeftError {
     match error {
-        PeftError::NotFinite(reason) => {
+        PeftError::NotFinite(reason) if !from.is_empty() => {
             let names: Vec<String> = from.iter().map(|it| it.display().to_string()).collect();
             PeftError::NotFinite(format!("{}: {reason}", names.join(", ")))
         }

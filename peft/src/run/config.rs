@@ -8,6 +8,7 @@ use peft_core::quant::QuantConfig;
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::columns::Columns;
+use peft_tasks::data::reading;
 use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::text_to_image::DreamBoothOptions;
@@ -191,7 +192,7 @@ impl RunConfig {
     /// As [`RunConfig::parse`], or if there is no such file.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+        let text = reading::text(path)?;
         Self::parse(&text).map_err(|error| PeftError::bad_file(path, error))
     }
 

@@ -70,7 +70,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
         Some(labels) => Ok(labels),
         None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
-    let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
+    let labels = kind.head(&model).map(|head| for_head(adapters, context.base, head, learn)).transpose()?;
     let model = with_adapters(model, adapters, context.methods)?;
     let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };
     let source = TaskSource {

@@ -62,7 +62,7 @@ impl TaskKind for Seq2SeqLmKind {
         let Some(max_new_tokens) = source.options.max_new_tokens.or(usual) else { return Ok(task) };
         let mut config = GenerationConfig::load(source.base)?;
         config.max_new_tokens = Some(max_new_tokens);
-        Ok(task.with_writing(Written { tokenizer: source.tokenizer()?.clone(), plan: config.plan()? }))
+        Ok(task.with_writing(Written { tokenizer: source.tokenizer()?.clone(), plan: config.plan_for(source.base)? }))
     }
 
     fn forward(&self, model: &AutoSeq2SeqLm, inputs: &ForwardInputs<'_>) -> Result<ForwardOutput> {

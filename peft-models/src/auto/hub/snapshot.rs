@@ -105,9 +105,9 @@ impl<'a> Snapshot<'a> {
                 if self.downloader.is_some() { "fetching it again" } else { "it is used as it is (HF_HUB_OFFLINE)" };
             tracing::warn!("{} is damaged or was changed ({fault}); {next}", path.display());
         }
-        let is_unknown = || self.listing.as_ref().and_then(|it| it.has(&name)).is_none();
-        let may_exist = self.listing.as_ref().and_then(|it| it.has(&name)) == Some(true)
-            || (is_unknown() && !self.cache.is_absent(&self.commit, &name));
+        // A list that lacks a file proves nothing. That the server has been asked for it does.
+        let is_listed = self.listing.as_ref().and_then(|it| it.has(&name)) == Some(true);
+        let may_exist = is_listed || !self.cache.is_absent(&self.commit, &name);
         let Some(downloader) = self.downloader.as_ref().filter(|_| may_exist) else {
             return Ok(is_here.then_some(path));
         };
