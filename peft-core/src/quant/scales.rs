@@ -95,10 +95,10 @@ pub fn dynamic_map() -> &'static [f32; 256] {
     static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
         let mut values = vec![0.0_f32, 1.0];
         for exponent in 0..7_i32 {
-            let items = 1 << exponent;
+            let items: usize = 1 << exponent;
             // `torch.linspace` counts from both ends, and rounds once.
             let step = (1.0_f32 - 0.1) / items as f32;
-            let bound = |at: usize| match at < (items + 1) / 2 {
+            let bound = |at: usize| match at < items.div_ceil(2) {
                 true => step.mul_add(at as f32, 0.1),
                 false => (-step).mul_add((items - at) as f32, 1.0),
             };

@@ -80,7 +80,8 @@ fn load<C: ModelConfig, M: Module>(
     let raw = RawConfig::read(folder)?;
     let config = C::from_raw(&raw).map_err(|error| error.in_file(raw.path()))?;
     let model = new(&config, &place.device)?;
-    let mut checkpoint = Checkpoint::open(folder)?.with_dtype(place.dtype);
+    let checkpoint = Checkpoint::open(folder)?.with_dtype(place.dtype);
+    let mut checkpoint = checkpoint.with_quantization(place.quantize.clone())?;
     for param in ModelSpec::of(&model).iter() {
         if let Some(key) = renamed(&param.path()) {
             checkpoint.also_under(param.path(), key);

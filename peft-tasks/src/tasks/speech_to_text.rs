@@ -181,7 +181,7 @@ impl TextData {
             targets.push(sample);
             texts.push(said);
         }
-        tally.say(limit)?;
+        tally.say(limit, &data)?;
         let window = extractor.config().chunk_length;
         let recordings = Recordings::new(recordings, extractor);
         let long: Vec<usize> = (0..texts.len()).filter(|it| recordings.is_long(*it)).collect();

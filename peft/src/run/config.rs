@@ -1,6 +1,5 @@
 //! A training run as data: what a run file holds, and what the flags of `peft train` fill.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};

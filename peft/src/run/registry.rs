@@ -29,10 +29,10 @@ use crate::task::semantic_segmentation::SemanticSegmentationKind;
 use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
-#[cfg(feature = "image")]
-use crate::task::text_to_image::TextToImageKind;
 #[cfg(feature = "audio")]
 use crate::task::speech_to_text::SpeechToTextKind;
+#[cfg(feature = "image")]
+use crate::task::text_to_image::TextToImageKind;
 use crate::task::token_classification::TokenClassificationKind;
 use crate::task::unet::UNetKind;
 
