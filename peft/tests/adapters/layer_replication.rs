@@ -113,7 +113,7 @@ fn every_stack_is_repeated_and_its_configuration_says_so() {
         // The second layer twice, the first after it.
         let ranges = [[0, 2], [1, 2], [0, 1]];
         let base = registry().tasks.get(task).unwrap();
-        let base = base.load(&registry().architectures, &model(name), device().into(), &Default::default()).unwrap();
+        let base = base.load(&registry().architectures, &model(name), &device(), &Default::default()).unwrap();
         let mut narrow = replicated(&ranges);
         narrow.modules_to_save = None;
         save(base, narrow, &adapter);
