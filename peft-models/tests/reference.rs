@@ -8,12 +8,13 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft_core::files::checkpoint::TensorFile;
 use peft_core::ops::{IGNORE_INDEX, Interpolation, cross_entropy, interpolate};
 use peft_models::auto::{
-    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_masked_lm,
-    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
+    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_image_to_text,
+    load_masked_lm, load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier,
+    load_token_classifier,
 };
 use peft_models::{
-    CausalLm, FeatureExtractor, ImageClassifier, KvCache, MaskedLm, ModelInput, QuestionAnswerer, SemanticSegmenter,
-    Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
+    SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 
@@ -32,9 +33,11 @@ mod beams;
 mod decoders;
 mod encoders;
 mod llama_family;
+mod multimodal;
 mod vision;
 
-const TABLES: &[&[&str]] = &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES, vision::CASES];
+const TABLES: &[&[&str]] =
+    &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES, multimodal::CASES, vision::CASES];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -118,6 +121,20 @@ fn check(case: &str) {
             let logits = model.logits(&input, &target);
             assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
             assert_loss(loss_of_every_position(logits, labels), &expected);
+        }
+        "image-to-text" => {
+            let model = still(load_image_to_text(&model, &device()).unwrap().0);
+            let pixels = Tensor::<4>::from_data(inputs.floats("pixel_values").unwrap(), &device());
+            let read = model.read(pixels, &input);
+            let labels = integers::<2>(&inputs, "labels");
+            let target = labels.clone().filter(|_| model.has_encoder());
+            let target = target.map(|it| ModelInput::ids(model.shift_right(it).unwrap()));
+            let logits = model.logits(&read, target.as_ref());
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            if let Some(labels) = labels {
+                let loss = if model.has_encoder() { loss_of_every_position } else { next_token_loss };
+                assert_loss(loss(logits, labels), &expected);
+            }
         }
         "feature-extraction" => {
             let model = still(load_feature_extractor(&model, &device()).unwrap().0);

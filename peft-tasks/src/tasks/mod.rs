@@ -4,6 +4,8 @@ mod every_position;
 pub mod features;
 #[cfg(feature = "image")]
 pub mod image_classification;
+#[cfg(feature = "image")]
+pub mod image_to_text;
 pub mod language_modelling;
 pub mod loss;
 pub mod masked_language_modelling;

@@ -22,6 +22,8 @@ use crate::task::TaskKind;
 use crate::task::causal_lm::CausalLmKind;
 #[cfg(feature = "image")]
 use crate::task::image_classification::ImageClassificationKind;
+#[cfg(feature = "image")]
+use crate::task::image_to_text::ImageToTextKind;
 use crate::task::masked_lm::MaskedLmKind;
 use crate::task::question_answering::QuestionAnsweringKind;
 #[cfg(feature = "image")]
@@ -183,7 +185,7 @@ impl TaskRegistry {
     /// Kinds of tasks on pictures.
     fn with_pictures(self) -> Self {
         #[cfg(feature = "image")]
-        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind);
+        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(ImageToTextKind);
         #[cfg(not(feature = "image"))]
         let this = self;
         this

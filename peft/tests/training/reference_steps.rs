@@ -9,7 +9,9 @@ use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
-use peft::models::{CausalLm, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier};
+use peft::models::{
+    CausalLm, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier,
+};
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
 use peft::tasks::train::TrainConfig;
@@ -142,6 +144,16 @@ fn segmentation_steps(name: &str) {
     });
 }
 
+fn caption_steps(name: &str) {
+    let (model, _) = auto::load_image_to_text(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let read = model.read(pixels(&file), &model_input(&file, &device()));
+        let labels = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        loss::causal_lm(model.logits(&read, None), labels)
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -157,4 +169,5 @@ steps! {
     target_steps: t5_lora, bart_lora, mbart_lora;
     picture_steps: vit_lora, swin_lora;
     segmentation_steps: segformer_lora;
+    caption_steps: blip2_lora;
 }
