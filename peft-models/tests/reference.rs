@@ -8,12 +8,12 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use peft_core::files::checkpoint::TensorFile;
 use peft_core::ops::{IGNORE_INDEX, Interpolation, cross_entropy, interpolate};
 use peft_models::auto::{
-    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_masked_lm,
-    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_speech_seq2seq,
-    load_token_classifier,
+    AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_image_to_text,
+    load_masked_lm, load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier,
+    load_speech_seq2seq, load_token_classifier,
 };
 use peft_models::{
-    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
+    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
     SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
@@ -34,6 +34,7 @@ mod decoders;
 mod diffusion;
 mod encoders;
 mod llama_family;
+mod multimodal;
 mod speech;
 mod vision;
 
@@ -43,6 +44,7 @@ const TABLES: &[&[&str]] = &[
     diffusion::CASES,
     encoders::CASES,
     llama_family::CASES,
+    multimodal::CASES,
     speech::CASES,
     vision::CASES,
 ];
@@ -135,6 +137,20 @@ fn check(case: &str) {
             let logits = model.logits(&input, &target);
             assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
             assert_loss(loss_of_every_position(logits, labels), &expected);
+        }
+        "image-to-text" => {
+            let model = still(load_image_to_text(&model, &device()).unwrap().0);
+            let pixels = Tensor::<4>::from_data(inputs.floats("pixel_values").unwrap(), &device());
+            let read = model.read(pixels, &input);
+            let labels = integers::<2>(&inputs, "labels");
+            let target = labels.clone().filter(|_| model.has_encoder());
+            let target = target.map(|it| ModelInput::ids(model.shift_right(it).unwrap()));
+            let logits = model.logits(&read, target.as_ref());
+            assert_close("logits", logits.to_data(), expected.floats("logits").unwrap());
+            if let Some(labels) = labels {
+                let loss = if model.has_encoder() { loss_of_every_position } else { next_token_loss };
+                assert_loss(loss(logits, labels), &expected);
+            }
         }
         "feature-extraction" => {
             let model = still(load_feature_extractor(&model, &device()).unwrap().0);

@@ -39,6 +39,7 @@ mod llama_family;
 mod lora;
 mod lora_on_parameters;
 mod low_rank;
+mod multimodal;
 mod new_tokens;
 mod projections;
 mod prompts;
@@ -60,6 +61,7 @@ const TABLES: &[&[&str]] = &[
     lora::CASES,
     lora_on_parameters::CASES,
     low_rank::CASES,
+    multimodal::CASES,
     new_tokens::CASES,
     projections::CASES,
     prompts::CASES,
@@ -160,6 +162,9 @@ fn check_weights_and_folder(name: &str) {
         "semantic-seg" => {
             let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
             weights_and_folder(name, auto::load_semantic_segmenter(folder, &device(), &options).unwrap().0, &adapters);
+        }
+        "image-to-text" => {
+            weights_and_folder(name, auto::load_image_to_text(folder, &device()).unwrap().0, &adapters);
         }
         "seq2seq-lm" => {
             weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);

@@ -82,3 +82,32 @@ impl DropPath {
         input * mask.mul_scalar(1.0 / keep)
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::nn::set_training;
+
+    #[test]
+    fn whole_rows_are_dropped_and_the_mean_stays() {
+        let device = Device::flex();
+        let input = Tensor::<3>::ones([4000, 2, 3], &device);
+        let drop = DropPath::new(0.25);
+        let output = drop.forward(input.clone()).into_data().try_into_vec::<f32>().unwrap();
+        let rows: Vec<&[f32]> = output.chunks(6).collect();
+        assert!(rows.iter().all(|row| row.iter().all(|it| *it == row[0])), "a row in parts");
+        let dropped = rows.iter().filter(|it| it[0] == 0.0).count();
+        assert!((850..1150).contains(&dropped), "{dropped} of 4000");
+        assert!(rows.iter().all(|it| it[0] == 0.0 || (it[0] - 4.0 / 3.0).abs() < 1e-6));
+        let still = set_training(drop, false).forward(input.clone());
+        assert_eq!(still.into_data(), input.into_data());
+    }
+
+    #[test]
+    fn rates_rise_to_the_last_layer() {
+        assert_eq!(DropPath::rates(0.3, 4).map(|it| (it * 10.0).round()).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(DropPath::rates(0.3, 1).collect::<Vec<_>>(), [0.0]);
+    }
+}

@@ -108,3 +108,31 @@ impl BatchNorm2d {
         })
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::nn::set_training;
+
+    /// `(x − mean) / √(var + ε) · weight + bias`, worked by hand, whatever the mode.
+    #[test]
+    fn running_statistics_are_used_in_training_too() {
+        let device = Device::flex();
+        let mut norm = BatchNorm2d::new(2, 0.25, &device);
+        let filled =
+            |values: [f32; 2]| super::super::lazy([2], &device, move |device| Tensor::from_data(values, device));
+        norm.running_mean = Buffer { value: filled([1.0, -2.0]) };
+        norm.running_var = Buffer { value: filled([0.75, 3.75]) };
+        (norm.weight, norm.bias) = (filled([2.0, -1.0]), filled([0.5, 1.0]));
+        let input = Tensor::<4>::from_data(TensorData::new(vec![1f32, 2.0, 0.0, 2.0], [1, 2, 1, 2]), &device);
+        for training in [true, false] {
+            let output = set_training(norm.clone(), training).forward(input.clone()).into_data();
+            output.assert_approx_eq::<f32>(
+                &TensorData::new(vec![0.5f32, 2.5, 0.0, -1.0], [1, 2, 1, 2]),
+                Default::default(),
+            );
+        }
+    }
+}

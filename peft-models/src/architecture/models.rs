@@ -299,7 +299,8 @@ auto_model! {
     AutoImageToText: ImageToText as ImageToTextObject, task_type: None;
     fn read(pixel_values: Tensor<4>, text: &ModelInput) -> ModelInput;
     fn logits(read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3>;
-    fn shift_right(labels: Tensor<2, Int>) -> Option<Result<Tensor<2, Int>>>;
+    fn has_encoder() -> bool;
+    fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
     fn image_token() -> Option<i64>;
     fn image_tokens() -> usize;
     fn num_channels() -> usize;

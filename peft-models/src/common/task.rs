@@ -285,9 +285,14 @@ pub trait ImageToText: Module {
     /// position of `target`, `[batch, target, vocab]`, by an encoder and a decoder, which start without one.
     fn logits(&self, read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3>;
 
-    /// What the decoder reads while it learns to write `labels`, as [`Seq2SeqLm::shift_right`]; nothing for a decoder alone, which
-    /// goes on writing what it reads.
-    fn shift_right(&self, labels: Tensor<2, Int>) -> Option<Result<Tensor<2, Int>>>;
+    /// Whether an encoder reads and a decoder writes. A decoder alone goes on writing what it reads.
+    fn has_encoder(&self) -> bool;
+
+    /// What a decoder behind an encoder reads while it learns to write `labels`: see [`Seq2SeqLm::shift_right`].
+    ///
+    /// # Errors
+    /// If there is no encoder, or `config.json` does not say which tokens start and fill up a text.
+    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
 
     /// The token in whose places the picture stands.
     fn image_token(&self) -> Option<i64>;

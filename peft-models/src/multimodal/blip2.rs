@@ -603,10 +603,16 @@ impl ImageToText for Blip2ForConditionalGeneration {
         }
     }
 
-    fn shift_right(&self, labels: Tensor<2, Int>) -> Option<Result<Tensor<2, Int>>> {
+    fn has_encoder(&self) -> bool {
+        matches!(self.language_model, Blip2LanguageModel::T5(_))
+    }
+
+    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>> {
         match &self.language_model {
-            Blip2LanguageModel::Opt(_) => None,
-            Blip2LanguageModel::T5(model) => Some(Seq2SeqLm::shift_right(model, labels)),
+            Blip2LanguageModel::Opt(_) => {
+                Err(PeftError::unsupported("what a decoder reads behind an encoder", "this model has no encoder"))
+            }
+            Blip2LanguageModel::T5(model) => Seq2SeqLm::shift_right(model, labels),
         }
     }
 

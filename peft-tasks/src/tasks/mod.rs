@@ -6,6 +6,8 @@ mod every_position;
 pub mod features;
 #[cfg(feature = "image")]
 pub mod image_classification;
+#[cfg(feature = "image")]
+pub mod image_to_text;
 pub mod interruption;
 pub mod language_modelling;
 pub mod loss;

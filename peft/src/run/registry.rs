@@ -22,6 +22,8 @@ use crate::task::TaskKind;
 use crate::task::causal_lm::CausalLmKind;
 #[cfg(feature = "image")]
 use crate::task::image_classification::ImageClassificationKind;
+#[cfg(feature = "image")]
+use crate::task::image_to_text::ImageToTextKind;
 use crate::task::masked_lm::MaskedLmKind;
 use crate::task::question_answering::QuestionAnsweringKind;
 #[cfg(feature = "image")]
@@ -194,7 +196,11 @@ impl TaskRegistry {
     /// Kinds of tasks on pictures.
     fn with_pictures(self) -> Self {
         #[cfg(feature = "image")]
-        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(TextToImageKind);
+        let this = self
+            .with(ImageClassificationKind)
+            .with(SemanticSegmentationKind)
+            .with(ImageToTextKind)
+            .with(TextToImageKind);
         #[cfg(not(feature = "image"))]
         let this = self;
         this

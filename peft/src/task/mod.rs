@@ -3,6 +3,8 @@
 pub mod causal_lm;
 #[cfg(feature = "image")]
 pub mod image_classification;
+#[cfg(feature = "image")]
+pub mod image_to_text;
 pub mod inputs;
 pub mod kind;
 pub mod masked_lm;

@@ -10,7 +10,7 @@ use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{
-    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ModelInput, SemanticSegmenter, Seq2SeqLm,
+    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier,
 };
 use peft::tasks::tasks::loss;
@@ -172,6 +172,16 @@ fn speech_steps(name: &str) {
     });
 }
 
+fn caption_steps(name: &str) {
+    let (model, _) = auto::load_image_to_text(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let read = model.read(pixels(&file), &model_input(&file, &device()));
+        let labels = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        loss::causal_lm(model.logits(&read, None), labels)
+    });
+}
+
 macro_rules! steps {
     ($($run:ident: $($case:ident),+;)+) => { $($(#[test] fn $case() { $run(stringify!($case)) })+)+ };
 }
@@ -189,4 +199,5 @@ steps! {
     picture_steps: vit_lora, swin_lora;
     segmentation_steps: segformer_lora;
     speech_steps: whisper_lora;
+    caption_steps: blip2_lora;
 }

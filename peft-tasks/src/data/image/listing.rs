@@ -20,11 +20,15 @@ const MASK_FOLDERS: [&str; 6] = ["masks", "mask", "annotations", "annotation", "
 /// Names of columns.
 const IMAGE: [&str; 7] = ["image", "file_name", "image_path", "filename", "file", "path", "img"];
 const MASK: [&str; 6] = ["mask", "annotation", "segmentation", "segmentation_map", "labels", "label"];
+const TEXT: [&str; 4] = ["text", "caption", "answer", "completion"];
+const PROMPT: [&str; 2] = ["prompt", "question"];
 const LABEL: [&str; 4] = ["label", "labels", "class", "category"];
 
 /// The parts of a row, as columns are given for them: `--column image=photo`.
 const IMAGE_PART: &str = "image";
 const MASK_PART: &str = "mask";
+const TEXT_PART: &str = "text";
+const PROMPT_PART: &str = "prompt";
 
 /// The rows of a data set of pictures.
 #[derive(Debug, Clone)]
@@ -113,6 +117,28 @@ impl ImageRows {
             None => self.column(MASK_PART, &MASK)?,
         };
         self.data.rows.iter().map(|row| self.path(row, &column)).collect()
+    }
+
+    /// The texts, one for each row.
+    ///
+    /// # Errors
+    /// If there is no such column, or a row has no text.
+    pub fn texts(&self) -> Result<Vec<String>> {
+        let column = match self.columns.completion.as_ref().or(self.columns.text.as_ref()) {
+            Some(column) => column.clone(),
+            None => self.column(TEXT_PART, &TEXT)?,
+        };
+        self.data.rows.iter().map(|row| self.data.text(row, &column)).collect()
+    }
+
+    /// What is asked about each picture; empty texts where there is no column of questions.
+    ///
+    /// # Errors
+    /// If a row lacks what others have.
+    pub fn prompts(&self) -> Result<Vec<String>> {
+        let usual = self.columns.prompt.clone().or_else(|| self.column(PROMPT_PART, &PROMPT).ok());
+        let text = |row| usual.as_ref().map_or(Ok(String::new()), |column| self.data.text(row, column));
+        self.data.rows.iter().map(text).collect()
     }
 
     fn path(&self, row: &Row, column: &str) -> Result<PathBuf> {
