@@ -256,7 +256,7 @@ fn a_run_that_was_ended_in_an_evaluation_goes_on_with_it() {
     assert_eq!(run(cut.path(), 2), (true, 2, None));
     assert_eq!(told(cut.path()).last().unwrap().1, "train");
     // Once more in the same evaluation, then in that of the last step.
-    assert_eq!(run(cut.path(), 0).0, true);
+    assert!(run(cut.path(), 0).0);
     let second = run(cut.path(), 4);
     assert_eq!((second.0, second.1), (true, 4));
     assert_eq!(told(cut.path()).len(), 5);
