@@ -13,8 +13,8 @@ use peft_models::auto::{
     load_speech_seq2seq, load_token_classifier,
 };
 use peft_models::{
-    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
-    SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput,
+    QuestionAnswerer, SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 

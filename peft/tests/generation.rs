@@ -161,8 +161,8 @@ generation! {
     gpt2_prefix_projection, gpt2_prompt_tuning, llama_adaption, llama_base, llama_base_bare, llama_generate_eos,
     llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_multitask, llama_p_tuning_lstm,
     llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
-    llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
-    llama_alora_generate, mistral_lora_generate, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
+    llama_lora_replicated, llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
+    llama_alora_generate, mistral_lora_generate, mistral_lora_replicated, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
     bloom_base, bloom_base_bare, bloom_lora_generate, bloom_residual_base, chatglm1_base, chatglm1_base_bare, chatglm1_flat_base, chatglm1_flat_prefix, chatglm1_ia3, chatglm1_lora_generate, chatglm1_prefix, chatglm1_prompt_tuning, chatglm2_base, chatglm2_base_bare, chatglm2_full_base, chatglm2_ia3, chatglm2_lora_generate, chatglm2_prefix, chatglm2_prompt_tuning, gptj_base, gptj_base_bare, gptj_full_base, gptj_lora_generate, gptneo_base, gptneo_base_bare, gptneo_local_base, gptneo_lora_generate, gptneox_base, gptneox_base_bare, gptneox_lora_generate, gptneox_serial_base, opt_base, opt_base_bare, opt_lora_generate, opt_post_base, opt_unbiased_base,
     gemma2_base, gemma2_base_bare, gemma2_lora_generate, gemma2_prefix, gemma2_prompt_tuning, gemma2_uncapped_base, gemma3_base, gemma3_base_bare, gemma3_capped_base, gemma3_lora_generate, gemma3_prefix, gemma3_prompt_tuning, phi3_base, phi3_base_bare, phi3_long_base, phi3_lora_generate, phi3_prefix, phi3_short_base, qwen3_base, qwen3_base_bare, qwen3_biased_base, qwen3_lora_generate,
 }

@@ -54,9 +54,9 @@ impl QuantConfig {
             Some("bitsandbytes") => {}
             None if four || eight => {}
             other => {
-                let method = other.unwrap_or("of no name");
+                let method = other.map_or("no quant_method".to_owned(), |it| format!("the quant_method `{it}`"));
                 let reason = "read are NF4, FP4 and int8 of bitsandbytes; load the checkpoint that it was made from";
-                return Err(PeftError::unsupported(format!("quant_method `{method}`"), reason));
+                return Err(PeftError::config("quantization_config", format!("names {method}: {reason}")));
             }
         }
         let format = match (four, eight) {
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(parsed(&config.to_json().to_string()).unwrap(), config);
         assert_eq!(parsed(r#"{"load_in_8bit": true}"#).unwrap().format, QuantFormat::Int8);
         for (text, wanted) in [
-            (r#"{"quant_method": "gptq", "bits": 4}"#, "quant_method `gptq`"),
+            (r#"{"quant_method": "gptq", "bits": 4}"#, "the quant_method `gptq`"),
             (r#"{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}"#, "`nf3`"),
             (r#"{"quant_method": "bitsandbytes"}"#, "neither `load_in_4bit`"),
         ] {

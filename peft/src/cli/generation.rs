@@ -10,7 +10,7 @@ use peft_tasks::generate::{GenerationConfig, GenerationPlan};
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
 #[cfg(feature = "image")]
-use super::pictures;
+use super::pictures::PictureArgs;
 use crate::load::adapters::AdapterSource;
 use crate::load::names::model_folder;
 use crate::run::fit::blame_the_base;
@@ -80,7 +80,7 @@ pub(super) struct Args {
     pub(super) seed: u64,
     #[cfg(feature = "image")]
     #[command(flatten)]
-    pub(super) picture: pictures::Args,
+    pub(super) picture: PictureArgs,
     #[command(flatten)]
     place: PlaceArgs,
 }

@@ -19,7 +19,7 @@ const TASK: &str = "text-to-image";
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Pictures")]
-pub(super) struct Args {
+pub(super) struct PictureArgs {
     /// What the picture is not to show.
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
@@ -65,7 +65,7 @@ pub(super) fn is_meant(task: Option<&str>, folder: &Path) -> bool {
     task.map_or(folder.join(INDEX_FILE).is_file(), |it| it == TASK)
 }
 
-pub(super) fn run(args: &Args, request: &Request<'_>, registry: &Registry, place: &Placement) -> Result<()> {
+pub(super) fn run(args: &PictureArgs, request: &Request<'_>, registry: &Registry, place: &Placement) -> Result<()> {
     let output = args.output.as_deref().ok_or_else(|| PeftError::config("--output", "is missing: name a picture"))?;
     if args.count == 0 {
         return Err(PeftError::config("--count", "must be at least 1"));

@@ -87,7 +87,7 @@ fn an_adapter_is_trained_measured_merged_and_written_with() {
     .unwrap();
     assert_eq!(measured(&["--adapter", name(&adapter)]), after);
 
-    let (said, _) = succeeded(&["inspect", name(&adapter), "--base", path(&base)]);
+    let (said, _) = succeeded(&["inspect", name(&adapter), "--model", path(&base)]);
     assert!(said.contains("fits"), "{said}");
     succeeded(&["merge", "--model", path(&base), "--adapter", name(&adapter), "--output", name(&merged)]);
     let config = fs::read_to_string(merged.join("config.json")).unwrap();

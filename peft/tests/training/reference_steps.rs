@@ -10,8 +10,8 @@ use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{
-    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter, Seq2SeqLm,
-    SequenceClassifier,
+    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter,
+    Seq2SeqLm, SequenceClassifier,
 };
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;

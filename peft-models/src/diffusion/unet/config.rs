@@ -10,10 +10,10 @@ use crate::common::config::{Activation, RawConfig, heads_divide};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany<T> {
+    /// One for each. Before the other: where a value may be a list itself, a list is one for each.
+    Many(Vec<T>),
     /// The same everywhere.
     One(T),
-    /// One for each.
-    Many(Vec<T>),
 }
 
 impl<T: Clone> OneOrMany<T> {
