@@ -71,7 +71,7 @@ fn timesteps_become_sines_and_cosines() {
         assert_eq!(ours.len(), wanted.len());
         assert!(ours.iter().zip(wanted).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{ours:?} {wanted:?}");
     };
-    let (fast, slow) = (2.0f64, 2.0 / 100.0);
+    let (fast, slow) = (2.0f64, 2.0f64 / 100.0);
     close(of(4, true, 0.0), &[fast.cos(), slow.cos(), fast.sin(), slow.sin()]);
     close(of(4, false, 0.0), &[fast.sin(), slow.sin(), fast.cos(), slow.cos()]);
     // With a shift of 1 the slowest wavelength is the longest; an odd width ends with a zero.

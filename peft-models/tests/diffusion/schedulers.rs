@@ -4,7 +4,7 @@ use std::fs;
 
 use burn::tensor::{Tensor, TensorData};
 use peft_core::files::checkpoint::TensorFile;
-use peft_models::diffusion::schedulers::{Scheduler, SchedulerConfig, SchedulerKind};
+use peft_models::diffusion::schedulers::{SchedulerConfig, SchedulerKind};
 use serde_json::{Map, Value, json};
 
 use crate::support::{assert_close, device, fixtures};

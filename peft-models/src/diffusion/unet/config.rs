@@ -10,10 +10,11 @@ use crate::common::config::{Activation, RawConfig, heads_divide};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany<T> {
-    /// The same everywhere.
-    One(T),
+    // (Tried in this order: a list is a list of one-or-many as well, so that the list comes first.)
     /// One for each.
     Many(Vec<T>),
+    /// The same everywhere.
+    One(T),
 }
 
 impl<T: Clone> OneOrMany<T> {
