@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use peft::core::files::checkpoint::{FloatType, Stored, TensorFile, write_tensors};
-use peft::core::{Adaptable, Dtype, PeftModel, laws};
+use peft::core::files::checkpoint::{Dtype, FloatType, Stored, TensorFile, write_tensors};
+use peft::core::{Adaptable, PeftModel, laws};
 use peft::folder::merge::{MergeRequest, merge};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoImageClassifier, ClassifierOptions};

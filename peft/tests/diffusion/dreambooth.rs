@@ -11,7 +11,6 @@ use peft::models::diffusion::schedulers::{PredictionType, SchedulerConfig, Sched
 use peft::models::diffusion::text_to_image::TextToImageModel;
 use peft::run::{RunConfig, RunReport};
 use peft::tasks::data::image::Picture;
-use peft::tasks::tasks::task::scalar;
 use peft::tasks::tasks::text_to_image::{DreamBooth, DreamBoothConfig, LatentPicture, PromptedPictures};
 use serde_json::json;
 
@@ -131,7 +130,7 @@ fn a_run_writes_folders_that_make_pictures() {
     let run = RunConfig::parse(&run.to_string()).unwrap();
     train(&run).unwrap();
     for part in ["unet", "text_encoder"] {
-        let config = peft::core::read_config(output.join(part)).unwrap();
+        let config = peft::core::read_config(&output.join(part)).unwrap();
         assert_eq!(config["r"], 2);
         let base = config["base_model_name_or_path"].as_str().unwrap();
         assert!(base.ends_with(part), "{base}");
