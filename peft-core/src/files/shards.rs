@@ -63,6 +63,8 @@ struct Shard {
 #[derive(Debug)]
 pub struct ShardWriter {
     folder: PathBuf,
+    /// What the names of files begin with.
+    stem: &'static str,
     float: FloatType,
     shards: Vec<Shard>,
     /// The shard and the tensor in it that come next.
@@ -74,6 +76,17 @@ impl ShardWriter {
     /// `tensors` are the keys and shapes of what will be written, in this order. What has no axes is a count, an integer. As in the reference, a shard ends where
     /// the next tensor would make it larger than `limit`.
     pub fn new(folder: &Path, tensors: Vec<(String, Vec<usize>)>, float: FloatType, limit: ShardSize) -> Self {
+        Self::called("model", folder, tensors, float, limit)
+    }
+
+    /// The same for files whose names begin otherwise: diffusers looks for `diffusion_pytorch_model.safetensors`.
+    pub fn called(
+        stem: &'static str,
+        folder: &Path,
+        tensors: Vec<(String, Vec<usize>)>,
+        float: FloatType,
+        limit: ShardSize,
+    ) -> Self {
         let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];
         let mut filled = 0;
         for (key, shape) in tensors {
@@ -89,11 +102,11 @@ impl ShardWriter {
         }
         let count = shards.len();
         let name = |at: usize| match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+            1 => format!("{stem}.safetensors"),
+            _ => format!("{stem}-{:05}-of-{count:05}.safetensors", at + 1),
         };
         let shards = shards.into_iter().enumerate().map(|(at, tensors)| Shard { name: name(at), tensors }).collect();
-        Self { folder: folder.to_path_buf(), float, shards, next: (0, 0), open: None }
+        Self { folder: folder.to_path_buf(), stem, float, shards, next: (0, 0), open: None }
     }
 
     /// Names of the files that are written, without the index.
@@ -159,7 +172,7 @@ impl ShardWriter {
                 },
                 "weight_map": keys,
             });
-            let path = self.folder.join("model.safetensors.index.json");
+            let path = self.folder.join(format!("{}.safetensors.index.json", self.stem));
             let text = serde_json::to_string_pretty(&index).map_err(|error| PeftError::Invalid(error.to_string()))?;
             fs::write(&path, text).map_err(PeftError::io("write", &path))?;
         }

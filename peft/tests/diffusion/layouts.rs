@@ -98,3 +98,32 @@ fn load(adapter: &Path) -> peft::core::Result<()> {
     let place = peft::core::files::checkpoint::Placement::from(&device());
     load_pipeline(&recorded("pipeline"), &adapters, &registry.architectures, &registry.methods, &place).map(|_| ())
 }
+
+/// The adapter folded in, as a folder that diffusers reads.
+#[test]
+fn a_merged_noise_predictor_is_a_folder_of_diffusers() {
+    use peft::folder::merge::{MergeRequest, merge};
+
+    let work = tempfile::tempdir().unwrap();
+    let output = work.path().join("unet");
+    let case = crate::support::fixtures().join("cases/unet_sd15_lora");
+    let base = crate::support::fixtures().join("models/unet-sd15");
+    let request = MergeRequest {
+        base: base.clone(),
+        adapters: vec![AdapterSource::new(case.join("default"))],
+        output: output.clone(),
+        ..MergeRequest::default()
+    };
+    merge(&request, registry(), &device()).unwrap();
+    let read = |folder: &Path| std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let json = |folder: &Path| serde_json::from_str::<serde_json::Value>(&read(folder)).unwrap();
+    assert_eq!(json(&output), json(&base));
+    let merged = TensorFile::open(output.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let wanted = expected(&case.join("expected.safetensors"));
+    let mut changed = 0;
+    for (key, wanted) in wanted.iter().filter(|(key, _)| key.starts_with("merged.") && key.ends_with("weight")) {
+        assert_close(key, &merged.floats(key.trim_start_matches("merged.")).unwrap(), wanted);
+        changed += 1;
+    }
+    assert!(changed > 0);
+}

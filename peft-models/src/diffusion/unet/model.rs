@@ -141,8 +141,13 @@ impl UNet2dConditionModel {
     /// What the model makes of a timestep and, in SDXL, of the pooled text and of sizes; `[batch, time_width]`.
     fn condition(&self, input: &DenoiserInput) -> Tensor<2> {
         let batch = input.sample.dims()[0];
-        let time = self.time_embedding.forward(self.time_proj.forward(input.timestep.clone()));
-        let time = if time.dims()[0] == batch { time } else { time.expand([batch as i64, -1]) };
+        // A row for each sample before any layer that may carry an adapter, since adapters count the rows.
+        let time = if input.timestep.dims()[0] == batch {
+            input.timestep.clone()
+        } else {
+            input.timestep.clone().expand([batch])
+        };
+        let time = self.time_embedding.forward(self.time_proj.forward(time));
         match (&self.add_embedding, &self.add_time_proj, &input.added) {
             (Some(embedding), Some(time_proj), Some(added)) => {
                 let sizes = added.time_ids.clone();

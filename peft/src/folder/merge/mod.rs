@@ -205,7 +205,9 @@ fn write_weights(
     let spec = merged.spec();
     let copies = copies_in_file(raw.model_type()?, spec, merged.is_tied());
     let copies_of = |path: &str| copies.iter().filter(|it| it.of == path).map(|it| it.key.clone()).collect::<Vec<_>>();
-    let mut writer = ShardWriter::new(folder, entries(spec, &copies_of), float, limit);
+    // Models of diffusers name a class in place of a type.
+    let stem = if raw.json.contains_key("_class_name") { "diffusion_pytorch_model" } else { "model" };
+    let mut writer = ShardWriter::called(stem, folder, entries(spec, &copies_of), float, limit);
     let scale = config::head_scale(raw, merged.is_tied());
     merged.each(&mut |mut tensor| {
         if let Some(scale) = scale.filter(|_| tensor.key == "lm_head.weight") {

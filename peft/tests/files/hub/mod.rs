@@ -82,6 +82,30 @@ fn shards_are_fetched_as_the_index_lists_them() {
 }
 
 #[test]
+fn a_pipeline_is_fetched_part_by_part() {
+    let source = fixtures().join("diffusion/pipeline");
+    let server = Server::start();
+    for folder in ["unet", "vae", "text_encoder", "scheduler", "tokenizer"] {
+        for file in std::fs::read_dir(source.join(folder)).unwrap() {
+            let file = file.unwrap();
+            let name = format!("someone/pipeline/{folder}/{}", file.file_name().to_str().unwrap());
+            server.add(&name, std::fs::read(file.path()).unwrap());
+        }
+    }
+    server.add("someone/pipeline/model_index.json", std::fs::read(source.join("model_index.json")).unwrap());
+    server.add("someone/pipeline/safety_checker/config.json", "{}");
+    let cache = cache();
+    let hub = server.hub(cache.path());
+    let folder = hub.resolve("someone/pipeline", What::Model).unwrap();
+    assert!(!folder.join("safety_checker").exists());
+    let (models, methods) = (&registry().architectures, &registry().methods);
+    let place = peft::core::files::checkpoint::Placement::from(&device());
+    peft::load::pipeline::load_pipeline(&folder, &[], models, methods, &place).unwrap();
+    server.stop();
+    assert_eq!(hub.resolve("someone/pipeline", What::Model).unwrap(), folder);
+}
+
+#[test]
 fn an_adapter_is_fetched_at_a_revision() {
     let server = Server::start().with("someone/adapter", &fixtures().join("cases/llama_lora_default/default"));
     let cache = cache();
