@@ -34,7 +34,8 @@ pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<f32> {
 }
 
 /// Layers whose rows are the outputs of a classifier.
-const SCORES: [&str; 3] = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
+const SCORES: [&str; 4] =
+    ["score.weight", "classifier.weight", "classifier.out_proj.weight", "decode_head.classifier.weight"];
 
 impl Facts<'_> {
     /// The base's configuration, made true.
