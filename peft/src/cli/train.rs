@@ -199,14 +199,18 @@ impl Args {
     /// The run that the flags and the run file describe together.
     fn run_config(&self, registry: &Registry) -> Result<RunConfig> {
         let mut run = match &self.config {
-            Some(path) => match method_file(path)? {
-                Some(method) => RunConfig { method, ..RunConfig::default() },
-                None => RunConfig::read(path)?,
-            },
+            Some(path) => {
+                // Read once: it may be a pipe.
+                let text = reading::text(path)?;
+                match method_in(&text, path)? {
+                    Some(method) => RunConfig { method, ..RunConfig::default() },
+                    None => RunConfig::parse(&text).map_err(|error| PeftError::bad_file(path, error))?,
+                }
+            }
             None => RunConfig::default(),
         };
         if let Some(path) = &self.method_config {
-            run.method = method_file(path)?.ok_or_else(|| {
+            run.method = method_in(&reading::text(path)?, path)?.ok_or_else(|| {
                 PeftError::bad_file(
                     path,
                     "it has no `peft_type`: give an `adapter_config.json`, or a run file to --config",
@@ -347,10 +351,9 @@ fn targets(text: &str) -> Value {
     if is_list && text != ALL_LINEAR { text.split(',').map(str::trim).collect() } else { text.into() }
 }
 
-/// The configuration of a method, if the file is an `adapter_config.json`.
-fn method_file(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = reading::text(path)?;
-    match serde_json::from_str::<Map<String, Value>>(&text) {
+/// The configuration of a method, if the text of a file is an `adapter_config.json`.
+fn method_in(text: &str, path: &Path) -> Result<Option<Map<String, Value>>> {
+    match serde_json::from_str::<Map<String, Value>>(text) {
         Ok(json) if json.contains_key("peft_type") => Ok(Some(json)),
         // JSON is YAML as well; what is broken in a file of this name is said by the reader that is meant for it.
         Err(error) if path.extension().is_some_and(|it| it == "json") => Err(PeftError::bad_file(path, error)),

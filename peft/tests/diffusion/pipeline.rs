@@ -74,7 +74,7 @@ fn texts_become_the_tokens_of_the_reference() {
         let wanted: Vec<u32> = ids.as_array().unwrap().iter().map(|it| it.as_u64().unwrap() as u32).collect();
         let (ours, cut) = tokenizer.ids(text).unwrap();
         assert_eq!(ours, wanted, "{text:?}");
-        assert_eq!(cut > 0, text.len() > 60, "{text:?}");
+        assert!(cut > 0 || text.len() <= 60, "{text:?}");
     }
 }
 
