@@ -126,7 +126,7 @@ impl ShardWriter {
             return Err(PeftError::Invalid(format!("`{key}` is not the next tensor of the checkpoint")));
         }
         let is_count = data.shape().num_dims() == 0;
-        let counted = data.iter::<i64>().next();
+        let counted = if is_count { data.iter::<i64>().next() } else { None };
         let data = data.convert::<f32>();
         let values = data.as_slice::<f32>().map_err(|error| PeftError::Invalid(format!("`{key}`: {error:?}")))?;
         check_numbers(&key, values, self.float, "write bfloat16 or float32")?;
@@ -134,7 +134,7 @@ impl ShardWriter {
             Some(open) => self.open.insert(open),
             None => self.open.insert(open_shard(&self.folder, &self.shards[self.next.0], self.float)?),
         };
-        let written = match counted.filter(|_| is_count) {
+        let written = match counted {
             Some(count) => file.write_all(&count.to_le_bytes()),
             None => write_floats(file, values, self.float),
         };
