@@ -1,9 +1,10 @@
 //! Making pictures larger and smaller, number for number as Pillow does.
 //!
 //! Either direction is a sum of pixels with weights of 22 bits, rounded to 8 bits; the horizontal one comes first. Libraries
-//! that follow Pillow's filters round otherwise, so that every sixth number differs by one.
+//! that follow Pillow's filters round otherwise, so that every sixth number differs by one. So do some pictures of Pillow 13,
+//! which puts the vertical direction first where it takes that to be less work; all releases before it go across first.
 //!
-//! Source: `src/libImaging/Resample.c` and `Geometry.c` of Pillow 13.
+//! Source: `src/libImaging/Resample.c` and `Geometry.c` of Pillow 12.
 
 use std::f64::consts::PI;
 use std::str::FromStr;
