@@ -82,8 +82,9 @@ fn names_head(config: &Map<String, Value>) -> bool {
 
 /// Whether the adapter goes onto the model, and why the reference has no such adapter.
 fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> Result<Vec<String>> {
-    let config = methods.parse(folder.config.clone())?;
     let mut peft = PeftModel::new(model);
+    let folder = &AdapterFolder::open(&folder.path)?.in_names_of(peft.spec())?;
+    let config = methods.parse(folder.config.clone())?;
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
     let spec = peft.spec();
