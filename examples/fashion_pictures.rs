@@ -10,6 +10,8 @@
 //! - `pictures/canvases/first` and `…/second`: canvases of four pictures, `train/images/<number>.png` with their masks
 //!   `train/masks/<number>.png`. Class 0 is the ground, and a pixel is of a class where its picture is not black.
 
+#![allow(clippy::print_stdout)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -8,6 +8,8 @@
 //! The folder of the recipe has a `config.json` and a `preprocessor_config.json`. All weights are drawn and trained; what is
 //! written is a checkpoint as transformers has them.
 
+#![allow(clippy::print_stdout)]
+
 use std::fs;
 use std::path::Path;
 

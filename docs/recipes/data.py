@@ -91,11 +91,26 @@ def summaries(raw, out):
     write(out / DOMAIN / "test.jsonl", pairs(test))
 
 
+def speech(raw, out):
+    """Recordings of a telephone system with what is said in them. Names of files are relative to the data file."""
+    folder, seen, rows = out / "speech", set(), []
+    for row in read(raw / "speech" / "speech.jsonl"):
+        text = " ".join(row["text"].split())
+        # Remarks such as `(10 seconds of silence)` are no speech, and no text is in both files.
+        if row["seconds"] <= 30 and not set("([") & set(text) and text.lower() not in seen:
+            seen.add(text.lower())
+            file = os.path.relpath(raw / "speech" / row["wav"], folder)
+            rows.append({"audio": file, "text": text})
+    train, test = split(rows, 0, len(rows), 100)
+    write(folder / "train.jsonl", train)
+    write(folder / "test.jsonl", test)
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     raw, out = map(pathlib.Path, sys.argv[1:])
-    for make in (foods, names, summaries):
+    for make in (foods, names, summaries, speech):
         try:
             make(raw, out)
         except FileNotFoundError as error:

@@ -124,7 +124,7 @@ impl PeftError {
     /// The same error, said of the file that it comes from. One that names a file already stays as it is.
     pub fn in_file(self, path: impl AsRef<Path>) -> Self {
         match self {
-            Self::Config { .. } | Self::Invalid(_) => Self::bad_file(path, self),
+            Self::Config { .. } | Self::Invalid(_) | Self::NotFinite(_) => Self::bad_file(path, self),
             Self::Unsupported { what, reason } => {
                 Self::Unsupported { what: format!("{what} of {}", path.as_ref().display()), reason }
             }
@@ -208,6 +208,20 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// A name from a file as a message shows it: a few words long, in one line, control characters spelled out.
+pub fn brief(name: &str) -> String {
+    const LONGEST: usize = 40;
+    let spelled = |c: char| match c {
+        '\n' | '\t' => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    let mut shown: String = name.chars().take(LONGEST).map(spelled).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    printable(&shown)
+}
+
 /// The names of `candidates` that are spelled almost like `name`, best first.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut scored: Vec<(usize, &str)> = candidates
@@ -268,6 +282,21 @@ mod tests {
     #[test]
     fn what_moves_a_cursor_is_spelled_out() {
         assert_eq!(printable("a\u{1b}[2Jb\r\u{9b}\u{202e}ü\n\t"), "a\\u{1b}[2Jb\\r\\u{9b}\\u{202e}ü\n\t");
+    }
+
+    #[test]
+    fn a_name_from_a_file_is_short_and_one_line() {
+        assert_eq!(brief("text"), "text");
+        assert_eq!(brief("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
+        assert_eq!(brief(&"é".repeat(200)), "é".repeat(40) + "…");
+    }
+
+    #[test]
+    fn an_error_is_said_of_its_file_once() {
+        let of = |error: PeftError| error.in_file("a/b.json").in_file("c").to_string();
+        assert_eq!(of(PeftError::config("r", "is 0")), "a/b.json is not usable: `r` is 0");
+        assert_eq!(of(PeftError::NotFinite("the loss is NaN".into())), "a/b.json is not usable: the loss is NaN");
+        assert_eq!(of(PeftError::unsupported("DoRA", "no")), "DoRA of a/b.json of c is not supported yet: no");
     }
 
     #[test]

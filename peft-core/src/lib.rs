@@ -22,6 +22,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod plan;
+pub mod quant;
 pub mod spec;
 
 pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};
@@ -33,7 +34,7 @@ pub use config::peft_config::{
     AfterStep, MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
 };
 pub use config::projected::{GradientProjection, ProjectedPair};
-pub use error::{LoadReport, PeftError, Result, nearest, printable};
+pub use error::{LoadReport, PeftError, Result, brief, nearest, printable};
 pub use files::checkpoint;
 pub use files::folder::{
     AdapterFolder, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, WEIGHTS_FILE, read_config, write_folder, write_folder_in,

@@ -2,6 +2,7 @@
 
 mod architectures;
 mod cache;
+mod diffusion;
 mod input;
 mod loading;
 mod reference;

@@ -10,11 +10,11 @@ use peft_core::ops::{IGNORE_INDEX, Interpolation, cross_entropy, interpolate};
 use peft_models::auto::{
     AutoCausalLm, ClassifierOptions, load_causal_lm, load_feature_extractor, load_image_classifier, load_image_to_text,
     load_masked_lm, load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier,
-    load_token_classifier,
+    load_speech_seq2seq, load_token_classifier,
 };
 use peft_models::{
-    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput, QuestionAnswerer,
-    SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    AudioInput, CausalLm, FeatureExtractor, ImageClassifier, ImageToText, KvCache, MaskedLm, ModelInput,
+    QuestionAnswerer, SemanticSegmenter, Seq2SeqLm, SequenceClassifier, TokenClassifier,
 };
 use serde_json::Value;
 
@@ -31,13 +31,23 @@ macro_rules! cases {
 
 mod beams;
 mod decoders;
+mod diffusion;
 mod encoders;
 mod llama_family;
 mod multimodal;
+mod speech;
 mod vision;
 
-const TABLES: &[&[&str]] =
-    &[beams::CASES, decoders::CASES, encoders::CASES, llama_family::CASES, multimodal::CASES, vision::CASES];
+const TABLES: &[&[&str]] = &[
+    beams::CASES,
+    decoders::CASES,
+    diffusion::CASES,
+    encoders::CASES,
+    llama_family::CASES,
+    multimodal::CASES,
+    speech::CASES,
+    vision::CASES,
+];
 
 #[test]
 fn no_case_without_adapters_is_left_out() {
@@ -64,6 +74,12 @@ fn check(case: &str) {
     let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
     let model = model_folder(about["model"].as_str().unwrap());
     let task = about["task"].as_str().unwrap();
+    if task == "unet" {
+        return diffusion::check_denoiser(&model, &inputs, &expected);
+    }
+    if task == "speech-to-text" {
+        return speech::check_pass(&model, &inputs, &expected);
+    }
     if ["image-cls", "semantic-seg"].contains(&task) {
         return check_picture(task, &model, &inputs, &expected);
     }

@@ -5,7 +5,7 @@ use std::fs;
 use peft_core::Adaptable;
 use peft_models::auto::{
     ArchitectureRegistry, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoSemanticSegmenter,
-    AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq, AutoTokenClassifier,
 };
 use peft_models::common::config::RawConfig;
 use peft_models::llama::LlamaForCausalLm;
@@ -215,6 +215,21 @@ fn models_that_read_pictures() {
     assert_eq!(counted("pixels", b5), 84_708_694);
 }
 
+/// Published numbers: 72.6 M and 1,543 M parameters, the tied head once.
+#[test]
+fn whisper_base_and_large_v2() {
+    let counted = |json: &str| {
+        let raw = RawConfig::parse_text(json).unwrap();
+        AutoSpeechSeq2Seq::from_config(&raw, &device()).unwrap().spec().parameters()
+    };
+    let base = r#"{"model_type": "whisper", "d_model": 512, "encoder_layers": 6, "decoder_layers": 6,
+        "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048}"#;
+    assert_eq!(counted(base), 72_593_920);
+    let large = r#"{"model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "decoder_layers": 32,
+        "encoder_attention_heads": 20, "decoder_attention_heads": 20, "encoder_ffn_dim": 5120, "decoder_ffn_dim": 5120}"#;
+    assert_eq!(counted(large), 1_543_304_960);
+}
+
 /// A `config.json` comes from anywhere, and is understood before a weight is looked at.
 #[test]
 fn no_number_of_a_configuration_allocates_overflows_or_panics() {
@@ -231,6 +246,7 @@ fn no_number_of_a_configuration_allocates_overflows_or_panics() {
             raw.json.insert(field.clone(), number.into());
             built += usize::from(registry.causal_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
             built += usize::from(registry.seq2seq_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
+            built += usize::from(registry.speech_seq2seq(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
             built += usize::from(registry.masked_lm(&raw, &device()).is_ok_and(|it| it.spec().parameters() > 0));
             let classifier = registry.sequence_classifier(&raw, &device());
             built += usize::from(classifier.is_ok_and(|it| it.spec().parameters() > 0));

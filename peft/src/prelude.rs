@@ -8,7 +8,7 @@ pub use peft_ia3::Ia3Config;
 pub use peft_lora::LoraConfig;
 pub use peft_models::auto::{
     AutoCausalLm, AutoFeatureExtractor, AutoMaskedLm, AutoQuestionAnswerer, AutoSeq2SeqLm, AutoSequenceClassifier,
-    AutoTokenClassifier, ClassifierOptions,
+    AutoSpeechSeq2Seq, AutoTokenClassifier, ClassifierOptions,
 };
 pub use peft_models::{
     CausalLm, FeatureExtractor, MaskedLm, Pretrained, QuestionAnswerer, Seq2SeqLm, SequenceClassifier, TokenClassifier,

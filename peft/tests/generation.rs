@@ -1,13 +1,18 @@
 //! Generation, token for token against the reference.
 
+use std::path::Path;
+
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::models::{ModelInput, auto};
+use peft::tasks::data::audio::Features;
 use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::seq2seq::generate_targets;
+use peft::tasks::generate::speech::{SpeechConfig, SpeechPlan, SpeechRequest, transcribe};
 use peft::tasks::generate::{GenerationConfig, GenerationPlan};
+use serde_json::{Map, Value};
 
 use crate::support::{case, device, fixtures};
 
@@ -26,8 +31,10 @@ fn filling(config: &GenerationConfig, plan: &GenerationPlan) -> i64 {
 }
 
 fn check(name: &str) {
-    if case(name).task == "seq2seq-lm" {
-        return check_targets(name);
+    match case(name).task.as_str() {
+        "seq2seq-lm" => return check_targets(name),
+        "speech-to-text" => return check_transcripts(name),
+        _ => {}
     }
     let case = case(name);
     let folder = fixtures().join("cases").join(name);
@@ -93,6 +100,54 @@ fn check_targets(name: &str) {
     }
 }
 
+/// What is asked of a transcript, in the reference's keywords.
+fn speech_plan(folder: &Path, mut asked: Map<String, Value>) -> SpeechPlan {
+    let mut config = SpeechConfig::load(folder).unwrap();
+    let mut text = |field: &str| asked.remove(field).and_then(|it| it.as_str().map(str::to_owned));
+    let (language, task) = (text("language"), text("task").map(|it| it.parse().unwrap()));
+    let timestamps = asked.remove("return_timestamps").and_then(|it| it.as_bool());
+    let generation: GenerationConfig = serde_json::from_value(Value::Object(asked)).unwrap();
+    config.generation.max_new_tokens = generation.max_new_tokens;
+    config.generation.num_beams = generation.num_beams;
+    config.generation.no_repeat_ngram_size = generation.no_repeat_ngram_size;
+    config.plan(&SpeechRequest { language, task, timestamps }).unwrap()
+}
+
+fn check_transcripts(name: &str) {
+    let case = case(name);
+    let folder = fixtures().join("cases").join(name);
+    let base = fixtures().join("models").join(&case.model);
+    let (model, _) = auto::load_speech_seq2seq(&base, &device()).unwrap();
+    let mut peft = PeftModel::new(model);
+    for adapter in &case.adapters {
+        peft.load_adapter(folder.join(adapter), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+    }
+    let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
+    let &[_, mels, frames] = inputs.shape("input_features").unwrap() else { unreachable!() };
+    let values = inputs.floats("input_features").unwrap();
+    let values = values.as_slice::<f32>().unwrap().chunks(mels * frames);
+    let features: Vec<Features> = values.map(|it| Features { values: it.to_vec(), mels, frames }).collect();
+    let plan = speech_plan(&base, case.generate.unwrap().as_object().unwrap().clone());
+    let transcripts = transcribe(&peft.model().valid(), &features, 20, &plan, &device(), |_, _| Ok(())).unwrap();
+
+    let expected = TensorFile::open(folder.join("expected.safetensors")).unwrap();
+    let wanted = rows(&expected, "generated");
+    for (row, transcript) in transcripts.iter().enumerate() {
+        let mut tokens: Vec<i64> = transcript.tokens().into_iter().map(i64::from).collect();
+        assert!(tokens.len() > 3, "nothing was generated");
+        tokens.resize(wanted[row].len(), 79);
+        assert_eq!(tokens, wanted[row], "row {row}");
+    }
+    if expected.shape("starts").is_some() {
+        let seconds = |key: &str| expected.floats(key).unwrap().iter::<f64>().collect::<Vec<_>>();
+        let segments = &transcripts[0].segments;
+        for (segment, (start, end)) in segments.iter().zip(seconds("starts").into_iter().zip(seconds("ends"))) {
+            assert!((segment.start - start).abs() < 1e-6 && (segment.end - end).abs() < 1e-6, "{segment:?}");
+        }
+        assert_eq!(segments.len(), seconds("starts").len());
+    }
+}
+
 macro_rules! generation {
     ($($case:ident),+ $(,)?) => {
         $(#[test] fn $case() { crate::generation::check(stringify!($case)) })+
@@ -106,8 +161,8 @@ generation! {
     gpt2_prefix_projection, gpt2_prompt_tuning, llama_adaption, llama_base, llama_base_bare, llama_generate_eos,
     llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_multitask, llama_p_tuning_lstm,
     llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
-    llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
-    llama_alora_generate, mistral_lora_generate, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
+    llama_lora_replicated, llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
+    llama_alora_generate, mistral_lora_generate, mistral_lora_replicated, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
     bloom_base, bloom_base_bare, bloom_lora_generate, bloom_residual_base, chatglm1_base, chatglm1_base_bare, chatglm1_flat_base, chatglm1_flat_prefix, chatglm1_ia3, chatglm1_lora_generate, chatglm1_prefix, chatglm1_prompt_tuning, chatglm2_base, chatglm2_base_bare, chatglm2_full_base, chatglm2_ia3, chatglm2_lora_generate, chatglm2_prefix, chatglm2_prompt_tuning, gptj_base, gptj_base_bare, gptj_full_base, gptj_lora_generate, gptneo_base, gptneo_base_bare, gptneo_local_base, gptneo_lora_generate, gptneox_base, gptneox_base_bare, gptneox_lora_generate, gptneox_serial_base, opt_base, opt_base_bare, opt_lora_generate, opt_post_base, opt_unbiased_base,
     gemma2_base, gemma2_base_bare, gemma2_lora_generate, gemma2_prefix, gemma2_prompt_tuning, gemma2_uncapped_base, gemma3_base, gemma3_base_bare, gemma3_capped_base, gemma3_lora_generate, gemma3_prefix, gemma3_prompt_tuning, phi3_base, phi3_base_bare, phi3_long_base, phi3_lora_generate, phi3_prefix, phi3_short_base, qwen3_base, qwen3_base_bare, qwen3_biased_base, qwen3_lora_generate,
 }
@@ -129,13 +184,21 @@ mod targets {
     }
 }
 
+mod transcripts {
+    generation! {
+        whisper_all_linear, whisper_base, whisper_base_beams, whisper_base_detect, whisper_base_times,
+        whisper_base_times_beams, whisper_long, whisper_long_beams, whisper_lora, whisper_untied_base,
+    }
+}
+
 #[test]
 fn every_recorded_generation_is_in_the_table() {
     let missing: Vec<String> = std::fs::read_dir(fixtures().join("cases"))
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            let listed = [CASES, beams::CASES, targets::CASES].iter().any(|it| it.contains(&name.as_str()));
+            let listed =
+                [CASES, beams::CASES, targets::CASES, transcripts::CASES].iter().any(|it| it.contains(&name.as_str()));
             case(name).generate.is_some() != listed
         })
         .collect();

@@ -8,6 +8,7 @@ mod allocations;
 mod bad_input;
 mod checklist;
 mod command;
+mod diffusion;
 mod files;
 mod generation;
 mod half_precision;

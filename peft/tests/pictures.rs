@@ -107,9 +107,14 @@ fn save_again<M: Module + Adaptable>(mut peft: PeftModel<M>, folder: &Path, save
 #[test]
 fn prompts_need_words() {
     let spec = classifier(&base("vit-tiny")).spec();
-    for peft_type in ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"] {
-        let json = json!({"peft_type": peft_type, "num_virtual_tokens": 4, "num_tasks": 2, "encoder_hidden_size": 8});
-        let Value::Object(json) = json else { unreachable!() };
+    for (peft_type, field) in [
+        ("PROMPT_TUNING", None),
+        ("PREFIX_TUNING", None),
+        ("P_TUNING", Some("encoder_hidden_size")),
+        ("MULTITASK_PROMPT_TUNING", Some("num_tasks")),
+    ] {
+        let Value::Object(mut json) = json!({"peft_type": peft_type, "num_virtual_tokens": 4}) else { unreachable!() };
+        json.extend(field.map(|it| (it.to_owned(), json!(2))));
         let error = peft::methods().parse(json).unwrap().plan(&spec).unwrap_err().to_string();
         assert!(error.contains("`vit`") && error.contains("no table of words"), "{peft_type}: {error}");
     }

@@ -49,6 +49,12 @@ pub trait PeftConfig: Debug + Send + Sync {
         false
     }
 
+    /// The ranges of the base's layers, `[start, end)`, that the model is made of while it has the adapter:
+    /// `layer_replication`. `None`, or no range, leaves the base as it is.
+    fn layer_replication(&self) -> Option<&[[usize; 2]]> {
+        None
+    }
+
     /// The configuration as `adapter_config.json` holds it. `peft_type` and the common fields are added on saving.
     fn to_json(&self) -> Result<Map<String, Value>>;
 
@@ -164,6 +170,9 @@ impl<T: PeftConfig + ?Sized> PeftConfig for Box<T> {
     }
     fn keeps_head_tied(&self, spec: &ModelSpec) -> bool {
         (**self).keeps_head_tied(spec)
+    }
+    fn layer_replication(&self) -> Option<&[[usize; 2]]> {
+        (**self).layer_replication()
     }
     fn to_json(&self) -> Result<Map<String, Value>> {
         (**self).to_json()

@@ -14,10 +14,17 @@ use crate::files::plain::read_text;
 pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
-use crate::spec::{MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, map_params, visit_params};
+use crate::quant::{QuantConfig, Quantized, Rounding, packed_tensor};
+use crate::spec::{
+    MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, is_suffix, map_params, visit_params,
+};
 
 /// File names under which a folder may keep its weights, in order of preference.
 const WEIGHT_FILES: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+
+/// What diffusers puts into the names of files that hold the same weights in half precision. They are read where there is
+/// nothing else.
+const HALF_PRECISION: &str = "fp16";
 
 /// The weights of a Hugging Face folder: one file, or shards with an index.
 #[derive(Debug)]
@@ -28,6 +35,7 @@ pub struct Checkpoint {
     /// Path of a parameter to another key that may hold it.
     aliases: HashMap<String, String>,
     dtype: BaseDtype,
+    quantize: Option<QuantConfig>,
 }
 
 impl Checkpoint {
@@ -37,11 +45,16 @@ impl Checkpoint {
         if !folder.is_dir() {
             return Err(PeftError::bad_file(folder, "it is not a folder; give the folder that holds `config.json`"));
         }
-        for name in WEIGHT_FILES {
+        let whole = WEIGHT_FILES.map(|name| (name.to_owned(), format!("{name}.index.json")));
+        let half = WEIGHT_FILES.map(|name| {
+            let stem = name.trim_end_matches(".safetensors");
+            (format!("{stem}.{HALF_PRECISION}.safetensors"), format!("{name}.index.{HALF_PRECISION}.json"))
+        });
+        for (name, index) in whole.iter().chain(&half) {
             if folder.join(name).is_file() {
                 return Self::from_files(folder, vec![TensorFile::open(folder.join(name))?], None);
             }
-            let index = folder.join(format!("{name}.index.json"));
+            let index = folder.join(index);
             if index.is_file() {
                 return Self::open_shards(folder, &index);
             }
@@ -92,7 +105,14 @@ impl Checkpoint {
         {
             return Err(PeftError::bad_file(path, format!("it lists `{key}` in {shard}, which does not hold it")));
         }
-        Ok(Self { folder: folder.to_path_buf(), files, keys, aliases: HashMap::new(), dtype: BaseDtype::default() })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            files,
+            keys,
+            aliases: HashMap::new(),
+            dtype: BaseDtype::default(),
+            quantize: None,
+        })
     }
 
     /// The checkpoint whose frozen matrices are stored in these numbers when it is loaded.
@@ -102,6 +122,31 @@ impl Checkpoint {
     pub fn with_dtype(mut self, dtype: BaseDtype) -> Self {
         self.dtype = dtype;
         self
+    }
+
+    /// The checkpoint whose linear layers are quantised when it is loaded, matrix by matrix.
+    ///
+    /// # Errors
+    /// If it is quantised already.
+    pub fn with_quantization(mut self, quantize: Option<QuantConfig>) -> Result<Self> {
+        if quantize.is_some()
+            && let Some(key) = self.keys().find(|it| self.is_quantised(it))
+        {
+            let reason = format!("`{key}` is quantised already: load the checkpoint as it is, without `quantize`");
+            return Err(PeftError::bad_file(&self.folder, reason));
+        }
+        self.quantize = quantize;
+        Ok(self)
+    }
+
+    /// Whether some matrix is stored in codes.
+    pub fn has_quantised(&self) -> bool {
+        self.keys().any(|it| self.is_quantised(it))
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Says where a parameter lies if it does not lie under its own name: a tied one has as many names as places.
@@ -129,9 +174,22 @@ impl Checkpoint {
         self.keys.get(key).map(|at| &self.files[*at])
     }
 
-    /// Element type of the largest tensor: what the checkpoint as a whole is stored in.
+    /// The file that a parameter of a model was read from, whose path may have a prefix more or less than its key.
+    pub fn file_of(&self, path: &str) -> Option<&Path> {
+        let is_meant = |key: &&str| *key == path || is_suffix(path, key) || is_suffix(key, path);
+        let alias = self.aliases.get(path).map(String::as_str);
+        let key = alias.or_else(|| self.keys().find(|key| *key == path)).or_else(|| self.keys().find(is_meant))?;
+        self.file(key).map(TensorFile::path)
+    }
+
+    /// Element type of the largest tensor of floats: what the checkpoint as a whole is stored in, but for matrices of codes.
     pub fn float_type(&self) -> FloatType {
-        let largest = self.keys().max_by_key(|key| self.file(key).and_then(|it| it.bytes(key)));
+        let is_float = |key: &&str| {
+            let dtype = self.file(key).and_then(|it| it.dtype(key));
+            !matches!(dtype, Some(Dtype::U8 | Dtype::I8 | Dtype::I32 | Dtype::I64 | Dtype::BOOL))
+                && !self.is_beside_quantised(key)
+        };
+        let largest = self.keys().filter(is_float).max_by_key(|key| self.file(key).and_then(|it| it.bytes(key)));
         match largest.and_then(|key| self.file(key)?.dtype(key)) {
             Some(Dtype::F16) => FloatType::F16,
             Some(Dtype::BF16) => FloatType::BF16,
@@ -146,6 +204,17 @@ impl Checkpoint {
     /// checkpoint lacks them; everything else must be there. Returns what was optional and absent, and what the
     /// checkpoint holds beyond the model, as heads for another task.
     pub fn load<M: Module>(&self, model: M, base_prefix: &str, optional: &[&str]) -> Result<(M, LoadReport)> {
+        self.load_beside_heads(model, base_prefix, optional, &[])
+    }
+
+    /// The same for a model with these heads, which are not [quantised](Self::with_quantization).
+    pub fn load_beside_heads<M: Module>(
+        &self,
+        model: M,
+        base_prefix: &str,
+        optional: &[&str],
+        heads: &[String],
+    ) -> Result<(M, LoadReport)> {
         let spec = ModelSpec::of(&model);
         let mut report = LoadReport::default();
         let mut found: HashMap<String, String> = HashMap::new();
@@ -154,9 +223,15 @@ impl Checkpoint {
             let path = param.path();
             match self.spellings(&path, base_prefix).into_iter().find(|it| self.contains(it)) {
                 Some(key) => {
-                    let shape = self.file(&key).and_then(|it| it.shape(&key)).unwrap_or(&[]);
-                    if shape != param.shape_on_disk() {
-                        report.misshapen.push((key.clone(), shape.to_vec(), param.shape_on_disk()));
+                    let (shape, wanted) = match self.is_quantised(&key) {
+                        true => (self.quantised_shape(&key)?.to_vec(), output_first(param)),
+                        false => {
+                            let shape = self.file(&key).and_then(|it| it.shape(&key)).unwrap_or(&[]);
+                            (shape.to_vec(), param.shape_on_disk())
+                        }
+                    };
+                    if shape != wanted {
+                        report.misshapen.push((key.clone(), shape, wanted));
                     }
                     found.insert(path, key);
                 }
@@ -165,7 +240,8 @@ impl Checkpoint {
             }
         }
         let used: HashSet<&String> = found.values().collect();
-        let spare: Vec<String> = self.keys.keys().filter(|key| !used.contains(key)).cloned().collect();
+        let is_spare = |key: &&String| !used.contains(key) && !self.is_beside_quantised(key);
+        let spare: Vec<String> = self.keys.keys().filter(is_spare).cloned().collect();
         if !report.is_clean() {
             report.unexpected = spare;
             return Err(PeftError::DoesNotFit { what: format!("checkpoint {}", self.folder.display()), report });
@@ -174,6 +250,7 @@ impl Checkpoint {
             checkpoint: self,
             found: &found,
             spec: spec.iter().map(|it| (it.path(), &**it)).collect(),
+            heads,
             error: None,
         };
         let model = map_params(model, &mut fill);
@@ -207,12 +284,27 @@ struct Fill<'a> {
     checkpoint: &'a Checkpoint,
     found: &'a HashMap<String, String>,
     spec: HashMap<String, &'a ParamSpec>,
+    heads: &'a [String],
     error: Option<PeftError>,
 }
 
 /// Whether the parameter is a weight whose layer takes it in half precision.
 fn may_be_half(param: &ParamSpec) -> bool {
     matches!(param.owner.as_str(), "Projection" | "Gpt2Linear" | "Embedding") && param.name == "weight"
+}
+
+/// Whether the parameter is a weight whose layer takes it in codes.
+fn may_be_packed(param: &ParamSpec) -> bool {
+    matches!(param.owner.as_str(), "Projection" | "Gpt2Linear") && param.name == "weight"
+}
+
+/// The shape of a matrix as bitsandbytes stores it: the layers of GPT-2 are turned for it.
+fn output_first(param: &ParamSpec) -> Vec<usize> {
+    let mut shape = param.shape_on_disk();
+    if param.owner == "Gpt2Linear" {
+        shape.reverse();
+    }
+    shape
 }
 
 /// The numbers, if a device has such.
@@ -224,6 +316,41 @@ fn supported(data: TensorData, device: &Device) -> Result<TensorData> {
     Err(PeftError::unsupported(what, "the device does not compute with it: load the base in float32"))
 }
 
+impl Fill<'_> {
+    /// The matrix in codes, if it is stored so or is to become so.
+    fn packed(&self, key: &str, file: &TensorFile, spec: &ParamSpec, device: &Device) -> Result<Option<Tensor<2>>> {
+        let is_turned = spec.owner == "Gpt2Linear";
+        let as_seen = |matrix: Tensor<2>| if is_turned { matrix.transpose() } else { matrix };
+        if self.checkpoint.is_quantised(key) {
+            if !may_be_packed(spec) {
+                let reason =
+                    format!("`{key}` is quantised, but `{}` is no layer that computes with codes", spec.module);
+                return Err(PeftError::bad_file(file.path(), reason));
+            }
+            let matrix = self.checkpoint.with_quantised(key, |it| packed_tensor(&it, device))?;
+            return Ok(Some(as_seen(matrix)));
+        }
+        let Some(config) = self.checkpoint.quantize.as_ref().filter(|_| may_be_packed(spec)) else { return Ok(None) };
+        let is_head = self.heads.iter().any(|it| contains_module(&spec.module, it));
+        if config.skips(&spec.module, is_head)? {
+            return Ok(None);
+        }
+        let floats = file.floats(key)?;
+        let (mut shape, mut numbers) = (floats.shape().dims::<2>(), floats.as_slice::<f32>().unwrap_or(&[]).to_vec());
+        if is_turned {
+            let [rows, columns] = shape;
+            numbers = (0..columns)
+                .flat_map(|to| (0..rows).map(move |from| from * columns + to))
+                .map(|at| numbers[at])
+                .collect();
+            shape = [columns, rows];
+        }
+        let quantized = Quantized::new(&numbers, shape, config.format, config.double_quant, Rounding::Single);
+        let quantized = quantized.map_err(|error| error.in_file(file.path()))?;
+        packed_tensor(&quantized.view(), device).map(|it| Some(as_seen(it)))
+    }
+}
+
 impl MapParams for Fill<'_> {
     fn float<const D: usize>(&mut self, at: &PathStack, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let path = at.path();
@@ -232,6 +359,19 @@ impl MapParams for Fill<'_> {
         };
         let (Some(file), Some(spec)) = (self.checkpoint.file(key), self.spec.get(&path)) else { return param };
         let device = param.lazy_device();
+        if let Some(packed) = self.packed(key, file, spec, &device).transpose() {
+            return match packed {
+                Ok(matrix) => {
+                    let id = param.id;
+                    // A packed matrix has two axes, and so has the parameter.
+                    param.transform_for_load(Tensor::from_dispatch(matrix.into_dispatch()), id)
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    param
+                }
+            };
+        }
         let dtype = if may_be_half(spec) { self.checkpoint.dtype } else { BaseDtype::Float32 };
         match file.numbers(key, dtype).and_then(|it| supported(it, &device)) {
             Ok(mut data) => {

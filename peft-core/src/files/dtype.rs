@@ -8,6 +8,7 @@ use half::{bf16, f16};
 pub use safetensors::Dtype;
 
 use crate::error::{PeftError, Result};
+use crate::quant::QuantConfig;
 
 /// In which numbers the frozen matrices of a base are stored: `dtype` of transformers.
 ///
@@ -94,12 +95,19 @@ pub struct Placement {
     pub device: Device,
     /// What the matrices are stored in.
     pub dtype: BaseDtype,
+    /// In how few bits the linear layers are kept, if they are not stored so already.
+    pub quantize: Option<QuantConfig>,
 }
 
 impl Placement {
     /// On a device, in single precision.
     pub fn on(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: BaseDtype::default() }
+        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None }
+    }
+
+    /// With linear layers in fewer bits.
+    pub fn with_quantization(self, quantize: impl Into<Option<QuantConfig>>) -> Self {
+        Self { quantize: quantize.into(), ..self }
     }
 
     /// With matrices in other numbers.
@@ -133,6 +141,15 @@ pub enum FloatType {
 }
 
 impl FloatType {
+    /// Floats as a file of this type holds them.
+    pub(crate) fn bytes_of(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes()).collect(),
+            Self::BF16 => values.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes()).collect(),
+        }
+    }
+
     /// Bytes of a number.
     pub fn bytes(self) -> usize {
         match self {

@@ -6,5 +6,6 @@ pub mod folder;
 pub mod inside;
 pub mod place;
 pub mod plain;
+mod quantised;
 pub mod safetensors;
 pub mod shards;

@@ -104,6 +104,14 @@ impl TensorFile {
         self.info(key).map(|it| it.data_offsets.1 - it.data_offsets.0)
     }
 
+    /// The bytes of a tensor, as they lie in the file.
+    ///
+    /// # Errors
+    /// If the file does not have it.
+    pub fn raw(&self, key: &str) -> Result<&[u8]> {
+        self.tensor(key).map(|it| it.1)
+    }
+
     /// A tensor as floats, cast once.
     pub fn floats(&self, key: &str) -> Result<TensorData> {
         let (info, bytes) = self.tensor(key)?;
@@ -255,15 +263,12 @@ pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
             let (dtype, bytes) = if data.dtype().is_float() {
                 let data = data.convert::<f32>();
                 let values = data.as_slice::<f32>().expect("converted to f32");
-                match float {
-                    FloatType::F32 => (Dtype::F32, values.iter().flat_map(|it| it.to_le_bytes()).collect()),
-                    FloatType::F16 => {
-                        (Dtype::F16, values.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes()).collect())
-                    }
-                    FloatType::BF16 => {
-                        (Dtype::BF16, values.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes()).collect())
-                    }
-                }
+                let dtype = match float {
+                    FloatType::F32 => Dtype::F32,
+                    FloatType::F16 => Dtype::F16,
+                    FloatType::BF16 => Dtype::BF16,
+                };
+                (dtype, float.bytes_of(values))
             } else {
                 let data = data.convert::<i64>();
                 let values = data.as_slice::<i64>().expect("converted to i64");
@@ -283,15 +288,22 @@ pub fn serialize(tensors: Vec<Stored>, float: FloatType) -> Result<Vec<u8>> {
 /// Names the tensor, and the number that is too large for half precision.
 pub fn check_finite(tensors: &[Stored], float: FloatType, next: &str) -> Result<()> {
     for Stored { key, data } in tensors.iter().filter(|it| it.data.dtype().is_float()) {
-        let beyond = |it: &f32| !float.holds(*it);
-        let what = match data.iter::<f32>().find(beyond) {
-            None => continue,
-            Some(number) if number.is_finite() => format!("{number:e}, too large for {float}"),
-            Some(_) => "NaN or infinity".to_owned(),
-        };
-        return Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {what}; {next}")));
+        match data.as_slice::<f32>() {
+            Ok(values) => check_numbers(key, values, float, next)?,
+            Err(_) => check_numbers(key, &data.iter::<f32>().collect::<Vec<_>>(), float, next)?,
+        }
     }
     Ok(())
+}
+
+/// The same for one tensor.
+pub(crate) fn check_numbers(key: &str, values: &[f32], float: FloatType, next: &str) -> Result<()> {
+    let what = match values.iter().find(|it| !float.holds(**it)) {
+        None => return Ok(()),
+        Some(number) if number.is_finite() => format!("{number:e}, too large for {float}"),
+        Some(_) => "NaN or infinity".to_owned(),
+    };
+    Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {what}; {next}")))
 }
 
 /// Writes a safetensors file. See [`write_atomically`].

@@ -6,12 +6,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::error::{PeftError, Result};
 use crate::files::dtype::{Dtype, FloatType};
-use crate::files::safetensors::Stored;
+use crate::files::safetensors::{Stored, check_numbers};
 
 /// Most bytes of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +63,8 @@ struct Shard {
 #[derive(Debug)]
 pub struct ShardWriter {
     folder: PathBuf,
+    /// What the names of files begin with.
+    stem: &'static str,
     float: FloatType,
     shards: Vec<Shard>,
     /// The shard and the tensor in it that come next.
@@ -75,6 +76,17 @@ impl ShardWriter {
     /// `tensors` are the keys and shapes of what will be written, in this order. What has no axes is a count, an integer. As in the reference, a shard ends where
     /// the next tensor would make it larger than `limit`.
     pub fn new(folder: &Path, tensors: Vec<(String, Vec<usize>)>, float: FloatType, limit: ShardSize) -> Self {
+        Self::called("model", folder, tensors, float, limit)
+    }
+
+    /// The same for files whose names begin otherwise: diffusers looks for `diffusion_pytorch_model.safetensors`.
+    pub fn called(
+        stem: &'static str,
+        folder: &Path,
+        tensors: Vec<(String, Vec<usize>)>,
+        float: FloatType,
+        limit: ShardSize,
+    ) -> Self {
         let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];
         let mut filled = 0;
         for (key, shape) in tensors {
@@ -90,11 +102,11 @@ impl ShardWriter {
         }
         let count = shards.len();
         let name = |at: usize| match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+            1 => format!("{stem}.safetensors"),
+            _ => format!("{stem}-{:05}-of-{count:05}.safetensors", at + 1),
         };
         let shards = shards.into_iter().enumerate().map(|(at, tensors)| Shard { name: name(at), tensors }).collect();
-        Self { folder: folder.to_path_buf(), float, shards, next: (0, 0), open: None }
+        Self { folder: folder.to_path_buf(), stem, float, shards, next: (0, 0), open: None }
     }
 
     /// Names of the files that are written, without the index.
@@ -114,21 +126,15 @@ impl ShardWriter {
             return Err(PeftError::Invalid(format!("`{key}` is not the next tensor of the checkpoint")));
         }
         let is_count = data.shape().num_dims() == 0;
-        let counted = data.iter::<i64>().next();
+        let counted = if is_count { data.iter::<i64>().next() } else { None };
         let data = data.convert::<f32>();
         let values = data.as_slice::<f32>().map_err(|error| PeftError::Invalid(format!("`{key}`: {error:?}")))?;
-        if let Some(value) = values.iter().find(|it| !self.float.holds(**it)) {
-            let reason = match value.is_finite() {
-                true => format!("{value}, which is too large for {}: write bfloat16 or float32", self.float),
-                false => format!("{value}, which is no finite number"),
-            };
-            return Err(PeftError::NotFinite(format!("refusing to write: `{key}` holds {reason}")));
-        }
+        check_numbers(&key, values, self.float, "write bfloat16 or float32")?;
         let (path, file) = match self.open.take() {
             Some(open) => self.open.insert(open),
             None => self.open.insert(open_shard(&self.folder, &self.shards[self.next.0], self.float)?),
         };
-        let written = match counted.filter(|_| is_count) {
+        let written = match counted {
             Some(count) => file.write_all(&count.to_le_bytes()),
             None => write_floats(file, values, self.float),
         };
@@ -166,7 +172,7 @@ impl ShardWriter {
                 },
                 "weight_map": keys,
             });
-            let path = self.folder.join("model.safetensors.index.json");
+            let path = self.folder.join(format!("{}.safetensors.index.json", self.stem));
             let text = serde_json::to_string_pretty(&index).map_err(|error| PeftError::Invalid(error.to_string()))?;
             fs::write(&path, text).map_err(PeftError::io("write", &path))?;
         }
@@ -207,17 +213,7 @@ fn open_shard(folder: &Path, shard: &Shard, float: FloatType) -> Result<(PathBuf
 }
 
 fn write_floats(file: &mut impl Write, values: &[f32], float: FloatType) -> std::io::Result<()> {
-    let mut bytes = Vec::with_capacity(1 << 16);
-    for chunk in values.chunks(1 << 14) {
-        bytes.clear();
-        match float {
-            FloatType::F32 => bytes.extend(chunk.iter().flat_map(|it| it.to_le_bytes())),
-            FloatType::F16 => bytes.extend(chunk.iter().flat_map(|it| f16::from_f32(*it).to_le_bytes())),
-            FloatType::BF16 => bytes.extend(chunk.iter().flat_map(|it| bf16::from_f32(*it).to_le_bytes())),
-        }
-        file.write_all(&bytes)?;
-    }
-    Ok(())
+    values.chunks(1 << 14).try_for_each(|chunk| file.write_all(&float.bytes_of(chunk)))
 }
 
 #[cfg(test)]

@@ -101,24 +101,26 @@ impl<M: Module> PeftModel<M> {
     }
 
     fn planned_on_head(&self, name: &str, config: &dyn PeftConfig) -> Result<Planned<M>> {
-        if let Some(head) = self.head.as_ref().filter(|it| (it.is_tied)(&self.model))
-            && !config.keeps_head_tied(&self.spec)
+        let (model, changed) = self.with_layers_of(config)?;
+        let base = changed.as_ref().unwrap_or(&self.spec);
+        if let Some(calls) = self.calls.as_ref().filter(|it| (it.is_tied)(&model))
+            && !config.keeps_head_tied(base)
         {
-            let mut model = self.model.clone();
-            (head.untie)(&mut model);
-            let mut spec = (head.spec)(&model);
-            (spec.base_name, spec.task_type) = (self.spec.base_name.clone(), self.spec.task_type.clone());
+            let mut untied = model.clone();
+            (calls.untie)(&mut untied);
+            let spec = base.describing_changed((calls.spec)(&untied));
             let on_head = |plan: &Plan| {
                 // The bias of a masked language model's head is trained where it is.
-                let is_new = |it: &ParamSpec| it.name == "weight" && self.spec.get(&it.path()).is_none();
+                let is_new = |it: &ParamSpec| it.name == "weight" && base.get(&it.path()).is_none();
                 plan.rows.iter().any(|it| spec.is_head(&it.param.module) && is_new(&it.param))
             };
             if let Some(plan) = config.plan(&spec).ok().filter(on_head) {
                 self.check_head_is_free(name)?;
-                return Ok(Planned { model, spec: Some(spec), plan });
+                return Ok(Planned { model: untied, spec: Some(spec), plan });
             }
         }
-        Ok(Planned { model: self.model.clone(), spec: None, plan: config.plan(&self.spec)? })
+        let plan = config.plan(base)?;
+        Ok(Planned { model, spec: changed, plan })
     }
 
     /// Refuses to untie a head that an adapter on the embedding matrix moves along.

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::ops;
 use crate::spec::{PathStack, VisitParams, visit_params};
 use crate::stable_hash;
 
@@ -21,7 +22,7 @@ pub fn fingerprint<M: Module>(model: &M) -> String {
             if at.in_adapters() {
                 return;
             }
-            let value = param.base();
+            let value = ops::to_f32(param.base());
             let (shape, count) = (value.dims(), value.shape().num_elements());
             self.elements += count;
             self.seen += &format!("{} {shape:?}", at.path());

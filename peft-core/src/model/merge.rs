@@ -36,7 +36,7 @@ impl<M: Module> PeftModel<M> {
         let sets = slots::collect(&model);
         let biases = slots::pending_biases(&sets)?;
         slots::check_biases(biases.iter().filter(|(path, _)| spec.get(path).is_none()))?;
-        let is_tied = self.head.as_ref().is_some_and(|it| (it.is_tied)(&model));
+        let is_tied = self.calls.as_ref().is_some_and(|it| (it.is_tied)(&model));
         let sets = sets.into_iter().map(|set| (set.param().path(), set)).collect();
         Ok(Merged { model, spec, is_tied, sets, biases })
     }
@@ -53,7 +53,7 @@ impl<M: Module> PeftModel<M> {
         let model = self.model.valid();
         let sets = slots::collect(&model);
         slots::pending_biases(&sets)?;
-        let tied = self.head.as_ref().filter(|it| (it.is_tied)(&model)).zip(table_of(&self.spec));
+        let tied = self.calls.as_ref().filter(|it| (it.is_tied)(&model)).zip(table_of(&self.spec));
         let Some((head, set)) =
             tied.and_then(|(head, table)| Some((head, sets.iter().find(|it| it.param().path() == table.path())?)))
         else {
@@ -74,8 +74,7 @@ impl<M: Module> PeftModel<M> {
                           place for a head of its own: keep the adapter unmerged";
             return Err(PeftError::unsupported(format!("merging into `{}`", set.param().path()), reason));
         }
-        let mut spec = (head.spec)(&untied);
-        (spec.base_name, spec.task_type) = (self.spec.base_name.clone(), self.spec.task_type.clone());
+        let spec = self.spec.describing_changed((head.spec)(&untied));
         // What the head has of its own now goes through the adapters that moved it along, and its bias through all of
         // the bias that it was.
         for own in spec.iter().filter(|it| self.spec.get(&it.path()).is_none()) {

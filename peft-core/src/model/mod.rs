@@ -3,6 +3,7 @@
 mod add;
 pub mod fingerprint;
 mod folders;
+pub mod layers;
 pub mod merge;
 pub mod peft_model;
 pub mod state;

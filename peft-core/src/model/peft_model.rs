@@ -46,18 +46,19 @@ pub struct PeftModel<M> {
     pub(super) adapters: IndexMap<String, AdapterInfo>,
     pub(super) active: Vec<String>,
     pub(super) enabled: bool,
-    pub(super) head: Option<HeadOf<M>>,
+    pub(super) calls: Option<AdaptableCalls<M>>,
     /// Whether a saved folder holds the embedding matrices, as one must whose vocabulary was resized. `None` decides by the
     /// `vocab_size` in the `config.json` of [`ModelSpec::base_name`], if that is a folder.
     pub save_embedding_layers: Option<bool>,
 }
 
-/// What [`Adaptable`] says of a model's head, for a [`PeftModel`] whose methods know its model as a [`Module`] only.
+/// What [`Adaptable`] says of a model and does to it, for a [`PeftModel`] whose methods know its model as a [`Module`] only.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct HeadOf<M> {
+pub(super) struct AdaptableCalls<M> {
     pub(super) is_tied: fn(&M) -> bool,
     pub(super) untie: fn(&mut M),
     pub(super) spec: fn(&M) -> ModelSpec,
+    pub(super) repeat_layers: fn(&mut M, &[usize]) -> Result<()>,
 }
 
 impl<M> Deref for PeftModel<M> {
@@ -79,8 +80,13 @@ impl<M: Module> PeftModel<M> {
         M: Adaptable,
     {
         let spec = model.spec();
-        let head = HeadOf { is_tied: M::is_tied, untie: M::untie_head, spec: M::spec };
-        Self { head: Some(head), ..Self::with_spec(model, spec) }
+        let calls = AdaptableCalls {
+            is_tied: M::is_tied,
+            untie: M::untie_head,
+            spec: M::spec,
+            repeat_layers: M::repeat_layers,
+        };
+        Self { calls: Some(calls), ..Self::with_spec(model, spec) }
     }
 
     /// Wraps any module, of which nothing is known but its parameters: configurations must name their targets.
@@ -97,7 +103,7 @@ impl<M: Module> PeftModel<M> {
             adapters: IndexMap::new(),
             active: Vec::new(),
             enabled: true,
-            head: None,
+            calls: None,
             save_embedding_layers: None,
         }
     }

@@ -28,7 +28,10 @@ pub fn first_not_finite<M: Module>(model: &M) -> Option<String> {
     struct Find(Option<String>);
     impl VisitParams for Find {
         fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
-            if self.0.is_none() && !at.in_adapters() && !param.base().into_data().iter::<f32>().all(f32::is_finite) {
+            if self.0.is_none()
+                && !at.in_adapters()
+                && !ops::to_f32(param.base()).into_data().iter::<f32>().all(f32::is_finite)
+            {
                 self.0 = Some(at.path());
             }
         }

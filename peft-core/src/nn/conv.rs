@@ -8,7 +8,7 @@ use super::lazy::{INITIALIZER_RANGE, constant, normal};
 use crate::forward;
 use crate::ops::{self, Layout};
 
-/// A convolution along one axis: torch's `nn.Conv1d` with a stride of 1.
+/// A convolution along one axis: torch's `nn.Conv1d`.
 #[derive(Module, Debug)]
 pub struct Conv1d {
     /// `[out, in / groups, width]`
@@ -16,16 +16,18 @@ pub struct Conv1d {
     /// `[out]`
     pub bias: Param<Tensor<1>>,
     padding: usize,
+    stride: usize,
     groups: usize,
 }
 
 impl Conv1d {
-    /// A lazy layer from `in` to `out` channels.
+    /// A lazy layer from `in` to `out` channels, with a stride of 1.
     pub fn new([d_input, d_output]: [usize; 2], width: usize, groups: usize, device: &Device) -> Self {
         Self {
             weight: normal([d_output, d_input / groups, width], INITIALIZER_RANGE, device),
             bias: constant([d_output], 0.0, device),
             padding: 0,
+            stride: 1,
             groups,
         }
     }
@@ -36,12 +38,18 @@ impl Conv1d {
         self
     }
 
+    /// With so many places from one output to the next.
+    pub fn with_stride(mut self, stride: usize) -> Self {
+        self.stride = stride;
+        self
+    }
+
     /// # Shapes
     /// - input: `[batch, in, length]`
-    /// - output: `[batch, out, length + 2 · padding − width + 1]`
+    /// - output: `[batch, out, (length + 2 · padding − width) / stride + 1]`
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
         forward::by_rows(self, input, |it, input| {
-            let options = ConvOptions::new([1], [it.padding], [1], it.groups);
+            let options = ConvOptions::new([it.stride], [it.padding], [1], it.groups);
             burn::tensor::module::conv1d(input, it.weight.val(), Some(it.bias.val()), options)
         })
     }

@@ -8,6 +8,7 @@ mod attention;
 pub(crate) mod bf16;
 mod cross_entropy;
 mod dropout;
+mod group_norm;
 mod interpolate;
 #[cfg(feature = "flex")]
 mod kernel;
@@ -23,6 +24,7 @@ mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod to_f32;
+mod upsample;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 #[doc(hidden)]
@@ -31,6 +33,7 @@ pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft
 pub use bf16::{check_bf16, within_bf16};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
+pub use group_norm::group_norm;
 pub use interpolate::{Interpolation, interpolate};
 pub use labels::IGNORE_INDEX;
 pub use layout::Layout;
@@ -40,3 +43,4 @@ pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
 pub use split::split;
 pub use to_f32::{embedding, to_f32};
+pub use upsample::upsample_nearest;

@@ -4,6 +4,7 @@ use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{self as ops, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
 use crate::ops::Layout;
+use crate::quant::{self, FourBit, QuantFormat, Rounding};
 
 fn device() -> Device {
     Device::flex()
@@ -762,31 +763,33 @@ fn products_in_bf16() {
     assert_eq!(odd(1.001), (2.0, 2.002));
 }
 
+/// The bits of all that products with a weight give, forward and backward.
+fn products_with(w: &Tensor<2>, layout: Layout, dims: [usize; 3]) -> Vec<u32> {
+    let [rows, d_in, d_out] = dims;
+    let tracked = |it: Tensor<2>| Tensor::from_inner(it).require_grad();
+    let [x, a, b] = [([rows, d_in], 1), ([2, d_in], 3), ([d_out, 2], 4)].map(|it| tracked(numbers(it.0, it.1)));
+    let w = Tensor::from_inner(w.clone());
+    let bias = || Some(Tensor::from_inner(numbers([d_out], 5)));
+    let update = || LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: 0.0 };
+    let mut losses = vec![ops::linear(x.clone(), w.clone(), None, layout)];
+    losses.push(ops::linear(x.clone(), w.clone(), bias(), layout));
+    losses.push(ops::linear_low_rank(x.clone(), w.clone(), None, layout, update()));
+    losses.push(ops::linear_low_rank(x.clone(), w.clone(), bias(), layout, update()));
+    if layout == Layout::OutIn {
+        let labels: Vec<i64> = (0..rows as i64).map(|it| it * 7 % d_out as i64).collect();
+        let labels = Tensor::from_data(TensorData::new(labels, [rows]), &device());
+        losses.push(ops::linear_cross_entropy(x.clone(), w.clone(), labels, 0.1).unsqueeze());
+    }
+    let each = losses.into_iter().flat_map(|output| {
+        let grads = (output.clone() * output.clone()).sum().backward();
+        let slopes = [&x, &a, &b].map(|it| it.grad(&grads).map(values).unwrap_or_default());
+        [vec![values(output.inner())], slopes.to_vec()].concat()
+    });
+    each.flatten().map(f32::to_bits).collect::<Vec<u32>>()
+}
+
 #[test]
 fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
-    let outputs = |w: &Tensor<2>, layout: Layout, dims: [usize; 3]| {
-        let [rows, d_in, d_out] = dims;
-        let tracked = |it: Tensor<2>| Tensor::from_inner(it).require_grad();
-        let [x, a, b] = [([rows, d_in], 1), ([2, d_in], 3), ([d_out, 2], 4)].map(|it| tracked(numbers(it.0, it.1)));
-        let w = Tensor::from_inner(w.clone());
-        let bias = || Some(Tensor::from_inner(numbers([d_out], 5)));
-        let update = || LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout: 0.0 };
-        let mut losses = vec![ops::linear(x.clone(), w.clone(), None, layout)];
-        losses.push(ops::linear(x.clone(), w.clone(), bias(), layout));
-        losses.push(ops::linear_low_rank(x.clone(), w.clone(), None, layout, update()));
-        losses.push(ops::linear_low_rank(x.clone(), w.clone(), bias(), layout, update()));
-        if layout == Layout::OutIn {
-            let labels: Vec<i64> = (0..rows as i64).map(|it| it * 7 % d_out as i64).collect();
-            let labels = Tensor::from_data(TensorData::new(labels, [rows]), &device());
-            losses.push(ops::linear_cross_entropy(x.clone(), w.clone(), labels, 0.1).unsqueeze());
-        }
-        let each = losses.into_iter().flat_map(|output| {
-            let grads = (output.clone() * output.clone()).sum().backward();
-            let slopes = [&x, &a, &b].map(|it| it.grad(&grads).map(values).unwrap_or_default());
-            [vec![values(output.inner())], slopes.to_vec()].concat()
-        });
-        each.flatten().map(f32::to_bits).collect::<Vec<u32>>()
-    };
     for dtype in [DType::BF16, DType::F16] {
         for dims in [[3, 5, 7], [33, 34, 35], [70, 800, 49]] {
             let [_, d_in, d_out] = dims;
@@ -798,7 +801,7 @@ fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
                 for half in [whole.clone(), large.clone().narrow(0, 1, rows).narrow(1, 2, columns)] {
                     let to_f32 = half.clone().cast(DType::F32);
                     assert_eq!(to_f32.dtype(), DType::F32);
-                    let same = outputs(&half, layout, dims) == outputs(&to_f32, layout, dims);
+                    let same = products_with(&half, layout, dims) == products_with(&to_f32, layout, dims);
                     assert!(same, "{dims:?} {layout:?} {dtype:?}");
                 }
             }
@@ -808,5 +811,30 @@ fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
         let ids: Tensor<2, Int> = Tensor::from_data(TensorData::from([[3i64, 10, 0], [1, 3, 7]]), &device());
         let rows = ops::embedding(ids.clone(), table.clone());
         assert_eq!(values(rows), values(ops::embedding(ids, table.cast(DType::F32))));
+    }
+}
+
+#[test]
+fn a_weight_in_few_bits_gives_the_bits_of_the_numbers_that_it_means() {
+    for (format, double, rounding) in [
+        (QuantFormat::FourBit(FourBit::Nf4), false, Rounding::Single),
+        (QuantFormat::FourBit(FourBit::Nf4), true, Rounding::Bf16),
+        (QuantFormat::FourBit(FourBit::Fp4), true, Rounding::F16),
+        (QuantFormat::Int8, false, Rounding::Single),
+    ] {
+        // Lines of odd length, blocks across lines, one row and many.
+        for dims in [[1, 5, 37], [3, 64, 40], [33, 35, 34], [70, 800, 49], [20, 130, 200]] {
+            let [_, d_in, d_out] = dims;
+            for (layout, shape) in [(Layout::OutIn, [d_out, d_in]), (Layout::InOut, [d_in, d_out])] {
+                let packed = quant::quantized(&numbers(shape, 2), format, double, rounding).expect("packed on flex");
+                let meant = ops::to_f32(packed.clone());
+                assert_eq!((meant.dtype(), meant.dims(), packed.dims()), (DType::F32, shape, shape));
+                let name = format!("{format:?} {double} {rounding:?} {dims:?} {layout:?}");
+                assert!(products_with(&packed, layout, dims) == products_with(&meant, layout, dims), "{name}");
+                // As its transpose is seen, too.
+                let turned = values(ops::to_f32(packed.transpose()).transpose());
+                assert_eq!(turned, values(meant), "{name}");
+            }
+        }
     }
 }

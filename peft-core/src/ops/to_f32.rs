@@ -6,10 +6,15 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
+#[cfg(feature = "flex")]
+use crate::quant;
+
 /// The tensor in single precision: itself, or what its halves are exactly.
 pub fn to_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     match tensor.dtype() {
         DType::BF16 | DType::F16 => tensor.cast(DType::F32),
+        #[cfg(feature = "flex")]
+        dtype if quant::is_packed(dtype) => quant::widened(tensor),
         _ => tensor,
     }
 }

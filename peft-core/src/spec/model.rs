@@ -9,6 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::erased::AnyModule;
+use crate::error::{PeftError, Result};
 use crate::spec::labels::Labels;
 use crate::spec::other_names::OtherNames;
 use crate::spec::param::{ParamKind, ParamSpec, kind_of};
@@ -37,6 +38,19 @@ pub trait Adaptable {
     /// A tied model that leaves out this or [`is_tied`](Adaptable::is_tied) works, but an adapter that names its head is
     /// refused: there is no such layer.
     fn untie_head(&mut self) {}
+
+    /// Rebuilds the stack from its own layers: the first is that with the number `order[0]`, and so on. A layer may come
+    /// several times, and all of it is shared. `layer_replication` of LoRA asks for this.
+    ///
+    /// [`spec`](Adaptable::spec) is called again afterwards. A model whose layers differ by their place must see to it that
+    /// the rebuilt one computes what a checkpoint of that many layers would.
+    ///
+    /// # Errors
+    /// If the model cannot do this, as is the default, or has no layer of such a number.
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        let _ = order;
+        Err(PeftError::unsupported("layer_replication", "this model has no one stack of layers that could be repeated"))
+    }
 }
 
 /// Where prompts go into a model, and the sizes that they must have.
@@ -87,6 +101,8 @@ pub struct ModelSpec {
     pub heads: Vec<String>,
     /// Modules whose stacks of matrices lie as `[experts, in, out]`, not `[experts, out, in]`: `is_transposed` in Python.
     pub transposed: Vec<String>,
+    /// Path of the embedding matrix of tokens, where that is not the first embedding of the model.
+    pub tokens: Option<String>,
     /// Where prompts go in; nothing in models that take none.
     pub prompts: Option<PromptShape>,
     /// The positions that tokens may have, where a table has a row for each: `0..1024` in GPT-2, `2..514` in RoBERTa.
@@ -103,6 +119,12 @@ pub struct ModelSpec {
     pub other_names: &'static [(&'static str, &'static str)],
     /// What the outputs of its head mean, if somebody said so. A fresh adapter that trains the head takes them along.
     pub labels: Option<Labels>,
+    /// How far each layer sees, as `layer_types` of `config.json` spells it, in architectures whose layers may differ in
+    /// this: `full_attention`, `sliding_attention`.
+    pub layer_types: Option<Vec<String>>,
+    /// Numbers of the base's layers, in the order in which they are run, if an adapter has repeated some: see
+    /// [`Adaptable::repeat_layers`].
+    pub layer_order: Option<Vec<usize>>,
 }
 
 impl ModelSpec {
@@ -197,6 +219,22 @@ impl ModelSpec {
         self
     }
 
+    /// Says how far each layer sees, if layers may differ in this.
+    pub fn with_layer_types(mut self, types: impl Into<Option<Vec<String>>>) -> Self {
+        self.layer_types = types.into();
+        self
+    }
+
+    /// The description of the same base after a change to it: what was said of it from outside goes along.
+    pub(crate) fn describing_changed(&self, changed: Self) -> Self {
+        Self {
+            base_name: self.base_name.clone(),
+            task_type: self.task_type.clone(),
+            layer_order: self.layer_order.clone(),
+            ..changed
+        }
+    }
+
     /// Names the modules, by path or its end, whose stacks of matrices lie as `[experts, in, out]`.
     pub fn with_transposed<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
         self.transposed = modules.into_iter().map(Into::into).collect();
@@ -215,6 +253,12 @@ impl ModelSpec {
         self
     }
 
+    /// Says which embedding is that of tokens, in models where another one stands before it.
+    pub fn with_token_table(mut self, path: impl Into<String>) -> Self {
+        self.tokens = Some(path.into());
+        self
+    }
+
     /// Says which positions there are, in models that have a table of them.
     pub fn with_positions(mut self, positions: impl Into<Option<Range<i64>>>) -> Self {
         self.positions = positions.into();
@@ -226,9 +270,10 @@ impl ModelSpec {
         self.positions.as_ref().map(|it| (it.end - it.start.max(0)).max(0) as usize)
     }
 
-    /// The embedding matrix of tokens: the first there is.
+    /// The embedding matrix of tokens: the one that the model names, else the first there is.
     pub fn token_table(&self) -> Option<&Arc<ParamSpec>> {
-        self.layers().find(|it| it.kind == ParamKind::Embedding)
+        let is_named = |it: &ParamSpec| self.tokens.as_ref().is_none_or(|path| it.module == *path);
+        self.layers().find(|it| it.kind == ParamKind::Embedding && is_named(it))
     }
 
     /// Whether a module is one of the output layers, or inside one.
@@ -319,6 +364,10 @@ impl Adaptable for AnyModule<dyn Adaptable> {
 
     fn untie_head(&mut self) {
         (**self).untie_head();
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        (**self).repeat_layers(order)
     }
 }
 

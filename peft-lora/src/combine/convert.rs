@@ -118,7 +118,9 @@ impl<M: Module> ConvertToLora for PeftModel<M> {
         }
         let json = self.adapter_config(adapter)?;
         let mut config = serde_json::Map::new();
-        for field in ["modules_to_save", "bias", "task_type", "base_model_name_or_path", "revision"] {
+        for field in
+            ["modules_to_save", "bias", "task_type", "base_model_name_or_path", "revision", "layer_replication"]
+        {
             config.extend(json.get(field).filter(|it| !it.is_null()).map(|it| (field.to_owned(), it.clone())));
         }
         if config.get("bias").and_then(Value::as_str).is_some_and(|it| it.ends_with("_only")) {

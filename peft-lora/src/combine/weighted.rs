@@ -191,6 +191,8 @@ impl<M: Module> Combine for PeftModel<M> {
             layers_pattern: configs[0].layers_pattern.clone().filter(|_| same_layers(&configs)),
             task_type: configs[0].task_type.clone(),
             fan_in_fan_out: configs[0].fan_in_fan_out,
+            // A model has one.
+            layer_replication: configs[0].layer_replication.clone(),
             ..LoraConfig::default()
         };
         self.add_adapter_with(name, config, tensors)

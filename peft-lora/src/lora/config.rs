@@ -92,6 +92,10 @@ pub struct LoraConfig {
     /// (arXiv 2504.12397). The file has them as they came.
     #[serde(default)]
     pub alora_invocation_tokens: Option<Vec<i64>>,
+    /// Ranges of the base's layers, `[start, end)`, that make a deeper model: `[[0, 4], [2, 5]]` runs the layers 0, 1, 2, 3,
+    /// 2, 3, 4. They share the numbers of the base and have adapters of their own.
+    #[serde(default)]
+    pub layer_replication: Option<Vec<[usize; 2]>>,
     /// Fields that are not read. Written back as they came.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -136,6 +140,7 @@ impl Default for LoraConfig {
             task_type: None,
             trainable_token_indices: None,
             alora_invocation_tokens: None,
+            layer_replication: None,
             other: Map::new(),
         }
     }
@@ -148,10 +153,9 @@ const MOST_ITERATIONS: usize = 1000;
 pub(crate) const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
-pub(crate) const WRITTEN: [(&str, &str); 12] = [
+pub(crate) const WRITTEN: [(&str, &str); 11] = [
     ("arrow_config", "null"),
     ("kasa_config", "null"),
-    ("layer_replication", "null"),
     ("loftq_config", "{}"),
     ("lora_ga_config", "null"),
     ("megatron_config", "null"),

@@ -54,6 +54,10 @@ impl PeftConfig for LoraConfig {
         self.ensure_weight_tying || spec.heads.iter().any(has_rows)
     }
 
+    fn layer_replication(&self) -> Option<&[[usize; 2]]> {
+        self.layer_replication.as_deref()
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         refuse_unknown(&self.other, &HARMLESS)?;
@@ -102,6 +106,9 @@ impl PeftConfig for LoraConfig {
         if !parameters.is_empty() && layers.iter().any(|it| it.param.owner == "Gpt2Linear") {
             plan.not_in_reference.push("PEFT has no `target_parameters` beside Conv1D layers".into());
         }
+        if spec.layer_order.is_some() && !is_replicated_in_reference(spec) {
+            plan.not_in_reference.push("PEFT has no `layer_replication` for this architecture".into());
+        }
         Ok(plan)
     }
 
@@ -143,6 +150,15 @@ impl PeftConfig for LoraConfig {
         }
         Ok(json)
     }
+}
+
+/// Whether the reference repeats the layers of a model: `replicate_layers` looks for them below `model` and `bert` only, and
+/// where they differ transformers looks up their kinds in a list that stays as short as it was.
+fn is_replicated_in_reference(spec: &ModelSpec) -> bool {
+    const STACKS: [&str; 5] = ["layers", "model.layers", "encoder.layer", "bert.encoder.layer", "h"];
+    const LOOKED_UP: [&str; 4] = ["qwen2", "qwen3", "gemma2", "gemma3_text"];
+    let is_found = spec.modules().any(|it| STACKS.contains(&it));
+    is_found && !spec.model_type.as_deref().is_some_and(|it| LOOKED_UP.contains(&it))
 }
 
 impl LoraConfig {

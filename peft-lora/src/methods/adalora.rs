@@ -290,6 +290,10 @@ impl PeftConfig for AdaLoraConfig {
         self.lora.keeps_head_tied(spec)
     }
 
+    fn layer_replication(&self) -> Option<&[[usize; 2]]> {
+        self.lora.layer_replication()
+    }
+
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         self.check()?;
         let selected = self.lora.selection().resolve(spec, spec.model_type.as_deref().and_then(defaults))?;

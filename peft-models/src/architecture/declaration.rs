@@ -8,10 +8,13 @@ use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
 use super::models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
+use crate::common::denoiser::Denoiser;
+use crate::common::input::AudioInput;
 use crate::common::task::{
     CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
@@ -44,7 +47,7 @@ pub(crate) type Constructor<T> = Arc<dyn Fn(&RawConfig, &Device) -> Result<T> + 
 /// the checkpoint's keys.
 ///
 /// Whether a checkpoint holds a head that is not the embedding matrix is told by names (`auto/tied.rs`): a head is
-/// `lm_head.weight`, `embed_out.weight` or `decoder.weight`; the matrix is the weight of `wte`, `shared`, `embed_tokens`,
+/// `lm_head.weight`, `embed_out.weight`, `proj_out.weight` or `decoder.weight`; the matrix is the weight of `wte`, `shared`, `embed_tokens`,
 /// `word_embeddings`, `embed_in` or `tok_embeddings`, or for causal models of the table that
 /// [`PromptShape`](peft_core::PromptShape) names. If there is such a head, loading sets `tie_word_embeddings` to false before
 /// the [`ModelConfig`] reads it. A tied model with other names is loaded as tied.
@@ -54,11 +57,13 @@ pub struct Architecture {
     pub(crate) prefix: String,
     pub(crate) causal_lm: Option<Constructor<AutoCausalLm>>,
     pub(crate) seq2seq_lm: Option<Constructor<AutoSeq2SeqLm>>,
+    pub(crate) speech_seq2seq: Option<Constructor<AutoSpeechSeq2Seq>>,
     pub(crate) sequence_classifier: Option<Constructor<AutoSequenceClassifier>>,
     pub(crate) token_classifier: Option<Constructor<AutoTokenClassifier>>,
     pub(crate) question_answerer: Option<Constructor<AutoQuestionAnswerer>>,
     pub(crate) masked_lm: Option<Constructor<AutoMaskedLm>>,
     pub(crate) feature_extractor: Option<Constructor<AutoFeatureExtractor>>,
+    pub(crate) denoiser: Option<Constructor<AutoDenoiser>>,
     pub(crate) image_classifier: Option<Constructor<AutoImageClassifier>>,
     pub(crate) semantic_segmenter: Option<Constructor<AutoSemanticSegmenter>>,
     pub(crate) image_to_text: Option<Constructor<AutoImageToText>>,
@@ -69,11 +74,13 @@ impl Debug for Architecture {
         let tasks: Vec<&str> = [
             ("causal_lm", self.causal_lm.is_some()),
             ("seq2seq_lm", self.seq2seq_lm.is_some()),
+            ("speech_seq2seq", self.speech_seq2seq.is_some()),
             ("sequence_classifier", self.sequence_classifier.is_some()),
             ("token_classifier", self.token_classifier.is_some()),
             ("question_answerer", self.question_answerer.is_some()),
             ("masked_lm", self.masked_lm.is_some()),
             ("feature_extractor", self.feature_extractor.is_some()),
+            ("denoiser", self.denoiser.is_some()),
             ("image_classifier", self.image_classifier.is_some()),
             ("semantic_segmenter", self.semantic_segmenter.is_some()),
             ("image_to_text", self.image_to_text.is_some()),
@@ -91,7 +98,7 @@ impl Debug for Architecture {
 
 /// The method of a task: the function that builds its model.
 macro_rules! tasks {
-    ($($(#[$doc:meta])* $method:ident: $task:ident as $auto:ident;)+) => {
+    ($($(#[$doc:meta])* $method:ident: $task:path as $auto:ident;)+) => {
         $(
             $(#[$doc])*
             pub fn $method<C, M>(mut self, new: impl Fn(&C, &Device) -> M + Send + Sync + 'static) -> Self
@@ -113,7 +120,7 @@ macro_rules! tasks {
 impl Architecture {
     /// An architecture without models.
     ///
-    /// - `model_types`: what `config.json` calls it, `model_type`.
+    /// - `model_types`: what `config.json` calls it, `model_type`; in files of diffusers `_class_name`.
     /// - `prefix`: what the keys of a whole checkpoint have before those of a headless one: `"model."`, with the dot.
     ///   Loading takes either. Empty if they do not differ.
     pub fn new<S: Into<String>>(model_types: impl IntoIterator<Item = S>, prefix: impl Into<String>) -> Self {
@@ -122,11 +129,13 @@ impl Architecture {
             prefix: prefix.into(),
             causal_lm: None,
             seq2seq_lm: None,
+            speech_seq2seq: None,
             sequence_classifier: None,
             token_classifier: None,
             question_answerer: None,
             masked_lm: None,
             feature_extractor: None,
+            denoiser: None,
             image_classifier: None,
             semantic_segmenter: None,
             image_to_text: None,
@@ -138,6 +147,8 @@ impl Architecture {
         causal_lm: CausalLm as AutoCausalLm;
         /// With a sequence-to-sequence model.
         seq2seq_lm: Seq2SeqLm as AutoSeq2SeqLm;
+        /// With a sequence-to-sequence model that reads recordings.
+        speech_seq2seq: Seq2SeqLm<AudioInput> as AutoSpeechSeq2Seq;
         /// With a sequence classifier.
         sequence_classifier: SequenceClassifier as AutoSequenceClassifier;
         /// With a token classifier.
@@ -148,6 +159,8 @@ impl Architecture {
         masked_lm: MaskedLm as AutoMaskedLm;
         /// With a model without a head.
         feature_extractor: FeatureExtractor as AutoFeatureExtractor;
+        /// With a noise predictor.
+        denoiser: Denoiser as AutoDenoiser;
         /// With an image classifier.
         image_classifier: ImageClassifier as AutoImageClassifier;
         /// With a semantic segmentation model.

@@ -7,7 +7,8 @@ mod origin;
 pub(crate) use declaration::Constructor;
 pub use declaration::{Architecture, ModelConfig};
 pub use models::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier,
 };
 pub(crate) use origin::Origin;

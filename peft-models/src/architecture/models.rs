@@ -10,7 +10,8 @@ use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 use super::origin::Origin;
 use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
-use crate::common::input::ModelInput;
+use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
+use crate::common::input::{AudioInput, ModelInput};
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
     CausalLm, Encoded, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter,
@@ -22,7 +23,7 @@ use crate::common::task::{
 macro_rules! auto_model {
     (
         $(#[$doc:meta])*
-        $name:ident: $task:ident as $object:ident, task_type: $task_type:expr $(, labels: $labels:ident)?;
+        $name:ident: $task:path as $object:ident, task_type: $task_type:expr $(, labels: $labels:ident)?;
         $(fn $method:ident($($arg:ident: $type:ty),*) -> $output:ty;)*
         $(mut fn $change:ident();)*
     ) => {
@@ -40,6 +41,7 @@ macro_rules! auto_model {
             fn spec(&self) -> ModelSpec;
             fn has_tied_head(&self) -> bool;
             fn untie_head(&mut self);
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()>;
             $(fn $method(&self, $($arg: $type),*) -> $output;)*
             $(fn $change(&mut self);)*
         }
@@ -54,11 +56,14 @@ macro_rules! auto_model {
             fn untie_head(&mut self) {
                 Adaptable::untie_head(self);
             }
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                Adaptable::repeat_layers(self, order)
+            }
             $(fn $method(&self, $($arg: $type),*) -> $output {
-                $task::$method(self, $($arg),*)
+                <Self as $task>::$method(self, $($arg),*)
             })*
             $(fn $change(&mut self) {
-                $task::$change(self);
+                <Self as $task>::$change(self);
             })*
         }
 
@@ -124,6 +129,10 @@ macro_rules! auto_model {
 
             fn untie_head(&mut self) {
                 self.model.untie_head();
+            }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                self.model.repeat_layers(order)
             }
         }
 
@@ -207,6 +216,21 @@ auto_model! {
     fn head(hidden: Tensor<2>) -> Tensor<2>;
     fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
     fn decoder_start() -> Option<u32>;
+    fn check_source(source: &ModelInput) -> Result<()>;
+    fn is_tied() -> bool;
+    mut fn untie();
+}
+
+auto_model! {
+    /// A sequence-to-sequence model that reads recordings, of any architecture: `AutoModelForSpeechSeq2Seq`.
+    // PEFT's guide trains it without a task type, whose wrapper would ask for `input_ids`.
+    AutoSpeechSeq2Seq: Seq2SeqLm<AudioInput> as SpeechSeq2SeqObject, task_type: None;
+    fn encode(source: &AudioInput) -> Encoded;
+    fn decode(target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
+    fn head(hidden: Tensor<2>) -> Tensor<2>;
+    fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
+    fn decoder_start() -> Option<u32>;
+    fn check_source(source: &AudioInput) -> Result<()>;
     fn is_tied() -> bool;
     mut fn untie();
 }
@@ -242,6 +266,13 @@ auto_model! {
     /// A model without a head, of any architecture.
     AutoFeatureExtractor: FeatureExtractor as FeatureExtractorObject, task_type: Some("FEATURE_EXTRACTION");
     fn last_hidden_state(input: &ModelInput) -> Tensor<3>;
+}
+
+auto_model! {
+    /// A noise predictor of any architecture.
+    AutoDenoiser: Denoiser as DenoiserObject, task_type: None;
+    fn predict(input: &DenoiserInput) -> Tensor<4>;
+    fn about() -> &DenoiserConfig;
 }
 
 auto_model! {
@@ -285,6 +316,13 @@ impl AutoCausalLm {
 }
 
 impl AutoSeq2SeqLm {
+    /// Whether the head is the embedding matrix read the other way.
+    pub fn is_tied(&self) -> bool {
+        self.model.is_tied()
+    }
+}
+
+impl AutoSpeechSeq2Seq {
     /// Whether the head is the embedding matrix read the other way.
     pub fn is_tied(&self) -> bool {
         self.model.is_tied()

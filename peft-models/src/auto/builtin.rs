@@ -11,11 +11,14 @@ use super::hub;
 use super::options::ClassifierOptions;
 use super::registry::ArchitectureRegistry;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier, Origin,
 };
 use crate::common::config::RawConfig;
+use crate::diffusion::{clip_text, unet};
 use crate::multimodal::blip2;
+use crate::speech::whisper;
 use crate::text::decoder::{bloom, chatglm, gemma, gpt_neo, gpt_neox, gpt2, gptj, llama, opt, phi3};
 use crate::text::encoder::{bert, deberta, deberta_v2, modernbert, roberta};
 use crate::text::seq2seq::{bart, t5};
@@ -40,10 +43,13 @@ static BUILTIN: LazyLock<ArchitectureRegistry> = LazyLock::new(|| {
         .with(roberta::architecture())
         .with(bart::architecture())
         .with(t5::architecture())
+        .with(clip_text::architecture())
+        .with(unet::architecture())
         .with(vit::architecture())
         .with(swin::architecture())
         .with(segformer::architecture())
         .with(blip2::architecture())
+        .with(whisper::architecture())
 });
 
 impl ArchitectureRegistry {
@@ -67,6 +73,14 @@ pub fn load_causal_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> 
 /// Reads a sequence-to-sequence model, as [`ArchitectureRegistry::load_seq2seq_lm`].
 pub fn load_seq2seq_lm(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoSeq2SeqLm, LoadReport)> {
     BUILTIN.load_seq2seq_lm(folder, place)
+}
+
+/// Reads a sequence-to-sequence model that reads recordings, as [`ArchitectureRegistry::load_speech_seq2seq`].
+pub fn load_speech_seq2seq(
+    folder: impl AsRef<Path>,
+    place: impl Into<Placement>,
+) -> Result<(AutoSpeechSeq2Seq, LoadReport)> {
+    BUILTIN.load_speech_seq2seq(folder, place)
 }
 
 /// Reads a sequence classifier, as [`ArchitectureRegistry::load_sequence_classifier`].
@@ -107,6 +121,11 @@ pub fn load_feature_extractor(
     place: impl Into<Placement>,
 ) -> Result<(AutoFeatureExtractor, LoadReport)> {
     BUILTIN.load_feature_extractor(folder, place)
+}
+
+/// Reads a noise predictor, as [`ArchitectureRegistry::load_denoiser`].
+pub fn load_denoiser(folder: impl AsRef<Path>, place: impl Into<Placement>) -> Result<(AutoDenoiser, LoadReport)> {
+    BUILTIN.load_denoiser(folder, place)
 }
 
 /// Reads an image classifier, as [`ArchitectureRegistry::load_image_classifier`].
@@ -169,6 +188,8 @@ auto! {
     AutoCausalLm: causal_lm, load_causal_lm();
     /// Loads a sequence-to-sequence model of a built-in architecture.
     AutoSeq2SeqLm: seq2seq_lm, load_seq2seq_lm();
+    /// Loads a sequence-to-sequence model that reads recordings, of a built-in architecture.
+    AutoSpeechSeq2Seq: speech_seq2seq, load_speech_seq2seq();
     /// Loads a sequence classifier of a built-in architecture.
     AutoSequenceClassifier: sequence_classifier, load_sequence_classifier(options: &ClassifierOptions);
     /// Loads a token classifier of a built-in architecture.
@@ -180,6 +201,8 @@ auto! {
     AutoMaskedLm: masked_lm, load_masked_lm();
     /// Loads a model without a head, of a built-in architecture.
     AutoFeatureExtractor: feature_extractor, load_feature_extractor();
+    /// Loads a noise predictor of a built-in architecture.
+    AutoDenoiser: denoiser, load_denoiser();
     /// Loads an image classifier of a built-in architecture.
     AutoImageClassifier: image_classifier, load_image_classifier(options: &ClassifierOptions);
     /// Loads a semantic segmentation model of a built-in architecture.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft_core::files::checkpoint::{BaseDtype, Checkpoint, Placement};
+use peft_core::files::checkpoint::{Checkpoint, Placement};
 use peft_core::{Adaptable, LoadReport, Result};
 use serde_json::{Value, json};
 
@@ -16,11 +16,13 @@ use super::tied::{
 };
 use super::unused;
 use crate::architecture::{
-    AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm, AutoQuestionAnswerer,
-    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier, Origin,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier, Origin,
 };
 use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::missing::draw_missing;
+use crate::diffusion::folder::part;
 
 /// Where the folder does not say, weights start with this standard deviation.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -31,14 +33,25 @@ fn origin(folder: &Path, report: &LoadReport) -> Origin {
 }
 
 /// The weights of a folder, to be kept in these numbers.
-fn open(folder: &Path, dtype: BaseDtype) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(folder)?;
+fn open(folder: &Path, Placement { dtype, quantize, .. }: &Placement) -> Result<Checkpoint> {
+    let (checkpoint, dtype) = (Checkpoint::open(folder)?, *dtype);
     if dtype.rounds(checkpoint.float_type()) {
         tracing::warn!(
             "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
         );
     }
-    Ok(checkpoint.with_dtype(dtype))
+    checkpoint.with_dtype(dtype).with_quantization(quantize.clone())
+}
+
+/// Fills a model; its heads are not quantised.
+fn fill<M: Module + Adaptable>(
+    checkpoint: &Checkpoint,
+    model: M,
+    prefix: &str,
+    optional: &[&str],
+) -> Result<(M, LoadReport)> {
+    let heads = model.spec().heads;
+    checkpoint.load_beside_heads(model, prefix, optional, &heads)
 }
 
 impl ArchitectureRegistry {
@@ -48,10 +61,11 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoCausalLm, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
         let (mut model, prefix) = self.build::<AutoCausalLm>(&raw, device)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         if model.is_tied() && has_another_head(&checkpoint, model.spec().prompts.as_ref())? {
             warn_untied();
             raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
@@ -60,7 +74,7 @@ impl ArchitectureRegistry {
         if model.is_tied() {
             embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -74,9 +88,10 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoSeq2SeqLm, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         let tied = !has_another_head(&checkpoint, None)?;
         // What T5's files say by this field, besides.
         let scaled = raw.json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
@@ -87,7 +102,30 @@ impl ArchitectureRegistry {
             embedding_is_also_under(&mut checkpoint, &model, &HEADS);
         }
         embedding_is_also_under(&mut checkpoint, &model, &ENDS_OF_TABLES);
-        let (model, report) = checkpoint.load(model, prefix, &["final_logits_bias"])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &["final_logits_bias"])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(folder, &report)), report))
+    }
+
+    /// Reads a sequence-to-sequence model that reads recordings. The report names what the folder holds beyond it.
+    ///
+    /// Whether the head is the embedding matrix is seen from the checkpoint.
+    pub fn load_speech_seq2seq(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoSpeechSeq2Seq, LoadReport)> {
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
+        let mut raw = RawConfig::read(folder)?;
+        let mut checkpoint = open(folder, &place)?;
+        let tied = !has_another_head(&checkpoint, None)?;
+        raw.json.insert("tie_word_embeddings".to_owned(), json!(tied));
+        let (model, prefix) = self.build::<AutoSpeechSeq2Seq>(&raw, device)?;
+        if tied {
+            embedding_is_also_under(&mut checkpoint, &model, &HEADS);
+        }
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -100,7 +138,8 @@ impl ArchitectureRegistry {
         place: impl Into<Placement>,
         options: &ClassifierOptions,
     ) -> Result<(AutoSequenceClassifier, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
         let outputs = changed_outputs(&raw, options);
         options.write_into(&mut raw);
@@ -110,7 +149,7 @@ impl ArchitectureRegistry {
             raw.json.insert("pad_token_id".to_owned(), json!(pad));
             model = self.sequence_classifier(&raw, device)?;
         }
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         replace_head(&mut checkpoint, &model, outputs);
         let (model, report) =
             load_with_new_head(&checkpoint, model, prefix, &raw, &["score", "classifier", "pooler", "head"])?;
@@ -158,15 +197,16 @@ impl ArchitectureRegistry {
     fn load_with_labels<T: Task + Module + Adaptable>(
         &self,
         folder: &Path,
-        Placement { device, dtype }: &Placement,
+        place: &Placement,
         options: &ClassifierOptions,
         usual: &[&str],
     ) -> Result<(T, LoadReport)> {
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
         let outputs = changed_outputs(&raw, options);
         options.write_into(&mut raw);
         let (model, prefix) = self.build::<T>(&raw, device)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, place)?;
         other_names::are_also_known(&mut checkpoint, &model, prefix);
         replace_head(&mut checkpoint, &model, outputs);
         let (model, report) = load_with_new_head(&checkpoint, model, prefix, &raw, usual)?;
@@ -181,9 +221,10 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoImageToText, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         let tied = !has_another_head(&checkpoint, None)?;
         if let Some(Value::Object(text)) = raw.json.get_mut("text_config") {
             // What T5's files say by this field, besides.
@@ -196,7 +237,7 @@ impl ArchitectureRegistry {
         if tied {
             table_is_also_under(&mut checkpoint, &model, &HEADS);
         }
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -209,11 +250,12 @@ impl ArchitectureRegistry {
         place: impl Into<Placement>,
         seed: u64,
     ) -> Result<(AutoQuestionAnswerer, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let raw = RawConfig::read(folder)?;
         let (model, prefix) = self.build::<AutoQuestionAnswerer>(&raw, device)?;
         let (model, report) =
-            load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["qa_outputs", "classifier", "head"])?;
+            load_with_new_head(&open(folder, &place)?, model, prefix, &raw, &["qa_outputs", "classifier", "head"])?;
         Ok((start(model, &report, &raw, seed, device).with_origin(origin(folder, &report)), report))
     }
 
@@ -223,16 +265,17 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoMaskedLm, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let mut raw = RawConfig::read(folder)?;
-        let mut checkpoint = open(folder, *dtype)?;
+        let mut checkpoint = open(folder, &place)?;
         if has_another_head(&checkpoint, None)? {
             warn_untied();
             raw.json.insert("tie_word_embeddings".to_owned(), json!(false));
         }
         let (model, prefix) = self.build::<AutoMaskedLm>(&raw, device)?;
         bias_is_also_beside(&mut checkpoint, &model);
-        let (model, report) = checkpoint.load(model, prefix, &[])?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
         unused::check(&report, &checkpoint, &model, prefix, &raw)?;
         Ok((model.with_origin(origin(folder, &report)), report))
     }
@@ -245,11 +288,28 @@ impl ArchitectureRegistry {
         folder: impl AsRef<Path>,
         place: impl Into<Placement>,
     ) -> Result<(AutoFeatureExtractor, LoadReport)> {
-        let (folder, Placement { device, dtype }) = (folder.as_ref(), &place.into());
+        let (folder, place) = (folder.as_ref(), place.into());
+        let device = &place.device;
         let raw = RawConfig::read(folder)?;
         let (model, prefix) = self.build::<AutoFeatureExtractor>(&raw, device)?;
-        let (model, report) = load_with_new_head(&open(folder, *dtype)?, model, prefix, &raw, &["pooler"])?;
+        let (model, report) = load_with_new_head(&open(folder, &place)?, model, prefix, &raw, &["pooler"])?;
         Ok((start(model, &report, &raw, 0, device).with_origin(origin(folder, &report)), report))
+    }
+
+    /// Reads a noise predictor: its own folder, or that of a pipeline, which has it in `unet/`.
+    pub fn load_denoiser(
+        &self,
+        folder: impl AsRef<Path>,
+        place: impl Into<Placement>,
+    ) -> Result<(AutoDenoiser, LoadReport)> {
+        let (folder, place) = (part(folder.as_ref(), "unet"), place.into());
+        let device = &place.device;
+        let raw = RawConfig::read(&folder)?;
+        let (model, prefix) = self.build::<AutoDenoiser>(&raw, device)?;
+        let checkpoint = open(&folder, &place)?;
+        let (model, report) = fill(&checkpoint, model, prefix, &[])?;
+        unused::check(&report, &checkpoint, &model, prefix, &raw)?;
+        Ok((model.with_origin(origin(&folder, &report)), report))
     }
 }
 
@@ -264,7 +324,7 @@ fn load_with_new_head<M: Module + Adaptable>(
 ) -> Result<(M, LoadReport)> {
     let heads = model.spec().heads;
     let optional: Vec<&str> = usual.iter().copied().chain(heads.iter().map(String::as_str)).collect();
-    let (model, report) = checkpoint.load(model, prefix, &optional)?;
+    let (model, report) = fill(checkpoint, model, prefix, &optional)?;
     unused::check(&report, checkpoint, &model, prefix, raw)?;
     Ok((model, report))
 }

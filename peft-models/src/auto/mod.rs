@@ -60,13 +60,14 @@ mod tied;
 mod unused;
 
 pub use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
-    ModelConfig,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier, ModelConfig,
 };
 pub use builtin::{
-    load_causal_lm, load_feature_extractor, load_image_classifier, load_image_to_text, load_masked_lm,
-    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_token_classifier,
+    load_causal_lm, load_denoiser, load_feature_extractor, load_image_classifier, load_image_to_text, load_masked_lm,
+    load_question_answerer, load_semantic_segmenter, load_seq2seq_lm, load_sequence_classifier, load_speech_seq2seq,
+    load_token_classifier,
 };
 pub use options::ClassifierOptions;
 pub use registry::ArchitectureRegistry;

@@ -4,9 +4,9 @@ use burn::tensor::Device;
 use peft_core::{PeftError, Result};
 
 use crate::architecture::{
-    Architecture, AutoCausalLm, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoTokenClassifier,
-    Constructor,
+    Architecture, AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
+    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
+    AutoTokenClassifier, Constructor,
 };
 use crate::common::config::RawConfig;
 
@@ -59,6 +59,8 @@ tasks! {
     causal_lm -> AutoCausalLm, "causal language models";
     /// A sequence-to-sequence model without parameters.
     seq2seq_lm -> AutoSeq2SeqLm, "sequence to sequence";
+    /// A sequence-to-sequence model that reads recordings, without parameters.
+    speech_seq2seq -> AutoSpeechSeq2Seq, "speech recognition";
     /// A sequence classifier without parameters.
     sequence_classifier -> AutoSequenceClassifier, "classifiers";
     /// A token classifier without parameters.
@@ -69,6 +71,8 @@ tasks! {
     masked_lm -> AutoMaskedLm, "masked language models";
     /// A model without head and parameters.
     feature_extractor -> AutoFeatureExtractor, "feature extraction";
+    /// A noise predictor without parameters.
+    denoiser -> AutoDenoiser, "noise prediction";
     /// An image classifier without parameters.
     image_classifier -> AutoImageClassifier, "image classification";
     /// A model without parameters that writes text about a picture.

@@ -4,7 +4,7 @@ use peft_core::files::checkpoint::{BaseDtype, Checkpoint};
 use peft_core::{Adaptable, ModelSpec, PromptShape, Result};
 
 /// Keys of language-model heads.
-pub(super) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+pub(super) const HEADS: [&str; 3] = ["lm_head.weight", "embed_out.weight", "proj_out.weight"];
 
 /// Keys of a table that an encoder and a decoder share.
 pub(super) const ENDS_OF_TABLES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
@@ -15,9 +15,11 @@ fn key_with_ending<'a>(checkpoint: &'a Checkpoint, ending: &str) -> Option<&'a s
 
 /// An embedding matrix that is read in several places is stored once, under the name of any of them.
 pub(super) fn embedding_is_also_under(checkpoint: &mut Checkpoint, model: &impl Adaptable, endings: &[&str]) {
-    let Some(prompts) = model.spec().prompts else { return };
+    let spec = model.spec();
+    let table = spec.prompts.as_ref().map(|it| it.table.clone()).or_else(|| spec.tokens.clone());
+    let Some(table) = table else { return };
     if let Some(key) = endings.iter().find_map(|it| key_with_ending(checkpoint, it)).map(str::to_owned) {
-        checkpoint.also_under(format!("{}.weight", prompts.table), key);
+        checkpoint.also_under(format!("{table}.weight"), key);
     }
 }
 

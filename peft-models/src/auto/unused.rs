@@ -90,7 +90,7 @@ fn is_harmless(key: &str, checkpoint: &Checkpoint) -> bool {
             "embed_positions._float_tensor",
             "EncDecAttention.relative_attention_bias.weight",
         ])
-        || ["pooler", "position_embeddings", "lm_head", "mask_predictions", "output_projection"]
+        || ["pooler", "position_embeddings", "lm_head", "proj_out", "mask_predictions", "output_projection"]
             .iter()
             .any(|it| key.split('.').any(|part| part == *it))
 }

@@ -3,6 +3,9 @@
 use burn::tensor::{Int, Tensor};
 use peft_core::Prompt;
 
+/// What stands for a token that the model has written, where a text is read again. No token has this id.
+const WRITTEN: i64 = -1;
+
 /// How much stands before the first token.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PromptLength {
@@ -86,6 +89,12 @@ impl KvCache {
         Self { read, ..self }
     }
 
+    /// An empty one for a text that is read again, as models do whose keys no longer fit: what was written behind the prompt
+    /// stays apart from it, so that an adapter that waits for tokens does not find them there.
+    pub fn read_again(&self) -> Self {
+        Self { read: self.read.clone(), ..Self::default() }
+    }
+
     /// The same where nobody reads it after the forward.
     pub(crate) fn passing(self) -> Self {
         Self { is_passing: true, ..self }
@@ -150,8 +159,12 @@ impl KvCache {
     ///
     /// A single token behind others goes on with the text, as generation does, and is none of the prompt.
     pub(crate) fn read(&mut self, ids: &Tensor<2, Int>) -> Option<Tensor<2, Int>> {
-        let [_, seq] = ids.dims();
+        let [batch, seq] = ids.dims();
         match self.read.take() {
+            Some(before) if self.is_empty() && before.dims()[1] < seq => {
+                let written = Tensor::full([batch, seq - before.dims()[1]], WRITTEN, &ids.device());
+                self.read = Some(Tensor::cat(vec![before, written], 1));
+            }
             _ if self.is_empty() => self.read = Some(ids.clone()),
             Some(before) if seq > 1 => self.read = Some(Tensor::cat(vec![before, ids.clone()], 1)),
             None if seq > 1 => self.read = Some(ids.clone()),
@@ -238,5 +251,32 @@ pub fn extend_cache(
     match cache {
         Some(cache) => cache.extend(layer, key, value),
         None => (key, value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    /// Beyond its limit, a cache is filled anew from the whole text, of which the end is none of the prompt.
+    #[test]
+    fn a_text_that_is_read_again_has_the_prompt_that_it_had() {
+        let device = Device::default();
+        let ids = |ids: &[i64]| Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), &device);
+        let read = |cache: &mut KvCache, text: &[i64]| {
+            let read = cache.read(&ids(text)).unwrap().to_data().iter::<i64>().collect::<Vec<_>>();
+            let keys = Tensor::zeros([1, 1, text.len(), 1], &device);
+            cache.extend(0, keys.clone(), keys);
+            read
+        };
+        let mut cache = KvCache::new();
+        assert_eq!(read(&mut cache, &[5, 41, 7]), [5, 41, 7]);
+        assert_eq!(read(&mut cache, &[41]), [5, 41, 7]);
+        let mut again = cache.read_again();
+        assert!(again.is_empty());
+        assert_eq!(read(&mut again, &[5, 41, 7, 41, 7]), [5, 41, 7, -1, -1]);
+        assert_eq!(read(&mut again, &[8]), [5, 41, 7, -1, -1]);
     }
 }

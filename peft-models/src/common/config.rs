@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use peft_core::files::plain::read_text;
 use peft_core::nn::Dropout;
+use peft_core::quant::QuantConfig;
 use peft_core::{Labels, PeftError, Result, is_off, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -19,10 +20,12 @@ pub struct RawConfig {
 }
 
 impl RawConfig {
-    /// Reads `config.json` of a folder.
+    /// Reads `config.json` of a folder, or `model_index.json` of a pipeline of diffusers.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join("config.json");
+        let files = ["config.json", "model_index.json"].map(|it| folder.join(it));
+        let [path, _] = &files;
+        let path = files.iter().find(|it| it.is_file()).unwrap_or(path).clone();
         if !path.is_file() {
             let reason = "it has no `config.json`; give the folder of a Hugging Face checkpoint";
             return Err(PeftError::bad_file(folder, reason));
@@ -39,16 +42,21 @@ impl RawConfig {
         Ok(Self { path, json })
     }
 
+    /// A configuration that is yet to be written.
+    pub fn of(json: Map<String, Value>) -> Self {
+        Self { path: "config.json".into(), json }
+    }
+
     /// The file that was read.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `model_type`, by which an implementation is chosen.
+    /// `model_type`, by which an implementation is chosen; in files of diffusers the class.
     pub fn model_type(&self) -> Result<&str> {
-        self.json
-            .get("model_type")
-            .and_then(Value::as_str)
+        ["model_type", "_class_name"]
+            .iter()
+            .find_map(|field| self.json.get(*field)?.as_str())
             .ok_or_else(|| PeftError::bad_file(&self.path, "it names no `model_type`"))
     }
 
@@ -75,6 +83,20 @@ impl RawConfig {
     pub fn parse_encoder_decoder<T: DeserializeOwned>(&self, must_be_off: &[&str]) -> Result<T> {
         self.refuse(UNKNOWN_TO_ALL.iter().chain(must_be_off))?;
         self.understand()
+    }
+
+    /// How the linear layers of the checkpoint are stored, if not in full.
+    ///
+    /// # Errors
+    /// If they are stored in a way that cannot be read.
+    pub fn quantization(&self) -> Result<Option<QuantConfig>> {
+        match self.json.get("quantization_config") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(config)) => {
+                QuantConfig::from_json(config).map(Some).map_err(|error| error.in_file(&self.path))
+            }
+            Some(_) => Err(PeftError::bad_file(&self.path, "`quantization_config` is no object")),
+        }
     }
 
     fn refuse<'a>(&self, must_be_off: impl Iterator<Item = &'a &'a str>) -> Result<()> {
@@ -115,6 +137,7 @@ impl RawConfig {
     }
 
     fn understand<T: DeserializeOwned>(&self) -> Result<T> {
+        self.quantization()?;
         self.json.iter().try_for_each(|(field, value)| self.check_size(field, value))?;
         serde_json::from_value(Value::Object(self.json.clone())).map_err(|error| PeftError::bad_file(&self.path, error))
     }
@@ -158,6 +181,12 @@ pub fn heads_divide(heads: (&str, usize), width: (&str, usize)) -> Result<()> {
     Err(PeftError::config(heads.0, reason))
 }
 
+/// What `layer_types` says of windows.
+pub(crate) fn types_of(windows: &[Option<usize>]) -> Vec<String> {
+    let name = |window: &Option<usize>| if window.is_some() { SLIDING_ATTENTION } else { FULL_ATTENTION };
+    windows.iter().map(|it| name(it).to_owned()).collect()
+}
+
 /// The window of every layer, as `layer_types` names them.
 pub(crate) fn windows_of(types: &[String], layers: usize, window: Option<usize>) -> Result<Vec<Option<usize>>> {
     if types.len() != layers {
@@ -183,8 +212,7 @@ pub(crate) const FULL_ATTENTION: &str = "full_attention";
 pub(crate) const SLIDING_ATTENTION: &str = "sliding_attention";
 
 /// Switches that change the numbers of several architectures.
-const UNKNOWN_TO_ALL: [&str; 7] = [
-    "quantization_config",
+const UNKNOWN_TO_ALL: [&str; 6] = [
     "add_cross_attention",
     "attn_logit_softcapping",
     "final_logit_softcapping",

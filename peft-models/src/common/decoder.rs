@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::nn::Embedding;
-use peft_core::{ModelSpec, PromptShape};
+use peft_core::{ModelSpec, PeftError, PromptShape, Result};
 
 use crate::common::cache::KvCache;
 use crate::common::input::ModelInput;
@@ -32,7 +32,21 @@ pub trait Decoder: Module {
     /// The model's parameters for plans. `prefix` is the field that holds the stack.
     fn spec_within(&self, spec: ModelSpec, prefix: &str) -> ModelSpec {
         let spec = spec.with_model_type(self.model_type()).with_prompts(prefix, self.prompts());
-        spec.with_positions(self.positions())
+        spec.with_positions(self.positions()).with_layer_types(self.layer_types())
+    }
+
+    /// Rebuilds the stack from its own layers, as [`Adaptable::repeat_layers`](peft_core::Adaptable::repeat_layers) says.
+    ///
+    /// # Errors
+    /// If there is no layer of such a number, or as here, in a model that leaves this out.
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        let _ = order;
+        Err(PeftError::unsupported("layer_replication", format!("`{}` cannot repeat its layers", self.model_type())))
+    }
+
+    /// How far each layer sees, if they may differ in this: see [`ModelSpec::layer_types`].
+    fn layer_types(&self) -> Option<Vec<String>> {
+        None
     }
 
     /// The embedding matrix.

@@ -32,6 +32,39 @@ impl Tokens {
     }
 }
 
+/// What an encoder reads: a text, or a recording.
+pub trait EncoderInput: Clone {
+    /// Number of rows.
+    fn rows(&self) -> usize;
+
+    /// Tokens of a row that each take one of the model's positions; `None` where the rows are not made of tokens.
+    fn tokens(&self) -> Option<usize>;
+
+    /// Number of the task of every row, `[batch]`, for prompts that differ between tasks.
+    fn task_ids(&self) -> Option<Tensor<1, Int>>;
+}
+
+/// Recordings, as the spectra of a feature extractor.
+#[derive(Debug, Clone)]
+pub struct AudioInput {
+    /// Logarithms of energies, `[batch, mels, frames]`.
+    pub input_features: Tensor<3>,
+}
+
+impl EncoderInput for AudioInput {
+    fn rows(&self) -> usize {
+        self.input_features.dims()[0]
+    }
+
+    fn tokens(&self) -> Option<usize> {
+        None
+    }
+
+    fn task_ids(&self) -> Option<Tensor<1, Int>> {
+        None
+    }
+}
+
 /// The input of a forward pass.
 #[derive(Debug, Clone)]
 pub struct ModelInput {
@@ -109,5 +142,19 @@ impl ModelInput {
             }
             _ => self.positions(past),
         }
+    }
+}
+
+impl EncoderInput for ModelInput {
+    fn rows(&self) -> usize {
+        self.dims()[0]
+    }
+
+    fn tokens(&self) -> Option<usize> {
+        Some(self.dims()[1])
+    }
+
+    fn task_ids(&self) -> Option<Tensor<1, Int>> {
+        self.task_ids.clone()
     }
 }

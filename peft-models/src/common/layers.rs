@@ -1,8 +1,9 @@
-//! How a stack calls its layers, so that gradient checkpointing can come in.
+//! The layers of a stack: how they are called, so that gradient checkpointing can come in, and how they are repeated.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::forward::gradient_checkpointing::{self, Inputs};
+use peft_core::{PeftError, Result};
 
 use crate::common::cache::{KvCache, SourceCache};
 
@@ -61,5 +62,34 @@ pub fn run_decoder<L: Module + 'static, I: Inputs>(
         None => run(layer, hidden, inputs, cache, move |layer, hidden, inputs, cache| {
             forward(layer, hidden, inputs, (cache, None))
         }),
+    }
+}
+
+/// Puts the entries of a list of layers in another order, in which some may come several times: what
+/// [`Adaptable::repeat_layers`](peft_core::Adaptable::repeat_layers) does to layers, and to what is known of each.
+///
+/// # Errors
+/// If there is no layer of such a number.
+pub fn reorder<T: Clone>(layers: &mut Vec<T>, order: &[usize]) -> Result<()> {
+    let count = layers.len();
+    if let Some(absent) = order.iter().find(|it| **it >= count) {
+        let reason = format!("names the layer {absent}, but the model has {count}, which count from 0");
+        return Err(PeftError::config("layer_replication", reason));
+    }
+    *layers = order.iter().map(|it| layers[*it].clone()).collect();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_may_come_twice_and_must_be_there() {
+        let mut layers = vec!["a", "b", "c"];
+        reorder(&mut layers, &[0, 1, 1, 2]).unwrap();
+        assert_eq!(layers, ["a", "b", "b", "c"]);
+        let error = reorder(&mut layers, &[0, 4]).unwrap_err().to_string();
+        assert_eq!(error, "`layer_replication` names the layer 4, but the model has 4, which count from 0");
     }
 }

@@ -8,7 +8,7 @@ use peft_core::{PeftError, Result};
 
 use crate::common::cache::{KvCache, Seq2SeqCache};
 use crate::common::config::LabelConfig;
-use crate::common::input::{ModelInput, Tokens};
+use crate::common::input::{EncoderInput, ModelInput, Tokens};
 
 /// A causal language model.
 ///
@@ -87,9 +87,14 @@ pub trait CausalLm: Module {
 }
 
 /// A sequence-to-sequence model: an encoder reads the source, a decoder writes the target.
-pub trait Seq2SeqLm: Module {
+///
+/// The source is a text, or what else `S` is: [`AudioInput`](crate::common::input::AudioInput) for speech recognition. All
+/// that losses and generation ask of a model beyond that is the decoder's, and the same for every source.
+pub trait Seq2SeqLm<S: EncoderInput = ModelInput>: Module {
     /// What the encoder makes of the source, `[batch, source, d_model]`, with the mask that goes with it.
-    fn encode(&self, source: &ModelInput) -> Encoded;
+    ///
+    /// The source must have passed [`check_source`](Seq2SeqLm::check_source).
+    fn encode(&self, source: &S) -> Encoded;
 
     /// The last hidden state of the decoder, `[batch, target, d_model]`, scaled as the head wants it.
     fn decode(&self, target: &ModelInput, source: &Encoded, cache: Option<&mut Seq2SeqCache>) -> Tensor<3>;
@@ -110,6 +115,15 @@ pub trait Seq2SeqLm: Module {
     /// The token that a target starts with, where `config.json` names it.
     fn decoder_start(&self) -> Option<u32>;
 
+    /// Refuses a source of another shape than the encoder reads.
+    ///
+    /// # Errors
+    /// Says both shapes. By default the encoder reads any.
+    fn check_source(&self, source: &S) -> Result<()> {
+        let _ = source;
+        Ok(())
+    }
+
     /// Whether the head is the embedding matrix read the other way.
     fn is_tied(&self) -> bool;
 
@@ -123,7 +137,7 @@ pub trait Seq2SeqLm: Module {
     }
 
     /// Logits of every target position, `[batch, target, vocab]`.
-    fn logits(&self, source: &ModelInput, target: &ModelInput) -> Tensor<3> {
+    fn logits(&self, source: &S, target: &ModelInput) -> Tensor<3> {
         let hidden = self.decode(target, &self.encode(source), None);
         let [batch, seq, d_model] = hidden.dims();
         let logits = self.head(hidden.reshape([batch * seq, d_model]));
@@ -132,7 +146,7 @@ pub trait Seq2SeqLm: Module {
     }
 }
 
-/// A source text after the encoder.
+/// A source after the encoder.
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// `[batch, source, d_model]`

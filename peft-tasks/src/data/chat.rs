@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use peft_core::{PeftError, Result};
@@ -42,6 +42,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// What words conversations with tools, if that is another one: `tool_use`.
     with_tools: Option<Box<ChatTemplate>>,
+    /// The file that it is from, for messages.
+    file: Option<PathBuf>,
 }
 
 impl ChatTemplate {
@@ -53,8 +55,9 @@ impl ChatTemplate {
     /// A file that does not parse, or a list of templates without a `default`.
     pub fn load(folder: impl AsRef<Path>, special: &SpecialTokens) -> Result<Option<Self>> {
         let folder = folder.as_ref();
-        let build = |source: &str, path: &Path| {
-            Self::new(source, special.clone()).map_err(|error| PeftError::bad_file(path, error))
+        let build = |source: &str, path: &Path| match Self::new(source, special.clone()) {
+            Ok(template) => Ok(Self { file: Some(path.to_path_buf()), ..template }),
+            Err(error) => Err(PeftError::bad_file(path, error)),
         };
         let path = folder.join(TEMPLATE_FILE);
         if path.exists() {
@@ -103,8 +106,8 @@ impl ChatTemplate {
         let mut environment = jinja::environment();
         environment.add_filter(TURN_FILTER, mark_turn);
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
-        environment.template_from_str(&source).map_err(explain)?;
-        Ok(Self { source, special, marks_turns, environment, with_tools: None })
+        environment.template_from_str(&source).map_err(|it| explain(it, None))?;
+        Ok(Self { source, special, marks_turns, environment, with_tools: None, file: None })
     }
 
     /// Fixes what `strftime_now` says, in seconds since 1970 (UTC). Without it that is the clock, and a template that
@@ -158,7 +161,11 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render_turns`], or a template with `{% generation %}` blocks has not one for each answer, so that
     /// nobody knows which of them is not to be learned.
     pub fn render_turns_with(&self, messages: &[Message], variables: &Map<String, Json>) -> Result<Turns> {
-        self.template_for(variables).turns(messages, variables)
+        let template = self.template_for(variables);
+        template.turns(messages, variables).map_err(|error| match (&template.file, error) {
+            (Some(file), error @ PeftError::Unsupported { .. }) => error.in_file(file),
+            (_, error) => error,
+        })
     }
 
     fn turns(&self, messages: &[Message], variables: &Map<String, Json>) -> Result<Turns> {
@@ -250,6 +257,7 @@ impl ChatTemplate {
         scope.insert("messages", messages.iter().map(|it| Value::from_serialize(with_reasoning(it))).collect());
         scope.insert("add_generation_prompt", Value::from(add_generation_prompt));
         scope.insert(MARKING, Value::from(mark));
+        let explain = |error| explain(error, self.file.as_deref());
         let template = self.environment.template_from_str(&self.source).map_err(explain)?;
         jinja::render(&template, scope).map_err(explain)
     }
@@ -293,13 +301,15 @@ fn unmark(marked: &str) -> Turns {
     turns
 }
 
-fn explain(error: Error) -> PeftError {
+/// What a template says. It may be about the template or about the messages, so that the file is named without blame.
+fn explain(error: Error, file: Option<&Path>) -> PeftError {
     let reason = match error.kind() {
         // What a template raises is written for the user already.
         ErrorKind::InvalidOperation if error.detail().is_some() => error.detail().unwrap_or_default().to_owned(),
         _ => error.to_string(),
     };
-    PeftError::Invalid(format!("the chat template says: {reason}"))
+    let of = file.map_or_else(String::new, |it| format!(" of {}", it.display()));
+    PeftError::Invalid(format!("the chat template{of} says: {reason}"))
 }
 
 #[cfg(test)]

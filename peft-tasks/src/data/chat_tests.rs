@@ -339,3 +339,18 @@ fn filters_with_limits_are_the_filters() {
         "A,B1-2-3['X', 'Y']{\n  \"b\": [\n    1\n  ]\n}hia\n  bbp, q007[['a', 2], ['k', 1]]cba[[1, 2], [3]]d[1]"
     );
 }
+
+/// Whether the template or the messages are to blame, nobody can tell from outside: both are named.
+#[test]
+fn what_a_template_says_names_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chat_template.jinja");
+    std::fs::write(&file, "{{ messages[0].content }}{{ raise_exception('no more turns') }}").unwrap();
+    let template = ChatTemplate::load(folder.path(), &SpecialTokens::default()).unwrap().unwrap();
+    let error = template.render(&talk(), false).unwrap_err().to_string();
+    assert_eq!(error, format!("the chat template of {} says: no more turns", file.display()));
+    std::fs::write(&file, "{{ messages[-1].content }}").unwrap();
+    let template = ChatTemplate::load(folder.path(), &SpecialTokens::default()).unwrap().unwrap();
+    let error = template.render_turns(&talk()).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja"), "{error}");
+}

@@ -112,7 +112,7 @@ impl Columns {
     /// If no column has the name of one.
     pub fn for_prompt_template<T: AsRef<str>>(self, names: &[T]) -> Result<Self> {
         let completion = self.completion.clone().or_else(|| find(names, COMPLETION));
-        let completion = Some(required("completion", &completion)?.to_owned());
+        let completion = Some(completion.ok_or_else(|| unset("completion", names))?);
         let label = self.label.clone().or_else(|| find(names, LABEL));
         Ok(Self { completion, label, prompt: None, messages: None, text: None, ..self })
     }
@@ -143,7 +143,8 @@ impl Columns {
         let names = data.columns();
         self.more.get(part).cloned().or_else(|| find(&names, usual)).ok_or_else(|| {
             let usual = if usual == [part] { "of this name".to_owned() } else { format!("called {}", quoted(usual)) };
-            PeftError::config(part, format!("names no column and there is none {usual}; there are {}", quoted(&names)))
+            let reason = format!("names no column and there is none {usual}; there are {}", quoted(&names));
+            data.bad(PeftError::config(part, reason))
         })
     }
 
@@ -152,7 +153,7 @@ impl Columns {
     /// # Errors
     /// No prompt column is set, or the row lacks it. A missing or empty context is no error.
     pub fn prompt_of(&self, data: &Dataset, row: &Row) -> Result<String> {
-        let mut prompt = data.text(row, required("prompt", &self.prompt)?)?;
+        let mut prompt = data.text(row, required("prompt", &self.prompt, data)?)?;
         if let Some(column) = &self.context
             && row.fields.get(column).is_some_and(|it| !it.is_null())
         {
@@ -174,11 +175,17 @@ fn find<T: AsRef<str>>(names: &[T], usual: &[&str]) -> Option<String> {
 /// The name of a column that a task cannot do without.
 ///
 /// # Errors
-/// It is not set; `part` is the field of [`Columns`] to set.
-pub fn required<'a>(part: &str, column: &'a Option<String>) -> Result<&'a str> {
-    column.as_deref().ok_or_else(|| {
-        PeftError::config(part, "is not set and no column has a usual name for it; name the column to read")
-    })
+/// It is not set; `part` is the field of [`Columns`] to set. The message names the file of `data` and its columns.
+pub fn required<'a>(part: &str, column: &'a Option<String>, data: &Dataset) -> Result<&'a str> {
+    column.as_deref().ok_or_else(|| data.bad(unset(part, &data.columns())))
+}
+
+fn unset<T: AsRef<str>>(part: &str, names: &[T]) -> PeftError {
+    let reason = format!(
+        "is not set and no column has a usual name for it; the columns are {}; name the column to read",
+        quoted(names)
+    );
+    PeftError::config(part, reason)
 }
 
 #[cfg(test)]
@@ -203,6 +210,9 @@ mod tests {
     fn nothing_found_lists_the_columns() {
         let error = Columns::detect(&["question", "body"]).unwrap_err().to_string();
         assert!(error.contains("the columns are `question`, `body`"), "{error}");
+        let names: Vec<String> = (0..60).map(|it| format!("{it}\n").repeat(100)).collect();
+        let error = Columns::detect(&names).unwrap_err().to_string();
+        assert!(error.len() < 2000 && !error.contains('\n') && error.contains("and 40 more"), "{error}");
     }
 
     #[test]
@@ -223,6 +233,8 @@ mod tests {
         let columns = Columns::detect(&data.columns()).unwrap();
         assert_eq!(columns.prompt_of(&data, &data.rows[0]).unwrap(), "Sum\n\n1 2");
         assert_eq!(columns.prompt_of(&data, &data.rows[1]).unwrap(), "Hi");
-        assert!(required("label", &columns.label).unwrap_err().to_string().starts_with("`label` is not set"));
+        let error = required("label", &columns.label, &data).unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl is not usable: `label` is not set"), "{error}");
+        assert!(error.contains("the columns are `instruction`, `input`, `output`;"), "{error}");
     }
 }

@@ -95,6 +95,16 @@ impl Dataset {
         PeftError::bad_row(self.path(row), row.line, reason)
     }
 
+    /// A [`PeftError::BadFile`] of the rows together: of their file, or of the first of several.
+    pub fn bad(&self, reason: impl std::fmt::Display) -> PeftError {
+        let path = self.files.first().map_or(Path::new(""), |it| it);
+        match self.files.len() {
+            0 | 1 => PeftError::bad_file(path, reason),
+            2 => PeftError::bad_file(path, format!("with the file beside it, {reason}")),
+            many => PeftError::bad_file(path, format!("with the {} files beside it, {reason}", many - 1)),
+        }
+    }
+
     /// Puts the rows in an order that depends on `seed` and their number only.
     pub fn shuffle(&mut self, seed: u64) {
         rng::shuffle(&mut rng::generator(seed, 0), &mut self.rows);

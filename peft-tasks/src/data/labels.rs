@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use peft_core::{Labels, PeftError, Result};
+use peft_core::{Labels, PeftError, Result, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -71,18 +72,36 @@ impl FromStr for LabelKind {
 }
 
 /// The labels that a model knows. Learnt from the training rows and then used for every other file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabelSet {
     /// One class, many, or a number.
     pub kind: LabelKind,
     /// Class id → name; empty for regression.
     pub names: Vec<String>,
+    /// The file that says so, for messages: `labels.json` of an adapter, `config.json` of a base. Nothing where they were
+    /// learnt from the data.
+    #[serde(skip)]
+    pub source: Option<PathBuf>,
 }
+
+/// Where they come from makes no other labels of them.
+impl PartialEq for LabelSet {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.names) == (other.kind, &other.names)
+    }
+}
+
+impl Eq for LabelSet {}
 
 impl LabelSet {
     /// A set of known names, in the order of their ids: those of `id2label` in a checkpoint's `config.json`.
     pub fn new(kind: LabelKind, names: Vec<String>) -> Self {
-        Self { kind, names }
+        Self { kind, names, source: None }
+    }
+
+    /// The same, with the file that says so.
+    pub fn said_in(self, file: impl Into<PathBuf>) -> Self {
+        Self { source: Some(file.into()), ..self }
     }
 
     /// The labels that an adapter brings.
@@ -91,7 +110,7 @@ impl LabelSet {
     /// A `problem_type` that is unknown.
     pub fn from_labels(labels: &Labels) -> Result<Self> {
         let kind = labels.problem_type.as_deref().map_or(Ok(LabelKind::Single), str::parse)?;
-        Ok(Self { kind, names: labels.names.clone() })
+        Ok(Self::new(kind, labels.names.clone()))
     }
 
     /// What an adapter brings that was trained on these.
@@ -162,24 +181,19 @@ impl LabelSet {
         if wanted.is_none() && !numeric && lists == 0 && fractions * 2 > flat.len() {
             let (row, value) =
                 flat.iter().find(|(_, value)| number(value).is_none()).map_or((&data.rows[0], &Value::Null), |it| *it);
+            let value = brief(&value.to_string());
             let reason = format!("column `{column}` is {value}, in other rows it is a number with a fraction");
             return Err(data.bad_row(row, reason));
         }
         let found = match wanted {
             Some(LabelKind::Multi) if lists == 0 => {
-                return Err(PeftError::config(
-                    "label",
-                    format!("column `{column}` holds no lists, so one class a row"),
-                ));
+                return Err(data.bad(format!("column `{column}` holds no lists, so one class a row")));
             }
             Some(LabelKind::Single | LabelKind::Regression) if lists != 0 => {
-                return Err(PeftError::config(
-                    "label",
-                    format!("column `{column}` holds lists, so many classes a row"),
-                ));
+                return Err(data.bad(format!("column `{column}` holds lists, so many classes a row")));
             }
             Some(LabelKind::Regression) if !numeric => {
-                return Err(PeftError::config("label", format!("column `{column}` holds text, so it is no number")));
+                return Err(data.bad(format!("column `{column}` holds text, so it is no number")));
             }
             Some(wanted) => wanted,
             None if lists != 0 => LabelKind::Multi,
@@ -208,12 +222,12 @@ impl LabelSet {
         };
         if names.len() > MOST_CLASSES {
             let reason = format!("holds {} different labels; ask for regression if they are numbers", names.len());
-            return Err(PeftError::config("label", format!("column `{column}` {reason}")));
+            return Err(data.bad(format!("column `{column}` {reason}")));
         }
         if names.is_empty() && found != LabelKind::Regression {
-            return Err(PeftError::config("label", format!("column `{column}` names no class in any row")));
+            return Err(data.bad(format!("column `{column}` names no class in any row")));
         }
-        Ok(Self { kind: found, names })
+        Ok(Self::new(found, names))
     }
 
     /// How many outputs a model needs: the classes, or one for a regression.
@@ -307,11 +321,9 @@ impl LabelSet {
         {
             return Ok(class);
         }
-        let known = match self.names.len() {
-            0..=20 => quoted(&self.names),
-            many => format!("{} and {} more", quoted(&self.names[..20]), many - 20),
-        };
-        Err(data.bad_row(row, format!("label `{wanted}` is not one of the classes {known}")))
+        let of = self.source.as_ref().map_or_else(String::new, |it| format!(" of {}", it.display()));
+        let reason = format!("label `{}` is not one of the classes{of}: {}", brief(&wanted), quoted(&self.names));
+        Err(data.bad_row(row, reason))
     }
 }
 
@@ -494,7 +506,9 @@ mod tests {
         let set = LabelSet::new(LabelKind::Single, vec!["no".into(), "yes".into()]);
         let other = data(&["\"maybe\"", "1"]);
         let error = set.label(&other, &other.rows[0], "label").unwrap_err().to_string();
-        assert_eq!(error, "a.jsonl, line 1: label `maybe` is not one of the classes `no`, `yes`");
+        assert_eq!(error, "a.jsonl, line 1: label `maybe` is not one of the classes: `no`, `yes`");
+        let error = set.clone().said_in("tuned/labels.json").label(&other, &other.rows[0], "label").unwrap_err();
+        assert!(error.to_string().ends_with("the classes of tuned/labels.json: `no`, `yes`"), "{error}");
         assert_eq!(set.label(&other, &other.rows[1], "label").unwrap(), Label::Class(1));
     }
 

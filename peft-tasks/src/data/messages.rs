@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peft_core::Result;
+use peft_core::{Result, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -250,7 +250,13 @@ fn variables(data: &Dataset, row: &Row, columns: &Columns) -> Result<Map<String,
 
 /// How often each role speaks, for a message: `user` 12, `bot` 11.
 pub(crate) fn said_roles(roles: &BTreeMap<String, usize>) -> String {
-    roles.iter().map(|(role, count)| format!("`{role}` {count}")).collect::<Vec<_>>().join(", ")
+    const MOST: usize = 8;
+    let shown: Vec<String> =
+        roles.iter().take(MOST).map(|(role, count)| format!("`{}` {count}", brief(role))).collect();
+    match roles.len() {
+        0..=MOST => shown.join(", "),
+        many => format!("{} and {} more", shown.join(", "), many - MOST),
+    }
 }
 
 #[cfg(test)]

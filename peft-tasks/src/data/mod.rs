@@ -1,8 +1,12 @@
 //! Data: from a file of rows to batches of tensors.
 
+pub mod ahead;
+#[cfg(feature = "audio")]
+pub mod audio;
 pub mod augmentation;
 pub mod batch;
 pub mod chat;
+pub mod clip_tokenizer;
 pub mod columns;
 pub mod dataset;
 mod filters;
@@ -16,7 +20,7 @@ pub mod image_data;
 mod jinja;
 pub mod labels;
 pub mod messages;
-mod new_tokens;
+pub(crate) mod new_tokens;
 pub mod pack;
 mod parquet;
 pub mod questions;

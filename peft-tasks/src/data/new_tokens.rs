@@ -15,6 +15,9 @@ use crate::data::tokenizer_class;
 /// Files that a tokenizer's new tokens do not change.
 const COMPANIONS: [&str; 2] = ["special_tokens_map.json", "chat_template.jinja"];
 
+/// The files that [`Tokenizer::save`] may write.
+pub(crate) const SAVED_FILES: [&str; 4] = [TOKENIZER_FILE, TOKENIZER_CONFIG, COMPANIONS[0], COMPANIONS[1]];
+
 impl Tokenizer {
     /// The tokenizer with more tokens, and the ids of these: `add_tokens` of transformers. One that is known already keeps its
     /// id.

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use peft_core::{PeftError, Result};
+use peft_core::Result;
 use serde_json::Value;
 
-use crate::data::dataset::{Dataset, Row};
+use crate::data::dataset::{Dataset, Row, quoted};
 use crate::data::text_data::TextData;
 
 /// A question about a context, and where the context answers it.
@@ -30,9 +30,10 @@ impl TextData {
         let columns = data.columns();
         let find = |given: &Option<String>, usual: &str| {
             let hit = columns.iter().find(|it| it.eq_ignore_ascii_case(usual)).cloned();
-            given.clone().or(hit).ok_or_else(|| {
-                PeftError::config("data", format!("has no column `{usual}`; it has {}", columns.join(", ")))
-            })
+            given
+                .clone()
+                .or(hit)
+                .ok_or_else(|| data.bad(format!("it has no column `{usual}`; it has {}", quoted(&columns))))
         };
         let [context, question, answers] = [
             find(&self.columns.text, "context")?,

@@ -47,7 +47,8 @@ fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>>
     for entry in fs::read_dir(folder).map_err(PeftError::io("read", folder))? {
         let path = entry.map_err(PeftError::io("read", folder))?.path();
         let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
-        if path.is_file() && !name.starts_with('.') && wanted(name) {
+        // A pipe, a device or a link that leads nowhere is not passed over: whoever reads it says what it is.
+        if !path.is_dir() && !name.starts_with('.') && wanted(name) {
             files.push(path);
         }
     }
@@ -77,7 +78,7 @@ pub(crate) fn ending(path: &Path) -> Option<&'static str> {
 ///
 /// # Errors
 /// If it cannot be read, is a device, is not UTF-8, or has more bytes than are read into memory.
-pub(crate) fn text(path: &Path) -> Result<String> {
+pub fn text(path: &Path) -> Result<String> {
     let bytes = unpacked(path, bytes(path)?)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -234,6 +235,20 @@ mod tests {
         assert!(names("*.csv").unwrap_err().contains("no file has a name that fits"));
         let empty = tempfile::tempdir().unwrap();
         assert!(files_of(empty.path()).unwrap_err().to_string().contains("it holds no data file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_in_a_folder_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.jsonl"), "{}").unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", folder.path().join("b.jsonl")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("c.jsonl")).unwrap();
+        fs::create_dir(folder.path().join("d.jsonl")).unwrap();
+        let files = files_of(folder.path()).unwrap();
+        assert_eq!(files.len(), 3);
+        assert!(text(&files[1]).unwrap_err().to_string().contains("b.jsonl"));
+        assert!(text(&files[2]).unwrap_err().to_string().contains("it is a device"));
     }
 
     #[cfg(unix)]

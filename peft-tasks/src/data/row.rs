@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use peft_core::brief;
 use serde_json::{Map, Value};
 
 /// One row: its fields, and where it stands.
@@ -37,12 +38,17 @@ pub(crate) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Names for a message: `a`, `b`, `c`.
+/// Names for a message: `a`, `b`, `c`. A file may have thousands, each as long as a book.
 pub(crate) fn quoted<T: AsRef<str>>(names: &[T]) -> String {
+    const MOST: usize = 20;
     if names.is_empty() {
         return "none".to_owned();
     }
-    names.iter().map(|it| format!("`{}`", it.as_ref())).collect::<Vec<_>>().join(", ")
+    let shown: Vec<String> = names.iter().take(MOST).map(|it| format!("`{}`", brief(it.as_ref()))).collect();
+    match names.len() {
+        0..=MOST => shown.join(", "),
+        many => format!("{} and {} more", shown.join(", "), many - MOST),
+    }
 }
 
 /// A list, which cells of CSV files hold as JSON; anything else as it is.

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, brief};
 use serde_json::Value;
 
-use crate::data::dataset::{Dataset, Row};
+use crate::data::dataset::{Dataset, Row, quoted};
 use crate::data::row::listed;
 use crate::data::text_data::TextData;
 
@@ -27,7 +27,12 @@ impl TextData {
                 match (tag.as_str(), tag.as_u64()) {
                     (Some(name), _) => names.extend([name.to_owned()]),
                     (None, Some(number)) if number < MAX_TAGS => largest = largest.max(Some(number)),
-                    _ => return Err(data.bad_row(row, format!("column `{column}` holds {tag}, expected tags"))),
+                    _ => {
+                        return Err(data.bad_row(
+                            row,
+                            format!("column `{column}` holds {}, expected tags", brief(&tag.to_string())),
+                        ));
+                    }
                 }
             }
         }
@@ -48,7 +53,9 @@ impl TextData {
         let find = |given: &Option<String>, what: &'static str, usual: &[&str]| {
             let hit = usual.iter().find_map(|it| columns.iter().find(|name| name == it)).cloned();
             given.clone().or(hit).ok_or_else(|| {
-                PeftError::config(what, format!("is not set, and no column is called {}", usual.join(", ")))
+                let reason =
+                    format!("is not set, and no column is called {}; there are {}", usual.join(", "), quoted(&columns));
+                data.bad(PeftError::config(what, reason))
             })
         };
         let words = find(&self.columns.text, "text", &["tokens", "words", "text"])?;
@@ -64,6 +71,8 @@ pub(crate) fn list(data: &Dataset, row: &Row, column: &str) -> Result<Vec<Value>
     match &*value {
         Value::Array(items) => Ok(items.clone()),
         Value::String(text) => Ok(text.split_whitespace().map(Value::from).collect()),
-        other => Err(data.bad_row(row, format!("column `{column}` holds {other}, expected a list"))),
+        other => {
+            Err(data.bad_row(row, format!("column `{column}` holds {}, expected a list", brief(&other.to_string()))))
+        }
     }
 }

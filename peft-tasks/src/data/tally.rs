@@ -2,10 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use peft_core::{PeftError, Result};
+use peft_core::Result;
 
-use crate::data::messages::said_roles;
+use crate::data::dataset::Dataset;
+use crate::data::messages::{ASSISTANT, Message, said_roles};
 use crate::data::sample::Sample;
+
+/// What a row has to answer with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// No turn of the assistant.
+    None,
+    /// Turns of the assistant, none of which is to be learned.
+    Weightless,
+    /// An answer that is to be learned.
+    Learned,
+}
+
+impl Answers {
+    pub(crate) fn of(messages: &[Message]) -> Self {
+        let mut turns = messages.iter().filter(|it| it.role == ASSISTANT).peekable();
+        match (turns.peek().is_some(), turns.any(|it| it.learned)) {
+            (false, _) => Self::None,
+            (true, false) => Self::Weightless,
+            (true, true) => Self::Learned,
+        }
+    }
+}
 
 /// Counts rows that were cut, and those that hold nothing to learn.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +42,8 @@ pub(crate) struct Tally {
     empty: usize,
     /// Conversations in which no turn is the assistant's.
     silent: usize,
+    /// Conversations in which no turn of the assistant counts.
+    weightless: usize,
     /// How often each role speaks.
     roles: BTreeMap<String, usize>,
 }
@@ -31,11 +56,14 @@ impl Tally {
     }
 
     /// Counts a row of a language model, as it was and as it is after it was cut.
-    pub(crate) fn count_language(&mut self, before: &Sample, after: &Sample, answers: bool) {
+    pub(crate) fn count_language(&mut self, before: &Sample, after: &Sample, answers: Answers) {
         self.count(before.len(), after);
         match (before.targets(), after.targets()) {
-            (0, _) if !answers => self.silent += 1,
-            (0, _) => self.empty += 1,
+            (0, _) => match answers {
+                Answers::None => self.silent += 1,
+                Answers::Weightless => self.weightless += 1,
+                Answers::Learned => self.empty += 1,
+            },
             (_, 0) => self.answer_cut += 1,
             _ => {}
         }
@@ -62,6 +90,7 @@ impl Tally {
                     said_roles(&self.roles)
                 ),
             ),
+            (self.weightless, "give every turn of the assistant the weight 0".to_owned()),
             (self.empty, "are empty".to_owned()),
         ];
         let found: Vec<String> =
@@ -73,14 +102,11 @@ impl Tally {
     ///
     /// # Errors
     /// If no row holds anything to learn.
-    pub(crate) fn say(&self, max_length: usize) -> Result<()> {
-        let lost = self.answer_cut + self.silent + self.empty;
+    pub(crate) fn say(&self, max_length: usize, data: &Dataset) -> Result<()> {
+        let lost = self.answer_cut + self.silent + self.weightless + self.empty;
         match self.lost(max_length) {
             Some(reason) if lost == self.rows => {
-                return Err(PeftError::Invalid(format!(
-                    "no row holds a token to learn: of {} rows, {reason}",
-                    self.rows
-                )));
+                return Err(data.bad(format!("no row holds a token to learn: of {} rows, {reason}", self.rows)));
             }
             Some(reason) => {
                 tracing::warn!("{lost} of {} rows hold nothing to learn and are left out: {reason}", self.rows);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::data::chat::ChatTemplate;
 use crate::data::columns::{Columns, required};
-use crate::data::dataset::{Dataset, Row, TextRows};
+use crate::data::dataset::{Dataset, Row, TextRows, quoted};
 use crate::data::labels::LabelSet;
 use crate::data::messages::TEMPLATE_VARIABLES;
 use crate::data::sample::{Preprocessor, Truncation};
@@ -137,7 +137,7 @@ impl TextData {
     /// If the file cannot be read, or no column holds labels.
     pub fn label_set(&self) -> Result<LabelSet> {
         let (data, columns) = self.read()?;
-        LabelSet::learn(&data, required("label", &columns.label)?, None)
+        LabelSet::learn(&data, required("label", &columns.label, &data)?, None)
     }
 
     /// The rows of the file, and which column is what.
@@ -148,9 +148,10 @@ impl TextData {
         let data = self.data()?;
         let (columns, names) = (self.columns.clone(), data.columns());
         let columns = match &self.prompt_template {
-            Some(_) => columns.for_prompt_template(&names)?,
-            None => columns.or_detected(&names)?,
+            Some(_) => columns.for_prompt_template(&names),
+            None => columns.or_detected(&names),
         };
+        let columns = columns.map_err(|error| data.bad(error))?;
         Ok((data, columns))
     }
 
@@ -174,7 +175,7 @@ impl TextData {
         let known = |it: &str| read.contains(&it) || it == TASK_COLUMN || it == TEMPLATE_VARIABLES;
         let unread: Vec<String> = data.columns().into_iter().filter(|it| !known(it)).collect();
         if !unread.is_empty() && self.prompt_template.is_none() {
-            tracing::warn!("columns that are not read: {}", unread.join(", "));
+            tracing::warn!("columns that are not read: {}", quoted(&unread));
         }
     }
 

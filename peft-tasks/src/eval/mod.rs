@@ -5,3 +5,4 @@ pub mod metrics;
 pub mod overlap;
 pub mod segmentation;
 pub mod squad;
+pub mod word_errors;

@@ -127,7 +127,7 @@ impl<'a, M: CausalLm> Texts<'a, M> {
     fn scores(&mut self) -> Vec<Vec<f32>> {
         let (rows, length) = (self.rows.len(), self.rows[0].ids.len());
         if self.model.cache_limit().is_some_and(|it| self.seen <= it && length > it) {
-            (self.cache, self.seen) = (KvCache::new(), 0);
+            (self.cache, self.seen) = (self.cache.read_again(), 0);
         }
         let columns = |from: usize, of: fn(&Text) -> &Vec<i64>| {
             let values: Vec<i64> = self.rows.iter().flat_map(|it| &of(it)[from..]).copied().collect();

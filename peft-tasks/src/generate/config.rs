@@ -80,6 +80,12 @@ pub struct GenerationConfig {
     /// When beam search stops: `false`, `true` or `"never"`. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<Value>,
+    /// Tokens that are never written; numbers that are none are passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suppress_tokens: Option<Vec<i64>>,
+    /// Tokens that what is written does not begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begin_suppress_tokens: Option<Vec<i64>>,
     /// What the drawn tokens depend on. Not a field of transformers. Default: 42.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -114,7 +120,6 @@ impl OneOrMany {
 const REFUSED: &[(&str, f64)] = &[
     ("assistant_early_exit", 0.0),
     ("bad_words_ids", 0.0),
-    ("begin_suppress_tokens", 0.0),
     ("constraints", 0.0),
     ("diversity_penalty", 0.0),
     ("dola_layers", 0.0),
@@ -133,7 +138,6 @@ const REFUSED: &[(&str, f64)] = &[
     ("prompt_lookup_num_tokens", 0.0),
     ("sequence_bias", 0.0),
     ("stop_strings", 0.0),
-    ("suppress_tokens", 0.0),
     ("top_h", 0.0),
     ("typical_p", 1.0),
     ("watermarking_config", 0.0),
@@ -165,7 +169,7 @@ impl GenerationConfig {
     }
 
     /// The fields that are read.
-    fn fields() -> [&'static str; 20] {
+    fn fields() -> [&'static str; 22] {
         [
             "max_new_tokens",
             "max_length",
@@ -187,7 +191,27 @@ impl GenerationConfig {
             "num_beams",
             "length_penalty",
             "early_stopping",
+            "suppress_tokens",
+            "begin_suppress_tokens",
         ]
+    }
+
+    /// The same as [`plan`](GenerationConfig::plan), for settings that began as those of a folder: what is wrong in its file is
+    /// said of that.
+    ///
+    /// # Errors
+    /// As [`plan`](GenerationConfig::plan).
+    pub fn plan_for(&self, folder: &Path) -> Result<GenerationPlan> {
+        self.plan().map_err(|error| {
+            let own = ["generation_config.json", "config.json"].map(|it| folder.join(it));
+            let file = own.iter().find(|it| it.is_file());
+            let of_file =
+                Self::load(folder).and_then(|it| it.plan()).map_or_else(|it| it.to_string(), |_| String::new());
+            match file.filter(|_| of_file == error.to_string()) {
+                Some(file) => error.in_file(file),
+                None => error,
+            }
+        })
     }
 
     /// Checks every field and fills in the defaults.
@@ -257,8 +281,15 @@ impl GenerationConfig {
             num_beams: self.num_beams.unwrap_or(1),
             length_penalty: range("length_penalty", self.length_penalty, 1.0, f64::is_finite, "a number")? as f32,
             early_stopping,
+            suppressed: tokens_of(self.suppress_tokens.as_ref()),
+            suppressed_first: tokens_of(self.begin_suppress_tokens.as_ref()),
+            times: None,
         })
     }
+}
+
+fn tokens_of(ids: Option<&Vec<i64>>) -> Vec<u32> {
+    ids.into_iter().flatten().filter_map(|it| u32::try_from(*it).ok()).collect()
 }
 
 /// What a sequence is generated with, checked and without gaps.
@@ -298,6 +329,28 @@ pub struct GenerationPlan {
     pub length_penalty: f32,
     /// When beam search stops.
     pub early_stopping: EarlyStopping,
+    /// Tokens that are never written.
+    pub suppressed: Vec<u32>,
+    /// Tokens that nothing begins with.
+    pub suppressed_first: Vec<u32>,
+    /// How tokens of times are written, by models of speech that are asked for them.
+    pub times: Option<TimeRules>,
+}
+
+/// How tokens of times are written: in pairs, and none before the one that was written last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeRules {
+    /// The token that says that there are no times; those of times follow it.
+    pub no_times: u32,
+    /// The latest time that a text begins with, counted in tokens from the first of them.
+    pub latest_first: Option<u32>,
+}
+
+impl TimeRules {
+    /// The token of 0 seconds.
+    pub fn first(self) -> u32 {
+        self.no_times + 1
+    }
 }
 
 /// How tokens are drawn.
@@ -373,7 +426,7 @@ mod tests {
     #[test]
     fn what_would_give_another_text_is_refused() {
         assert!(refusal(r#"{"early_stopping": "soon"}"#).starts_with("`early_stopping` is \"soon\""));
-        assert!(refusal(r#"{"suppress_tokens": [1]}"#).starts_with("`suppress_tokens` is not supported yet"));
+        assert!(refusal(r#"{"bad_words_ids": [[1]]}"#).starts_with("`bad_words_ids` is not supported yet"));
         assert!(refusal(r#"{"do_sample": true, "temperature": 0}"#).contains("set `do_sample` to false"));
         assert!(refusal(r#"{"top_p": 1.5}"#).starts_with("`top_p` is 1.5"));
         assert!(refusal(r#"{"max_new_tokens": 0}"#).starts_with("`max_new_tokens` is 0"));
@@ -381,7 +434,7 @@ mod tests {
 
     #[test]
     fn files_of_the_hub_are_read_and_written_back() {
-        let json = r#"{"eos_token_id":[2,7],"_from_model_config":true,"typical_p":1.0,"suppress_tokens":null,"x":1}"#;
+        let json = r#"{"eos_token_id":[2,7],"_from_model_config":true,"typical_p":1.0,"constraints":null,"x":1}"#;
         let config = config(json);
         assert!(config.plan().is_ok());
         assert_eq!(serde_json::to_string(&config).unwrap(), json);
@@ -409,6 +462,19 @@ mod tests {
         assert_eq!((plan.eos, plan.num_beams), (vec![3], 1));
         write("generation_config.json", "{");
         assert!(GenerationConfig::load(folder.path()).unwrap_err().to_string().contains("generation_config.json"));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_said_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("generation_config.json");
+        std::fs::write(&file, r#"{"do_sample": true, "temperature": -1.0}"#).unwrap();
+        let config = GenerationConfig::load(folder.path()).unwrap();
+        let said = |config: &GenerationConfig| config.plan_for(folder.path()).unwrap_err().to_string();
+        assert!(said(&config).starts_with(&format!("{} is not usable: `temperature`", file.display())));
+        // What was asked for beside it is nobody else's fault.
+        let asked = GenerationConfig { temperature: Some(-2.0), ..config };
+        assert!(said(&asked).starts_with("`temperature`"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::data::rng;
 use crate::generate::config::GenerationPlan;
-use crate::generate::logits;
+use crate::generate::{logits, times};
 
 /// Chooses the tokens of one sequence.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct Sampler {
 }
 
 /// What is done to the scores of the next token whether it is drawn or not, in the order of transformers: repetition penalty,
-/// n-grams, shortest length, forced tokens. `budget` bounds the new tokens.
+/// n-grams, shortest length, forced tokens, suppressed tokens, and Whisper's rules for times. `budget` bounds the new tokens.
 pub(crate) fn process(
     logits: &mut [f32],
     tokens: &[u32],
@@ -38,6 +38,15 @@ pub(crate) fn process(
     }
     if !plan.forced_eos.is_empty() && budget == Some(new_tokens + 1) {
         logits::force(logits, &plan.forced_eos);
+    }
+    // A first token that is forced is none that the text begins with.
+    let begin = prompt_length + usize::from(prompt_length == 1 && plan.forced_bos.is_some());
+    if tokens.len() == begin {
+        logits::forbid(logits, &plan.suppressed_first);
+    }
+    logits::forbid(logits, &plan.suppressed);
+    if let Some(rules) = plan.times {
+        times::apply(logits, &tokens[prompt_length.min(tokens.len())..], rules, plan.eos.first().copied());
     }
 }
 

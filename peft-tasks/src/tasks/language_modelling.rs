@@ -10,15 +10,16 @@ use serde_json::{Map, Value};
 use crate::data::batch::{Batch, Padding, collate};
 use crate::data::columns::{Columns, required};
 use crate::data::dataset::Dataset;
-use crate::data::messages::{ASSISTANT, Reader, is_filled, is_list_of_turns};
+use crate::data::messages::{Reader, is_filled, is_list_of_turns};
 use crate::data::pack::{PackOrder, PackedRow, collate_packed, pack};
 use crate::data::row_template::RowTemplate;
 use crate::data::sample::{IGNORED, Preprocessor, Sample, Truncation};
-use crate::data::tally::Tally;
+use crate::data::tally::{Answers, Tally};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
+use crate::tasks::interruption;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -152,11 +153,12 @@ impl TextData {
         let tokenizer = self.tokenizer_of(folder)?;
         let samples = self.samples(folder, &tokenizer)?;
         let pad = tokenizer.fill_id();
-        if self.packing {
-            LanguageModelling::packed(samples, self.row_length(folder)?, pad)
-        } else {
-            LanguageModelling::padded(samples, pad)
-        }
+        let task = match self.packing {
+            true => LanguageModelling::packed(samples, self.row_length(folder)?, pad),
+            false => LanguageModelling::padded(samples, pad),
+        };
+        // What settings are to blame for is no fault of the file.
+        task.map_err(|error| if matches!(error, PeftError::Invalid(_)) { error.in_file(&self.file) } else { error })
     }
 
     /// Samples of a language model: documents, prompts with completions, or conversations.
@@ -185,7 +187,8 @@ impl TextData {
             let conversation = match source {
                 Source::Documents(column) => {
                     let task_id = self.task_id(&data, row)?;
-                    let pieces = builder.text(&data.text(row, column)?)?.chunks(max_length);
+                    let whole = builder.text(&data.text(row, column)?).map_err(|error| data.bad_row(row, error))?;
+                    let pieces = whole.chunks(max_length);
                     samples.extend(pieces.into_iter().map(|it| Sample { task_id, ..it }));
                     continue;
                 }
@@ -199,10 +202,13 @@ impl TextData {
             let (before, answers) = match (&conversation, template.as_deref()) {
                 (Ok(conversation), Some(template)) => {
                     conversation.messages.iter().for_each(|it| tally.speaks(&it.role));
-                    let answers = conversation.messages.iter().any(|it| it.role == ASSISTANT && it.learned);
+                    let answers = Answers::of(&conversation.messages);
                     (builder.conversation(template, conversation).map_err(|error| data.bad_row(row, error))?, answers)
                 }
-                (Err((prompt, completion)), _) => (builder.completion(prompt, completion)?, true),
+                (Err((prompt, completion)), _) => {
+                    let sample = builder.completion(prompt, completion);
+                    (sample.map_err(|error| data.bad_row(row, error))?, Answers::Learned)
+                }
                 (Ok(_), None) => return Err(PeftError::Invalid("a conversation has no chat template".into())),
             };
             if self.truncation == Truncation::Refuse && before.len() > max_length {
@@ -215,7 +221,7 @@ impl TextData {
             sample.task_id = self.task_id(&data, row)?;
             samples.push(sample);
         }
-        tally.say(max_length)?;
+        tally.say(max_length, &data)?;
         self.say_unread(&data, &source.columns(&columns));
         match tokenizer.eos_id() {
             Some(id) if source.ends_with_eos() => {
@@ -250,7 +256,7 @@ impl<'a> Source<'a> {
             return Ok(Self::Messages(column));
         }
         let Some(completion) = &columns.completion else {
-            return Ok(Self::Documents(required("text", &columns.text)?));
+            return Ok(Self::Documents(required("text", &columns.text, data)?));
         };
         let any = |column: &str, test: fn(&Value) -> bool| {
             data.rows.iter().any(|row| row.fields.get(column).is_some_and(test))
@@ -347,6 +353,7 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
         let virtual_tokens = forward::virtual_tokens(model);
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             sum += scalar(&self.loss_sum(model, chunk, device)?);
             count += Task::<M>::targets(self, virtual_tokens, chunk);
         }

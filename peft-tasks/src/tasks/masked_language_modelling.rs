@@ -13,6 +13,7 @@ use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
 use crate::eval::metrics;
+use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// Which tokens are masked, as `DataCollatorForLanguageModeling` of transformers does it, by BERT's recipe: of the tokens
@@ -99,7 +100,7 @@ impl TextData {
         tokenizer.check(&[mask])?;
         let masking = Masking { mask, vocab: tokenizer.usable_ids(), share, seed };
         let (data, columns) = self.read()?;
-        let column = required("text", &columns.text)?;
+        let column = required("text", &columns.text, &data)?;
         let builder = self.preprocessor(folder, &tokenizer)?;
         let (mut samples, mut tally) = (Vec::new(), Tally::default());
         for (number, row) in data.rows.iter().enumerate() {
@@ -109,7 +110,7 @@ impl TextData {
             tally.count(sample.len() + text.cut, &sample);
             samples.push(sample);
         }
-        tally.say(self.row_length(folder)?)?;
+        tally.say(self.row_length(folder)?, &data)?;
         let hidden = samples.iter().filter(|it| it.labelled() > 0).count();
         if hidden < samples.len() {
             tracing::info!(
@@ -119,7 +120,7 @@ impl TextData {
             );
         }
         self.say_unread(&data, &[&columns.text]);
-        MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id()))
+        MaskedLanguageModelling::new(samples, Padding::right(tokenizer.fill_id())).map_err(|error| data.bad(error))
     }
 }
 
@@ -149,6 +150,7 @@ impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
         let items: Vec<usize> = (0..self.samples.len()).collect();
         let (mut sum, mut correct) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
             sum += scalar(&batch.loss_of_labels(logits.clone(), device));

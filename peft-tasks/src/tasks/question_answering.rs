@@ -18,6 +18,7 @@ use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::windows::{Window, windows};
 use crate::eval::squad;
+use crate::tasks::interruption;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -152,7 +153,7 @@ impl TextData {
             Ok(windows)
         };
         let windows = data.rows.iter().zip(&questions).map(cut).collect::<Result<Vec<_>>>()?;
-        QuestionAnswering::new(questions, windows, Padding::right(tokenizer.fill_id()))
+        QuestionAnswering::new(questions, windows, Padding::right(tokenizer.fill_id())).map_err(|error| data.bad(error))
     }
 }
 
@@ -181,6 +182,7 @@ impl<M: QuestionAnswerer> Task<M> for QuestionAnswering {
         let items: Vec<usize> = (0..self.windows.len()).collect();
         let (mut sum, mut scores) = (0.0, Vec::new());
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let logits = model.logits(&self.batch(chunk)?.input(device));
             let seq = logits.dims()[1];
             sum += scalar(&self.loss_of(logits.clone(), chunk, device));

@@ -10,6 +10,7 @@ use crate::data::labels::{Label, LabelSet};
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
+use crate::tasks::interruption;
 use crate::tasks::row_labels::{RowLabels, rows};
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -54,7 +55,7 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
-        let (text, label) = (required("text", &columns.text)?, required("label", &columns.label)?);
+        let (text, label) = (required("text", &columns.text, &data)?, required("label", &columns.label, &data)?);
         let builder = self.preprocessor(folder, &tokenizer)?;
         let (mut samples, mut labels, mut tally) = (Vec::new(), Vec::new(), Tally::default());
         for row in &data.rows {
@@ -70,9 +71,10 @@ impl TextData {
             samples.push(sample);
             labels.push(set.label(&data, row, label)?);
         }
-        tally.say(self.row_length(folder)?)?;
+        tally.say(self.row_length(folder)?, &data)?;
         self.say_unread(&data, &[&columns.text, &columns.text_pair, &columns.label]);
         SequenceClassification::new(samples, labels, set.clone(), Padding::right(tokenizer.fill_id()))
+            .map_err(|error| data.bad(error))
     }
 }
 
@@ -103,6 +105,7 @@ impl<M: SequenceClassifier> Task<M> for SequenceClassification {
         let mut sum = 0.0;
         let mut outputs: Vec<Vec<f32>> = Vec::new();
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let logits = model.logits(&self.batch(chunk)?.input(device));
             sum += scalar(&self.labels.loss_sum(logits.clone(), chunk, device)?);
             outputs.extend(rows(logits));

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use peft_core::{Adaptable, PeftError, Result, ops};
-use peft_models::{ModelInput, Pretrained, Seq2SeqLm};
+use peft_models::{EncoderInput, ModelInput, Pretrained, Seq2SeqLm};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
@@ -17,6 +17,7 @@ use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
+use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of an encoder with a decoder.
@@ -85,6 +86,7 @@ impl SequenceToSequence {
         let (mut exact, mut rouge) = (0, [0.0; 3]);
         let mut bleu = Bleu::default();
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
             for (item, text) in chunk.iter().zip(texts) {
                 let reference = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
@@ -111,6 +113,35 @@ impl SequenceToSequence {
     }
 }
 
+/// The loss on the targets of a batch, summed over their tokens; `[1]`.
+///
+/// # Errors
+/// If the encoder reads no such source, or `config.json` does not say how targets begin.
+pub(crate) fn target_loss<S: EncoderInput, M: Seq2SeqLm<S>>(
+    model: &M,
+    source: &S,
+    target: &Batch,
+    device: &Device,
+) -> Result<Tensor<1>> {
+    model.check_source(source)?;
+    let encoded = model.encode(source);
+    let read = model.shift_right(grid(&target.labels, target.rows, target.width, device))?;
+    let hidden = model.decode(&ModelInput::ids(read), &encoded, None);
+    // The head for what is learned only; virtual tokens of the decoder stand in front.
+    let [batch, total, d_model] = hidden.dims();
+    let first = total - target.width;
+    let (rows, labels): (Vec<i64>, Vec<i64>) = target
+        .labels
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| **label != IGNORED)
+        .map(|(at, label)| ((at / target.width * total + first + at % target.width) as i64, *label))
+        .unzip();
+    let hidden = hidden.reshape([batch * total, d_model]).select(0, line(&rows, device));
+    let mean = ops::cross_entropy(model.head(hidden), line(&labels, device));
+    Ok(mean.mul_scalar(rows.len() as f64))
+}
+
 impl TextData {
     /// The task of an encoder with a decoder: prompts are sources, completions are targets.
     ///
@@ -120,7 +151,7 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
-        let completion = required("completion", &columns.completion)?;
+        let completion = required("completion", &columns.completion, &data)?;
         let builder = self.preprocessor(folder, &tokenizer)?;
         let prompts = self.prompt_template.as_deref().map(RowTemplate::new).transpose()?;
         let (mut sources, mut targets, mut tally) = (Vec::new(), Vec::new(), Tally::default());
@@ -143,9 +174,9 @@ impl TextData {
             sources.push(source);
             targets.push(encode(&data.text(row, completion)?)?);
         }
-        tally.say(self.row_length(folder)?)?;
+        tally.say(self.row_length(folder)?, &data)?;
         self.say_unread(&data, &[&columns.prompt, &columns.context, &columns.completion]);
-        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id()))
+        SequenceToSequence::new(sources, targets, Padding::right(tokenizer.fill_id())).map_err(|error| data.bad(error))
     }
 }
 
@@ -163,29 +194,14 @@ impl<M: Seq2SeqLm + Adaptable> Task<M> for SequenceToSequence {
     }
 
     fn loss_sum(&self, model: &M, items: &[usize], device: &Device) -> Result<Tensor<1>> {
-        let target = self.target(items)?;
-        let encoded = model.encode(&self.source(items, device)?);
-        let read = model.shift_right(grid(&target.labels, target.rows, target.width, device))?;
-        let hidden = model.decode(&ModelInput::ids(read), &encoded, None);
-        // The head for what is learned only; virtual tokens of the decoder stand in front.
-        let [batch, total, d_model] = hidden.dims();
-        let first = total - target.width;
-        let (rows, labels): (Vec<i64>, Vec<i64>) = target
-            .labels
-            .iter()
-            .enumerate()
-            .filter(|(_, label)| **label != IGNORED)
-            .map(|(at, label)| ((at / target.width * total + first + at % target.width) as i64, *label))
-            .unzip();
-        let hidden = hidden.reshape([batch * total, d_model]).select(0, line(&rows, device));
-        let mean = ops::cross_entropy(model.head(hidden), line(&labels, device));
-        Ok(mean.mul_scalar(rows.len() as f64))
+        target_loss(model, &self.source(items, device)?, &self.target(items)?, device)
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         let items: Vec<usize> = (0..self.sources.len()).collect();
         let (mut sum, mut count) = (0.0, 0);
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             sum += scalar(&self.loss_sum(model, chunk, device)?);
             count += Task::<M>::targets(self, 0, chunk);
         }

@@ -4,7 +4,7 @@
 //! and others 2018, <https://arxiv.org/abs/1807.03748>), `CosineSimilarityLoss` for pairs with one.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::{PeftError, Result, ops};
+use peft_core::{PeftError, Result, brief, ops};
 use peft_models::{FeatureExtractor, Pretrained};
 use serde_json::{Map, Value};
 
@@ -15,6 +15,7 @@ use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
+use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// What the cosine is multiplied with before the softmax, as in sentence-transformers.
@@ -122,8 +123,8 @@ impl TextData {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
         let (data, columns) = self.read()?;
-        let first = required("text", &columns.text)?;
-        let second = required("text_pair", &columns.text_pair)?;
+        let first = required("text", &columns.text, &data)?;
+        let second = required("text_pair", &columns.text_pair, &data)?;
         let builder = self.preprocessor(folder, &tokenizer)?;
         let (mut firsts, mut seconds, mut scores, mut tally) = (Vec::new(), Vec::new(), Vec::new(), Tally::default());
         for row in &data.rows {
@@ -138,13 +139,16 @@ impl TextData {
                 let text = data.text(row, column)?;
                 let score = text.trim().parse();
                 scores.push(score.map_err(|_| {
-                    data.bad_row(row, format!("column `{column}` holds `{text}`, expected how alike the sentences are"))
+                    data.bad_row(
+                        row,
+                        format!("column `{column}` holds `{}`, expected how alike the sentences are", brief(&text)),
+                    )
                 })?);
             }
         }
-        tally.say(self.row_length(folder)?)?;
+        tally.say(self.row_length(folder)?, &data)?;
         self.say_unread(&data, &[&columns.text, &columns.text_pair, &columns.label]);
-        Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id()))
+        Similarity::new(firsts, seconds, scores, Padding::right(tokenizer.fill_id())).map_err(|error| data.bad(error))
     }
 }
 
@@ -173,6 +177,7 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
         let items: Vec<usize> = (0..self.first.len()).collect();
         let (mut sum, mut firsts, mut seconds) = (0.0, Vec::new(), Vec::new());
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let first = self.vectors(model, &self.first, chunk, device)?;
             let second = self.vectors(model, &self.second, chunk, device)?;
             sum += scalar(&self.loss_of(first.clone(), second.clone(), chunk, device));

@@ -1,15 +1,17 @@
 //! Token classification: a tag for every word.
 
 use burn::tensor::{Device, Tensor};
-use peft_core::{PeftError, Result};
+use peft_core::{PeftError, Result, brief};
 use peft_models::{Pretrained, TokenClassifier};
 use serde_json::{Map, Value};
 
 use crate::data::batch::{Batch, Padding, collate};
+use crate::data::dataset::quoted;
 use crate::data::sample::{IGNORED, Sample};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
+use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a token classifier.
@@ -68,7 +70,9 @@ impl TextData {
             let items = list(&data, row, &words)?;
             let text = items.iter().map(|it| match it.as_str() {
                 Some(word) => Ok(word.to_owned()),
-                None => Err(data.bad_row(row, format!("column `{words}` holds {it}, expected words"))),
+                None => {
+                    Err(data.bad_row(row, format!("column `{words}` holds {}, expected words", brief(&it.to_string()))))
+                }
             });
             let text = text.collect::<Result<Vec<_>>>()?;
             let number = |tag: &Value| {
@@ -76,7 +80,7 @@ impl TextData {
                 let place = names.iter().position(|it| *it == name);
                 place
                     .map(|it| it as i64)
-                    .ok_or_else(|| data.bad_row(row, format!("tag `{name}` is none of {}", names.join(", "))))
+                    .ok_or_else(|| data.bad_row(row, format!("tag `{}` is none of {}", brief(&name), quoted(names))))
             };
             let numbers = list(&data, row, &tags)?.iter().map(number).collect::<Result<Vec<_>>>()?;
             let mut sample = builder.words(&text, &numbers).map_err(|error| data.bad_row(row, error))?;
@@ -93,6 +97,7 @@ impl TextData {
         }
         self.say_unread(&data, &[&Some(words), &Some(tags)]);
         TokenClassification::new(samples, names.to_vec(), Padding::right(tokenizer.fill_id()))
+            .map_err(|error| data.bad(error))
     }
 }
 
@@ -122,6 +127,7 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         let items: Vec<usize> = (0..self.samples.len()).collect();
         let (mut sum, mut scores) = (0.0, EntityScores::default());
         for chunk in items.chunks(batch_size.max(1)) {
+            interruption::go_on()?;
             let batch = self.batch(chunk)?;
             let logits = model.logits(&batch.input(device));
             sum += scalar(&batch.loss_of_labels(logits.clone(), device));

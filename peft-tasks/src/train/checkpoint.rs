@@ -8,6 +8,7 @@ use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Bytes;
 use peft_core::files::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
+use peft_core::files::plain::read_bytes;
 use peft_core::model::state;
 use peft_core::{AdapterFolder, AfterStep, PeftError, PeftModel, Result};
 use serde::{Deserialize, Serialize};
@@ -120,7 +121,7 @@ impl Checkpoint {
     /// If a file is missing, or is not as it was written.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let state = path.join(STATE_FILE);
-        let text = fs::read(&state).map_err(PeftError::io("read", &state))?;
+        let text = read_bytes(&state)?;
         let advice = "remove the checkpoint and go on from an earlier one, or start anew";
         let file: StateFile = serde_json::from_slice(&text)
             .map_err(|error| PeftError::bad_file(&state, format!("it is no state of a run ({error}): {advice}")))?;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use peft_core::{CONFIG_FILE, ENCODER_FILE, LABELS_FILE, PeftError, Result, WEIGHTS_FILE};
 
+use crate::data::new_tokens::SAVED_FILES;
 use crate::train::log::{LOG_FILE, RunLog};
+use crate::train::state::TrainerState;
 
 /// Held by whoever writes to the folder, and free again when its process ends, however it ends.
 const LOCK_FILE: &str = ".train.lock";
@@ -14,21 +16,6 @@ pub const RUN_FILE: &str = "run.yaml";
 /// The picture of the log.
 pub const CURVE_FILE: &str = "loss.svg";
 const CHECKPOINT: &str = "checkpoint-";
-/// What an adapter with new tokens has beside it. Left there, another adapter would be read with it.
-const TOKENIZER_FILES: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-];
-
 /// What a run does about an earlier one in its folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Start {
@@ -129,20 +116,25 @@ impl RunFolder {
         self.start == Start::Resume
     }
 
-    /// The log, from `step` on. Where nothing is gone on from, what is left of an earlier run goes first.
-    pub(crate) fn begin(&self, step: usize) -> Result<RunLog> {
+    /// The log, from where a run is. Where nothing is gone on from, what is left of an earlier run goes first.
+    pub(crate) fn begin(&self, state: &TrainerState) -> Result<RunLog> {
         if self.last.is_none() && self.start != Start::New {
             self.clear()?;
         }
-        RunLog::resume(self.path.join(LOG_FILE), step)
+        let log = self.path.join(LOG_FILE);
+        match state.owes_evaluation {
+            true => RunLog::resume_before_evaluation(&log, state.step),
+            false => RunLog::resume(log, state.step),
+        }
     }
 
     /// Removes what runs write, and nothing else.
     fn clear(&self) -> Result<()> {
         // What makes a folder look finished goes first: a kill in between leaves nothing that looks whole.
         let own = [WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE, LABELS_FILE, RUN_FILE, CURVE_FILE, LOG_FILE];
-        // One that no run wrote is not ours to remove.
-        let beside: &[&str] = if self.has_tokenizer { &TOKENIZER_FILES } else { &[] };
+        // What an adapter with new tokens has beside it: left there, another adapter would be read with it. One that no run
+        // wrote is not ours to remove.
+        let beside: &[&str] = if self.has_tokenizer { &SAVED_FILES } else { &[] };
         for name in own.iter().chain(beside) {
             let path = self.path.join(name);
             if path.is_file() {

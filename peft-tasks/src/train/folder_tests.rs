@@ -71,7 +71,7 @@ fn overwriting_removes_the_earlier_run_and_nothing_else() {
     let run = RunFolder::open(folder.path(), Start::Overwrite).unwrap();
     assert_eq!(run.checkpoint(), None);
     assert_eq!(listed(folder.path()).len(), names.len() + 1);
-    drop(run.begin(0).unwrap());
+    drop(run.begin(&TrainerState::default()).unwrap());
     assert_eq!(listed(folder.path()), [LOCK_FILE, "checkpoint-x", "mine", LOG_FILE]);
     assert_eq!(fs::read(folder.path().join(LOG_FILE)).unwrap(), b"");
     drop(run);
@@ -80,7 +80,7 @@ fn overwriting_removes_the_earlier_run_and_nothing_else() {
     for wrote in [true, false] {
         [LOG_FILE, "tokenizer.json"].iter().for_each(|it| put(folder.path(), it));
         let run = RunFolder::open(folder.path(), Start::Overwrite).unwrap().with_tokenizer(wrote);
-        drop(run.begin(0).unwrap());
+        drop(run.begin(&TrainerState::default()).unwrap());
         assert_eq!(folder.path().join("tokenizer.json").exists(), !wrote);
     }
 }
@@ -96,7 +96,7 @@ fn resuming_without_a_checkpoint_starts_anew() {
     let run = RunFolder::open(folder.path(), Start::Resume).unwrap();
     assert_eq!(listed(folder.path()), [LOCK_FILE, LOG_FILE]);
     assert_eq!((run.checkpoint(), run.resumes()), (None, true));
-    drop(run.begin(0).unwrap());
+    drop(run.begin(&TrainerState::default()).unwrap());
     assert_eq!(fs::read(folder.path().join(LOG_FILE)).unwrap(), b"");
 }
 

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use peft_core::files::plain::read_bytes;
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -93,9 +94,21 @@ impl RunLog {
     /// # Errors
     /// The file is no log.
     pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
-        let path = path.as_ref();
+        Self::resume_if(path.as_ref(), |record| record.step() <= step)
+    }
+
+    /// The same for a run that goes on with the evaluation of this step.
+    pub(crate) fn resume_before_evaluation(path: &Path, step: usize) -> Result<Self> {
+        let stays = |record: &Record| match record {
+            Record::Train(it) => it.step <= step,
+            Record::Eval(it) => it.step < step,
+        };
+        Self::resume_if(path, stays)
+    }
+
+    fn resume_if(path: &Path, stays: impl Fn(&Record) -> bool) -> Result<Self> {
         if path.exists() {
-            let kept = lines(path)?.iter().take_while(|(record, _)| record.step() <= step).map(|it| it.1).last();
+            let kept = lines(path)?.iter().take_while(|(record, _)| stays(record)).map(|it| it.1).last();
             // Only ever shortened: a crash leaves either the old log or the new one.
             let file = OpenOptions::new().write(true).open(path).map_err(PeftError::io("open", path))?;
             file.set_len(kept.unwrap_or(0)).map_err(PeftError::io("write", path))?;
@@ -130,7 +143,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
 /// The records of a log, each with the byte that its line ends before.
 fn lines(path: &Path) -> Result<Vec<(Record, u64)>> {
     // A cut may fall inside a character.
-    let bytes = std::fs::read(path).map_err(PeftError::io("read", path))?;
+    let bytes = read_bytes(path)?;
     let (mut records, mut end) = (Vec::new(), 0);
     for (index, line) in bytes.split_inclusive(|it| *it == b'\n').enumerate() {
         end += line.len() as u64;

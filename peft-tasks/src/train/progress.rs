@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use peft_core::Result;
 
+use crate::tasks::interruption::StopAsked;
 use crate::tasks::task::Evaluation;
 use crate::train::batches::Steps;
 use crate::train::config::TrainConfig;
@@ -59,6 +60,12 @@ pub trait Observer {
     /// [`Outcome::interrupted`](crate::train::Outcome::interrupted) says so.
     fn stop_asked(&mut self) -> bool {
         false
+    }
+
+    /// What is asked while an evaluation goes on, which takes longer than a step: whether the run is to end. It ends the
+    /// evaluation; a resumed run begins with it.
+    fn stops_evaluations(&self) -> Option<StopAsked> {
+        None
     }
 }
 
@@ -159,6 +166,11 @@ impl<'a> Progress<'a> {
     /// Whether the run is to end here.
     pub(crate) fn stop_asked(&mut self) -> bool {
         self.observer.stop_asked()
+    }
+
+    /// What an evaluation asks.
+    pub(crate) fn stops_evaluations(&self) -> Option<StopAsked> {
+        self.observer.stops_evaluations()
     }
 
     fn epoch(&self, state: &TrainerState) -> f64 {

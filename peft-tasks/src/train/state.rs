@@ -21,6 +21,9 @@ pub(crate) struct TrainerState {
     pub(crate) best_step: usize,
     pub(crate) evaluations_without_gain: usize,
     pub(crate) since_line: SinceLine,
+    /// Whether the evaluation of this step was interrupted: the run goes on with it.
+    #[serde(default)]
+    pub(crate) owes_evaluation: bool,
 }
 
 /// What was done since the last line of the log.

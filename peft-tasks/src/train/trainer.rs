@@ -11,6 +11,7 @@ use peft_core::model::fingerprint::fingerprint;
 use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, check_memory, nn, ops, stable_hash};
 use serde_json::{Map, Value, json};
 
+use crate::tasks::interruption::stoppable;
 use crate::tasks::task::{Evaluation, Task};
 use crate::train::batches::Steps;
 use crate::train::clip::clip_grad_norm;
@@ -22,6 +23,7 @@ use crate::train::optimizer;
 use crate::train::pass::Pass;
 use crate::train::progress::{Observer, Progress, Started, Step};
 use crate::train::schedule::Schedule;
+use crate::train::state::TrainerState;
 
 /// What a run came to.
 #[derive(Debug, Clone, Default)]
@@ -170,7 +172,8 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         let (mut learner, mut state, changed) =
             Learner::new(self.peft, &self.adapter, &self.config, identity, checkpoint)?;
         state.total = total;
-        let log = folder.map(|it| it.begin(state.step)).transpose()?;
+        state.owes_evaluation &= self.eval.is_some();
+        let log = folder.map(|it| it.begin(&state)).transpose()?;
         let model = nn::set_training(self.peft.model().clone(), true);
         let mut model = optimizer::set_frozen(model, &learner.frozen, true);
         let pass = Pass::new(&model, self.task, &self.config, &device);
@@ -184,11 +187,33 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             anew: folder.is_some_and(RunFolder::resumes) && checkpoint.is_none(),
             checkpoint: checkpoint.map(Path::to_owned),
             changed,
-            finished: state.step >= total || outcome.stopped_early,
+            finished: (state.step >= total || outcome.stopped_early) && !state.owes_evaluation,
         });
+        let evaluate = |model: &M, learner: &mut Learner, state: &mut TrainerState, progress: &mut Progress<'_>| {
+            let Some(eval) = self.eval else { return Ok(None) };
+            let begun = Instant::now();
+            state.owes_evaluation = true;
+            let run = || eval.evaluate(&nn::eval(model), config.eval_batch_size, &device);
+            let Some(evaluation) = stoppable(progress.stops_evaluations(), run)? else { return Ok(None) };
+            state.owes_evaluation = false;
+            progress.evaluated(state, &evaluation, begun.elapsed().as_secs_f64())?;
+            if !evaluation.loss.is_finite() {
+                let reason = format!("the evaluation after step {} is {}", state.step, evaluation.loss);
+                return Err(PeftError::NotFinite(reason + ": look at its data, and lower the learning rate"));
+            }
+            learner.evaluated(model, evaluation.loss, state);
+            Ok(Some(evaluation))
+        };
 
+        // The last step of the run before was interrupted in its evaluation.
+        if state.owes_evaluation {
+            outcome.evaluation = evaluate(&model, &mut learner, &mut state, &mut progress)?;
+            outcome.interrupted = state.owes_evaluation;
+            outcome.stopped_early = learner.has_enough(&state);
+            outcome.checkpoint = checkpoint.filter(|_| outcome.interrupted).map(Path::to_owned);
+        }
         let first = state.step;
-        while state.step < total && !outcome.stopped_early {
+        while state.step < total && !outcome.stopped_early && !outcome.interrupted {
             let begun = Instant::now();
             device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
             if state.step + 1 < total {
@@ -206,21 +231,13 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
 
             let step = state.step;
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
-            if let Some(eval) = self.eval.filter(|_| due(config.eval_steps) || state.step == total) {
-                let begun = Instant::now();
-                let evaluation = eval.evaluate(&nn::eval(&model), config.eval_batch_size, &device)?;
-                progress.evaluated(&state, &evaluation, begun.elapsed().as_secs_f64())?;
-                if !evaluation.loss.is_finite() {
-                    let reason = format!("the evaluation after step {} is {}", state.step, evaluation.loss);
-                    return Err(PeftError::NotFinite(reason + ": look at its data, and lower the learning rate"));
-                }
-                learner.evaluated(&model, evaluation.loss, &mut state);
-                outcome.evaluation = Some(evaluation);
+            if due(config.eval_steps) || state.step == total {
+                outcome.evaluation = evaluate(&model, &mut learner, &mut state, &mut progress)?.or(outcome.evaluation);
             }
             (outcome.steps, outcome.last_loss) = (state.step, state.last_loss);
             outcome.stopped_early = learner.has_enough(&state);
             let ended = state.step == total || outcome.stopped_early;
-            outcome.interrupted = !ended && progress.stop_asked();
+            outcome.interrupted = state.owes_evaluation || !ended && progress.stop_asked();
             // As transformers, also at the end: a longer run goes on from there.
             let save = due(config.save_steps) || config.save_steps > 0 && ended || outcome.interrupted;
             if let Some(folder) = folder.filter(|_| save) {

@@ -18,7 +18,8 @@ use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
-use peft::core::files::checkpoint::{FloatType, model_tensors, write_tensors};
+use peft::core::files::checkpoint::{FloatType, Placement, model_tensors, write_tensors};
+use peft::core::quant::{QuantConfig, QuantFormat};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
 use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
@@ -55,6 +56,9 @@ struct Args {
     /// Products with weights in bf16.
     #[arg(long)]
     bf16: bool,
+    /// Keep the linear layers of the base in few bits: nf4, fp4 or int8. Scales of blocks are quantised, too.
+    #[arg(long)]
+    quantize: Option<QuantFormat>,
     /// How many adapters share the base in `adapters`.
     #[arg(long, default_value_t = 1)]
     adapters: usize,
@@ -112,9 +116,11 @@ fn run(args: &Args) -> Result<()> {
         return synthesise(args, &device);
     }
     let started = Instant::now();
+    let quantize = args.quantize.map(|it| QuantConfig::new(it).double_quant(it != QuantFormat::Int8));
+    let place = Placement::on(&device).with_quantization(quantize);
     match args.task {
         TaskKind::CausalLm => {
-            let (model, _) = auto::load_causal_lm(&args.folder, &device)?;
+            let (model, _) = auto::load_causal_lm(&args.folder, &place)?;
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.language_modelling()?;
             match args.method {
@@ -135,7 +141,7 @@ fn run(args: &Args) -> Result<()> {
             }
         }
         TaskKind::SeqCls => {
-            let (model, _) = auto::load_sequence_classifier(&args.folder, &device, &ClassifierOptions::default())?;
+            let (model, _) = auto::load_sequence_classifier(&args.folder, &place, &ClassifierOptions::default())?;
             let bench = Bench { args, device, load: started.elapsed().as_secs_f64() };
             let task = bench.classification(model.num_labels())?;
             match args.method {

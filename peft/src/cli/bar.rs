@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::{Plan, Result};
 use peft_tasks::data::labels::LabelSet;
+use peft_tasks::tasks::interruption::StopAsked;
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::log::{EvalRecord, TrainRecord};
 use peft_tasks::train::{Observer, Started};
@@ -128,6 +129,10 @@ impl Observer for Bar {
 
     fn stop_asked(&mut self) -> bool {
         self.signal().is_some()
+    }
+
+    fn stops_evaluations(&self) -> Option<StopAsked> {
+        self.signals.as_ref().map(StopSignals::watch)
     }
 }
 

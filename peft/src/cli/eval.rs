@@ -40,9 +40,15 @@ pub(super) struct Args {
     /// Tokens of a long text that its next window repeats, for question-answering [default: a third of --max-length]
     #[arg(long)]
     doc_stride: Option<usize>,
-    /// Most tokens of a written target.
-    #[arg(long, default_value_t = 64)]
-    max_new_tokens: usize,
+    /// Most tokens of a written target [default: 64, for speech-to-text as many as the model writes]
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
+    /// Language of the recordings, a name or a code such as `en`, for speech-to-text [default: heard]
+    #[arg(long, value_name = "LANGUAGE")]
+    language: Option<String>,
+    /// Transcripts are in English, whatever is spoken.
+    #[arg(long)]
+    translate: bool,
     /// Share of words that are hidden and to be guessed, for masked-lm.
     #[arg(long, default_value_t = 0.15, value_name = "SHARE")]
     masked: f64,
@@ -74,7 +80,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         adapted: !adapters.is_empty(),
         masked_share: args.masked,
         seed: args.seed,
-        max_new_tokens: Some(args.max_new_tokens),
+        max_new_tokens: args.max_new_tokens,
+        writes: true,
+        language: args.language.clone(),
+        translate: args.translate,
         ..TaskOptions::default()
     };
     let request = EvalRequest { data, adapters, batch_size: args.batch_size, options };

@@ -32,9 +32,16 @@ const NAMES: [(&str, &str); 19] = [
 /// The error with the flag in place of the field, if `matches`, those of a subcommand, have the flag; with the file that
 /// `--config` names, if the field may come from there.
 pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
-    let PeftError::Config { field, reason } = error else { return error };
     let is_given = |id: &str| {
         matches.ids().any(|it| it.as_str() == id) && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let (field, reason) = match error {
+        PeftError::Config { field, reason } => (field, reason),
+        PeftError::BadFile { path, reason } => {
+            let reason = as_flags(reason, is_given);
+            return PeftError::BadFile { path, reason };
+        }
+        error => return error,
     };
     let id = NAMES.iter().find(|it| it.0 == field).map_or(field.as_str(), |it| it.1);
     if is_given(id) {
@@ -46,4 +53,23 @@ pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
         Ok(Some(file)) if !is_flag => PeftError::bad_file(file, error),
         _ => error,
     }
+}
+
+/// What is said of two runs that differ, with the flags in place of the fields that were given so.
+fn as_flags(reason: String, is_given: impl Fn(&str) -> bool) -> String {
+    reason
+        .split('`')
+        .enumerate()
+        .map(|(at, part)| {
+            let field = match part {
+                "data.train" => "data",
+                "data.eval" => "eval_data",
+                part => ["adapter.", "data."].iter().find_map(|it| part.strip_prefix(it)).unwrap_or(part),
+            };
+            let id = NAMES.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
+            let is_flag = at % 2 == 1 && is_given(id);
+            if is_flag { format!("--{}", id.replace('_', "-")) } else { part.to_owned() }
+        })
+        .collect::<Vec<_>>()
+        .join("`")
 }

@@ -6,7 +6,7 @@ use peft_core::Result;
 use peft_core::files::checkpoint::{BaseDtype, Placement};
 use peft_core::files::shards::ShardSize;
 
-use super::common::{Adapter, adapter_sources};
+use super::common::{Adapter, QuantArgs, adapter_sources};
 use super::terminal::say;
 use crate::device::best_device;
 use crate::folder::merge::{MergeRequest, merge};
@@ -39,6 +39,8 @@ pub(super) struct Args {
     /// flex, wgpu, cuda, tch: among those compiled in.
     #[arg(long)]
     device: Option<String>,
+    #[command(flatten)]
+    quant: QuantArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
@@ -51,7 +53,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         max_shard_size: args.max_shard_size,
         overwrite: args.overwrite,
     };
-    let report = merge(&request, registry, Placement::on(&best_device(args.device.as_deref())?))?;
+    let place = Placement::on(&best_device(args.device.as_deref())?).with_quantization(args.quant.config());
+    let report = merge(&request, registry, place)?;
     say!("merged checkpoint written to {} ({}, {})", args.output.display(), report.task, report.float)?;
     for (what, names) in [
         ("from the adapter", &report.from_adapter),

@@ -17,15 +17,21 @@ mod common;
 mod convert;
 #[cfg(feature = "lora")]
 mod demo;
+mod dreambooth;
 mod eval;
 #[cfg(feature = "lora")]
 mod export;
 mod flags;
 mod forward;
 mod generate;
+mod generation;
 mod inspect;
 mod merge;
 mod methods;
+#[cfg(feature = "image")]
+mod pictures;
+#[cfg(feature = "audio")]
+mod speech;
 mod stop;
 mod terminal;
 mod train;
@@ -56,8 +62,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model, with or without adapters, on a data file.
     Eval(Box<eval::Args>),
-    /// Continue a prompt, with or without adapters.
-    Generate(generate::Args),
+    /// Continue a prompt, write a recording down, or make a picture, with or without adapters.
+    Generate(Box<generation::Args>),
     /// Fold adapters into the weights and write a plain checkpoint.
     Merge(merge::Args),
     /// Say what an adapter folder holds and who can load it.
@@ -124,7 +130,7 @@ fn command_line(registry: &Registry) -> clap::Command {
         if takes_value { arg.allow_negative_numbers(true) } else { arg }
     };
     let commands = Cli::command().mut_subcommands(|command| command.mut_args(takes_numbers));
-    ["train", "eval", "merge", "forward"].into_iter().fold(commands, |command, name| {
+    ["train", "eval", "generate", "merge", "forward"].into_iter().fold(commands, |command, name| {
         command.mut_subcommand(name, |it| {
             it.mut_arg("task", |arg| {
                 let more = arg.get_help().map(ToString::to_string).unwrap_or_default();

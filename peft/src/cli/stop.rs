@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use peft_tasks::tasks::interruption::StopAsked;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -41,6 +42,12 @@ impl StopSignals {
         Ok(Self { came, told })
     }
 
+    /// Whether one came, for who asks without saying so.
+    pub(super) fn watch(&self) -> StopAsked {
+        let came = self.came.clone();
+        Arc::new(move || came.load(Ordering::Relaxed) != 0)
+    }
+
     /// The signal that came: its name, and the exit code that shells give to it. Who asks will say so.
     pub(super) fn came(&self) -> Option<(&'static str, u8)> {
         let came = i32::try_from(self.came.load(Ordering::Relaxed)).ok().filter(|it| *it != 0)?;
@@ -57,7 +64,10 @@ fn announce(signals: &[i32], told: Arc<Mutex<bool>>, tell: impl Fn(&str) + Send 
         for signal in signals.forever() {
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
             if !std::mem::replace(&mut *told, true) {
-                tell(&format!("{}: the run ends after this step; a second one ends it at once", name(signal)));
+                tell(&format!(
+                    "{}: the run ends after this step or in this evaluation; a second one ends it at once",
+                    name(signal)
+                ));
             }
         }
     });

@@ -1,16 +1,17 @@
 //! `peft train`: the flags fill a [`RunConfig`], which the library runs.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use peft_core::{ALL_LINEAR, PeftError, RegisteredMethod, Result, nearest};
 use peft_tasks::data::augmentation::{Augmentation, Augmentations};
+use peft_tasks::data::reading;
 use peft_tasks::train::Start;
 use serde_json::{Map, Value};
 
 use super::bar::Bar;
 use super::common::{ColumnArgs, PlaceArgs, RowArgs, peak_memory};
+use super::dreambooth::DreamBoothArgs;
 use super::terminal::{complain, part};
 use crate::run::actions;
 use crate::run::config::RunConfig;
@@ -56,6 +57,14 @@ pub(super) struct Args {
     /// How pictures are changed at random, with commas: `crop` (a part of them, enlarged), `flip`, `color` [default: not]
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     augment: Vec<Augmentation>,
+    #[command(flatten)]
+    dreambooth: DreamBoothArgs,
+    /// Language of the recordings, a name or a code such as `en`, for speech-to-text; a column `language` goes before it.
+    #[arg(long, value_name = "LANGUAGE")]
+    language: Option<String>,
+    /// The transcripts of the recordings are in English, whatever is spoken.
+    #[arg(long)]
+    translate: bool,
 
     /// Tokens that the base does not know, with commas: they are added to the tokenizer, which is saved with the adapter, get
     /// rows in the embedding matrix, and these are trained (`trainable_token_indices`).
@@ -190,14 +199,18 @@ impl Args {
     /// The run that the flags and the run file describe together.
     fn run_config(&self, registry: &Registry) -> Result<RunConfig> {
         let mut run = match &self.config {
-            Some(path) => match method_file(path)? {
-                Some(method) => RunConfig { method, ..RunConfig::default() },
-                None => RunConfig::read(path)?,
-            },
+            Some(path) => {
+                // Read once: it may be a pipe.
+                let text = reading::text(path)?;
+                match method_in(&text, path)? {
+                    Some(method) => RunConfig { method, ..RunConfig::default() },
+                    None => RunConfig::parse(&text).map_err(|error| PeftError::bad_file(path, error))?,
+                }
+            }
             None => RunConfig::default(),
         };
         if let Some(path) = &self.method_config {
-            run.method = method_file(path)?.ok_or_else(|| {
+            run.method = method_in(&reading::text(path)?, path)?.ok_or_else(|| {
                 PeftError::bad_file(
                     path,
                     "it has no `peft_type`: give an `adapter_config.json`, or a run file to --config",
@@ -226,6 +239,7 @@ impl Args {
         set(&mut run.output, &self.output);
         run.init_from = self.init_from.clone().or(run.init_from.take());
         set(&mut run.dtype, &self.place.dtype);
+        run.quantization = self.place.quantization().or(run.quantization.take());
         run.device = self.place.device.clone().or(run.device.take());
 
         let data = &mut run.data;
@@ -241,9 +255,12 @@ impl Args {
         data.max_length = self.max_length.or(data.max_length);
         data.doc_stride = self.doc_stride.or(data.doc_stride);
         set(&mut data.masked_share, &self.masked);
+        self.dreambooth.fill(&mut data.dreambooth);
         if !self.augment.is_empty() {
             data.augment = Augmentations(self.augment.clone());
         }
+        data.language = self.language.clone().or(data.language.take());
+        data.translate |= self.translate;
         data.calibration_rows = self.calibration_rows.or(data.calibration_rows);
         data.packing |= self.packing;
         data.train_on_prompt |= self.train_on_prompt;
@@ -334,10 +351,9 @@ fn targets(text: &str) -> Value {
     if is_list && text != ALL_LINEAR { text.split(',').map(str::trim).collect() } else { text.into() }
 }
 
-/// The configuration of a method, if the file is an `adapter_config.json`.
-fn method_file(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
-    match serde_json::from_str::<Map<String, Value>>(&text) {
+/// The configuration of a method, if the text of a file is an `adapter_config.json`.
+fn method_in(text: &str, path: &Path) -> Result<Option<Map<String, Value>>> {
+    match serde_json::from_str::<Map<String, Value>>(text) {
         Ok(json) if json.contains_key("peft_type") => Ok(Some(json)),
         // JSON is YAML as well; what is broken in a file of this name is said by the reader that is meant for it.
         Err(error) if path.extension().is_some_and(|it| it == "json") => Err(PeftError::bad_file(path, error)),

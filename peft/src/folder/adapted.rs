@@ -13,7 +13,8 @@ use crate::run::registry::{KnownTask, Registry};
 /// Loads the base in the folder `base` as the task of the first adapter wants it, and puts all adapters on it by their
 /// names, all active.
 ///
-/// A folder without `task_type` goes on a causal language model if it fits one, and else on the bare model.
+/// A folder without `task_type` goes on a causal language model if it fits one, else on the bare model, and else on the model
+/// that `config.json` names.
 ///
 /// # Errors
 /// If something cannot be read, or an adapter does not fit.
@@ -36,9 +37,10 @@ pub fn adapted(
     };
     let task_type = configs.first().and_then(|it| it.get("task_type")).and_then(Value::as_str);
     let mut model = match task_type {
-        Some(task_type) => on(registry.tasks.of_type(task_type)?)?,
+        Some(task_type) => on(registry.tasks.of_type_on(task_type, base)?)?,
         None => on(registry.tasks.get("causal-lm")?)
-            .or_else(|error| on(registry.tasks.get("feature-extraction")?).map_err(|_| error))?,
+            .or_else(|error| on(registry.tasks.get("feature-extraction")?).map_err(|_| error))
+            .or_else(|error| on(registry.tasks.of_class(base)?).map_err(|_| error))?,
     };
     let named = configs.iter().find_map(|it| it.get("base_model_name_or_path")?.as_str());
     model.set_base_name(named.map_or_else(|| base.display().to_string(), str::to_owned));
@@ -62,10 +64,9 @@ pub fn refuse_source(source: &Path, output: &Path) -> Result<()> {
 }
 
 /// The error of numbers that are none, with the folders that they come from.
-#[cfg(feature = "lora")]
 pub(crate) fn made_of(error: PeftError, from: &[PathBuf]) -> PeftError {
     match error {
-        PeftError::NotFinite(reason) => {
+        PeftError::NotFinite(reason) if !from.is_empty() => {
             let names: Vec<String> = from.iter().map(|it| it.display().to_string()).collect();
             PeftError::NotFinite(format!("{}: {reason}", names.join(", ")))
         }

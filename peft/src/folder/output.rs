@@ -20,10 +20,15 @@ const KNOWN: [&str; 6] = [
 /// # Errors
 /// Names what is there.
 pub fn check_output(output: &Path, overwrite: bool) -> Result<()> {
-    if output.is_dir() {
-        RunFolder::check_free(output)?;
-    }
-    match KNOWN.iter().find(|it| output.join(it).exists()).filter(|_| !overwrite) {
+    check_output_with(output, overwrite, |_| false)
+}
+
+/// The same where other files, by their names, are what nobody gave away either.
+pub(crate) fn check_output_with(output: &Path, overwrite: bool, more: impl Fn(&str) -> bool) -> Result<()> {
+    let Ok(entries) = output.read_dir() else { return Ok(()) };
+    RunFolder::check_free(output)?;
+    let names = entries.filter_map(|it| it.ok()?.file_name().into_string().ok());
+    match names.filter(|it| KNOWN.contains(&it.as_str()) || more(it)).min().filter(|_| !overwrite) {
         Some(name) => {
             let reason = format!(
                 "{} holds `{name}` already: give another folder, or --overwrite to replace what is there",

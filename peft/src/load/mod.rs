@@ -3,7 +3,11 @@
 pub mod adapters;
 pub mod any_model;
 pub mod configure;
+#[cfg(feature = "lora")]
+pub mod image_lora;
 pub mod names;
+#[cfg(feature = "image")]
+pub mod pipeline;
 pub mod text;
 
 pub use adapters::{AdapterSource, with_adapters};

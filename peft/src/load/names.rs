@@ -20,7 +20,9 @@ pub fn model_folder(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`model_folder`].
 pub fn adapter_folder(name: &str) -> Result<PathBuf> {
-    folder(name, What::Adapter)
+    // A file is an adapter of an image program, which only those commands read that know such.
+    let is_file = name.ends_with(".safetensors") && Path::new(name).is_file();
+    if is_file { Ok(PathBuf::from(name)) } else { folder(name, What::Adapter) }
 }
 
 fn folder(name: &str, what: What) -> Result<PathBuf> {

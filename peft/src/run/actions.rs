@@ -32,7 +32,9 @@ pub fn train(
     run.check()?;
     let task = registry.tasks.get(&run.task)?;
     [Some(&run.data.train), run.data.eval.as_ref()].into_iter().flatten().try_for_each(|it| task.check_data(it))?;
-    let place = Placement::on(&best_device(run.device.as_deref())?).with_dtype(run.dtype);
+    let place = Placement::on(&best_device(run.device.as_deref())?)
+        .with_dtype(run.dtype)
+        .with_quantization(run.quantization.clone());
     for (field, name) in [("model", Some(&run.model)), ("init_from", run.init_from.as_ref())] {
         if name.is_some_and(|it| is_same_folder(Path::new(it), &run.output)) {
             let reason = format!("is the folder of `{field}`, which a run never writes to: take another");

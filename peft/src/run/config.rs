@@ -1,14 +1,16 @@
 //! A training run as data: what a run file holds, and what the flags of `peft train` fill.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::files::checkpoint::{BaseDtype, write_atomically};
+use peft_core::quant::QuantConfig;
 use peft_core::{PeftError, Result, WEIGHTS_FILE, nearest};
 use peft_tasks::data::augmentation::Augmentations;
 use peft_tasks::data::columns::Columns;
+use peft_tasks::data::reading;
 use peft_tasks::data::sample::Truncation;
 use peft_tasks::data::text_data::TextData;
+use peft_tasks::tasks::text_to_image::DreamBoothOptions;
 use peft_tasks::train::identity::file_mark;
 use peft_tasks::train::limits::{self, Limit, Range};
 use peft_tasks::train::{TrainConfig, folder};
@@ -62,6 +64,9 @@ pub struct RunConfig {
     /// What the frozen matrices of the base are kept in: `float32`, `auto`, `bfloat16`, `float16`.
     #[serde(with = "dtype")]
     pub dtype: BaseDtype,
+    /// In how few bits the linear layers of the base are kept, if its files do not have them so already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantConfig>,
 }
 
 impl Default for RunConfig {
@@ -76,6 +81,7 @@ impl Default for RunConfig {
             output: PathBuf::new(),
             device: None,
             dtype: BaseDtype::default(),
+            quantization: None,
         }
     }
 }
@@ -122,6 +128,15 @@ pub struct DataConfig {
     /// How pictures are changed at random while a model learns: `crop`, `flip`, `color`.
     #[serde(skip_serializing_if = "is_default")]
     pub augment: Augmentations,
+    /// What pictures of a subject show, and how they are learned, for `text-to-image`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dreambooth: DreamBoothOptions,
+    /// Name or code of the language that is spoken in recordings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    /// Whether transcripts of recordings are in English, whatever is spoken.
+    #[serde(skip_serializing_if = "is_default")]
+    pub translate: bool,
 }
 
 impl Default for DataConfig {
@@ -141,6 +156,9 @@ impl Default for DataConfig {
             assistant_role: None,
             prompt_template: None,
             augment: Augmentations::default(),
+            dreambooth: DreamBoothOptions::default(),
+            language: None,
+            translate: false,
         }
     }
 }
@@ -173,7 +191,7 @@ impl RunConfig {
     /// As [`RunConfig::parse`], or if there is no such file.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(PeftError::io("read", path))?;
+        let text = reading::text(path)?;
         Self::parse(&text).map_err(|error| PeftError::bad_file(path, error))
     }
 
@@ -272,6 +290,9 @@ impl RunConfig {
             masked_share: self.data.masked_share,
             seed: self.training.seed,
             augment: self.data.augment.clone(),
+            dreambooth: self.data.dreambooth.clone(),
+            language: self.data.language.clone(),
+            translate: self.data.translate,
             ..TaskOptions::default()
         }
     }

@@ -13,6 +13,7 @@ use crate::load::adapters::{AdapterSource, head_of, with_adapters};
 use crate::load::text::{fitted_tokenizer, with_text_files};
 use crate::run::fit::{RunContext, blame_the_base};
 use crate::run::labels::for_head;
+use crate::run::quantised::warn_of_another_base;
 use crate::task::{TaskKind, TaskOptions, TaskSource};
 
 /// What to measure, and on what.
@@ -50,7 +51,9 @@ impl EvalRequest {
 /// Loss and measures over all rows of the data.
 pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &RunContext<'_>) -> Result<Evaluation> {
     let (data, adapters) = (&request.data, &request.adapters);
-    let unloaded = kind.unallocated(context.architectures, &RawConfig::read(context.base)?, &context.place.device)?;
+    let raw = RawConfig::read(context.base)?;
+    warn_of_another_base(adapters, &raw, context.place)?;
+    let unloaded = kind.unallocated(context.architectures, &raw, &context.place.device)?;
     let spec = unloaded.spec();
     let tokenizer = match kind.reads_text() {
         true => Some(Arc::new(fitted_tokenizer(context.base, &spec, adapters)?)),
@@ -67,7 +70,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
         Some(labels) => Ok(labels),
         None => Err(PeftError::Invalid(format!("{} has a head with labels, and learns none", kind.name()))),
     };
-    let labels = kind.head(&model).map(|head| for_head(adapters, head, learn)).transpose()?;
+    let labels = kind.head(&model).map(|head| for_head(adapters, context.base, head, learn)).transpose()?;
     let model = with_adapters(model, adapters, context.methods)?;
     let options = TaskOptions { adapted: !adapters.is_empty(), ..request.options.clone() };
     let source = TaskSource {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::Module;
-use peft_core::files::checkpoint::{Placement, write_atomically};
+use peft_core::files::checkpoint::{Checkpoint, Placement, write_atomically};
 use peft_core::model::values::first_not_finite;
 use peft_core::{
     Adaptable, AdapterFolder, DEFAULT_ADAPTER, MethodRegistry, ModelSpec, PeftError, PeftModel, Plan, Result,
@@ -156,6 +156,8 @@ pub(crate) fn fit<K: TaskKind>(
             model.set_config(DEFAULT_ADAPTER, config)?;
         }
         None => {
+            // What is looked at before the adapter is there must see the layers that it will have.
+            model = model.with_replicated_layers(config.as_ref())?;
             let config = match drawn::save(&mut method, config.as_ref(), model.spec()) {
                 true => configure(method.clone(), base, methods)?,
                 false => config,
@@ -194,6 +196,7 @@ pub(crate) fn fit<K: TaskKind>(
     }
 
     model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
+    kind.finish(folder.path(), model.spec())?;
     // An adapter that goes on from one with a tokenizer of its own needs it as well.
     if let Some(tokenizer) = tokenizer.filter(|_| !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base) {
         tokenizer.save(folder.path(), base)?;
@@ -245,11 +248,11 @@ fn draw_curve(folder: &Path) -> Result<()> {
 /// A loss that is no number says nothing about the training if the base itself holds none.
 pub(crate) fn blame_the_base<M: Module>(error: PeftError, model: &M, base: &Path) -> PeftError {
     match (error, first_not_finite(model)) {
-        (PeftError::NotFinite(_), Some(path)) => PeftError::NotFinite(format!(
-            "`{path}` of the base {} holds NaN or infinity, so that nothing can be computed with it: its file is damaged, \
-             fetch it again",
-            base.display()
-        )),
+        (PeftError::NotFinite(_), Some(path)) => {
+            let checkpoint = Checkpoint::open(base).ok();
+            let file = checkpoint.as_ref().and_then(|it| it.file_of(&path)).unwrap_or(base);
+            PeftError::bad_file(file, format!("`{path}` holds NaN or infinity: the file is damaged, fetch it again"))
+        }
         (error, _) => error,
     }
 }

@@ -7,8 +7,11 @@ use burn::tensor::Gradients;
 use peft_core::files::checkpoint::Stored;
 use peft_core::{PeftError, PeftModel, Result, forward, nn};
 use peft_models::ModelInput;
+use peft_models::auto::ClassifierOptions;
+use peft_tasks::data::tokenizer::TOKENIZER_FILE;
 
 use crate::load::adapters::{AdapterSource, head_of, with_adapters};
+use crate::load::text::{load_tokenizer, tokenizer_folder};
 use crate::run::fit::RunContext;
 use crate::task::{ForwardInputs, TaskKind};
 
@@ -41,7 +44,14 @@ pub(crate) fn pass<K: TaskKind>(kind: &K, request: &ForwardRequest, context: &Ru
     }
     let adapted = !request.adapters.is_empty() && !request.merge;
     let inputs = ForwardInputs::open(&request.inputs, &kind.inputs(), adapted, &context.place.device)?;
-    let base = kind.load(context.architectures, context.base, context.place, &head_of(&request.adapters))?;
+    // What evaluation takes from the tokenizer: a decoder's classifier looks at the last token that is no padding.
+    let has_tokenizer = tokenizer_folder(context.base, &request.adapters).join(TOKENIZER_FILE).is_file();
+    let pad_token_id = match kind.reads_text() && has_tokenizer {
+        true => Some(load_tokenizer(context.base, &request.adapters)?.fill_id().into()),
+        false => None,
+    };
+    let head = ClassifierOptions { pad_token_id, ..head_of(&request.adapters) };
+    let base = kind.load(context.architectures, context.base, context.place, &head)?;
     let peft = with_adapters(base, &request.adapters, context.methods)?;
     let taken = forward::virtual_tokens(peft.model()) + forward::prefix_positions(peft.model());
     let inputs = inputs.within(peft.spec(), taken);

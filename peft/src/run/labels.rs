@@ -35,32 +35,39 @@ pub fn of_adapters(adapters: &[AdapterSource]) -> Result<Option<Labels>> {
 /// If there are not as many as the head has outputs.
 pub fn for_head(
     adapters: &[AdapterSource],
+    base: &Path,
     head: &LabelConfig,
     learn: impl FnOnce() -> Result<LabelSet>,
 ) -> Result<LabelSet> {
     let outputs = head.num_labels();
-    let (set, source) = match of_adapters(adapters)? {
+    let set = match of_adapters(adapters)? {
         Some(labels) => {
             let mut files = adapters.iter().map(|it| it.folder.join(LABELS_FILE));
             let file = files.find(|it| it.is_file()).unwrap_or_else(|| LABELS_FILE.into());
-            let set = LabelSet::from_labels(&labels).map_err(|it| it.in_file(file))?;
-            (set, format!("the adapter's `{LABELS_FILE}`"))
+            LabelSet::from_labels(&labels).map_err(|it| it.in_file(&file))?.said_in(file)
         }
         None => match head.labels() {
             Some(labels) => {
-                let kind = kind(labels.problem_type.as_deref()).map_err(|it| it.in_file("config.json"))?;
-                (LabelSet::new(kind, labels.names), "config.json".to_owned())
+                let file = base.join("config.json");
+                let kind = kind(labels.problem_type.as_deref()).map_err(|it| it.in_file(&file))?;
+                LabelSet::new(kind, labels.names).said_in(file)
             }
-            None => (learn()?, "the data".to_owned()),
+            None => learn()?,
         },
     };
     if set.outputs() == outputs {
         return Ok(set);
     }
-    let reason = format!("the head has {outputs} outputs, but {source} names {}", set.outputs());
-    let next =
-        if source == "the data" { format!("; an adapter says its labels in `{LABELS_FILE}`") } else { String::new() };
-    Err(PeftError::config("label", reason + &next))
+    let named = set.outputs();
+    Err(match &set.source {
+        Some(file) => {
+            PeftError::bad_file(file, format!("it names {named} classes, but the head has {outputs} outputs"))
+        }
+        None => {
+            let reason = format!("the head has {outputs} outputs, but the data names {named}");
+            PeftError::config("label", format!("{reason}; an adapter says its labels in `{LABELS_FILE}`"))
+        }
+    })
 }
 
 fn kind(problem_type: Option<&str>) -> Result<LabelKind> {

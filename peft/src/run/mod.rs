@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod fit;
 pub mod forward;
 pub mod labels;
+pub(crate) mod quantised;
 pub mod registry;
 
 pub use actions::{evaluate, forward, train};

@@ -31,7 +31,12 @@ use crate::task::semantic_segmentation::SemanticSegmentationKind;
 use crate::task::seq2seq_lm::Seq2SeqLmKind;
 use crate::task::sequence_classification::SequenceClassificationKind;
 use crate::task::similarity::SimilarityKind;
+#[cfg(feature = "audio")]
+use crate::task::speech_to_text::SpeechToTextKind;
+#[cfg(feature = "image")]
+use crate::task::text_to_image::TextToImageKind;
 use crate::task::token_classification::TokenClassificationKind;
+use crate::task::unet::UNetKind;
 
 /// What a program knows. [`Registry::builtin`] has all of this build; a program adds its own:
 ///
@@ -86,6 +91,7 @@ trait AnyKind: Send + Sync {
     fn name(&self) -> &'static str;
     fn aliases(&self) -> &'static [&'static str];
     fn task_type(&self) -> Option<&'static str>;
+    fn other_task_types(&self) -> &'static [&'static str];
     fn class_endings(&self) -> &'static [&'static str];
     fn load(
         &self,
@@ -116,6 +122,9 @@ impl<K: TaskKind> AnyKind for K {
     }
     fn task_type(&self) -> Option<&'static str> {
         TaskKind::task_type(self)
+    }
+    fn other_task_types(&self) -> &'static [&'static str] {
+        TaskKind::other_task_types(self)
     }
     fn class_endings(&self) -> &'static [&'static str] {
         TaskKind::class_endings(self)
@@ -179,14 +188,29 @@ impl TaskRegistry {
             .with(TokenClassificationKind)
             .with(QuestionAnsweringKind)
             .with(SimilarityKind)
+            .with(UNetKind)
             .with_pictures()
+            .with_speech()
     }
 
     /// Kinds of tasks on pictures.
     fn with_pictures(self) -> Self {
         #[cfg(feature = "image")]
-        let this = self.with(ImageClassificationKind).with(SemanticSegmentationKind).with(ImageToTextKind);
+        let this = self
+            .with(ImageClassificationKind)
+            .with(SemanticSegmentationKind)
+            .with(ImageToTextKind)
+            .with(TextToImageKind);
         #[cfg(not(feature = "image"))]
+        let this = self;
+        this
+    }
+
+    /// Kinds of tasks on recordings.
+    fn with_speech(self) -> Self {
+        #[cfg(feature = "audio")]
+        let this = self.with(SpeechToTextKind);
+        #[cfg(not(feature = "audio"))]
         let this = self;
         this
     }
@@ -248,21 +272,37 @@ impl TaskRegistry {
                 None => found = Some((folder, task_type.to_owned())),
             }
         }
-        let by_class = || self.of_class(base);
-        let Some((_, task_type)) = found else { return by_class() };
-        // Several kinds may have one type: what writes text for text, and what writes text for sound.
-        match by_class() {
-            Ok(kind) if kind.task_type() == Some(&task_type) => Ok(kind),
-            _ => self.of_type(&task_type),
+        match found {
+            Some((_, task_type)) => self.of_type_on(&task_type, base),
+            None => self.of_class(base),
         }
     }
 
-    /// The kind that the `architectures` of a base are for, else the first that is registered.
-    fn of_class(&self, base: &Path) -> Result<KnownTask<'_>> {
+    /// The kind that an adapter with this `task_type` is of on the base in a folder: that of the base, if it
+    /// [takes such adapters](TaskKind::other_task_types), else that of the type.
+    ///
+    /// # Errors
+    /// As [`of_type`](TaskRegistry::of_type).
+    pub fn of_type_on(&self, task_type: &str, base: &Path) -> Result<KnownTask<'_>> {
+        // Several kinds may have one type: what writes text for text, and what writes text for sound.
+        match self.of_class(base) {
+            Ok(kind) if kind.task_type() == Some(task_type) || kind.0.other_task_types().contains(&task_type) => {
+                Ok(kind)
+            }
+            _ => self.of_type(task_type),
+        }
+    }
+
+    /// The kind that the `architectures` of the base in a folder are for, else the first that is registered.
+    ///
+    /// # Errors
+    /// If the folder has no `config.json` that can be read.
+    pub fn of_class(&self, base: &Path) -> Result<KnownTask<'_>> {
         let raw = RawConfig::read(base)?;
         // ChatGLM's class is named as those of models that read one text and write another.
         let is_named_otherwise = raw.json.get("model_type").is_some_and(|it| it == "chatglm");
-        let class = raw.json.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+        let class = raw.json.get("architectures").and_then(|it| it.get(0)).or(raw.json.get("_class_name"));
+        let class = class.and_then(Value::as_str);
         let class = class.filter(|_| !is_named_otherwise).unwrap_or_default();
         // How much of the name a kind knows: `WhisperForConditionalGeneration` is more than `ForConditionalGeneration`.
         let known = |it: &dyn AnyKind| {

@@ -38,6 +38,9 @@ impl<'a> ForwardInputs<'a> {
     pub const OF_TEXT: [&'static str; 7] =
         ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "task_ids", "labels"];
 
+    /// Keywords of a decoder that has an encoder.
+    pub const OF_TARGET: [&'static str; 3] = ["decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask"];
+
     /// Opens a file. `known` are the keywords that the task understands.
     ///
     /// # Errors
@@ -125,6 +128,30 @@ impl<'a> ForwardInputs<'a> {
     /// As [`floats`](Self::floats), or if the file has none under this name.
     pub fn required_floats<const D: usize>(&self, key: &str) -> Result<Tensor<D>> {
         self.floats(key)?.ok_or_else(|| self.bad(format!("it holds no `{key}`")))
+    }
+
+    /// How noisy each row is: whole numbers or not, one for all or `[batch]`.
+    ///
+    /// # Errors
+    /// If there are none, not as many as rows, or they are not finite.
+    pub fn timesteps(&self, batch: usize) -> Result<Tensor<1>> {
+        let Some(shape) = self.file.shape("timestep") else {
+            return Err(self.bad("it holds no `timestep`".to_owned()));
+        };
+        let count = shape.iter().product::<usize>();
+        if shape.len() > 1 || (count != 1 && count != batch) {
+            let reason = format!("`timestep` has the shape {shape:?}, wanted is one for all rows or [{batch}]");
+            return Err(self.bad(reason));
+        }
+        let is_whole = self.file.dtype("timestep").is_some_and(|it| matches!(it, Dtype::I64 | Dtype::I32));
+        let values: Vec<f32> = match is_whole {
+            true => self.file.integers("timestep")?.iter::<i64>().map(|it| it as f32).collect(),
+            false => self.file.floats("timestep")?.iter::<f32>().collect(),
+        };
+        if values.iter().any(|it| !it.is_finite()) {
+            return Err(self.bad("`timestep` holds NaN or infinity".to_owned()));
+        }
+        Ok(Tensor::from_floats(values.as_slice(), self.device))
     }
 
     /// Pictures `[batch, channels, height, width]` under `pixel_values`.
@@ -216,9 +243,17 @@ impl<'a> ForwardInputs<'a> {
         self.checked("decoder_attention_mask", tokens.dims(), Some(0..2), None)
     }
 
+    /// Positions of a decoder's tokens, in the shape of `tokens`.
+    ///
+    /// # Errors
+    /// If they have another shape, or the model lacks one of them.
+    pub fn target_positions(&self, tokens: &Tokens) -> Result<Option<Tensor<2, Int>>> {
+        self.checked("decoder_position_ids", tokens.dims(), self.limits.positions.clone(), None)
+    }
+
     fn target_dims(&self, key: &str) -> Result<Option<[usize; 2]>> {
         let Some(shape) = self.file.shape(key) else { return Ok(None) };
-        let [batch, _] = self.dims()?;
+        let batch = self.batch()?;
         match shape {
             [rows, target] if *rows == batch && *target > 0 => {
                 self.check_length(key, *target)?;
@@ -262,7 +297,7 @@ impl<'a> ForwardInputs<'a> {
     /// If they have another shape.
     pub fn embeddings(&self, key: &str) -> Result<Option<Tensor<3>>> {
         let Some(shape) = self.file.shape(key) else { return Ok(None) };
-        let [batch, _] = self.dims()?;
+        let batch = self.batch()?;
         match shape {
             [rows, seq, width] if *rows == batch && *seq > 0 && self.limits.width.is_none_or(|it| it == *width) => {
                 self.check_length(key, *seq)?;

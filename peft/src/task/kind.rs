@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::files::checkpoint::Placement;
-use peft_core::{Adaptable, Labels, PeftError, Result};
+use peft_core::{Adaptable, Labels, ModelSpec, PeftError, Result};
 use peft_models::auto::{ArchitectureRegistry, ClassifierOptions};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use peft_tasks::data::augmentation::Augmentations;
@@ -15,6 +15,7 @@ use peft_tasks::data::reading::files_of;
 use peft_tasks::data::text_data::TextData;
 use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::Task;
+use peft_tasks::tasks::text_to_image::DreamBoothOptions;
 use peft_tasks::train::identity::file_mark;
 
 use crate::task::inputs::ForwardInputs;
@@ -44,8 +45,13 @@ pub trait TaskKind: Send + Sync + 'static {
     /// first kind with its type, and built-in ones come first. So it should be unique, or `None`.
     fn task_type(&self) -> Option<&'static str>;
 
+    /// Types of adapters that are of this kind if their base is, although another kind has the type as its own.
+    fn other_task_types(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// How the classes of transformers end that are models of this kind: `ForCausalLM`. By this a command that is told no
-    /// task finds the one that a base is for.
+    /// task finds the one that a base is for: of several, the kind with the longest ending.
     fn class_endings(&self) -> &'static [&'static str] {
         &[]
     }
@@ -138,6 +144,15 @@ pub trait TaskKind: Send + Sync + 'static {
     /// If the file cannot be read or does not hold what the task needs.
     fn task(&self, source: &TaskSource<'_>) -> Result<Self::Task>;
 
+    /// Writes what else belongs into the folder of a trained adapter, after the adapter itself.
+    ///
+    /// # Errors
+    /// If the disk says no.
+    fn finish(&self, folder: &Path, spec: &ModelSpec) -> Result<()> {
+        let _ = (folder, spec);
+        Ok(())
+    }
+
     /// One forward pass over recorded inputs: `peft forward`.
     ///
     /// # Errors
@@ -200,15 +215,34 @@ pub struct TaskOptions {
     pub masked_share: f64,
     /// What the choice of masked tokens depends on.
     pub seed: u64,
-    /// Most tokens of a target that an evaluation generates; nothing is generated if it is not set.
+    /// Most tokens of a target that an evaluation generates. If it is not set, nothing is generated unless
+    /// [`writes`](TaskOptions::writes) is.
     pub max_new_tokens: Option<usize>,
+    /// Whether an evaluation generates, as far as the model's own settings let it; for kinds whose targets have no usual length.
+    pub writes: bool,
+    /// Name or code of the language that is spoken.
+    pub language: Option<String>,
+    /// Whether what is said is written in English.
+    pub translate: bool,
     /// How pictures are changed at random while a model learns.
     pub augment: Augmentations,
+    /// What pictures of a subject show, and how they are learned.
+    pub dreambooth: DreamBoothOptions,
 }
 
 impl Default for TaskOptions {
     fn default() -> Self {
-        Self { adapted: true, masked_share: 0.15, seed: 42, max_new_tokens: None, augment: Augmentations::default() }
+        Self {
+            adapted: true,
+            masked_share: 0.15,
+            seed: 42,
+            max_new_tokens: None,
+            writes: false,
+            language: None,
+            translate: false,
+            augment: Augmentations::default(),
+            dreambooth: DreamBoothOptions::default(),
+        }
     }
 }
 

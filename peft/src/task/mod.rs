@@ -14,7 +14,12 @@ pub mod semantic_segmentation;
 pub mod seq2seq_lm;
 pub mod sequence_classification;
 pub mod similarity;
+#[cfg(feature = "audio")]
+pub mod speech_to_text;
+#[cfg(feature = "image")]
+pub mod text_to_image;
 pub mod token_classification;
+pub mod unet;
 
 pub use inputs::ForwardInputs;
 pub use kind::{ForwardOutput, TaskKind, TaskOptions, TaskSource};

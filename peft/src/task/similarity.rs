@@ -32,6 +32,10 @@ impl TaskKind for SimilarityKind {
         Some("FEATURE_EXTRACTION")
     }
 
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["CLIPTextModel", "CLIPTextModelWithProjection"]
+    }
+
     fn load(
         &self,
         architectures: &ArchitectureRegistry,

@@ -4,6 +4,7 @@ mod activated;
 mod combination;
 mod conversion;
 mod folders;
+mod layer_replication;
 mod lifecycle;
 mod mixed_rows;
 mod nets;

@@ -106,6 +106,12 @@ fn the_role_that_answers_is_asked_for() {
     let error = read(&base, &[row("tool"), row("tool")], |it| it).unwrap_err();
     assert!(error.contains("of 2 rows, 2 have no turn of the assistant (roles: `tool` 2, `user` 2)"), "{error}");
     assert!(error.contains("--assistant-role"), "{error}");
+    // A role that answers, and nothing of it to be learned, is another reason.
+    let mut silent = row("assistant");
+    silent["messages"][1]["weight"] = 0.into();
+    let error = read(&base, &[silent], |it| it).unwrap_err();
+    assert!(error.contains("of 1 rows, 1 give every turn of the assistant the weight 0"), "{error}");
+    assert!(error.contains("rows.jsonl is not usable") && !error.contains("--assistant-role"), "{error}");
     let named = read(&base, &[row("tool")], |it| TextData { assistant_role: Some("tool".into()), ..it }).unwrap();
     assert_eq!(named[0].1, "w12 |");
 }
@@ -136,7 +142,7 @@ fn rows_that_lose_their_answer_are_counted_and_can_keep_it() {
     // Columns that nobody reads are named.
     let odd = data(&[("odd.jsonl", &[json!({"prompt": "w11", "completion": "w12", "url": "x", "id": 3})])]);
     let (_, logged) = succeeded(&["eval", "--model", path(&base), "--data", &at(&odd, "odd.jsonl")]);
-    assert!(logged.contains("columns that are not read: url, id"), "{logged}");
+    assert!(logged.contains("columns that are not read: `url`, `id`"), "{logged}");
 }
 
 #[test]
@@ -200,6 +206,17 @@ fn a_pipe_gives_labels_and_rows() {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(printed.contains("labels: 3, 7"), "{printed}");
+}
+
+/// A model of 101 rows beside a tokenizer of 105 tokens: only what is read of them matters, and whoever gets the folder is told.
+#[test]
+fn a_merged_folder_says_that_its_tokenizer_knows_more() {
+    let base = base_with_words("llama-tiny", 105, &["user"], &json!({"eos_token": "w2"}));
+    let files = data(&[("rows.jsonl", &[json!({"text": "w11 w12"})])]);
+    let (file, adapter, merged) = (at(&files, "rows.jsonl"), at(&files, "adapter"), at(&files, "merged"));
+    succeeded(&["train", "--model", path(&base), "--data", &file, "--output", &adapter, "--steps", "1"]);
+    let (_, logged) = succeeded(&["merge", "--model", path(&base), "--adapter", &adapter, "--output", &merged]);
+    assert!(logged.contains("knows 105 tokens, and the embedding matrix has 101 rows"), "{logged}");
 }
 
 /// The fixture's head has two outputs.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::{AdapterFolder, DEFAULT_ADAPTER, LABELS_FILE, Labels, PeftModel};
 use peft::load::AdapterSource;
 use peft::lora::LoraConfig;
@@ -136,7 +137,7 @@ fn tags_are_labels_too() {
     let eval =
         |file: &str| command("eval", &["--task", "token-cls", "--adapter", &adapter, "--data", &at(&files, file)]);
     assert!(eval("eval.jsonl").unwrap().contains("f1"));
-    assert!(eval("odd.jsonl").unwrap_err().contains("tag `B-ORG` is none of B-LOC, B-PER, O"));
+    assert!(eval("odd.jsonl").unwrap_err().contains("tag `B-ORG` is none of `B-LOC`, `B-PER`, `O`"));
     // Without the file the tags of the data are too few for the head, and that is said.
     fs::remove_file(Path::new(&adapter).join(LABELS_FILE)).unwrap();
     let error = eval("eval.jsonl").unwrap_err();
@@ -221,6 +222,29 @@ fn what_the_base_lacks_is_saved_with_the_adapter() {
     let (with, said) = run("eval", &["--adapter", &adapter]);
     assert!(!said.contains("random"), "{said}");
     assert_eq!(run("eval", &["--adapter", &adapter]).0, with);
+    // As PEFT leaves it: the classifier alone. What is merged of it would compute with another pooler at each load.
+    let forgetful = at(&files, "forgetful");
+    fs::create_dir(&forgetful).unwrap();
+    let mut config = folder.config.clone();
+    config.insert("modules_to_save".into(), json!(["classifier", "score"]));
+    fs::write(Path::new(&forgetful).join("adapter_config.json"), Value::Object(config).to_string()).unwrap();
+    let kept = folder.tensors.keys().into_iter().filter(|it| !it.contains("pooler"));
+    let kept = kept.map(|key| Stored { data: folder.tensors.floats(&key).unwrap(), key }).collect();
+    write_tensors(Path::new(&forgetful).join("adapter_model.safetensors"), kept, FloatType::F32).unwrap();
+    let merge = |adapter: &str| {
+        let output = at(&files, "merged");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+        let output =
+            command.args(["merge", "--model", base, "--adapter", adapter, "--output", &output]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (succeeds, said) = merge(&forgetful);
+    assert!(
+        !succeeds && said.contains("refusing to merge: neither the base nor an adapter holds `bert.pooler"),
+        "{said}"
+    );
+    assert!(!Path::new(&at(&files, "merged")).exists());
+    assert!(merge(&adapter).0);
     let (_, said) = run("eval", &["--task", "seq-cls", "--label-column", "label"]);
     assert!(said.contains("these weights are random"), "{said}");
 }

@@ -8,6 +8,7 @@ mod labels;
 mod methods;
 mod output;
 mod questions;
+mod recordings;
 mod run_file;
 mod run_folder;
 mod signals;

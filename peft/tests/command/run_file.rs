@@ -38,6 +38,9 @@ fn yaml(folder: &TempDir, output: &str) -> String {
     )
 }
 
+#[cfg(unix)]
+const PEFT: &str = env!("CARGO_BIN_EXE_peft");
+
 #[test]
 fn a_run_file_and_flags_are_the_same_run() {
     let folder = texts();
@@ -86,6 +89,14 @@ fn a_printed_run_is_whole_and_can_be_read_again() {
         [("use_dora", json!(true)), ("r", json!(3)), ("lora_alpha", json!(8)), ("peft_type", json!("LORA"))]
     {
         assert_eq!(run.method[field], value, "{field}");
+    }
+    // From another program, too.
+    #[cfg(unix)]
+    {
+        let line =
+            format!("cat {} | {} train --config /dev/stdin --dora --print-config", at(&folder, "run.yaml"), PEFT);
+        let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), printed);
     }
     fs::write(at(&folder, "printed.yaml"), &printed).unwrap();
     assert_eq!(peft(&["train", "--config", &at(&folder, "printed.yaml"), "--print-config"]).unwrap(), printed);

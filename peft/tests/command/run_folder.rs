@@ -109,14 +109,14 @@ fn a_checkpoint_knows_what_it_belongs_to() {
     };
     run(&[]).unwrap();
     for (more, named) in [
-        (&["--lr", "1e-3"][..], "`learning_rate` was 0.01 and is 0.001"),
-        (&["--seed", "7"], "`seed` was 42 and is 7"),
-        (&["--alpha", "3"], "`adapter.lora_alpha` was 8 and is 3"),
-        (&["--dropout", "0.5"], "`adapter.lora_dropout` was 0"),
-        (&["--packing"], "`data.packing` was false and is true"),
-        (&["--max-length", "9"], "`data.max_length` was nothing and is 9"),
-        (&["--train-on-prompt"], "`data.train_on_prompt`"),
-        (&["--data", &at(&folder, "eval.jsonl")], "`data.train` was "),
+        (&["--lr", "1e-3"][..], "`--lr` was 0.01 and is 0.001"),
+        (&["--seed", "7"], "`--seed` was 42 and is 7"),
+        (&["--alpha", "3"], "`--alpha` was 8 and is 3"),
+        (&["--dropout", "0.5"], "`--dropout` was 0"),
+        (&["--packing"], "`--packing` was false and is true"),
+        (&["--max-length", "9"], "`--max-length` was nothing and is 9"),
+        (&["--train-on-prompt"], "`--train-on-prompt`"),
+        (&["--data", &at(&folder, "eval.jsonl")], "`--data` was "),
     ] {
         let replaced = |it: &&&str| more.contains(it) && it.starts_with("--");
         let fixed: [&str; 8] =

@@ -10,7 +10,8 @@ use peft::load::AdapterSource;
 use peft::load::adapters::head_of;
 use peft::models::auto::{self, ClassifierOptions};
 use peft::models::{
-    CausalLm, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter, Seq2SeqLm, SequenceClassifier,
+    AudioInput, CausalLm, Denoiser, DenoiserInput, ImageClassifier, ImageToText, ModelInput, SemanticSegmenter,
+    Seq2SeqLm, SequenceClassifier,
 };
 use peft::tasks::tasks::loss;
 use peft::tasks::tasks::task::scalar;
@@ -144,6 +145,33 @@ fn segmentation_steps(name: &str) {
     });
 }
 
+fn denoiser_steps(name: &str) {
+    let (model, _) = auto::load_denoiser(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    let timesteps: Vec<f32> = file.integers("timestep").unwrap().iter::<i64>().map(|it| it as f32).collect();
+    let input = DenoiserInput {
+        sample: Tensor::from_data(file.floats("sample").unwrap(), &device()),
+        timestep: Tensor::from_floats(timesteps.as_slice(), &device()),
+        encoder_hidden_states: Tensor::from_data(file.floats("encoder_hidden_states").unwrap(), &device()),
+        added: None,
+    };
+    ten_steps(name, model, |model| {
+        let labels = Tensor::from_data(file.floats("labels").unwrap(), &device());
+        (model.predict(&input) - labels).square().mean()
+    });
+}
+
+fn speech_steps(name: &str) {
+    let (model, _) = auto::load_speech_seq2seq(fixtures().join("models").join(case(name).model), &device()).unwrap();
+    let file = inputs(name);
+    ten_steps(name, model, |model| {
+        let labels: Tensor<2, Int> = Tensor::from_data(file.integers("labels").unwrap(), &device());
+        let target = ModelInput::ids(model.shift_right(labels.clone()).unwrap());
+        let input_features = Tensor::from_data(file.floats("input_features").unwrap(), &device());
+        loss::every_position(model.logits(&AudioInput { input_features }, &target), labels)
+    });
+}
+
 fn caption_steps(name: &str) {
     let (model, _) = auto::load_image_to_text(fixtures().join("models").join(case(name).model), &device()).unwrap();
     let file = inputs(name);
@@ -167,7 +195,9 @@ steps! {
     classifier_steps: bert_lora_default, llama_cls_lora, roberta_cls_lora, deberta_cls_lora, deberta_v2_cls_lora,
         modernbert_cls_lora;
     target_steps: t5_lora, bart_lora, mbart_lora;
+    denoiser_steps: unet_sd15_lora;
     picture_steps: vit_lora, swin_lora;
     segmentation_steps: segformer_lora;
+    speech_steps: whisper_lora;
     caption_steps: blip2_lora;
 }

@@ -1,12 +1,15 @@
 //! A run that is cut and resumed gives what an uninterrupted one gives.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use peft::core::{DEFAULT_ADAPTER, PeftModel};
 use peft::lora::{AdaLoraConfig, LoraConfig};
 use peft::models::auto::AutoCausalLm;
+use peft::tasks::tasks::interruption::StopAsked;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::train::log::{self, EvalRecord, LOG_FILE, Record, TrainRecord};
 use peft::tasks::train::{Observer, Started, TrainConfig, Trainer};
@@ -209,6 +212,60 @@ fn the_log_of_a_run_that_was_ended_and_resumed_is_that_of_an_uninterrupted_one()
         assert_eq!(after.started[at].finished, at == 1);
     }
     assert_eq!(after.steps, 90);
+}
+
+/// Ends a run in the middle of an evaluation, as a signal does: the first batches of it are done.
+struct StopInEvaluation {
+    batches: Arc<AtomicUsize>,
+    after: usize,
+}
+
+impl Observer for StopInEvaluation {
+    fn stops_evaluations(&self) -> Option<StopAsked> {
+        let (batches, after) = (self.batches.clone(), self.after);
+        Some(Arc::new(move || batches.fetch_add(1, Ordering::Relaxed) >= after))
+    }
+}
+
+/// An evaluation takes longer than a step. One that is cut leaves no line, and is done when the run goes on; that of the last
+/// step too.
+#[test]
+fn a_run_that_was_ended_in_an_evaluation_goes_on_with_it() {
+    alone!();
+    let task = LanguageModelling::padded(samples(), 0).unwrap();
+    let settings = TrainConfig { eval_steps: 2, eval_batch_size: 4, save_steps: 0, ..config(4) };
+    // Twelve items are three batches of an evaluation.
+    let run = |folder: &Path, after: usize| {
+        let mut observer = StopInEvaluation { batches: Arc::default(), after };
+        let mut peft = fresh(0.2);
+        let trainer = Trainer::new(&mut peft, &task, settings.clone()).eval(&task).output(folder).resume(true);
+        let outcome = trainer.observer(&mut observer).run().unwrap();
+        (outcome.interrupted, outcome.steps, outcome.evaluation.map(|it| it.loss.to_bits()))
+    };
+    let told = |folder: &Path| {
+        let records = log::read(folder.join(LOG_FILE)).unwrap();
+        let told = records.into_iter().map(|it| match it {
+            Record::Train(it) => (it.step, "train", it.loss.to_bits()),
+            Record::Eval(it) => (it.step, "eval", it.loss.to_bits()),
+        });
+        told.collect::<Vec<_>>()
+    };
+    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let uninterrupted = run(whole.path(), 1000);
+    assert_eq!(told(whole.path()).len(), 6);
+    assert_eq!(run(cut.path(), 2), (true, 2, None));
+    assert_eq!(told(cut.path()).last().unwrap().1, "train");
+    // Once more in the same evaluation, then in that of the last step.
+    assert!(run(cut.path(), 0).0);
+    let second = run(cut.path(), 4);
+    assert_eq!((second.0, second.1), (true, 4));
+    assert_eq!(told(cut.path()).len(), 5);
+    for _ in 0..2 {
+        let last = run(cut.path(), 1000);
+        assert_eq!((last.0, last.1), (false, 4));
+        assert_eq!(last.2, uninterrupted.2);
+        assert_eq!(told(cut.path()), told(whole.path()));
+    }
 }
 
 /// Every file of a checkpoint: one byte changed, or cut off, or gone.

@@ -87,21 +87,25 @@ pub(crate) struct Tuner {
     dora: bool,
     /// Mixed precision, which not every processor has: measured only if it is named.
     pub(crate) bf16: bool,
+    /// In how few bits the base is kept.
+    pub(crate) quantize: Option<&'static str>,
     adapters: usize,
 }
 
 const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Tuner {
-    Tuner { name, kind: "lora", rank, all_linear, dora: false, bf16: false, adapters: 1 }
+    Tuner { name, kind: "lora", rank, all_linear, dora: false, bf16: false, quantize: None, adapters: 1 }
 }
 
 /// Without `-all` the targets are the reference's default ones: layers of the attention.
-pub(crate) const METHODS: [Tuner; 7] = [
+pub(crate) const METHODS: [Tuner; 9] = [
     lora("lora-r8", 8, false),
     lora("lora-r16", 16, false),
     lora("lora-r8-all", 8, true),
     lora("lora-r16-all", 16, true),
     Tuner { dora: true, ..lora("dora-r8", 8, false) },
     Tuner { bf16: true, ..lora("lora-r8-bf16", 8, false) },
+    Tuner { quantize: Some("nf4"), ..lora("lora-r16-all-nf4", 16, true) },
+    Tuner { quantize: Some("int8"), ..lora("lora-r16-all-int8", 16, true) },
     Tuner { kind: "adapters", adapters: 4, ..lora("adapters-4", 8, false) },
 ];
 
@@ -117,6 +121,7 @@ impl Tuner {
         arguments.extend(self.all_linear.then(|| "--all-linear".to_owned()));
         arguments.extend(self.dora.then(|| "--dora".to_owned()));
         arguments.extend(self.bf16.then(|| "--bf16".to_owned()));
+        arguments.extend(self.quantize.into_iter().flat_map(|it| ["--quantize".to_owned(), it.to_owned()]));
         arguments
     }
 }
@@ -143,8 +148,10 @@ impl Peer {
         }
     }
 
-    /// Burn has neither DoRA nor mixed precision, and full fine-tuning is compared with training only.
+    /// Burn has neither DoRA nor mixed precision, and full fine-tuning is compared with training only. Nobody else here has a
+    /// quantised base.
     pub(crate) fn can(self, method: &Tuner) -> bool {
-        self == Self::PeftTorch || (method.kind == "lora" && !method.dora && !method.bf16)
+        let is_plain = method.kind == "lora" && !method.dora && !method.bf16;
+        method.quantize.is_none() && (self == Self::PeftTorch || is_plain)
     }
 }

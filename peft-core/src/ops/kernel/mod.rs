@@ -7,6 +7,7 @@ pub(crate) mod bf16;
 pub(crate) mod math;
 mod matrix;
 mod output;
+mod packed;
 mod product;
 mod simd;
 mod storage;

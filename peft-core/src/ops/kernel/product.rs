@@ -322,6 +322,9 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
             Right::Single(right) => Arch::new().dispatch(Thin { output, left: *left, right, start }),
             Right::Bf16(right) => thin_half(output, *left, right, start),
             Right::F16(right) => thin_half(output, *left, right, start),
+            Right::Packed(right) => {
+                thin_lines(output, *left, right.lying(), right.lies_along(), start, |at, to| right.widen_line(at, to));
+            }
         }
         return;
     }
@@ -416,19 +419,34 @@ impl WithSimd for Thin<'_, '_> {
     }
 }
 
-/// A product with few rows on the left and a right side in half precision, of which some lines are widened at a time.
+/// A product with few rows on the left and a right side in half precision.
 fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<'_, T>, start: Start<'_>) {
-    /// They stay in the first or second cache.
-    const LINES: usize = 8;
     let along = right.strides[1] == 1;
     let lines = if along { right } else { right.transposed() };
     let length = lines.columns;
+    thin_lines(output, left, [lines.rows, length], along, start, |at, to| {
+        simd(Widen(to, &lines.numbers[at * lines.strides[0]..][..length]));
+    });
+}
+
+/// A product with few rows on the left and a right side of which some lines are widened at a time: its rows, or its columns if
+/// it does not lie `along`.
+fn thin_lines(
+    output: &mut Block<'_>,
+    left: Matrix<'_>,
+    [lines, length]: [usize; 2],
+    along: bool,
+    start: Start<'_>,
+    widen: impl Fn(usize, &mut [f32]),
+) {
+    /// They stay in the first or second cache.
+    const LINES: usize = 8;
     let mut buffer = PANEL.take();
-    for from in (0..lines.rows).step_by(LINES) {
-        let count = LINES.min(lines.rows - from);
+    for from in (0..lines).step_by(LINES) {
+        let count = LINES.min(lines - from);
         let wide = first(&mut buffer, count * length);
         for (at, line) in wide.chunks_exact_mut(length).enumerate() {
-            simd(Widen(line, &lines.numbers[(from + at) * lines.strides[0]..][..length]));
+            widen(from + at, line);
         }
         let wide = Matrix::new(wide, [count, length], [length, 1]);
         if along {

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::output::pieces;
 use super::simd::{Kernel, simd};
+use crate::quant;
 
 /// Numbers that one task works on: large enough to be worth a task, small enough for the cache of a core.
 pub(crate) const PIECE: usize = 16 * 1024;
@@ -19,11 +20,12 @@ pub(crate) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Whether the operations of this module can take the tensor as the weight of a product: as [`fits`] says, or frozen in
-/// half precision.
+/// half precision or in fewer bits.
 pub(crate) fn fits_weight(tensor: &Tensor<2>) -> bool {
     let device = tensor.device().without_autodiff();
-    let is_half = matches!(tensor.dtype(), DType::BF16 | DType::F16) && !tensor.is_require_grad();
-    fits(tensor) || matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && is_half
+    let is_narrow = matches!(tensor.dtype(), DType::BF16 | DType::F16) || quant::is_packed(tensor.dtype());
+    let is_frozen = !tensor.is_require_grad();
+    fits(tensor) || matches!(device.as_dispatch(), DispatchDevice::Flex(_)) && is_narrow && is_frozen
 }
 
 /// The tensor in row-major order without gaps, copied only if it is not.

@@ -10,12 +10,14 @@ use super::matrix::{Number, Widen};
 use super::output::pieces;
 use super::simd::simd;
 use super::storage::{PIECE, contiguous, tensor, transposed};
+use crate::quant;
 
 /// A weight in single precision: itself, or what halves are exactly, for one product at a time. It lies as the weight does.
 pub(crate) fn to_f32(weight: FlexTensor) -> FlexTensor {
     let widen = match weight.dtype() {
         DType::BF16 => widened::<half::bf16>,
         DType::F16 => widened::<f16>,
+        dtype if quant::is_packed(dtype) => return quant::widen(weight),
         _ => return weight,
     };
     let turned = weight.shape().num_dims() == 2 && !weight.is_contiguous();

@@ -1,6 +1,7 @@
 //! Requests to a hub: redirects followed by hand, time-outs, and a limit for what is read at once.
 
 use std::io::Read;
+use std::thread;
 use std::time::Duration;
 
 use peft_core::printable;
@@ -12,6 +13,9 @@ use super::address::{Origin, escaped, redirected};
 use super::failure::{Failure, shown};
 use super::name::RepoName;
 use super::settings::Hub;
+
+/// Attempts after a request or a transfer that came to nothing.
+pub(super) const RETRIES: usize = 3;
 
 /// As many as a redirect may lead to another.
 const MAX_REDIRECTS: usize = 10;
@@ -125,7 +129,8 @@ impl<'a> Client<'a> {
 
     /// What the server says of a repository, as text.
     pub(super) fn describe(&self, repo: &RepoName<'_>, revision: &str) -> Result<String, Failure> {
-        let answer = self.follow(&self.description(repo, revision), &Ask::Description, |_| false)?;
+        let address = self.description(repo, revision);
+        let answer = self.asked_again(|| self.follow(&address, &Ask::Description, |_| false))?;
         if let Some(status) = answer.refused() {
             return Err(Failure::Status(status));
         }
@@ -141,6 +146,27 @@ impl<'a> Client<'a> {
             }
             Err(error) => Err(broken(&error, self.hub)),
         }
+    }
+
+    /// Asks a server again that is overloaded or has a fault: the next answer may be another. One that does not answer at all
+    /// has had its time.
+    pub(super) fn asked_again(&self, ask: impl Fn() -> Result<Answer, Failure>) -> Result<Answer, Failure> {
+        for attempt in 0..RETRIES {
+            let answer = ask()?;
+            match answer.refused() {
+                Some(status) if Failure::Status(status).may_pass() => {
+                    tracing::debug!("status {status}; trying again");
+                    thread::sleep(self.pause(attempt as u32));
+                }
+                _ => return Ok(answer),
+            }
+        }
+        ask()
+    }
+
+    /// The pause after an attempt: a quarter of a second with the usual patience, and more with each.
+    pub(super) fn pause(&self, attempt: u32) -> Duration {
+        self.timeout() / 40 * (1 << attempt)
     }
 
     /// Sends a request, and follows redirects until there is an answer. One from another server that is a redirect itself

@@ -9,13 +9,10 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::cache::{RepoCache, fault};
-use super::client::{Answer, Client, broken};
+use super::client::{Answer, Client, RETRIES, broken};
 use super::content::{ContentHash, is_commit, sha256, sha256_of};
 use super::failure::{Failure, shown};
 use super::settings::Hub;
-
-/// Attempts after a transfer that broke off.
-const RETRIES: usize = 3;
 
 /// A connection that brought as much as this before it broke was a good one: attempts are counted anew.
 const GOOD: u64 = 8 << 20;
@@ -90,7 +87,8 @@ impl Downloader<'_> {
     }
 
     fn metadata(&self, revision: &str, file: &str) -> Result<Option<Metadata>, Failure> {
-        let answer = self.client.head(&self.client.file(self.id, revision, file))?;
+        let address = self.client.file(self.id, revision, file);
+        let answer = self.client.asked_again(|| self.client.head(&address))?;
         match answer.refused() {
             Some(404) => return Ok(None),
             Some(status) => return Err(Failure::Status(status)),
@@ -158,8 +156,7 @@ impl Transfer<'_> {
                     if !failure.may_pass() || attempts == RETRIES {
                         return Err(failure);
                     }
-                    // A quarter of a second with the usual patience, and more with each attempt.
-                    thread::sleep(self.client.timeout() / 40 * (1 << attempts));
+                    thread::sleep(self.client.pause(attempts as u32));
                     failure
                 }
             };

@@ -1,8 +1,9 @@
 //! The files of a commit: what the server lists, and which of them belong to a model or an adapter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use peft_core::LABELS_FILE;
 use peft_core::files::checkpoint::write_atomically;
 use peft_core::files::inside::stays_inside;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::RepoCache;
 use super::content::is_commit;
 use super::failure::{Failure, shown};
+use crate::common::tokenizer_files::{CHAT_TEMPLATES, SETTINGS, VOCABULARIES};
 
 /// The endings of files that go along with weights: configurations, vocabularies, templates, terms.
 const ENDINGS: [&str; 9] = ["json", "txt", "model", "jinja", "spm", "vocab", "codes", "bpe", "tiktoken"];
@@ -20,22 +22,14 @@ const NAMES: [&str; 2] = ["LICENSE", "NOTICE"];
 /// Where transformers keeps chat templates beside the first.
 const TEMPLATES: &str = "additional_chat_templates/";
 
-/// The files that go along, of a server that does not list them.
-const USUAL: [&str; 13] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "labels.json",
-];
+/// Files that go along beside those of a tokenizer.
+const OTHERS: [&str; 2] = ["generation_config.json", LABELS_FILE];
+
+/// The files that usually go along. They are asked for by name, whatever a list says: a list that lacks one, because a bit of
+/// it is wrong or somebody between wants it so, would change what a model computes without a word.
+fn usual() -> impl Iterator<Item = &'static str> {
+    VOCABULARIES.into_iter().chain(SETTINGS).chain(CHAT_TEMPLATES).chain(OTHERS)
+}
 
 /// The files of a commit with their sizes, as far as the server says them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,15 +116,12 @@ impl Listing {
         self.files.iter().flat_map(|it| it.keys()).map(String::as_str).filter(|it| stays_inside(it))
     }
 
-    /// The files of a folder that go along with weights. `folder` is empty or ends with a slash.
-    pub(super) fn companions(&self, folder: &str) -> Vec<String> {
-        match &self.files {
-            None => USUAL.iter().map(|it| format!("{folder}{it}")).collect(),
-            Some(_) => {
-                let fits = |it: &&str| it.strip_prefix(folder).is_some_and(goes_along);
-                self.names().filter(fits).map(str::to_owned).collect()
-            }
-        }
+    /// The files of a folder that go along with weights, those that are listed and the usual ones. `folder` is empty or ends
+    /// with a slash.
+    pub(super) fn companions(&self, folder: &str) -> BTreeSet<String> {
+        let fits = |it: &&str| it.strip_prefix(folder).is_some_and(goes_along);
+        let listed = self.names().filter(fits).map(str::to_owned);
+        listed.chain(usual().map(|it| format!("{folder}{it}"))).collect()
     }
 }
 
@@ -179,20 +170,19 @@ mod tests {
             "\u{1b}.json",
             "unet/config.json",
         ]);
-        let expected = [
-            "LICENSE",
-            "additional_chat_templates/tool.jinja",
-            "chat_template.jinja",
-            "config.json",
-            "merges.txt",
-            "tokenizer.model",
-        ];
-        assert_eq!(all.companions(""), expected);
-        assert_eq!(all.companions("unet/"), ["unet/config.json"]);
+        let expected = ["LICENSE", "additional_chat_templates/tool.jinja", "config.json"];
+        let beyond = |folder: &str| {
+            let is_usual = |it: &String| usual().any(|name| *it == format!("{folder}{name}"));
+            all.companions(folder).into_iter().filter(|it| !is_usual(it)).collect::<Vec<_>>()
+        };
+        assert_eq!(beyond(""), expected);
+        assert_eq!(beyond("unet/"), ["unet/config.json"]);
+        // Whatever a list says of them.
+        assert!(all.companions("").contains("tokenizer.json") && all.companions("unet/").contains("unet/vocab.txt"));
         assert_eq!(all.has("../evil.json"), Some(true));
         assert!(all.names().all(|it| !it.contains("evil")));
         assert_eq!(Listing::default().has("config.json"), None);
-        assert!(Listing::default().companions("a/").contains(&"a/spiece.model".to_owned()));
+        assert!(Listing::default().companions("a/").contains("a/spiece.model"));
     }
 
     #[test]

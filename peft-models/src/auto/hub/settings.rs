@@ -10,7 +10,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// What a name is to stand for: decides which files are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// `config.json`, the weights whole or in shards, and what belongs to them, as the files of a tokenizer.
+    /// `config.json`, the weights whole or in shards, and what belongs to them, as the files of a tokenizer. Or
+    /// `model_index.json` of a pipeline, and the same of its parts.
     Model,
     /// `adapter_config.json`, `adapter_model.safetensors`, and what belongs to them, as labels and a tokenizer.
     Adapter,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use peft_core::files::inside::stays_inside;
 use peft_core::{CONFIG_FILE, PeftError, Result, WEIGHTS_FILE};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::cache::RepoCache;
 use super::client::Client;
@@ -18,8 +19,27 @@ use super::settings::{Hub, What};
 
 const MODEL_CONFIG: &str = "config.json";
 
-/// Where a model has its weights; the second name is that of diffusers.
-const MODEL_WEIGHTS: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+/// Where a model has its weights; the second name is that of diffusers. Halved ones are taken where there are no others.
+const MODEL_WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+];
+
+/// What names the parts of a pipeline of diffusers.
+const PIPELINE_INDEX: &str = "model_index.json";
+
+/// The parts of pipelines that are run, and what each must have. Those with a configuration have weights too.
+const PIPELINE_PARTS: [(&str, Option<&str>); 7] = [
+    ("unet", Some(MODEL_CONFIG)),
+    ("vae", Some(MODEL_CONFIG)),
+    ("text_encoder", Some(MODEL_CONFIG)),
+    ("text_encoder_2", Some(MODEL_CONFIG)),
+    ("scheduler", Some("scheduler_config.json")),
+    ("tokenizer", None),
+    ("tokenizer_2", None),
+];
 
 /// As much as a file may hold that is read as a whole. The largest tokenizers take a few tens of megabytes.
 const MAX_COMPANION: u64 = 256 << 20;
@@ -40,8 +60,13 @@ pub(super) fn fetch(hub: &Hub, repo: &RepoName<'_>, what: What) -> Result<PathBu
         false => Some(Client::new(hub).map_err(|it| it.explain(hub, repo, main))?),
     };
     let downloader = client.as_ref().map(|client| Downloader { hub, client, cache: &cache, id: repo.id });
-    let mut snapshot = Snapshot::find(hub, repo, &cache, downloader, &prefix, main)?;
-    snapshot.require(main, Some(MAX_COMPANION))?;
+    let mut snapshot = Snapshot::find(hub, repo, &cache, downloader, prefix, main)?;
+    if snapshot.get(main, Some(MAX_COMPANION))?.is_none() {
+        let index = if what == What::Model { snapshot.get(PIPELINE_INDEX, Some(MAX_COMPANION))? } else { None };
+        let index = index.ok_or_else(|| snapshot.missing(main))?;
+        snapshot.pipeline(&index)?;
+        return snapshot.finish();
+    }
     match what {
         What::Adapter => snapshot.require(WEIGHTS_FILE, None)?,
         What::Model => snapshot.weights()?,
@@ -56,7 +81,7 @@ struct Snapshot<'a> {
     cache: &'a RepoCache,
     downloader: Option<Downloader<'a>>,
     /// Before the names of files: empty, or the folder with a slash.
-    prefix: &'a str,
+    prefix: String,
     commit: String,
     folder: PathBuf,
     /// What is known of the files of the commit.
@@ -70,7 +95,7 @@ impl<'a> Snapshot<'a> {
         repo: &'a RepoName<'a>,
         cache: &'a RepoCache,
         downloader: Option<Downloader<'a>>,
-        prefix: &'a str,
+        prefix: String,
         main: &str,
     ) -> Result<Self> {
         let (commit, listing) = match (cache.commit_of(repo.revision), &downloader) {
@@ -105,9 +130,9 @@ impl<'a> Snapshot<'a> {
                 if self.downloader.is_some() { "fetching it again" } else { "it is used as it is (HF_HUB_OFFLINE)" };
             tracing::warn!("{} is damaged or was changed ({fault}); {next}", path.display());
         }
-        let is_unknown = || self.listing.as_ref().and_then(|it| it.has(&name)).is_none();
-        let may_exist = self.listing.as_ref().and_then(|it| it.has(&name)) == Some(true)
-            || (is_unknown() && !self.cache.is_absent(&self.commit, &name));
+        // A list that lacks a file proves nothing. That the server has been asked for it does.
+        let is_listed = self.listing.as_ref().and_then(|it| it.has(&name)) == Some(true);
+        let may_exist = is_listed || !self.cache.is_absent(&self.commit, &name);
         let Some(downloader) = self.downloader.as_ref().filter(|_| may_exist) else {
             return Ok(is_here.then_some(path));
         };
@@ -149,6 +174,30 @@ impl<'a> Snapshot<'a> {
         Err(self.missing(MODEL_WEIGHTS[0]))
     }
 
+    /// The parts of a pipeline that its index names, each from a folder of its own.
+    fn pipeline(&mut self, index: &Path) -> Result<()> {
+        let text = peft_core::files::plain::read_text(index)?;
+        let named: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| PeftError::bad_file(index, error))?;
+        let outer = self.prefix.clone();
+        for (part, main) in PIPELINE_PARTS {
+            // A part that is left out is `[null, null]`.
+            if named.get(part).and_then(|it| it.get(1)).is_none_or(Value::is_null) {
+                continue;
+            }
+            self.prefix = format!("{outer}{part}/");
+            if let Some(main) = main {
+                self.require(main, Some(MAX_COMPANION))?;
+            }
+            if main == Some(MODEL_CONFIG) {
+                self.weights()?;
+            }
+            self.companions()?;
+        }
+        self.prefix = outer;
+        Ok(())
+    }
+
     /// What goes along with the weights. A server out of reach is no reason to refuse a model that is there.
     fn companions(&mut self) -> Result<()> {
         let listing = match (&self.listing, &self.downloader) {
@@ -168,10 +217,10 @@ impl<'a> Snapshot<'a> {
                 }
             },
         };
-        let names = listing.companions(self.prefix);
+        let names = listing.companions(&self.prefix);
         self.listing = Some(listing);
         for name in names {
-            let file = name.strip_prefix(self.prefix).unwrap_or(&name);
+            let file = name.strip_prefix(self.prefix.as_str()).unwrap_or(&name);
             match self.get(file, Some(MAX_COMPANION)) {
                 Err(error) if !self.changed => tracing::warn!("{error}; going on with what the cache holds"),
                 other => drop(other?),
@@ -188,7 +237,7 @@ impl<'a> Snapshot<'a> {
         }
         let files: Vec<&str> = self.listing.iter().flat_map(Listing::names).collect();
         let has = |file: &str| files.contains(&format!("{}{file}", self.prefix).as_str());
-        let here = |it: &&str| it.strip_prefix(self.prefix).is_some_and(|it| !it.contains('/'));
+        let here = |it: &&str| it.strip_prefix(self.prefix.as_str()).is_some_and(|it| !it.contains('/'));
         let ending = format!("/{file}");
         let elsewhere: Vec<&str> = files.iter().filter_map(|it| it.strip_suffix(ending.as_str())).take(SHOWN).collect();
         let next = if file == MODEL_CONFIG && has(CONFIG_FILE) {

@@ -37,6 +37,10 @@ macro_rules! causal_lm_head {
             fn untie_head(&mut self) {
                 $crate::common::task::CausalLm::untie(self);
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                peft_core::Adaptable::repeat_layers(&mut self.$field, order)
+            }
         }
 
         impl $crate::common::task::CausalLm for $causal {

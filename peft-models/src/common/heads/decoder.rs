@@ -27,6 +27,10 @@ macro_rules! decoder_heads {
             fn spec(&self) -> peft_core::ModelSpec {
                 $crate::common::decoder::Decoder::spec_within(self, peft_core::ModelSpec::of(self), "")
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                $crate::common::decoder::Decoder::repeat_layers(self, order)
+            }
         }
 
         impl $crate::common::task::FeatureExtractor for $model {

@@ -258,6 +258,10 @@ macro_rules! masked_lm {
                     head.untie(table);
                 })+
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                peft_core::Adaptable::repeat_layers(&mut self.$field, order)
+            }
         }
 
         impl $crate::common::task::MaskedLm for $name {

@@ -27,6 +27,10 @@ macro_rules! question_answerer {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self))
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                peft_core::Adaptable::repeat_layers(&mut self.$field, order)
+            }
         }
 
         impl $crate::common::task::QuestionAnswerer for $name {

@@ -30,6 +30,10 @@ macro_rules! last_token_classifier {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self)).with_heads(["score"])
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                peft_core::Adaptable::repeat_layers(&mut self.$field, order)
+            }
         }
 
         impl $crate::common::task::SequenceClassifier for $classifier {

@@ -38,6 +38,10 @@ macro_rules! token_classifier {
             fn spec(&self) -> peft_core::ModelSpec {
                 self.$field.spec_with_head(peft_core::ModelSpec::of(self))
             }
+
+            fn repeat_layers(&mut self, order: &[usize]) -> peft_core::Result<()> {
+                peft_core::Adaptable::repeat_layers(&mut self.$field, order)
+            }
         }
 
         impl $crate::common::task::TokenClassifier for $tokens {

@@ -14,7 +14,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
 use crate::common::config::{
-    Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION, heads_divide, windows_of,
+    Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION, heads_divide, types_of, windows_of,
 };
 use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
@@ -374,6 +374,15 @@ impl Decoder for GemmaModel {
             kv_heads: self.config.kv_heads,
             d_head: self.config.d_head,
         }
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.layers, order)?;
+        layers::reorder(&mut self.config.windows, order)
+    }
+
+    fn layer_types(&self) -> Option<Vec<String>> {
+        Some(types_of(&self.config.windows))
     }
 
     fn model_type(&self) -> &'static str {

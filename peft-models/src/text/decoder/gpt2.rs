@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use peft_core::nn::{Dropout, Embedding, Gpt2Linear, LayerNorm, Projection};
 use peft_core::ops::{AttentionMask, attention, split};
-use peft_core::{Adaptable, ModelSpec, PromptShape, Result, forward};
+use peft_core::{Adaptable, ModelSpec, PeftError, PromptShape, Result, forward};
 use serde::Deserialize;
 
 use crate::architecture::{Architecture, ModelConfig};
@@ -278,6 +278,18 @@ impl Adaptable for Gpt2Model {
     fn spec(&self) -> ModelSpec {
         self.described(ModelSpec::of(self), "")
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        let scale = |it: &Gpt2Block| it.attn.scale;
+        if self.h.iter().any(|it| scale(it) != scale(&self.h[0])) {
+            // PEFT goes on with the factors of the old places, which no checkpoint can say.
+            let reason = "`scale_attn_by_inverse_layer_idx` gives each layer a factor by its place";
+            return Err(PeftError::unsupported("layer_replication", reason));
+        }
+        layers::reorder(&mut self.h, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
 }
 
 impl FeatureExtractor for Gpt2Model {
@@ -314,6 +326,10 @@ impl Adaptable for Gpt2LmHeadModel {
 
     fn untie_head(&mut self) {
         CausalLm::untie(self);
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.transformer.repeat_layers(order)
     }
 }
 
@@ -374,6 +390,10 @@ impl Gpt2ForSequenceClassification {
 impl Adaptable for Gpt2ForSequenceClassification {
     fn spec(&self) -> ModelSpec {
         self.transformer.spec_with_head(ModelSpec::of(self)).with_heads(["score"])
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.transformer.repeat_layers(order)
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
-use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide, types_of};
 use crate::common::decoder::Decoder;
 use crate::common::heads::decoder::decoder_heads;
 use crate::common::heads::token_heads::token_heads;
@@ -280,6 +280,16 @@ impl Decoder for GptNeoModel {
 
     fn positions(&self) -> Option<Range<i64>> {
         Some(0..self.wpe.rows() as i64)
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.h, order)?;
+        self.prompts.layers = order.len();
+        layers::reorder(&mut self.windows, order)
+    }
+
+    fn layer_types(&self) -> Option<Vec<String>> {
+        Some(types_of(&self.windows))
     }
 
     fn model_type(&self) -> &'static str {

@@ -260,6 +260,12 @@ impl Decoder for GptNeoXModel {
         self.prompts.clone()
     }
 
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.layers, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
+
     fn model_type(&self) -> &'static str {
         "gpt_neox"
     }

@@ -260,6 +260,12 @@ impl Decoder for GptJModel {
         self.prompts.clone()
     }
 
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.h, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
+
     fn model_type(&self) -> &'static str {
         "gptj"
     }

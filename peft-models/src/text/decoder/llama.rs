@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::cache::{KvCache, extend_cache};
-use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide, windows_of};
+use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide, types_of, windows_of};
 use crate::common::decoder::Decoder;
 use crate::common::gated_mlp::GatedMlp;
 use crate::common::heads::decoder::decoder_heads;
@@ -385,6 +385,17 @@ impl Decoder for LlamaModel {
 
     fn prompts(&self) -> PromptShape {
         self.prompts.clone()
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.layers, order)?;
+        self.prompts.layers = order.len();
+        layers::reorder(&mut self.windows, order)
+    }
+
+    fn layer_types(&self) -> Option<Vec<String>> {
+        // The others have one window for all.
+        matches!(self.family, Family::Qwen2 | Family::Qwen3).then(|| types_of(&self.windows))
     }
 
     fn model_type(&self) -> &'static str {

@@ -323,6 +323,12 @@ impl Decoder for OptModel {
         Some(-1..(self.decoder.embed_positions.rows() - POSITION_OFFSET) as i64)
     }
 
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.decoder.layers, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
+
     fn model_type(&self) -> &'static str {
         "opt"
     }

@@ -279,6 +279,10 @@ impl Decoder for Phi3Model {
         }
     }
 
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.layers, order)
+    }
+
     fn model_type(&self) -> &'static str {
         "phi3"
     }

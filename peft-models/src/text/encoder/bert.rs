@@ -394,6 +394,12 @@ impl Adaptable for BertModel {
     fn spec(&self) -> ModelSpec {
         self.described(ModelSpec::of(self), "")
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.encoder.layer, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
 }
 
 impl FeatureExtractor for BertModel {
@@ -429,6 +435,10 @@ impl BertForSequenceClassification {
 impl Adaptable for BertForSequenceClassification {
     fn spec(&self) -> ModelSpec {
         self.bert.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.bert.repeat_layers(order)
     }
 }
 

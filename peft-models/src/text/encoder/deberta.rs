@@ -18,6 +18,7 @@ use crate::common::config::{Activation, LabelConfig, RawConfig, heads_divide};
 use crate::common::heads::masked_lm::{HeadShape, LmPredictions, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
+use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
@@ -491,6 +492,10 @@ impl Adaptable for DebertaModel {
     fn spec(&self) -> ModelSpec {
         self.described(ModelSpec::of(self), "")
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.encoder.layer, order)
+    }
 }
 
 impl FeatureExtractor for DebertaModel {
@@ -555,6 +560,10 @@ impl DebertaForSequenceClassification {
 impl Adaptable for DebertaForSequenceClassification {
     fn spec(&self) -> ModelSpec {
         self.deberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.deberta.repeat_layers(order)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::common::config::{Activation, LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{LmPredictions, MaskedHead, masked_lm};
 use crate::common::heads::token_heads::token_heads;
 use crate::common::input::ModelInput;
+use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
@@ -412,6 +413,10 @@ impl Adaptable for DebertaV2Model {
     fn spec(&self) -> ModelSpec {
         self.described(ModelSpec::of(self), "")
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.encoder.layer, order)
+    }
 }
 
 impl FeatureExtractor for DebertaV2Model {
@@ -450,6 +455,10 @@ impl DebertaV2ForSequenceClassification {
 impl Adaptable for DebertaV2ForSequenceClassification {
     fn spec(&self) -> ModelSpec {
         self.deberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.deberta.repeat_layers(order)
     }
 }
 

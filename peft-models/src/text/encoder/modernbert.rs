@@ -15,8 +15,9 @@ use serde_json::Value;
 
 use crate::architecture::{Architecture, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
-use crate::common::config::{Activation, LabelConfig, RawConfig};
+use crate::common::config::{Activation, FULL_ATTENTION, LabelConfig, RawConfig, SLIDING_ATTENTION};
 use crate::common::input::ModelInput;
+use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, MaskedLm, QuestionAnswerer, SequenceClassifier, TokenClassifier};
@@ -76,6 +77,16 @@ pub enum LayerType {
     FullAttention,
     /// Near tokens.
     SlidingAttention,
+}
+
+impl LayerType {
+    /// As `config.json` has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::FullAttention => FULL_ATTENTION,
+            Self::SlidingAttention => SLIDING_ATTENTION,
+        }
+    }
 }
 
 /// What a sequence is classified by.
@@ -360,13 +371,22 @@ impl ModernBertModel {
         let config = &self.config;
         // No layer takes a prefix: there is no cache that it could stand in.
         let prompts = PromptShape::even("embeddings.tok_embeddings", config.hidden_size, 0, config.num_attention_heads);
-        spec.with_model_type("modernbert").with_prompts(stack, prompts)
+        let types = config.layer_types().into_iter().map(|it| it.name().to_owned()).collect::<Vec<_>>();
+        spec.with_model_type("modernbert").with_prompts(stack, prompts).with_layer_types(types)
     }
 }
 
 impl Adaptable for ModernBertModel {
     fn spec(&self) -> ModelSpec {
         self.spec_within(ModelSpec::of(self), "")
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        let mut types = self.config.layer_types();
+        layers::reorder(&mut self.layers, order)?;
+        layers::reorder(&mut types, order)?;
+        (self.config.num_hidden_layers, self.config.layer_types) = (order.len(), Some(types));
+        Ok(())
     }
 }
 
@@ -440,6 +460,10 @@ macro_rules! heads {
                 fn spec(&self) -> ModelSpec {
                     let heads: &[&str] = $heads;
                     self.model.spec_within(ModelSpec::of(self), "model").with_heads(heads.iter().copied())
+                }
+
+                fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+                    self.model.repeat_layers(order)
                 }
             }
         )+
@@ -554,6 +578,10 @@ impl Adaptable for ModernBertForMaskedLm {
             let head = self.model.embeddings.tok_embeddings.as_head();
             self.decoder = MaskedLmDecoder::Own(Projection { bias: it.bias.take(), ..head });
         }
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.model.repeat_layers(order)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::common::config::{LabelConfig, RawConfig};
 use crate::common::heads::masked_lm::{RobertaHead, masked_lm};
 use crate::common::heads::token_heads::token_heads;
 use crate::common::input::{ModelInput, Tokens};
+use crate::common::layers;
 use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{FeatureExtractor, SequenceClassifier};
@@ -196,6 +197,12 @@ impl Adaptable for RobertaModel {
     fn spec(&self) -> ModelSpec {
         self.described(ModelSpec::of(self), "")
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        layers::reorder(&mut self.encoder.layer, order)?;
+        self.prompts.layers = order.len();
+        Ok(())
+    }
 }
 
 impl FeatureExtractor for RobertaModel {
@@ -255,6 +262,10 @@ impl RobertaForSequenceClassification {
 impl Adaptable for RobertaForSequenceClassification {
     fn spec(&self) -> ModelSpec {
         self.roberta.spec_with_head(ModelSpec::of(self)).with_heads(["classifier"])
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        self.roberta.repeat_layers(order)
     }
 }
 

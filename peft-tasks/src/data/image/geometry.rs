@@ -19,10 +19,6 @@ impl Rectangle {
         Self { left: 0, top: 0, width, height }
     }
 
-    pub(super) fn is_whole(self, width: u32, height: u32) -> bool {
-        self == Self::whole(width, height)
-    }
-
     pub(super) fn is_within(self, width: u32, height: u32) -> bool {
         let fits = |from: u32, length: u32, of: u32| length > 0 && from.checked_add(length).is_some_and(|it| it <= of);
         fits(self.left, self.width, width) && fits(self.top, self.height, height)

@@ -252,6 +252,20 @@ fn below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     folders(folder)?.iter().try_for_each(|it| below(it, found))
 }
 
+/// All pictures in a folder and below it, in the order of their paths.
+///
+/// # Errors
+/// If it is no folder, or holds none.
+pub fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    below(folder, &mut found)?;
+    found.sort();
+    match found.is_empty() {
+        true => Err(PeftError::bad_file(folder, format!("it holds no picture (.{})", ENDINGS.join(", .")))),
+        false => Ok(found),
+    }
+}
+
 /// Whether there is something to read, said before anything else is done.
 ///
 /// # Errors

@@ -3,8 +3,9 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use image::DynamicImage;
-use peft_core::Result;
+use image::{DynamicImage, ImageFormat};
+use peft_core::files::checkpoint::write_atomically;
+use peft_core::{PeftError, Result};
 
 use super::decoding::{decode, decode_from};
 
@@ -38,6 +39,28 @@ impl Picture {
     /// As [`Picture::read`].
     pub fn parse(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self> {
         decode_from(Cursor::new(bytes), path.as_ref()).map(|it| Self::from_decoded(&it))
+    }
+
+    /// Writes a file, in the format that the end of its name says: `.png`, `.jpg`, `.webp`, `.bmp`, `.tiff` or `.gif`.
+    ///
+    /// # Errors
+    /// If the name says none of them, or the disk says no.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let format = ImageFormat::from_path(path).map_err(|_| {
+            PeftError::bad_file(path, "the end of its name is none of .png, .jpg, .webp, .bmp, .tiff and .gif")
+        })?;
+        let mut bytes = Cursor::new(Vec::new());
+        image::write_buffer_with_format(
+            &mut bytes,
+            &self.rgb,
+            self.width,
+            self.height,
+            image::ExtendedColorType::Rgb8,
+            format,
+        )
+        .map_err(|error| PeftError::bad_file(path, error))?;
+        write_atomically(path, bytes.get_ref())
     }
 
     fn from_decoded(image: &DynamicImage) -> Self {

@@ -118,6 +118,10 @@ impl Pairs {
                           reads it, or train without alora_invocation_tokens";
             return Err(PeftError::unsupported("exporting an activated LoRA", reason));
         }
+        if config.layer_replication.as_ref().is_some_and(|it| !it.is_empty()) {
+            let reason = "other programs run the base's layers once each: merge the adapter into the base";
+            return Err(PeftError::unsupported("exporting `layer_replication`", reason));
+        }
         if config.target_parameters.as_ref().is_some_and(|it| !it.is_empty()) {
             let reason = "other programs read LoRA on layers: give a rank (--rank) and the base model (--model) to \
                           convert it first, or merge it into the base";

@@ -36,12 +36,12 @@ pub fn export(
             (plain.path(), convert(adapter, base, Rank::Fixed(rank), plain.path(), registry, place)?)
         }
     };
-    let pairs = Pairs::read(adapter)?;
+    let part = options.component.as_deref();
     let mut exported = match options.format {
-        Format::Portable => portable::write(pairs, output, options.base.as_deref(), registry)?,
-        Format::Diffusers => image::write_diffusers(&pairs, output, options.component.as_deref())?,
-        Format::Kohya => image::write_kohya(&pairs, output, options.component.as_deref())?,
-        Format::Mlx => mlx::write(&pairs, output)?,
+        Format::Portable => portable::write(Pairs::read(adapter)?, output, options.base.as_deref(), registry)?,
+        Format::Diffusers => image::write_diffusers(&image::parts(adapter, part)?, output)?,
+        Format::Kohya => image::write_kohya(&image::parts(adapter, part)?, output)?,
+        Format::Mlx => mlx::write(&Pairs::read(adapter)?, output)?,
     };
     exported.converted = converted;
     Ok(exported)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::model::state::KEY_PREFIX;
 use peft_core::spec::{METHOD_TENSORS, is_wrapped_by_torch};
-use peft_core::{AdapterFolder, MethodRegistry, PeftError, Result, is_off};
+use peft_core::{AdapterFolder, CONFIG_FILE, MethodRegistry, PeftError, Result, is_off};
 use serde_json::{Map, Value};
 
 use super::inspection::{Flags, shorten};
@@ -94,7 +94,7 @@ impl Facts {
     pub(super) fn read(folder: &AdapterFolder) -> Result<Self> {
         let config = folder.config.clone();
         let Some(peft_type) = config.get("peft_type").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(PeftError::config("peft_type", "is missing: this is no adapter_config.json"));
+            return Err(PeftError::bad_file(folder.path.join(CONFIG_FILE), "it names no `peft_type`"));
         };
         let on = |field: &str| config.get(field).is_some_and(|it| !is_off(it));
         let bias = config.get("bias").and_then(Value::as_str).unwrap_or("none");

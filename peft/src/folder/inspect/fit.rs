@@ -6,8 +6,10 @@ use std::path::Path;
 #[cfg(feature = "lora")]
 use burn::tensor::Device;
 #[cfg(feature = "lora")]
-use peft_core::{Adaptable, ModelSpec};
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, LoadReport, MethodRegistry, PeftError, PeftModel, Result, is_suffix};
+use peft_core::ModelSpec;
+use peft_core::{
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, LoadReport, MethodRegistry, PeftError, PeftModel, Result, is_suffix,
+};
 use peft_models::common::config::RawConfig;
 use serde_json::{Map, Value, json};
 
@@ -31,8 +33,10 @@ pub(crate) fn spec_of(base: &Path, adapter: &Map<String, Value>, registry: &Regi
     match adapter.get("task_type").and_then(Value::as_str) {
         // Layers of a classifier are those of the model below its head, which is trained whole.
         Some("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS") => causal(),
-        Some(task_type) => spec(registry.tasks.of_type(task_type)?),
-        None => causal().or_else(|_: PeftError| spec(registry.tasks.get("feature-extraction")?)),
+        Some(task_type) => spec(registry.tasks.of_type_on(task_type, base)?),
+        None => causal()
+            .or_else(|_: PeftError| spec(registry.tasks.get("feature-extraction")?))
+            .or_else(|_: PeftError| spec(registry.tasks.of_class(base)?)),
     }
 }
 
@@ -55,7 +59,7 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig, regis
         }
     };
     let (fits, report, not_in_reference) = match folder.config.get("task_type").and_then(Value::as_str) {
-        Some(task_type) => match registry.tasks.of_type(task_type) {
+        Some(task_type) => match registry.tasks.of_type_on(task_type, base) {
             Ok(task) => told(task),
             Err(error) => (None, error.to_string(), Vec::new()),
         },
@@ -76,15 +80,18 @@ fn names_head(config: &Map<String, Value>) -> bool {
     }
     ["target_modules", "modules_to_save"].iter().any(|field| {
         let names = config.get(*field).and_then(Value::as_array);
-        names.into_iter().flatten().any(|name| name.as_str().is_some_and(|it| is_suffix(it, "lm_head")))
+        names
+            .into_iter()
+            .flatten()
+            .any(|name| name.as_str().is_some_and(|it| ["lm_head", "proj_out"].iter().any(|head| is_suffix(it, head))))
     })
 }
 
 /// Whether the adapter goes onto the model, and why the reference has no such adapter.
 fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> Result<Vec<String>> {
-    let mut peft = PeftModel::new(model);
-    let folder = &AdapterFolder::open(&folder.path)?.in_names_of(peft.spec())?;
+    let folder = &AdapterFolder::open(&folder.path)?.in_names_of(&model.spec())?;
     let config = methods.parse(folder.config.clone())?;
+    let mut peft = PeftModel::new(model).with_replicated_layers(config.as_ref())?;
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
     let spec = peft.spec();

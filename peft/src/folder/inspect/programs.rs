@@ -85,6 +85,15 @@ impl Facts {
         }
     }
 
+    /// Fields that say when the factors act, or on which layers: a program that reads the factors alone lets them act always,
+    /// and has no layers for the rest.
+    fn ignores_what_changes_the_forward(&self, judge: &mut Judge) {
+        let waits = "alora_invocation_tokens: the adapter acts on every token";
+        judge.ignores(self.flags.alora_invocation_tokens, waits, RETRAIN_PLAIN);
+        let deep = "layer_replication: the base runs each layer once";
+        judge.ignores(self.is_on("layer_replication"), deep, MERGE);
+    }
+
     fn missing_fields(&self, fields: &[&str]) -> Vec<String> {
         let absent = fields.iter().filter(|it| self.config.get(**it).is_none_or(Value::is_null));
         absent.map(|it| (*it).to_owned()).collect()
@@ -163,6 +172,7 @@ impl Facts {
         judge.refuses(rank > RANK, format!("rank {rank}, more than its default of {RANK}"), &next);
         judge.ignores(self.flags.rank_pattern, "rank_pattern", FOLD_PATTERNS);
         judge.ignores(self.flags.alpha_pattern, "alpha_pattern", FOLD_PATTERNS);
+        self.ignores_what_changes_the_forward(&mut judge);
         let copies = self.keys_of(&[Role::BaseLayer]);
         judge.ignores(
             !copies.is_empty() && self.flags.bias == "none",
@@ -201,6 +211,7 @@ impl Facts {
             return judge.verdict();
         }
         judge.refuses(self.alpha.is_none(), "lora_alpha not set", "add it to adapter_config.json");
+        judge.refuses(self.is_on("layer_replication"), "layer_replication: layers that the base does not have", MERGE);
         self.llama_tensors(&mut judge);
         let adapts_head = self.adapted.iter().any(|it| leaf(it) == "lm_head");
         let next = "leave lm_head out of the targets, or merge the adapter into the base";
@@ -236,6 +247,7 @@ impl Facts {
         judge.ignores(self.flags.use_dora, "use_dora", RETRAIN_PLAIN);
         judge.ignores(self.flags.rank_pattern, "rank_pattern", FOLD_PATTERNS);
         judge.ignores(self.flags.alpha_pattern, "alpha_pattern", FOLD_PATTERNS);
+        self.ignores_what_changes_the_forward(&mut judge);
         let unused = self.keys_of(&[Role::Whole, Role::BaseLayer, Role::BiasOfB, Role::EmbeddingA, Role::EmbeddingB]);
         judge.ignores(!unused.is_empty(), format!("tensors that are no linear LoRA: {}", shorten(&unused)), MERGE);
         self.ignores_start(&mut judge);

@@ -5,7 +5,7 @@ type Classes = &'static [(&'static str, &'static str)];
 
 /// The start of the class names of a `model_type`, and those classes that are named otherwise. From the tables of
 /// `transformers/models/auto/modeling_auto.py`, 5.24.
-const CLASSES: [(&str, &str, Classes); 27] = [
+const CLASSES: [(&str, &str, Classes); 28] = [
     ("bart", "Bart", &[]),
     ("bert", "Bert", &[]),
     ("bloom", "Bloom", &[]),
@@ -32,13 +32,15 @@ const CLASSES: [(&str, &str, Classes); 27] = [
     ("swin", "Swin", &[]),
     ("t5", "T5", &[]),
     ("vit", "ViT", &[]),
+    ("whisper", "Whisper", &[]),
     ("xlm-roberta", "XLMRoberta", &[]),
 ];
 
 /// How the classes of a task end; the first is the usual one.
-const ENDINGS: [(&str, &[&str]); 9] = [
+const ENDINGS: [(&str, &[&str]); 10] = [
     ("causal-lm", &["ForCausalLM", "LMHeadModel"]),
     ("seq2seq-lm", &["ForConditionalGeneration"]),
+    ("speech-to-text", &["ForConditionalGeneration"]),
     ("masked-lm", &["ForMaskedLM", "ForPreTraining"]),
     ("seq-cls", &["ForSequenceClassification"]),
     ("token-cls", &["ForTokenClassification"]),

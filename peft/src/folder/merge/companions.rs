@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use peft_core::files::inside::inside;
 use peft_core::{CONFIG_FILE, PeftError, Result};
+use peft_models::common::tokenizer_files::{CHAT_TEMPLATES, SETTINGS, VOCABULARIES, is_tokenizer_file};
 use serde_json::Value;
 
 use crate::load::adapters::AdapterSource;
@@ -48,35 +49,6 @@ const WEIGHTS: [&str; 24] = [
 /// What training leaves beside weights, and what would make transformers put the adapter on once more.
 const STATES: [&str; 3] = ["trainer_state.json", CONFIG_FILE, "config.json"];
 
-/// Files of tokenizers, those of a chat apart.
-const TOKENIZER: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "spm.model",
-];
-
-/// Those of a chat.
-const CHAT: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
-
-/// Files of which a tokenizer has at least one.
-const VOCABULARY: [&str; 7] = [
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "spm.model",
-];
-
 /// Whether a file holds weights, or lists files that do.
 pub(super) fn is_weight_file(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -104,11 +76,11 @@ pub(super) fn copy(base: &Path, adapters: &[AdapterSource], to: &Path) -> Result
     }
     let mut from_adapter = Vec::new();
     if let Some((folder, names)) = adapters.iter().find_map(|it| Some((&it.folder, brought(&it.folder)?))) {
-        if names.iter().any(|it| VOCABULARY.contains(&it.as_str())) {
-            files.retain(|name, _| !TOKENIZER.contains(&name.as_str()));
+        if names.iter().any(|it| VOCABULARIES.contains(&it.as_str())) {
+            files.retain(|name, _| !is_tokenizer_file(name));
         }
         if names.iter().any(|it| it == "tokenizer_config.json") && has_template(&folder.join("tokenizer_config.json")) {
-            files.retain(|name, _| !CHAT.contains(&name.as_str()));
+            files.retain(|name, _| !CHAT_TEMPLATES.contains(&name.as_str()));
         }
         for name in names {
             files.insert(name.clone(), folder.join(&name));
@@ -137,11 +109,11 @@ fn brought(folder: &Path) -> Option<Vec<String>> {
     let there = |names: &[&str]| -> Vec<String> {
         names.iter().filter(|it| folder.join(it).is_file()).map(|it| (*it).to_owned()).collect()
     };
-    let (vocabulary, chat) = (there(&VOCABULARY), there(&CHAT));
+    let (vocabulary, chat) = (there(&VOCABULARIES), there(&CHAT_TEMPLATES));
     match (vocabulary.is_empty(), chat.is_empty()) {
         (true, true) => None,
         (true, false) => Some(chat),
-        (false, _) => Some([there(&TOKENIZER), chat].concat()),
+        (false, _) => Some([vocabulary, there(&SETTINGS), chat].concat()),
     }
 }
 

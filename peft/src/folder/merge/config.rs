@@ -34,15 +34,26 @@ pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<f32> {
 }
 
 /// Layers whose rows are the outputs of a classifier.
-const SCORES: [&str; 3] = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
+const SCORES: [&str; 4] =
+    ["score.weight", "classifier.weight", "classifier.out_proj.weight", "decode_head.classifier.weight"];
+
+/// What the number of layers is called.
+const DEPTHS: [&str; 4] = ["num_hidden_layers", "n_layer", "num_layers", "n_layers"];
 
 impl Facts<'_> {
     /// The base's configuration, made true.
     pub(super) fn describe(&self, raw: &RawConfig) -> Map<String, Value> {
         let mut json = raw.json.clone();
+        // Weights are written in full, whatever the base was kept in.
+        json.shift_remove("quantization_config");
+        // Files of diffusers say nothing of numbers, words or heads.
+        if json.contains_key("_class_name") {
+            return json;
+        }
         self.tell_class(&mut json);
         self.tell_dtype(&mut json);
         self.tell_rows(&mut json);
+        self.tell_depth(&mut json);
         self.tell_head(&mut json);
         if has_labels(self.task) {
             self.tell_labels(&mut json, raw);
@@ -93,6 +104,44 @@ impl Facts<'_> {
         }
         if !told {
             json.insert("vocab_size".into(), rows.into());
+        }
+    }
+
+    /// The layers of a base of which an adapter has repeated some. PEFT changes `num_hidden_layers` of the live configuration
+    /// and leaves lists as they are.
+    fn tell_depth(&self, json: &mut Map<String, Value>) {
+        let Some(order) = &self.spec.layer_order else { return };
+        let mut told = false;
+        for at in [None].into_iter().chain(nested(json).into_iter().map(Some)) {
+            let Some(object) = object_at(json, at.as_deref()) else { continue };
+            for field in DEPTHS {
+                if let Some(value) = object.get_mut(field).filter(|it| it.is_number()) {
+                    *value = order.len().into();
+                    told = true;
+                }
+            }
+            if let (Some(value), Some(types)) = (object.get_mut("layer_types"), &self.spec.layer_types) {
+                *value = json!(types);
+            }
+        }
+        let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if !told {
+            let field = match model_type.as_str() {
+                "gpt2" | "gptj" | "bloom" => "n_layer",
+                "gpt_neo" | "chatglm" => "num_layers",
+                _ => "num_hidden_layers",
+            };
+            json.insert(field.into(), order.len().into());
+        }
+        match &self.spec.layer_types {
+            // It spells the two in its own way, and derives the second field from the first.
+            Some(types) if model_type == "gpt_neo" => {
+                let name = |it: &String| if it == "full_attention" { "global" } else { "local" };
+                json.insert("attention_types".into(), json!([[types.iter().map(name).collect::<Vec<_>>(), 1]]));
+                json.insert("attention_layers".into(), json!(types.iter().map(name).collect::<Vec<_>>()));
+            }
+            Some(types) => drop(json.insert("layer_types".into(), json!(types))),
+            None => {}
         }
     }
 

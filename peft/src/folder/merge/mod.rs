@@ -7,9 +7,10 @@ mod classes;
 mod companions;
 mod config;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::TensorData;
+use burn::tensor::{Device, TensorData};
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint, FloatType, Placement, Stored};
 use peft_core::files::place::StagedFolder;
 use peft_core::files::shards::{ShardSize, ShardWriter};
@@ -19,13 +20,17 @@ use peft_models::auto::copies_in_file;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
-use peft_tasks::train::RunFolder;
+use serde_json::{Map, Value};
 
+use crate::folder::adapted::made_of;
+use crate::folder::output::check_output_with;
 use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapters};
 use crate::load::any_model::AnyModel;
 use crate::load::text::{fitted_tokenizer, tokenizer_folder};
+use crate::run::fit::blame_the_base;
 use crate::run::labels;
-use crate::run::registry::Registry;
+use crate::run::quantised::warn_of_another_base;
+use crate::run::registry::{KnownTask, Registry};
 
 /// What to merge, and where to write it.
 #[derive(Debug, Clone, Default)]
@@ -79,15 +84,20 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
     let stored = Checkpoint::open(base)?.float_type();
     let float = request.float.unwrap_or(stored);
     let place = as_stored(place.into(), stored);
+    warn_of_another_base(adapters, &raw, &place)?;
     let spec = task.unallocated(&registry.architectures, &raw, &place.device)?.spec();
     let tokenizer = tokenizer(base, adapters, &spec)?;
     let model = task.load(&registry.architectures, base, place, &head_of(adapters))?;
     let model = with_adapters(model, adapters, &registry.methods)?;
-    let merged = model.merged()?;
+    let folders: Vec<PathBuf> = adapters.iter().map(|it| it.folder.clone()).collect();
+    check_drawn(&model.drawn(), task)?;
+    let merged = model.merged().map_err(|error| made_of(error, &folders))?;
 
+    if let Some(tokenizer) = &tokenizer {
+        tell_tokens_beyond(tokenizer, merged.spec());
+    }
     let staged = StagedFolder::beside(output)?;
     let companions = companions::copy(base, adapters, staged.path())?;
-    let weights = write_weights(&merged, &raw, staged.path(), float, request.max_shard_size)?;
     let facts = config::Facts {
         task,
         spec: merged.spec(),
@@ -96,7 +106,13 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
         labels: labels::of_adapters(adapters)?,
         pad: tokenizer.map(|it| it.fill_id()),
     };
-    config::write(&facts.describe(&raw), staged.path())?;
+    let described = facts.describe(&raw);
+    if merged.spec().layer_order.is_some() {
+        check_depth(&described, &merged, task, registry)?;
+    }
+    let weights = write_weights(&merged, &raw, staged.path(), float, request.max_shard_size)
+        .map_err(|error| made_of(blame_the_base(error, model.model(), base), &folders))?;
+    config::write(&described, staged.path())?;
     staged.put(companions::is_weight_file)?;
     Ok(MergeReport {
         task: task.name(),
@@ -106,6 +122,44 @@ pub fn merge(request: &MergeRequest, registry: &Registry, place: impl Into<Place
         from_adapter: companions.from_adapter,
         left_out: companions.left_out,
     })
+}
+
+/// Refuses to write down what was drawn, which no two loads have alike. The pooler of a model without a head takes no part.
+fn check_drawn(drawn: &[String], task: KnownTask<'_>) -> Result<()> {
+    let Some(first) = drawn.first().filter(|_| task.name() != "feature-extraction") else { return Ok(()) };
+    let more = if drawn.len() > 1 { format!(" and {} more", drawn.len() - 1) } else { String::new() };
+    Err(PeftError::Invalid(format!(
+        "refusing to merge: neither the base nor an adapter holds `{first}`{more}, so that the merged model would compute with \
+         random weights; train the adapter again here, which saves them, or merge into a base that has them"
+    )))
+}
+
+/// A tokenizer may know more tokens than the model has rows: padding that nobody looks up, or a mistake.
+fn tell_tokens_beyond(tokenizer: &Tokenizer, spec: &ModelSpec) {
+    let Some(rows) = spec.token_table().map(|it| it.shape[0]).filter(|it| *it < tokenizer.vocab_size()) else { return };
+    tracing::warn!(
+        "the tokenizer{} knows {} tokens, and the embedding matrix has {rows} rows: the model cannot read the others",
+        tokenizer.path().map_or(String::new(), |it| format!(" {}", it.display())),
+        tokenizer.vocab_size()
+    );
+}
+
+/// Refuses a base whose layers have been repeated in a way that no configuration can say, such as ModernBERT's, of which the
+/// first layer alone lacks a norm.
+fn check_depth(
+    described: &Map<String, Value>,
+    merged: &Merged<AnyModel>,
+    task: KnownTask<'_>,
+    registry: &Registry,
+) -> Result<()> {
+    let raw = RawConfig::of(described.clone());
+    let read = task.unallocated(&registry.architectures, &raw, &Device::default())?.spec();
+    let shapes = |spec: &ModelSpec| spec.iter().map(|it| (it.path(), it.shape.clone())).collect::<BTreeMap<_, _>>();
+    if shapes(&read) == shapes(merged.spec()) && read.layer_types == merged.spec().layer_types {
+        return Ok(());
+    }
+    let reason = "a checkpoint of this architecture cannot have its layers in this order: keep the adapter unmerged";
+    Err(PeftError::unsupported("merging `layer_replication`", reason))
 }
 
 /// The tokenizer that goes along, if there is one. It must know the tokens of a table that has grown.
@@ -125,21 +179,7 @@ fn check_output(request: &MergeRequest) -> Result<()> {
     if adapters.iter().any(|it| is_same_folder(&it.folder, output)) {
         return Err(PeftError::config("--output", "is the folder of an adapter that is merged: give another"));
     }
-    let Ok(entries) = output.read_dir() else { return Ok(()) };
-    RunFolder::check_free(output)?;
-    let belongs =
-        |name: &str| name == "config.json" || name == "adapter_config.json" || companions::is_weight_file(name);
-    let names = entries.filter_map(|it| it.ok()?.file_name().into_string().ok());
-    match names.filter(|it| belongs(it)).min() {
-        Some(name) if !overwrite => {
-            let reason = format!(
-                "{} holds a model already (`{name}`): give another folder, or --overwrite to replace it",
-                output.display()
-            );
-            Err(PeftError::config("--output", reason))
-        }
-        _ => Ok(()),
-    }
+    check_output_with(output, *overwrite, companions::is_weight_file)
 }
 
 /// The base as its file has it, where the device knows such numbers: what is computed is the same, bit for bit.
@@ -165,7 +205,9 @@ fn write_weights(
     let spec = merged.spec();
     let copies = copies_in_file(raw.model_type()?, spec, merged.is_tied());
     let copies_of = |path: &str| copies.iter().filter(|it| it.of == path).map(|it| it.key.clone()).collect::<Vec<_>>();
-    let mut writer = ShardWriter::new(folder, entries(spec, &copies_of), float, limit);
+    // Models of diffusers name a class in place of a type.
+    let stem = if raw.json.contains_key("_class_name") { "diffusion_pytorch_model" } else { "model" };
+    let mut writer = ShardWriter::called(stem, folder, entries(spec, &copies_of), float, limit);
     let scale = config::head_scale(raw, merged.is_tied());
     merged.each(&mut |mut tensor| {
         if let Some(scale) = scale.filter(|_| tensor.key == "lm_head.weight") {

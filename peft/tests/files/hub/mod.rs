@@ -82,6 +82,30 @@ fn shards_are_fetched_as_the_index_lists_them() {
 }
 
 #[test]
+fn a_pipeline_is_fetched_part_by_part() {
+    let source = fixtures().join("diffusion/pipeline");
+    let server = Server::start();
+    for folder in ["unet", "vae", "text_encoder", "scheduler", "tokenizer"] {
+        for file in std::fs::read_dir(source.join(folder)).unwrap() {
+            let file = file.unwrap();
+            let name = format!("someone/pipeline/{folder}/{}", file.file_name().to_str().unwrap());
+            server.add(&name, std::fs::read(file.path()).unwrap());
+        }
+    }
+    server.add("someone/pipeline/model_index.json", std::fs::read(source.join("model_index.json")).unwrap());
+    server.add("someone/pipeline/safety_checker/config.json", "{}");
+    let cache = cache();
+    let hub = server.hub(cache.path());
+    let folder = hub.resolve("someone/pipeline", What::Model).unwrap();
+    assert!(!folder.join("safety_checker").exists());
+    let (models, methods) = (&registry().architectures, &registry().methods);
+    let place = peft::core::files::checkpoint::Placement::from(&device());
+    peft::load::pipeline::load_pipeline(&folder, &[], models, methods, &place).unwrap();
+    server.stop();
+    assert_eq!(hub.resolve("someone/pipeline", What::Model).unwrap(), folder);
+}
+
+#[test]
 fn an_adapter_is_fetched_at_a_revision() {
     let server = Server::start().with("someone/adapter", &fixtures().join("cases/llama_lora_default/default"));
     let cache = cache();
@@ -226,6 +250,53 @@ fn a_folder_of_a_repository_at_a_revision() {
     assert!(error.contains("`someone/many:small/llama`"), "{error}");
     let error = hub.resolve("someone/many:small/gpt", What::Model).unwrap_err().to_string();
     assert!(error.contains("small/gpt/config.json"), "{error}");
+}
+
+/// A list of which a bit is wrong, or that somebody between has changed: the files by which a model computes what it should
+/// are asked for by name. A cache that holds such a list is no worse for it.
+#[test]
+fn a_list_that_lacks_a_file_hides_nothing() {
+    let without = |request: &server::Request, reply: Reply| match request.is_api() {
+        true => {
+            let text = String::from_utf8(reply.body.clone()).unwrap();
+            reply.body(text.replace("tokenizer.json", "tokenizer.j3on").replace("config.json", "confi'.json"))
+        }
+        false => reply,
+    };
+    let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny")).faulty(without);
+    server.add("someone/llama/tokenizer.json", "{}");
+    server.add("someone/llama/tokenizer_config.json", "{}");
+    let cache = cache();
+    let hub = server.hub(cache.path());
+    let folder = hub.resolve("someone/llama", What::Model).unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+    let requests = server.requests();
+    assert_eq!(hub.resolve("someone/llama", What::Model).unwrap(), folder);
+    assert_eq!(server.requests(), requests);
+}
+
+/// What a server says of a repository or of a file may come the second time.
+#[test]
+fn a_server_that_is_overloaded_is_asked_again() {
+    let refused = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let first = move |request: &server::Request, reply| {
+        let is_first = request.method == "HEAD" || request.is_api();
+        match is_first && refused.lock().unwrap().insert(request.target.clone()) {
+            true => Reply::new(503).with("Content-Length", 0),
+            false => reply,
+        }
+    };
+    let server = Server::start().with("someone/llama", &fixtures().join("models/llama-tiny")).faulty(first);
+    let cache = cache();
+    let folder = server.hub(cache.path()).resolve("someone/llama", What::Model).unwrap();
+    assert!(folder.join("model.safetensors").is_file() && folder.join("generation_config.json").is_file());
+    // One that stays so has its answer told.
+    let down = |_: &server::Request, _| Reply::new(503).with("Content-Length", 0);
+    let server = Server::start().faulty(down);
+    let error = server.hub(cache.path()).resolve("someone/other", What::Model).unwrap_err().to_string();
+    assert!(error.contains("status 503"), "{error}");
 }
 
 #[test]

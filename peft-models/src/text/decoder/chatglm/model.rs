@@ -14,6 +14,7 @@ use crate::common::config::{RawConfig, heads_divide};
 use crate::common::decoder::Decoder;
 use crate::common::heads::decoder::decoder_heads;
 use crate::common::input::{ModelInput, Tokens};
+use crate::common::layers;
 use crate::common::prompt;
 use crate::common::task::CausalLm;
 
@@ -125,6 +126,20 @@ impl Decoder for ChatGlmModel {
     fn model_type(&self) -> &'static str {
         "chatglm"
     }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        match self {
+            Self::First(it) => {
+                layers::reorder(&mut it.layers, order)?;
+                it.config.num_layers = order.len();
+            }
+            Self::Second(it) => {
+                layers::reorder(&mut it.encoder.layers, order)?;
+                it.config.num_layers = order.len();
+            }
+        }
+        Ok(())
+    }
 }
 
 decoder_heads! { @base ChatGlmModel }
@@ -163,6 +178,10 @@ impl Adaptable for ChatGlmForConditionalGeneration {
 
     fn untie_head(&mut self) {
         CausalLm::untie(self);
+    }
+
+    fn repeat_layers(&mut self, order: &[usize]) -> Result<()> {
+        Decoder::repeat_layers(&mut self.transformer, order)
     }
 }
 

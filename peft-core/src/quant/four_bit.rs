@@ -1,0 +1,143 @@
+//! Four bits a number: the place of the nearest of sixteen values.
+//!
+//! Numbers are divided by the largest of their block. Two codes make a byte, the first in the upper half.
+//!
+//! Source: `backends/default/ops.py` and `functional.py` of bitsandbytes; NF4 is from arXiv 2305.14314.
+
+use std::cmp::Ordering;
+use std::sync::LazyLock;
+
+/// Numbers that share a scale, unless a file says another number.
+pub const BLOCK: usize = 64;
+
+/// Which sixteen values there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FourBit {
+    /// Values that a normal distribution takes equally often.
+    Nf4,
+    /// Floating point: a sign, two bits of exponent, one of fraction.
+    Fp4,
+}
+
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+const FP4: [f32; 16] = [
+    0.0,
+    0.005_208_333_5,
+    0.666_666_7,
+    1.0,
+    0.333_333_34,
+    0.5,
+    0.166_666_67,
+    0.25,
+    -0.0,
+    -0.005_208_333_5,
+    -0.666_666_7,
+    -1.0,
+    -0.333_333_34,
+    -0.5,
+    -0.166_666_67,
+    -0.25,
+];
+
+/// The two values of every byte, so that widening takes one look for two numbers.
+type Pairs = [[f32; 2]; 256];
+
+static NF4_PAIRS: LazyLock<Pairs> = LazyLock::new(|| pairs(&NF4));
+static FP4_PAIRS: LazyLock<Pairs> = LazyLock::new(|| pairs(&FP4));
+
+fn pairs(values: &[f32; 16]) -> Pairs {
+    std::array::from_fn(|byte| [values[byte >> 4], values[byte & 15]])
+}
+
+impl FourBit {
+    /// The value of each code.
+    pub fn values(self) -> &'static [f32; 16] {
+        match self {
+            Self::Nf4 => &NF4,
+            Self::Fp4 => &FP4,
+        }
+    }
+
+    pub(super) fn pairs(self) -> &'static Pairs {
+        match self {
+            Self::Nf4 => &NF4_PAIRS,
+            Self::Fp4 => &FP4_PAIRS,
+        }
+    }
+
+    /// Codes in the order of their values, and the middles between neighbours: a number on a middle takes the lower one.
+    fn bounds(self) -> ([u8; 16], [f32; 15]) {
+        let values = self.values();
+        let mut order: [u8; 16] = std::array::from_fn(|it| it as u8);
+        // Of the two zeros the first comes first, as in `torch.argsort`.
+        let value = |code: &u8| values[usize::from(*code)];
+        order.sort_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(Ordering::Equal));
+        let value = |at: usize| values[usize::from(order[at])];
+        let bounds = std::array::from_fn(|at| (value(at) + value(at + 1)) / 2.0);
+        (order, bounds)
+    }
+
+    /// The codes of numbers, two a byte, and the largest number of each block. What is not finite has no code.
+    pub fn quantize(self, numbers: &[f32], block: usize) -> (Vec<u8>, Vec<f32>) {
+        let (order, bounds) = self.bounds();
+        let code = |x: f32| order[bounds.iter().filter(|it| x > **it).count()];
+        let mut codes = vec![0; numbers.len().div_ceil(2)];
+        let mut largest = Vec::with_capacity(numbers.len().div_ceil(block));
+        for (at, numbers) in numbers.chunks(block).enumerate() {
+            let most = numbers.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            let scale = 1.0 / most.max(1e-38);
+            for (place, x) in (at * block..).zip(numbers) {
+                // The reference multiplies whole blocks and divides the rest of the last one.
+                let x = if numbers.len() == block { x * scale } else { x / most.max(1e-38) };
+                codes[place / 2] |= code(x.clamp(-1.0, 1.0)) << (4 * (1 - place % 2));
+            }
+            largest.push(most);
+        }
+        // The reference fills half a byte up with the code of 0.
+        if numbers.len() % 2 == 1
+            && let Some(last) = codes.last_mut()
+        {
+            *last |= code(0.0);
+        }
+        (codes, largest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The code of a number by the definition: the nearest value.
+    #[test]
+    fn a_number_takes_the_code_of_the_nearest_value() {
+        for format in [FourBit::Nf4, FourBit::Fp4] {
+            let numbers: Vec<f32> = (0..64).map(|at| (at as f32 - 31.5) / 31.5).collect();
+            let (codes, largest) = format.quantize(&numbers, 64);
+            assert_eq!(largest, [1.0]);
+            for (at, x) in numbers.iter().enumerate() {
+                let code = codes[at / 2] >> (4 * (1 - at % 2)) & 15;
+                let error = (format.values()[usize::from(code)] - x).abs();
+                let least = format.values().iter().map(|it| (it - x).abs()).fold(f32::INFINITY, f32::min);
+                assert!(error <= least + 1e-6, "{format:?} {x}: off by {error}, {least} is possible");
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A matrix of codes with its scales.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::four_bit::{BLOCK, FourBit};
+use super::int8;
+use super::scales::{DoubleQuantized, Scales, dynamic_map};
+use crate::error::{PeftError, Result};
+
+/// How numbers become codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QuantFormat {
+    /// Four bits, in blocks.
+    FourBit(FourBit),
+    /// Eight bits, by rows.
+    Int8,
+}
+
+impl QuantFormat {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FourBit(FourBit::Nf4) => "nf4",
+            Self::FourBit(FourBit::Fp4) => "fp4",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// What the reference rounds widened numbers to: the type that the matrix had before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rounding {
+    /// Single precision.
+    #[default]
+    Single,
+    /// bf16.
+    Bf16,
+    /// f16.
+    F16,
+}
+
+/// A matrix `[lines, width]` as a checkpoint stores it, in codes.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed<'a> {
+    /// Rows of the stored matrix.
+    pub lines: usize,
+    /// Numbers in a row.
+    pub width: usize,
+    /// What the codes are.
+    pub format: QuantFormat,
+    /// Two numbers a byte for four bits, one for eight.
+    pub codes: &'a [u8],
+    /// Scales of blocks, or of rows.
+    pub scales: Scales<'a>,
+    /// Numbers of the flat matrix that share a scale; for int8 the width.
+    pub block: usize,
+    /// What widened numbers are rounded to.
+    pub rounding: Rounding,
+}
+
+impl Packed<'_> {
+    /// Widens a run of a line: `out` becomes the numbers from `from` on.
+    #[inline(always)]
+    pub fn widen(&self, line: usize, from: usize, out: &mut [f32]) {
+        let start = line * self.width + from;
+        match self.format {
+            QuantFormat::Int8 => {
+                let largest = self.scales.of(line);
+                for (to, code) in out.iter_mut().zip(&self.codes[start..]) {
+                    *to = int8::number(*code as i8, largest);
+                }
+            }
+            QuantFormat::FourBit(kind) => {
+                let pairs = kind.pairs();
+                let mut at = 0;
+                while at < out.len() {
+                    let place = start + at;
+                    let count = (self.block - place % self.block).min(out.len() - at);
+                    let part = &mut out[at..at + count];
+                    widen_codes(pairs, self.codes, place, part);
+                    let scale = self.scales.of(place / self.block);
+                    for x in part {
+                        *x *= scale;
+                    }
+                    at += count;
+                }
+            }
+        }
+        match self.rounding {
+            Rounding::Single => {}
+            Rounding::Bf16 => out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            Rounding::F16 => out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        }
+    }
+
+    /// Widens a rectangle of the matrix, row by row.
+    #[inline(always)]
+    pub fn widen_part(&self, lines: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        for (line, out) in lines.zip(out.chunks_exact_mut(columns.len().max(1))) {
+            self.widen(line, columns.start, out);
+        }
+    }
+
+    /// The whole matrix in single precision.
+    pub fn widened(&self) -> Vec<f32> {
+        let mut numbers = vec![0.0; self.lines * self.width];
+        self.widen_part(0..self.lines, 0..self.width, &mut numbers);
+        numbers
+    }
+}
+
+/// A matrix that was quantised here.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    shape: [usize; 2],
+    format: QuantFormat,
+    rounding: Rounding,
+    codes: Vec<u8>,
+    largest: Vec<f32>,
+    double: Option<DoubleQuantized>,
+}
+
+impl Quantized {
+    /// Quantises a matrix `[lines, width]`. `double` quantises the scales of blocks, too.
+    ///
+    /// # Errors
+    /// If a number is not finite: there is no code for it.
+    pub fn new(
+        numbers: &[f32],
+        shape: [usize; 2],
+        format: QuantFormat,
+        double: bool,
+        rounding: Rounding,
+    ) -> Result<Self> {
+        if numbers.iter().any(|it| !it.is_finite()) {
+            return Err(PeftError::NotFinite(format!(
+                "a matrix holds NaN or infinity, which {} has not",
+                format.name()
+            )));
+        }
+        let (codes, largest) = match format {
+            QuantFormat::FourBit(kind) => kind.quantize(numbers, BLOCK),
+            QuantFormat::Int8 => {
+                let (codes, largest) = int8::quantize(numbers, shape[1]);
+                (codes.into_iter().map(|it| it as u8).collect(), largest)
+            }
+        };
+        let is_double = double && format != QuantFormat::Int8;
+        let double = is_double.then(|| DoubleQuantized::new(&largest));
+        Ok(Self { shape, format, rounding, codes, largest, double })
+    }
+
+    /// The matrix.
+    pub fn view(&self) -> Packed<'_> {
+        let scales = match &self.double {
+            None => Scales::Single(&self.largest),
+            Some(it) => {
+                let values = dynamic_map();
+                Scales::Double { codes: &it.codes, largest: &it.largest, values, offset: it.offset }
+            }
+        };
+        let block = if self.format == QuantFormat::Int8 { self.shape[1] } else { BLOCK };
+        let [lines, width] = self.shape;
+        let (format, rounding) = (self.format, self.rounding);
+        Packed { lines, width, format, codes: &self.codes, scales, block, rounding }
+    }
+}
+
+/// The values of the codes from `place` on, without their scale.
+#[inline(always)]
+fn widen_codes(pairs: &[[f32; 2]; 256], codes: &[u8], place: usize, out: &mut [f32]) {
+    let odd = (place % 2).min(out.len());
+    let (first, rest) = out.split_at_mut(odd);
+    if let [first] = first {
+        *first = pairs[usize::from(codes[place / 2])][1];
+    }
+    let codes = &codes[(place + odd) / 2..];
+    let (whole, last) = rest.as_chunks_mut::<2>();
+    for (to, code) in whole.iter_mut().zip(codes) {
+        *to = pairs[usize::from(*code)];
+    }
+    if let [last] = last {
+        *last = pairs[usize::from(codes[whole.len()])][0];
+    }
+}

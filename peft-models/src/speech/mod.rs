@@ -1,0 +1,3 @@
+//! Models that read sound, one architecture per file.
+
+pub mod whisper;

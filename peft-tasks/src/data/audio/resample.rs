@@ -1,0 +1,82 @@
+//! Another sampling rate for a recording.
+
+use peft_core::{PeftError, Result};
+use rubato::audioadapter_buffers::owned::InterleavedOwned;
+use rubato::{Fft, FixedSync, Resampler, WindowFunction};
+
+use crate::data::audio::decode::Waveform;
+
+/// Samples of a block: the longer, the steeper the filter.
+const BLOCK: usize = 4096;
+
+/// A recording at `rate` samples in a second; `⌈samples · rate / old rate⌉` of them, as librosa counts.
+///
+/// A band-limited interpolation by Fourier transforms of overlapping blocks of about 4096 samples, with a filter of as many
+/// taps under a squared Blackman–Harris window: what lies below 0.97 of the lower band's end passes unchanged, and what
+/// lies above the end is 100 dB down. That is finer than the `soxr_hq` of librosa and torchaudio's default, whose numbers
+/// differ from each other too.
+///
+/// # Errors
+/// If the resampler cannot be set up.
+pub fn resample(wave: Waveform, rate: u32) -> Result<Waveform> {
+    if wave.rate == rate || wave.samples.is_empty() {
+        return Ok(Waveform { rate, ..wave });
+    }
+    let failed = |error: &dyn std::fmt::Display| {
+        PeftError::Invalid(format!("{} samples in a second cannot become {rate}: {error}", wave.rate))
+    };
+    let length = wave.samples.len();
+    let (old, new) = (wave.rate as usize, rate as usize);
+    let window = WindowFunction::BlackmanHarris2;
+    let mut resampler =
+        Fft::<f32>::new_custom(old, new, BLOCK, 1, 1, window, FixedSync::Input).map_err(|it| failed(&it))?;
+    let input = InterleavedOwned::new_from(wave.samples, 1, length).map_err(|it| failed(&it))?;
+    let samples = resampler.process_all(&input, length, None).map_err(|it| failed(&it))?.take_data();
+    Ok(Waveform { samples, rate })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sine(hertz: f64, rate: u32, seconds: f64) -> Waveform {
+        let count = (seconds * f64::from(rate)) as usize;
+        let at = |it: usize| (std::f64::consts::TAU * hertz * it as f64 / f64::from(rate)).sin() as f32;
+        Waveform { samples: (0..count).map(at).collect(), rate }
+    }
+
+    /// The largest difference in the middle, where no end disturbs.
+    fn distance(a: &Waveform, b: &Waveform) -> f32 {
+        assert_eq!((a.samples.len(), a.rate), (b.samples.len(), b.rate));
+        let middle = a.samples.len() / 4..a.samples.len() * 3 / 4;
+        a.samples[middle.clone()].iter().zip(&b.samples[middle]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_tone_stays_where_it_is() {
+        for rate in [8_000, 11_025, 22_050, 44_100, 48_000, 16_001] {
+            // To 0.95 of what both rates can carry.
+            for hertz in [100.0, 1000.0, 0.95 * f64::from(rate.min(16_000)) / 2.0] {
+                let heard = resample(sine(hertz, rate, 2.0), 16_000).unwrap();
+                let error = distance(&heard, &sine(hertz, 16_000, 2.0));
+                assert!(error < 1e-4, "{hertz} Hz from {rate}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_new_rate_cannot_carry_is_gone() {
+        let heard = resample(sine(8_200.0, 48_000, 2.0), 16_000).unwrap();
+        let silence = Waveform { samples: vec![0.0; heard.samples.len()], rate: 16_000 };
+        assert!(distance(&heard, &silence) < 1e-4);
+    }
+
+    #[test]
+    fn lengths_are_those_of_librosa() {
+        for (count, rate, wanted) in [(1, 8_000, 2), (7, 44_100, 3), (44_100, 44_100, 16_000), (100, 48_000, 34)] {
+            let wave = Waveform { samples: vec![0.5; count], rate };
+            assert_eq!(resample(wave, 16_000).unwrap().samples.len(), wanted, "{count} at {rate}");
+        }
+        assert_eq!(resample(Waveform { samples: vec![], rate: 8_000 }, 16_000).unwrap().samples, Vec::<f32>::new());
+    }
+}
