@@ -110,7 +110,8 @@ impl AdapterFolder {
     /// If two tensors are the same by these names.
     pub fn in_names_of(mut self, spec: &ModelSpec) -> Result<Self> {
         let names = spec.names_elsewhere();
-        if !names.is_empty() {
+        // Its keys tell by which names a folder goes: a name in its configuration may mean layers by either.
+        if self.tensors.keys().iter().any(|key| key_of(&names, key) != *key) {
             self.tensors = self.tensors.renamed(|key| Cow::Owned(key_of(&names, key)))?;
             names.translate(&mut self.config);
         }

@@ -65,7 +65,10 @@ impl OtherNames {
         self.ours.into_iter()
     }
 
-    /// A configuration that goes by other names, by ours. Nothing changes where a name means a layer of ours as it is.
+    /// A configuration that goes by other names, by ours.
+    ///
+    /// The same name may mean other layers here and there: whoever calls this knows from the tensors beside the configuration that
+    /// it goes by the others.
     pub(crate) fn translate(&self, config: &mut Map<String, Value>) {
         for field in ["target_modules", "exclude_modules"] {
             let translated = match config.get(field) {
@@ -95,21 +98,18 @@ impl OtherNames {
         }
     }
 
-    /// What stands for a name that means layers by their other names only: as few names as mean the same.
+    /// What stands for a name of layers: as few names as mean the same. Nothing if it means none.
     fn translated(&self, name: &str) -> Option<Vec<String>> {
-        if self.layers.iter().any(|(ours, _)| is_suffix(ours, name)) {
-            return None;
-        }
         let meant: Vec<&str> =
             self.layers.iter().filter(|(_, there)| is_suffix(there, name)).map(|it| it.0.as_str()).collect();
         self.shortest(&meant)
     }
 
-    /// The layers that an expression for whole paths means, if it means none by our names.
+    /// The layers that an expression for whole paths means; nothing if it means the same by our names, or none.
     fn matched(&self, pattern: &str) -> Option<Vec<String>> {
         let whole = Regex::new(&format!(r"\A(?:{pattern})\z")).ok()?;
         let is_hit = |path: &str| whole.is_match(path).unwrap_or(false);
-        if self.layers.iter().any(|(ours, _)| is_hit(ours)) {
+        if self.layers.iter().all(|(ours, there)| is_hit(ours) == is_hit(there)) {
             return None;
         }
         let meant: Vec<String> = self.layers.iter().filter(|it| is_hit(&it.1)).map(|it| it.0.clone()).collect();
@@ -136,12 +136,8 @@ impl OtherNames {
                 return Some(ends);
             }
         }
-        None
-    }
-
-    /// Whether nothing has another name.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ours.is_empty()
+        // A whole path may be the end of another one.
+        Some(meant.iter().map(|it| (*it).to_owned()).collect())
     }
 }
 
@@ -204,13 +200,11 @@ mod tests {
             Value::Object(config)
         };
         // `dense` alone would mean the one behind the layers too.
-        let config = json!({"target_modules": ["q_proj", "fc", "query"], "rank_pattern": {"blocks.1.q_proj": 3}});
+        let config = json!({"target_modules": ["q_proj", "fc", "q_proj"], "rank_pattern": {"blocks.1.q_proj": 3}});
         let wanted = json!({"target_modules": ["query", "0.dense", "1.dense"], "rank_pattern": {"1.query": 3}});
         assert_eq!(translated(config), wanted);
         let config = json!({"target_modules": r".*blocks\.\d+\.q_proj", "exclude_modules": null});
         assert_eq!(translated(config)["target_modules"], json!(["layer.0.query", "layer.1.query"]));
-        let ours = json!({"target_modules": ["dense"], "alpha_pattern": {"query": 2}});
-        assert_eq!(translated(ours.clone()), ours);
         let all = json!({"target_modules": "all-linear"});
         assert_eq!(translated(all.clone()), all);
     }

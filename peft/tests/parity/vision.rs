@@ -9,6 +9,7 @@ parity! {
     segformer_lokr,
     segformer_lora,
     segformer_oft,
+    segformer_other_linear,
     segformer_other_names,
     swin_absolute_save,
     swin_all_linear,

@@ -6,8 +6,10 @@ use std::path::Path;
 #[cfg(feature = "lora")]
 use burn::tensor::Device;
 #[cfg(feature = "lora")]
-use peft_core::{Adaptable, ModelSpec};
-use peft_core::{AdapterFolder, DEFAULT_ADAPTER, LoadReport, MethodRegistry, PeftError, PeftModel, Result, is_suffix};
+use peft_core::ModelSpec;
+use peft_core::{
+    Adaptable, AdapterFolder, DEFAULT_ADAPTER, LoadReport, MethodRegistry, PeftError, PeftModel, Result, is_suffix,
+};
 use peft_models::common::config::RawConfig;
 use serde_json::{Map, Value, json};
 
@@ -87,6 +89,7 @@ fn names_head(config: &Map<String, Value>) -> bool {
 
 /// Whether the adapter goes onto the model, and why the reference has no such adapter.
 fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> Result<Vec<String>> {
+    let folder = &AdapterFolder::open(&folder.path)?.in_names_of(&model.spec())?;
     let config = methods.parse(folder.config.clone())?;
     let mut peft = PeftModel::new(model).with_replicated_layers(config.as_ref())?;
     // What other releases of transformers call the same modules.
