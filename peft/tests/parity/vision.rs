@@ -1,6 +1,7 @@
 //! Models that read pictures, under LoRA and other methods that change weights.
 
 parity! {
+    segformer_all_linear,
     segformer_cls_lora,
     segformer_conv,
     segformer_dora,

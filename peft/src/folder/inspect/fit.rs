@@ -92,8 +92,6 @@ fn check(model: AnyModel, folder: &AdapterFolder, methods: &MethodRegistry) -> R
     let folder = &AdapterFolder::open(&folder.path)?.in_names_of(&model.spec())?;
     let config = methods.parse(folder.config.clone())?;
     let mut peft = PeftModel::new(model).with_replicated_layers(config.as_ref())?;
-    // What other releases of transformers call the same modules.
-    let folder = &AdapterFolder::open(&folder.path)?.in_names_of(peft.spec())?;
     // Those of a resized vocabulary; and here no table has the numbers of its checkpoint.
     peft.adopt_tables(folder)?;
     let spec = peft.spec();
