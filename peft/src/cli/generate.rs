@@ -73,7 +73,7 @@ pub(super) struct Args {
     seed: u64,
     #[cfg(feature = "image")]
     #[command(flatten)]
-    picture: pictures::Args,
+    picture: pictures::PictureArgs,
     #[command(flatten)]
     place: PlaceArgs,
 }

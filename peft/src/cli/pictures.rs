@@ -19,7 +19,7 @@ const TASK: &str = "text-to-image";
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Pictures")]
-pub(super) struct Args {
+pub(super) struct PictureArgs {
     /// text-to-image, for a pipeline of diffusers; a folder with `model_index.json` is one.
     #[arg(long)]
     task: Option<String>,
@@ -64,11 +64,11 @@ pub(super) struct Request<'a> {
 }
 
 /// Whether a picture is meant.
-pub(super) fn is_meant(args: &Args, folder: &Path) -> bool {
+pub(super) fn is_meant(args: &PictureArgs, folder: &Path) -> bool {
     args.task.as_deref().map_or(folder.join(INDEX_FILE).is_file(), |it| it == TASK)
 }
 
-pub(super) fn run(args: &Args, request: &Request<'_>, registry: &Registry, place: &Placement) -> Result<()> {
+pub(super) fn run(args: &PictureArgs, request: &Request<'_>, registry: &Registry, place: &Placement) -> Result<()> {
     let output = args.output.as_deref().ok_or_else(|| PeftError::config("--output", "is missing: name a picture"))?;
     if args.count == 0 {
         return Err(PeftError::config("--count", "must be at least 1"));
