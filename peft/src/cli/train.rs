@@ -186,14 +186,18 @@ impl Args {
     /// The run that the flags and the run file describe together.
     fn run_config(&self, registry: &Registry) -> Result<RunConfig> {
         let mut run = match &self.config {
-            Some(path) => match method_file(path)? {
-                Some(method) => RunConfig { method, ..RunConfig::default() },
-                None => RunConfig::read(path)?,
-            },
+            Some(path) => {
+                // Once: what has come out of a pipe is gone.
+                let text = reading::text(path)?;
+                match method_of(path, &text)? {
+                    Some(method) => RunConfig { method, ..RunConfig::default() },
+                    None => RunConfig::parse(&text).map_err(|error| PeftError::bad_file(path, error))?,
+                }
+            }
             None => RunConfig::default(),
         };
         if let Some(path) = &self.method_config {
-            run.method = method_file(path)?.ok_or_else(|| {
+            run.method = method_of(path, &reading::text(path)?)?.ok_or_else(|| {
                 PeftError::bad_file(
                     path,
                     "it has no `peft_type`: give an `adapter_config.json`, or a run file to --config",
@@ -328,9 +332,8 @@ fn targets(text: &str) -> Value {
 }
 
 /// The configuration of a method, if the file is an `adapter_config.json`.
-fn method_file(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = reading::text(path)?;
-    match serde_json::from_str::<Map<String, Value>>(&text) {
+fn method_of(path: &Path, text: &str) -> Result<Option<Map<String, Value>>> {
+    match serde_json::from_str::<Map<String, Value>>(text) {
         Ok(json) if json.contains_key("peft_type") => Ok(Some(json)),
         // JSON is YAML as well; what is broken in a file of this name is said by the reader that is meant for it.
         Err(error) if path.extension().is_some_and(|it| it == "json") => Err(PeftError::bad_file(path, error)),

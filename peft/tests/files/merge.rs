@@ -239,7 +239,12 @@ fn numbers_that_are_none_are_refused_by_name() {
     });
     let adapter = |strength| vec![AdapterSource { strength, ..request("llama_lora_default").adapters.remove(0) }];
     for (base, strength, float, parts) in [
-        (broken.path().to_path_buf(), 1.0, FloatType::F32, ["`model.norm.weight` of the base", "NaN"]),
+        (
+            broken.path().to_path_buf(),
+            1.0,
+            FloatType::F32,
+            ["model.safetensors is not usable: `model.norm.weight`", "NaN"],
+        ),
         (model("llama-tiny"), 1e30, FloatType::F16, ["q_proj.weight`", "too large for float16"]),
         (model("llama-tiny"), 1e300, FloatType::F32, ["q_proj.weight`", "once the adapters are folded in"]),
     ] {
