@@ -193,6 +193,19 @@ fn an_unknown_field_that_is_switched_on_is_refused_and_one_that_is_off_is_kept()
     assert_eq!(json["some_future_switch"], serde_json::Value::Bool(false));
 }
 
+/// A pipe would wait for somebody who writes into it, and a device has no end.
+#[cfg(unix)]
+#[test]
+fn tensors_are_read_from_plain_files_only() {
+    let error = peft::core::checkpoint::TensorFile::open("/dev/zero").unwrap_err().to_string();
+    assert!(error.contains("/dev/zero is not usable: it is no plain file"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("inputs.safetensors");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = peft::core::checkpoint::TensorFile::open(&pipe).unwrap_err().to_string();
+    assert!(error.contains("it is no plain file"), "{error}");
+}
+
 fn copy_of(case: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {

@@ -31,6 +31,10 @@ impl TensorFile {
     /// Maps a file and checks its header: every tensor must lie inside the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        // Opening a pipe waits for somebody who writes into it, and a device has no end.
+        if !fs::metadata(path).map_err(PeftError::io("read", path))?.is_file() {
+            return Err(PeftError::bad_file(path, "it is no plain file, which tensors are read from"));
+        }
         let file = File::open(path).map_err(PeftError::io("read", path))?;
         // SAFETY: the map is read only. A process that shortens the file while it is mapped could make reads fail with
         // a signal; writers of this workspace never change a file in place, they rename a new one over it.

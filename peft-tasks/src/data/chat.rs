@@ -110,6 +110,11 @@ impl ChatTemplate {
         Ok(Self { source, special, marks_turns, environment, with_tools: None, file: None })
     }
 
+    /// The file that it is from, if it is from one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// Fixes what `strftime_now` says, in seconds since 1970 (UTC). Without it that is the clock, and a template that
     /// writes the date gives other token ids tomorrow.
     pub fn at(mut self, seconds: i64) -> Self {

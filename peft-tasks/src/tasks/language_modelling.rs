@@ -221,7 +221,10 @@ impl TextData {
             sample.task_id = self.task_id(&data, row)?;
             samples.push(sample);
         }
-        tally.say(max_length, &data)?;
+        tally.say(max_length, &data).map_err(|error| match template.as_ref().and_then(|it| it.file()) {
+            Some(file) => PeftError::Invalid(format!("{error}; {} words them", file.display())),
+            None => error,
+        })?;
         self.say_unread(&data, &source.columns(&columns));
         match tokenizer.eos_id() {
             Some(id) if source.ends_with_eos() => {

@@ -200,9 +200,9 @@ impl Args {
     fn run_config(&self, registry: &Registry) -> Result<RunConfig> {
         let mut run = match &self.config {
             Some(path) => {
-                // Read once: it may be a pipe.
+                // Once: what has come out of a pipe is gone.
                 let text = reading::text(path)?;
-                match method_in(&text, path)? {
+                match method_of(path, &text)? {
                     Some(method) => RunConfig { method, ..RunConfig::default() },
                     None => RunConfig::parse(&text).map_err(|error| PeftError::bad_file(path, error))?,
                 }
@@ -210,7 +210,7 @@ impl Args {
             None => RunConfig::default(),
         };
         if let Some(path) = &self.method_config {
-            run.method = method_in(&reading::text(path)?, path)?.ok_or_else(|| {
+            run.method = method_of(path, &reading::text(path)?)?.ok_or_else(|| {
                 PeftError::bad_file(
                     path,
                     "it has no `peft_type`: give an `adapter_config.json`, or a run file to --config",
@@ -351,8 +351,8 @@ fn targets(text: &str) -> Value {
     if is_list && text != ALL_LINEAR { text.split(',').map(str::trim).collect() } else { text.into() }
 }
 
-/// The configuration of a method, if the text of a file is an `adapter_config.json`.
-fn method_in(text: &str, path: &Path) -> Result<Option<Map<String, Value>>> {
+/// The configuration of a method, if the file is an `adapter_config.json`.
+fn method_of(path: &Path, text: &str) -> Result<Option<Map<String, Value>>> {
     match serde_json::from_str::<Map<String, Value>>(text) {
         Ok(json) if json.contains_key("peft_type") => Ok(Some(json)),
         // JSON is YAML as well; what is broken in a file of this name is said by the reader that is meant for it.

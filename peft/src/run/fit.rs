@@ -170,7 +170,11 @@ pub(crate) fn fit<K: TaskKind>(
                 }
                 None => config,
             };
-            model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed)?;
+            // What asks for it is the method of the run, which may stand in a file.
+            model.add_adapter_as(DEFAULT_ADAPTER, config, run.training.seed).map_err(|error| match error {
+                PeftError::Invalid(reason) => PeftError::config("method", format!("makes no adapter here: {reason}")),
+                error => error,
+            })?;
         }
     }
     observer.planned(&model.adapters()[DEFAULT_ADAPTER].plan);

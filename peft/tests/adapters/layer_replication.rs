@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::TensorData;
+use peft::core::files::checkpoint::{FloatType, Stored, write_tensors};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, Names, PeftConfig, PeftModel};
 use peft::folder::merge::{MergeReport, MergeRequest, merge};
 use peft::load::AdapterSource;
@@ -86,9 +88,10 @@ fn a_merged_deep_model_computes_what_the_live_one_does() {
 /// differently far come in another order.
 #[test]
 fn every_stack_is_repeated_and_its_configuration_says_so() {
-    // Nothing but tokens, which every task takes.
-    let inputs = fixtures().join("cases/bert_base_bare/inputs.safetensors");
     let folder = tempfile::tempdir().unwrap();
+    let inputs = folder.path().join("inputs.safetensors");
+    let ids = TensorData::new((0..24i64).map(|it| (it * 7) % 90 + 3).collect::<Vec<_>>(), [2, 12]);
+    write_tensors(&inputs, vec![Stored { key: "input_ids".into(), data: ids }], FloatType::F32).unwrap();
     for (name, task, depth) in [
         ("gpt2-tiny", "causal-lm", "n_layer"),
         ("qwen2-sliding", "causal-lm", "num_hidden_layers"),

@@ -29,9 +29,14 @@ fn nan_in_the_base_is_not_blamed_on_the_training() {
     write_tensors(base.join("model.safetensors"), tensors, FloatType::F32).unwrap();
 
     let (base, train) = (base.to_str().unwrap(), at(&files, "train.jsonl"));
+    let sound = at(&files, "sound");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_peft"));
+    command.args(["train", "--model", from.to_str().unwrap(), "--data", &train, "--output", &sound, "--steps", "1"]);
+    assert!(command.output().unwrap().status.success());
     for (name, rest) in [
         ("train", vec!["--data", &train, "--output", &at(&files, "adapter"), "--steps", "3"]),
         ("eval", vec!["--data", &train]),
+        ("merge", vec!["--adapter", &sound, "--output", &at(&files, "merged")]),
     ] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_peft"));
         command.args([name, "--model", base]).args(rest);

@@ -78,10 +78,18 @@ fn what_stands_beside_a_conversation_reaches_the_model() {
     assert_eq!(learned, "w14 |");
     // TRL's prompts and completions.
     let prompt = [turn("user", "w11"), turn("assistant", "w12"), turn("user", "w13")];
-    let row = json!({"prompt": prompt, "completion": [turn("assistant", "w14")]});
+    let row = json!({"prompt": &prompt, "completion": [turn("assistant", "w14")]});
     assert_eq!(one(&base, row.clone()).1, "w14 |");
     let all = read(&base, &[row], |it| it.train_on_prompt(true)).unwrap();
     assert!(all[0].1.contains("w11") && all[0].1.contains("w12"), "{all:?}");
+    // The same in a file of cells, which hold lists as JSON.
+    let quoted = |it: &Value| format!("\"{}\"", it.to_string().replace('"', "\"\""));
+    let cells =
+        format!("prompt,completion\n{},{}\n", quoted(&json!(prompt)), quoted(&json!([turn("assistant", "w14")])));
+    let files = tempfile::tempdir().unwrap();
+    fs::write(files.path().join("rows.csv"), cells).unwrap();
+    let task = TextData::file(files.path().join("rows.csv")).causal_lm(base.path()).unwrap();
+    assert_eq!(shown(&base, &task)[0].1, "w14 |");
     // Alpaca with a history, as LLaMA-Factory reads it.
     let alpaca =
         json!({"instruction": "w11", "input": "w12", "output": "w13", "system": "w10", "history": [["w14", "w15"]]});

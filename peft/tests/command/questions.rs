@@ -61,7 +61,10 @@ fn rows_in_all_their_forms() {
     let error = read("a.jsonl", &row("Who?", &[("Elise", 0)]).to_string()).unwrap_err();
     assert!(error.contains("line 1") && error.contains("`Elise` does not stand at character 0"), "{error}");
     let error = read("a.jsonl", &json!({"context": TEXT, "question": "Who?"}).to_string()).unwrap_err();
-    assert!(error.contains("no column `answers`; it has `context`, `question`"), "{error}");
+    assert!(
+        error.contains("a.jsonl is not usable: it has no column `answers`; it has `context`, `question`"),
+        "{error}"
+    );
     let error = read("a.jsonl", &json!({"context": "", "question": "", "answers": 3}).to_string()).unwrap_err();
     assert!(error.contains("it holds 3, expected"), "{error}");
     let long = "why ".repeat(40);

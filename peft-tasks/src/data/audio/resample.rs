@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_tone_stays_where_it_is() {
-        for rate in [8_000, 11_025, 22_050, 44_100, 48_000, 16_001] {
+        for rate in [8_000, 11_025, 22_050, 44_100, 48_000] {
             // To 0.95 of what both rates can carry.
             for hertz in [100.0, 1000.0, 0.95 * f64::from(rate.min(16_000)) / 2.0] {
                 let heard = resample(sine(hertz, rate, 2.0), 16_000).unwrap();

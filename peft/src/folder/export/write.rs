@@ -9,7 +9,7 @@ use peft_lora::combine::convert::Rank;
 use super::form::{ExportOptions, Exported, Format};
 use super::pairs::Pairs;
 use super::{image, mlx, portable};
-use crate::folder::adapted::refuse_source;
+use crate::folder::adapted::{made_of, refuse_source};
 use crate::folder::convert::convert;
 use crate::run::registry::Registry;
 
@@ -26,6 +26,7 @@ pub fn export(
 ) -> Result<Exported> {
     refuse_source(adapter, output)?;
     options.base.iter().try_for_each(|base| refuse_source(base, output))?;
+    let source = adapter;
     let plain = tempfile::tempdir().map_err(PeftError::io("create", "a temporary folder"))?;
     let (adapter, converted) = match options.rank {
         None => (adapter, Vec::new()),
@@ -37,12 +38,16 @@ pub fn export(
         }
     };
     let part = options.component.as_deref();
-    let mut exported = match options.format {
-        Format::Portable => portable::write(Pairs::read(adapter)?, output, options.base.as_deref(), registry)?,
-        Format::Diffusers => image::write_diffusers(&image::parts(adapter, part)?, output)?,
-        Format::Kohya => image::write_kohya(&image::parts(adapter, part)?, output)?,
-        Format::Mlx => mlx::write(&Pairs::read(adapter)?, output)?,
+    let parts = || image::parts(adapter, part);
+    let exported = match options.format {
+        Format::Portable => {
+            Pairs::read(adapter).and_then(|it| portable::write(it, output, options.base.as_deref(), registry))
+        }
+        Format::Diffusers => parts().and_then(|it| image::write_diffusers(&it, output)),
+        Format::Kohya => parts().and_then(|it| image::write_kohya(&it, output)),
+        Format::Mlx => Pairs::read(adapter).and_then(|it| mlx::write(&it, output)),
     };
+    let mut exported = exported.map_err(|error| made_of(error, &[source.to_path_buf()]))?;
     exported.converted = converted;
     Ok(exported)
 }

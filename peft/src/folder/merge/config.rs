@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use peft_core::files::checkpoint::{FloatType, write_atomically};
-use peft_core::{Labels, ModelSpec, ParamKind, PeftError, Result};
+use peft_core::{Labels, ModelSpec, PeftError, Result};
 use peft_models::common::config::{LabelConfig, RawConfig};
 use serde_json::{Map, Value, json};
 
@@ -89,7 +89,7 @@ impl Facts<'_> {
 
     fn tell_rows(&self, json: &mut Map<String, Value>) {
         let named = self.spec.prompts.as_ref().and_then(|it| self.spec.get(&format!("{}.weight", it.table)));
-        let table = named.or_else(|| self.spec.layers().find(|it| it.kind == ParamKind::Embedding));
+        let table = named.or_else(|| self.spec.token_table());
         let Some(rows) = table.map(|it| it.shape_on_disk()[0]) else { return };
         let mut told = false;
         for at in [None].into_iter().chain(nested(json).into_iter().map(Some)) {

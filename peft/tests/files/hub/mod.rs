@@ -259,7 +259,7 @@ fn a_list_that_lacks_a_file_hides_nothing() {
     let without = |request: &server::Request, reply: Reply| match request.is_api() {
         true => {
             let text = String::from_utf8(reply.body.clone()).unwrap();
-            reply.body(text.replace("tokenizer.json", "tokenizer.j3on").replace("config.json", "confi'.json"))
+            reply.body(text.replace("tokenizer.json", "tokenizer.j3on").replace("config.json", "config.jso~"))
         }
         false => reply,
     };
