@@ -159,7 +159,7 @@ macro_rules! generation {
 generation! {
     bloom_prefix, bloom_prompt_tuning, gptj_prefix, gptj_prompt_tuning, gptneo_prefix, gptneo_prompt_tuning, gptneox_prefix, gptneox_prompt_tuning, opt_prefix, opt_prompt_tuning, gpt2_adaption, gpt2_base, gpt2_base_bare, gpt2_lora_generate, gpt2_multitask, gpt2_p_tuning, gpt2_prefix,
     gpt2_prefix_projection, gpt2_prompt_tuning, llama_adaption, llama_base, llama_base_bare, llama_generate_eos,
-    llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_lora_replicated, mistral_lora_replicated, llama_multitask, llama_p_tuning_lstm,
+    llama_generate_eos_list, llama_generate_penalty, llama_lora_generate, llama_multitask, llama_p_tuning_lstm,
     llama_prefix, llama_prefix_bare, llama_prefix_left, llama_prefix_wide_heads, llama_prompt_tuning,
     llama_lora_replicated, llama_prompt_tuning_bare, llama_rope_dynamic_generate, llama_tied_base, mistral_adaption, mistral_base,
     llama_alora_generate, mistral_lora_generate, mistral_lora_replicated, mistral_prefix, qwen2_base, qwen2_lora_generate, qwen2_sliding_base,
