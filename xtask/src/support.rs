@@ -288,8 +288,11 @@ fn show(cells: &Cells) -> String {
             false => absent.push(format!("{title} ({of})")),
         }
     }
-    let mut text =
-        format!("{reached} of the {all} cells of PEFT's support tables. Not started: {}.\n\n", absent.join(", "));
+    let mut text = format!("{reached} of the {all} cells of PEFT's support tables.");
+    if !absent.is_empty() {
+        text += &format!(" Not started: {}.", absent.join(", "));
+    }
+    text += "\n\n";
 
     // The models of PEFT's tables first, in their order, then the others by name.
     let mut models: Vec<&str> = Vec::new();

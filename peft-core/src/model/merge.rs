@@ -94,7 +94,7 @@ impl<M: Module> PeftModel<M> {
 /// The embedding matrix that a head may be tied to.
 fn table_of(spec: &ModelSpec) -> Option<&std::sync::Arc<ParamSpec>> {
     let named = spec.prompts.as_ref().and_then(|it| spec.get(&format!("{}.weight", it.table)));
-    named.or_else(|| spec.layers().find(|it| it.kind == crate::spec::ParamKind::Embedding))
+    named.or_else(|| spec.token_table())
 }
 
 /// Sends one parameter through adapters of another that has the same numbers.

@@ -98,7 +98,9 @@ fn an_adapter_is_trained_measured_merged_and_written_with() {
     let write = ["generate", "--audio", name(&audio), "--language", "en", "--max-new-tokens", "6"];
     let (live, _) = succeeded(&[&write[..], &["--model", path(&base), "--adapter", name(&adapter)]].concat());
     let (folded, _) = succeeded(&[&write[..], &["--model", name(&merged)]].concat());
-    assert!(live.starts_with('w') && live == folded, "{live} {folded}");
+    assert_eq!(live, folded);
+    let measured = succeeded(&[&["eval", "--model", name(&merged)][..], &eval[3..]].concat()).0;
+    assert_eq!(measured, after);
 }
 
 #[test]

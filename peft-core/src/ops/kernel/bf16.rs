@@ -10,8 +10,9 @@ use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::matrix::{Number, Right, STEPS, of_any, visible};
+use super::matrix::{Number, STEPS, visible};
 use super::product::{DEPTH, PANEL, PANELS, RUN, THIN, in_parts, turned};
+use super::right::{Right, of_any};
 use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
 
 /// Rows of a tile.

@@ -193,3 +193,11 @@ pub(crate) fn pieces(count: usize, length: usize, write: impl Fn(usize, &mut [f3
     };
     numbers
 }
+
+/// So many numbers of a buffer, which grows if it must.
+pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    &mut buffer[..length]
+}

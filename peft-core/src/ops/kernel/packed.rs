@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::matrix::Matrix;
-use super::product::first;
+use super::output::first;
 use super::simd::{Kernel, simd};
 use crate::quant::Packed;
 

@@ -20,9 +20,11 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, Number, Right, STEPS, Widen, of_any, visible};
+use super::matrix::{Matrix, Number, STEPS, Widen, visible};
+use super::right::{Right, of_any};
 use super::{
-    Block, Memory, contiguous, math, numbers, overwrite, pieces, rows_per_piece, simd, tensor, to_f32, transposed,
+    Block, Memory, contiguous, first, math, numbers, overwrite, pieces, rows_per_piece, simd, tensor, to_f32,
+    transposed,
 };
 
 /// Terms of the sum that are packed at once: a panel of the right side is 300 kB then.
@@ -519,14 +521,6 @@ fn part([rows, columns]: [usize; 2], [tile_rows, tile_columns]: [usize; 2]) -> [
         }
     }
     best.1
-}
-
-/// So many numbers of a buffer, which grows if it must.
-pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    if buffer.len() < length {
-        buffer.resize(length, 0.0);
-    }
-    &mut buffer[..length]
 }
 
 /// A few columns: rows of the left side with rows of the transposed right side.

@@ -3,10 +3,10 @@
 use burn::tensor::Tensor;
 use peft_core::Result;
 
-use super::Scheduler;
 use super::betas::NoiseSchedule;
 use super::config::{PredictionType, SchedulerConfig};
 use super::ddpm::original;
+use super::scheduler::Scheduler;
 
 /// A run of DDIM.
 #[derive(Debug, Clone)]

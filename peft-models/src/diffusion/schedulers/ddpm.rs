@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 use peft_core::Result;
 
-use super::Scheduler;
 use super::betas::NoiseSchedule;
 use super::config::{PredictionType, SchedulerConfig, VarianceType};
+use super::scheduler::Scheduler;
 
 /// A run of DDPM.
 #[derive(Debug, Clone)]

@@ -4,9 +4,9 @@
 use burn::tensor::Tensor;
 use peft_core::Result;
 
-use super::Scheduler;
 use super::config::{BetaSchedule, FinalSigmas, PredictionType, SchedulerConfig, SolverType, TimestepSpacing};
 use super::euler::single;
+use super::scheduler::Scheduler;
 use super::{sigmas, spacing};
 
 /// Runs of fewer steps end with steps of lower order.

@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 use peft_core::Result;
 
-use super::Scheduler;
 use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
+use super::scheduler::Scheduler;
 use super::sigmas;
 
 /// A run of Euler's method.

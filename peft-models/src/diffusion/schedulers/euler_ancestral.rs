@@ -4,9 +4,9 @@
 use burn::tensor::Tensor;
 use peft_core::Result;
 
-use super::Scheduler;
 use super::config::{PredictionType, SchedulerConfig};
 use super::euler::{init_noise_sigma, interpolated, original, scaled, single};
+use super::scheduler::Scheduler;
 
 /// A run of Euler's method with new noise in every step.
 #[derive(Debug, Clone)]

@@ -5,9 +5,9 @@
 use burn::tensor::Tensor;
 use peft_core::{PeftError, Result};
 
-use super::Scheduler;
 use super::betas::NoiseSchedule;
 use super::config::{PredictionType, SchedulerConfig};
+use super::scheduler::Scheduler;
 
 /// Steps of a run that the method of Runge and Kutta needs.
 const ORDER: usize = 4;

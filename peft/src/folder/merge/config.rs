@@ -146,7 +146,7 @@ impl Facts<'_> {
     }
 
     fn tell_head(&self, json: &mut Map<String, Value>) {
-        if !matches!(self.task.name(), "causal-lm" | "seq2seq-lm" | "masked-lm") {
+        if !matches!(self.task.name(), "causal-lm" | "seq2seq-lm" | "masked-lm" | "speech-to-text") {
             return;
         }
         let tie = json.get("tie_word_embeddings").and_then(Value::as_bool);
