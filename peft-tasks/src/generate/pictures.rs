@@ -146,7 +146,7 @@ impl<D: Denoiser> StableDiffusion<D> {
         let conditions = match guided {
             false => positive,
             true => {
-                let negative = self.negative(&positive, negative, prompts.len(), config.clip_skip, device)?;
+                let negative = self.negative(&positive, negative, prompts.len(), device)?;
                 let pooled = |it: &Conditions| it.pooled.clone();
                 Conditions {
                     pooled: pooled(&negative).zip(pooled(&positive)).map(|(a, b)| Tensor::cat(vec![a, b], 0)),
@@ -226,7 +226,6 @@ impl<D: Denoiser> StableDiffusion<D> {
         positive: &Conditions,
         negative: Option<&str>,
         count: usize,
-        clip_skip: usize,
         device: &Device,
     ) -> Result<Conditions> {
         match negative {
@@ -234,7 +233,8 @@ impl<D: Denoiser> StableDiffusion<D> {
                 text: positive.text.zeros_like(),
                 pooled: positive.pooled.as_ref().map(Tensor::zeros_like),
             }),
-            _ => self.encoded(&vec![negative.unwrap_or_default(); count], clip_skip, device),
+            // As in diffusers, layers are left out for the prompt only.
+            _ => self.encoded(&vec![negative.unwrap_or_default(); count], 0, device),
         }
     }
 }

@@ -59,6 +59,12 @@ fn dpm_with_a_negative_prompt_and_another_size() {
 }
 
 #[test]
+fn euler_ancestral_with_a_layer_less() {
+    let config = PictureConfig { guidance_scale: 3.0, clip_skip: 1, ..config() };
+    check("euler_a", SchedulerKind::EulerAncestral, None, &config);
+}
+
+#[test]
 fn texts_become_the_tokens_of_the_reference() {
     let tokenizer = ClipTokenizer::load(recorded("pipeline/tokenizer")).unwrap();
     let text = std::fs::read_to_string(recorded("pipeline/texts.json")).unwrap();
