@@ -1,6 +1,8 @@
 //! Adapters of other methods become LoRA.
 
 use burn::module::Module;
+use burn::tensor::TensorData;
+use peft::core::checkpoint::Stored;
 use peft::core::laws::{self, distance};
 use peft::core::{DEFAULT_ADAPTER, Names};
 use peft::lora::combine::convert::{ConvertToLora, Rank};
@@ -128,4 +130,22 @@ fn an_orthogonal_adapter_becomes_lora() {
     assert!(low.iter().all(|it| it.error > 0.01 && it.error < 1.0) && full.iter().all(|it| it.error < 1e-5));
     peft.set_active(&["full"]).unwrap();
     assert!(distance(&logits_of(&peft.model().valid(), two_rows()), &wanted) < 1e-4);
+}
+
+/// A number that is none would spread over all singular values.
+#[test]
+fn numbers_that_are_none_are_not_converted() {
+    let mut peft = mlp();
+    peft.add_adapter_as("one", lora(&["lin0"]), 1).unwrap();
+    let spoil = |it: Stored| {
+        let shape = it.data.shape().clone();
+        let mut values = vec![0.5f32; shape.num_elements()];
+        values[0] = f32::NAN;
+        Stored { data: TensorData::new(values, shape), ..it }
+    };
+    let tensors = peft.adapter_tensors("one").unwrap().into_iter().map(spoil).collect();
+    peft.assign_adapter("one", tensors).unwrap();
+    let error = peft.convert_to_lora("one", "two", Rank::Fixed(1)).unwrap_err().to_string();
+    assert!(error.contains("the update of `lin0` by `one` is not finite"), "{error}");
+    assert!(!peft.adapters().contains_key("two"));
 }
