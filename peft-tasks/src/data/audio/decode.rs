@@ -1,7 +1,7 @@
 //! Recordings from files: WAV, FLAC, MP3 and OGG Vorbis, mixed down to one channel.
 //!
 //! Files are of strangers. So whatever they say of themselves is compared with what they hold, and a decoder that panics is
-//! a damaged file: see [`guard`](crate::data::guard).
+//! a damaged file: see `data/guard.rs`.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
