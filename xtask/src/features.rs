@@ -11,6 +11,12 @@ use super::cargo;
 
 const METHODS: [&str; 3] = ["lora", "ia3", "prompt"];
 
+/// Readers of data that are not text.
+const MEDIA: [&str; 2] = ["image", "audio"];
+
+/// What the tests of the whole need (`required-features` in peft's manifest).
+const TESTED: [&str; 7] = ["flex", "lora", "ia3", "prompt", "cli", "image", "audio"];
+
 const BACKENDS: [&str; 5] = ["flex", "wgpu", "vulkan", "cuda", "tch"];
 
 /// What `peft` may be built from, selected so that their dependencies are there in every combination.
@@ -31,8 +37,7 @@ pub(crate) fn check() -> Result<(), String> {
     };
     run("the crates below peft, without a backend", clippy(&ALONE, &["--lib"]).arg("--no-default-features"))?;
     for features in combinations() {
-        // The tests of the whole need all methods.
-        let targets: &[&str] = if METHODS.iter().all(|it| features.contains(it)) && features.contains(&"cli") {
+        let targets: &[&str] = if TESTED.iter().all(|it| features.contains(it)) {
             &["--lib", "--bins", "--tests"]
         } else {
             &["--lib", "--bins"]
@@ -48,7 +53,8 @@ pub(crate) fn check() -> Result<(), String> {
 }
 
 /// Every set of methods, with and without the hub and the command: with one of both at least, for without either the
-/// dependencies that they share have other features, and all of Burn is compiled again.
+/// dependencies that they share have other features, and all of Burn is compiled again. Then pictures and sound, each
+/// alone and both together.
 fn combinations() -> Vec<Vec<&'static str>> {
     let mut all = Vec::new();
     for more in [&["hub", "cli"][..], &["cli"], &["hub"]] {
@@ -56,6 +62,9 @@ fn combinations() -> Vec<Vec<&'static str>> {
             let methods = (0..METHODS.len()).filter(|it| methods & 1 << it != 0).map(|it| METHODS[it]);
             all.push([&["flex"], more, &methods.collect::<Vec<_>>()[..]].concat());
         }
+    }
+    for media in [&MEDIA[..], &MEDIA[..1], &MEDIA[1..]] {
+        all.push([&["flex", "cli"], &METHODS[..], media].concat());
     }
     all
 }
@@ -98,7 +107,9 @@ mod tests {
     #[test]
     fn every_set_of_methods_is_there_with_the_hub_and_without() {
         let all = combinations();
-        assert_eq!(all.len(), 24);
+        assert_eq!(all.len(), 27);
+        assert!(all.iter().any(|set| TESTED.iter().all(|it| set.contains(it))), "nothing compiles the tests");
+        assert!(MEDIA.iter().all(|one| all.iter().any(|set| MEDIA.iter().all(|it| set.contains(it) == (it == one)))));
         for methods in [&[][..], &["lora"], &["ia3", "prompt"], &METHODS] {
             for hub in [true, false] {
                 let is_it = |it: &&Vec<&str>| {
