@@ -11,6 +11,7 @@
 //! | [`run`](mod@run) | a run as data; training, evaluation and single passes for any kind of task; the [`Registry`] |
 //! | [`folder`] | adapter folders: combined, converted, exported, inspected, merged into their base |
 //! | `cli` | the `peft` command, also for programs with a registry of their own |
+//! | `mpi` | several processes that train together (feature `mpi`) |
 //! | [`memory`] | tells the allocator what training is like |
 
 #[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")))]
@@ -26,6 +27,8 @@ pub mod folder;
 pub mod load;
 pub mod memory;
 mod methods;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod prelude;
 pub mod run;
 pub mod task;

@@ -1,6 +1,6 @@
 //! Evaluations that end early, because the run that they belong to is to end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use peft_core::{PeftError, Result};
@@ -10,6 +10,8 @@ pub type StopAsked = Arc<dyn Fn() -> bool + Send + Sync>;
 
 thread_local! {
     static ASKED: RefCell<Option<StopAsked>> = const { RefCell::new(None) };
+    /// Whether the evaluation was ended, by whomever.
+    static ENDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What [`go_on`] asks, until it is dropped.
@@ -27,11 +29,12 @@ impl Drop for Watch {
 /// Those of the evaluation.
 pub(crate) fn stoppable<T>(asked: Option<StopAsked>, run: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let outcome = {
-        let _watch = Watch(ASKED.replace(asked.clone()));
+        let _watch = Watch(ASKED.replace(asked));
+        ENDED.set(false);
         run()
     };
     match outcome {
-        Err(_) if asked.is_some_and(|it| it()) => Ok(None),
+        Err(_) if ended() => Ok(None),
         outcome => outcome.map(Some),
     }
 }
@@ -42,9 +45,20 @@ pub(crate) fn stoppable<T>(asked: Option<StopAsked>, run: impl FnOnce() -> Resul
 /// If the run is to end; nobody sees the error.
 pub fn go_on() -> Result<()> {
     match ASKED.with_borrow(|it| it.as_ref().is_some_and(|it| it())) {
-        true => Err(PeftError::Invalid("the evaluation was interrupted".into())),
+        true => Err(end()),
         false => Ok(()),
     }
+}
+
+/// Ends the evaluation: what it is to fail with.
+pub(crate) fn end() -> PeftError {
+    ENDED.set(true);
+    PeftError::Invalid("the evaluation was interrupted".into())
+}
+
+/// Whether the evaluation was ended.
+pub(crate) fn ended() -> bool {
+    ENDED.get()
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use crate::data::tally::{Answers, Tally};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
-use crate::tasks::interruption;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -352,14 +352,12 @@ impl<M: CausalLm> Task<M> for LanguageModelling {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.len()).collect();
         let virtual_tokens = forward::virtual_tokens(model);
-        let (mut sum, mut count) = (0.0, 0);
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += Task::<M>::targets(self, virtual_tokens, chunk);
-        }
+        let parts = in_batches(self.len(), batch_size, |items, _| {
+            Ok((scalar(&self.loss_sum(model, items, device)?), Task::<M>::targets(self, virtual_tokens, items)))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let count: usize = parts.iter().map(|it| it.1).sum();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
         Ok(Evaluation { loss: sum / count as f64, metrics })

@@ -12,8 +12,8 @@ use crate::data::sample::{IGNORED, Sample};
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
+use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
-use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// Which tokens are masked, as `DataCollatorForLanguageModeling` of transformers does it, by BERT's recipe: of the tokens
@@ -147,20 +147,16 @@ impl<M: MaskedLm> Task<M> for MaskedLanguageModelling {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.samples.len()).collect();
-        let (mut sum, mut correct) = (0.0, 0);
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let batch = self.batch(chunk)?;
+        let parts = in_batches(self.samples.len(), batch_size, |items, _| {
+            let batch = self.batch(items)?;
             let logits = model.logits(&batch.input(device));
-            sum += scalar(&batch.loss_of_labels(logits.clone(), device));
-            correct += batch
-                .labels
-                .iter()
-                .zip(&batch.predictions(logits))
-                .filter(|(label, predicted)| label == predicted)
-                .count();
-        }
+            let sum = scalar(&batch.loss_of_labels(logits.clone(), device));
+            let predictions = batch.predictions(logits);
+            let correct = batch.labels.iter().zip(&predictions).filter(|(label, predicted)| label == predicted).count();
+            Ok((sum, correct))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let correct: usize = parts.iter().map(|it| it.1).sum();
         let count = self.samples.iter().map(Sample::labelled).sum::<usize>();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));

@@ -17,8 +17,8 @@ use crate::data::questions::Question;
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::windows::{Window, windows};
+use crate::eval::in_batches::in_batches;
 use crate::eval::squad;
-use crate::tasks::interruption;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -179,25 +179,24 @@ impl<M: QuestionAnswerer> Task<M> for QuestionAnswering {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.windows.len()).collect();
-        let (mut sum, mut scores) = (0.0, Vec::new());
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let logits = model.logits(&self.batch(chunk)?.input(device));
+        let parts = in_batches(self.windows.len(), batch_size, |items, _| {
+            let logits = model.logits(&self.batch(items)?.input(device));
             let seq = logits.dims()[1];
-            sum += scalar(&self.loss_of(logits.clone(), chunk, device));
+            let sum = scalar(&self.loss_of(logits.clone(), items, device));
             let data = logits.into_data().convert::<f32>();
             let rows = data.as_slice::<f32>().unwrap_or(&[]).chunks(2 * seq);
-            for (row, item) in rows.zip(chunk) {
+            let scores = rows.zip(items).map(|(row, item)| {
                 let tokens = self.windows[*item].sample.len();
-                scores.push(row.chunks(2).take(tokens).map(|it| [it[0], it[1]]).collect());
-            }
-        }
-        let (exact, f1) = self.measure(&self.answers(&scores));
+                row.chunks(2).take(tokens).map(|it| [it[0], it[1]]).collect::<Vec<_>>()
+            });
+            Ok((sum, scores.collect::<Vec<_>>()))
+        })?;
+        let (sums, scores): (Vec<f64>, Vec<_>) = parts.into_iter().unzip();
+        let (exact, f1) = self.measure(&self.answers(&scores.concat()));
         let mut metrics = Map::new();
         metrics.insert("exact_match".into(), exact.into());
         metrics.insert("f1".into(), f1.into());
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics })
+        Ok(Evaluation { loss: sums.iter().sum::<f64>() / self.windows.len() as f64, metrics })
     }
 }
 

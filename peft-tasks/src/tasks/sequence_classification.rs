@@ -10,7 +10,7 @@ use crate::data::labels::{Label, LabelSet};
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
-use crate::tasks::interruption;
+use crate::eval::in_batches::in_batches;
 use crate::tasks::row_labels::{RowLabels, rows};
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -101,15 +101,12 @@ impl<M: SequenceClassifier> Task<M> for SequenceClassification {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.samples.len()).collect();
-        let mut sum = 0.0;
-        let mut outputs: Vec<Vec<f32>> = Vec::new();
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let logits = model.logits(&self.batch(chunk)?.input(device));
-            sum += scalar(&self.labels.loss_sum(logits.clone(), chunk, device)?);
-            outputs.extend(rows(logits));
-        }
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.labels.measure(&outputs)? })
+        let parts = in_batches(self.samples.len(), batch_size, |items, _| {
+            let logits = model.logits(&self.batch(items)?.input(device));
+            Ok((scalar(&self.labels.loss_sum(logits.clone(), items, device)?), rows(logits)))
+        })?;
+        let (sums, outputs): (Vec<f64>, Vec<_>) = parts.into_iter().unzip();
+        let loss = sums.iter().sum::<f64>() / self.samples.len() as f64;
+        Ok(Evaluation { loss, metrics: self.labels.measure(&outputs.concat())? })
     }
 }

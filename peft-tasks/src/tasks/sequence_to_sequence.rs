@@ -13,11 +13,11 @@ use crate::data::tally::Tally;
 use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
-use crate::tasks::interruption;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of an encoder with a decoder.
@@ -82,27 +82,25 @@ impl SequenceToSequence {
         batch_size: usize,
         device: &Device,
     ) -> Result<Vec<(&'static str, f64)>> {
-        let items: Vec<usize> = (0..self.sources.len()).collect();
+        let texts = in_batches(self.sources.len(), batch_size, |items, _| {
+            let texts = generate_targets(model, &self.source(items, device)?, &written.plan, device, |_, _| Ok(()))?;
+            texts.iter().map(|it| written.tokenizer.decode(it, true)).collect::<Result<Vec<_>>>()
+        })?;
         let (mut exact, mut rouge) = (0, [0.0; 3]);
         let mut bleu = Bleu::default();
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
-            for (item, text) in chunk.iter().zip(texts) {
-                let reference = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
-                let text = written.tokenizer.decode(&text, true)?;
-                exact += usize::from(reference.trim() == text.trim());
-                for (sum, score) in rouge.iter_mut().zip([
-                    rouge_n(&reference, &text, 1),
-                    rouge_n(&reference, &text, 2),
-                    rouge_l(&reference, &text),
-                ]) {
-                    *sum += score;
-                }
-                bleu.add(&reference, &text);
+        for (target, text) in self.targets.iter().zip(texts.concat()) {
+            let reference = written.tokenizer.decode(&target.input_ids, true)?;
+            exact += usize::from(reference.trim() == text.trim());
+            for (sum, score) in rouge.iter_mut().zip([
+                rouge_n(&reference, &text, 1),
+                rouge_n(&reference, &text, 2),
+                rouge_l(&reference, &text),
+            ]) {
+                *sum += score;
             }
+            bleu.add(&reference, &text);
         }
-        let count = items.len() as f64;
+        let count = self.sources.len() as f64;
         Ok(vec![
             ("exact_match", exact as f64 / count),
             ("rouge1", rouge[0] / count),
@@ -198,13 +196,11 @@ impl<M: Seq2SeqLm + Adaptable> Task<M> for SequenceToSequence {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.sources.len()).collect();
-        let (mut sum, mut count) = (0.0, 0);
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += Task::<M>::targets(self, 0, chunk);
-        }
+        let parts = in_batches(self.sources.len(), batch_size, |items, _| {
+            Ok((scalar(&self.loss_sum(model, items, device)?), Task::<M>::targets(self, 0, items)))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let count: usize = parts.iter().map(|it| it.1).sum();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
         if let Some(written) = &self.written {

@@ -13,9 +13,10 @@ use crate::data::columns::required;
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
+use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
-use crate::tasks::interruption;
+use crate::tasks::row_labels::rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// What the cosine is multiplied with before the softmax, as in sentence-transformers.
@@ -174,20 +175,22 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
     /// Without scores: `accuracy`, how often the partner of a sentence is the nearest among all second sentences of the file,
     /// and `mrr`, the mean of one over its place. With scores: `pearson` and `spearman`, of scores and cosines.
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.first.len()).collect();
-        let (mut sum, mut firsts, mut seconds) = (0.0, Vec::new(), Vec::new());
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let first = self.vectors(model, &self.first, chunk, device)?;
-            let second = self.vectors(model, &self.second, chunk, device)?;
-            sum += scalar(&self.loss_of(first.clone(), second.clone(), chunk, device));
-            firsts.push(first);
-            seconds.push(second);
-        }
-        let cosines = Tensor::cat(firsts, 0).matmul(Tensor::cat(seconds, 0).transpose());
+        let parts = in_batches(self.first.len(), batch_size, |items, _| {
+            let first = self.vectors(model, &self.first, items, device)?;
+            let second = self.vectors(model, &self.second, items, device)?;
+            let sum = scalar(&self.loss_of(first.clone(), second.clone(), items, device));
+            Ok((sum, rows(first), rows(second)))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let table = |of: fn(&(f64, Vec<Vec<f32>>, Vec<Vec<f32>>)) -> &Vec<Vec<f32>>| {
+            let numbers: Vec<f32> = parts.iter().flat_map(of).flatten().copied().collect();
+            let width = numbers.len() / self.first.len().max(1);
+            Tensor::<2>::from_data(TensorData::new(numbers, [self.first.len(), width]), device)
+        };
+        let cosines = table(|it| &it.1).matmul(table(|it| &it.2).transpose());
         let cosines = cosines.into_data().convert::<f32>();
         let cosines = cosines.as_slice::<f32>().unwrap_or(&[]);
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.measure(cosines)? })
+        Ok(Evaluation { loss: sum / self.first.len() as f64, metrics: self.measure(cosines)? })
     }
 }
 

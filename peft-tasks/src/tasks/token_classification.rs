@@ -11,7 +11,7 @@ use crate::data::sample::{IGNORED, Sample};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
-use crate::tasks::interruption;
+use crate::eval::in_batches::in_batches;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a token classifier.
@@ -124,20 +124,24 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.samples.len()).collect();
-        let (mut sum, mut scores) = (0.0, EntityScores::default());
-        for chunk in items.chunks(batch_size.max(1)) {
-            interruption::go_on()?;
-            let batch = self.batch(chunk)?;
+        let parts = in_batches(self.samples.len(), batch_size, |items, _| {
+            let batch = self.batch(items)?;
             let logits = model.logits(&batch.input(device));
-            sum += scalar(&batch.loss_of_labels(logits.clone(), device));
+            let sum = scalar(&batch.loss_of_labels(logits.clone(), device));
             let predictions = batch.predictions(logits);
-            for (labels, predictions) in batch.labels.chunks(batch.width).zip(predictions.chunks(batch.width)) {
-                let words = || labels.iter().zip(predictions).filter(|(label, _)| **label != IGNORED);
-                let labelled: Vec<&str> = words().map(|(label, _)| self.name(*label)).collect();
-                let predicted: Vec<&str> = words().map(|(_, predicted)| self.name(*predicted)).collect();
-                scores.add(&labelled, &predicted)?;
-            }
+            let rows = batch.labels.chunks(batch.width).zip(predictions.chunks(batch.width));
+            let words = rows.map(|(labels, predictions)| {
+                let words = labels.iter().zip(predictions).filter(|(label, _)| **label != IGNORED);
+                words.map(|(label, predicted)| (*label, *predicted)).unzip()
+            });
+            Ok((sum, words.collect::<Vec<(Vec<_>, Vec<_>)>>()))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let mut scores = EntityScores::default();
+        for (labels, predictions) in parts.iter().flat_map(|it| &it.1) {
+            let labelled: Vec<&str> = labels.iter().map(|it| self.name(*it)).collect();
+            let predicted: Vec<&str> = predictions.iter().map(|it| self.name(*it)).collect();
+            scores.add(&labelled, &predicted)?;
         }
         let found = scores.scores();
         let mut metrics = Map::new();
@@ -149,6 +153,6 @@ impl<M: TokenClassifier> Task<M> for TokenClassification {
         ] {
             metrics.insert(name.into(), value.into());
         }
-        Ok(Evaluation { loss: sum / Task::<M>::targets(self, 0, &items) as f64, metrics })
+        Ok(Evaluation { loss: sum / self.samples.iter().map(Sample::labelled).sum::<usize>() as f64, metrics })
     }
 }

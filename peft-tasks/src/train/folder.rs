@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use peft_core::{CONFIG_FILE, ENCODER_FILE, LABELS_FILE, PeftError, Result, WEIGHTS_FILE};
 
 use crate::data::new_tokens::SAVED_FILES;
+use crate::train::group;
 use crate::train::log::{LOG_FILE, RunLog};
 use crate::train::state::TrainerState;
 
@@ -54,15 +55,27 @@ impl RunFolder {
     /// resumed, but is finished and has no checkpoint.
     pub fn open(path: impl Into<PathBuf>, start: Start) -> Result<Self> {
         let path = path.into();
+        let mut lock = None;
+        // Of the processes of a group the first one has the folder.
+        let last = group::on_first(|| {
+            let (taken, last) = Self::take(&path, start)?;
+            lock = taken;
+            Ok(last)
+        })?;
+        Ok(Self { path, start, last, has_tokenizer: false, _lock: lock })
+    }
+
+    /// The lock of the folder, and the checkpoint to go on from.
+    fn take(path: &Path, start: Start) -> Result<(Option<Lock>, Option<PathBuf>)> {
         if path.is_file() {
-            return Err(PeftError::bad_file(&path, "it is a file; give a folder for the run"));
+            return Err(PeftError::bad_file(path, "it is a file; give a folder for the run"));
         }
         let made = !path.exists();
-        fs::create_dir_all(&path).map_err(PeftError::io("create", &path))?;
-        let lock = Lock::take(&path, made)?;
-        remove_leftovers(&path)?;
-        let last = checkpoints(&path)?.pop().map(|it| it.1);
-        let found = found(&path)?;
+        fs::create_dir_all(path).map_err(PeftError::io("create", path))?;
+        let lock = Lock::take(path, made)?;
+        remove_leftovers(path)?;
+        let last = checkpoints(path)?.pop().map(|it| it.1);
+        let found = found(path)?;
         match start {
             Start::New if !found.is_empty() => {
                 let reason = format!(
@@ -70,17 +83,14 @@ impl RunFolder {
                      another folder",
                     found.join(", ")
                 );
-                Err(PeftError::bad_file(&path, reason))
+                Err(PeftError::bad_file(path, reason))
             }
             Start::Resume if last.is_none() && path.join(WEIGHTS_FILE).is_file() => {
                 let reason = "the run in it is finished and left no checkpoint to go on from: remove it \
                               (--overwrite-output), or train its adapter further in another folder (--init-from)";
-                Err(PeftError::bad_file(&path, reason))
+                Err(PeftError::bad_file(path, reason))
             }
-            _ => {
-                let last = last.filter(|_| start == Start::Resume);
-                Ok(Self { path, start, last, has_tokenizer: false, _lock: lock })
-            }
+            _ => Ok((lock, last.filter(|_| start == Start::Resume))),
         }
     }
 

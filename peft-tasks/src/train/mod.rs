@@ -6,6 +6,7 @@ mod clip;
 pub mod config;
 pub mod curve;
 pub mod folder;
+pub mod group;
 pub mod identity;
 mod learner;
 pub mod limits;
@@ -14,6 +15,7 @@ pub mod optimizer;
 mod pass;
 pub mod progress;
 pub mod schedule;
+mod shared;
 mod state;
 pub mod trainer;
 

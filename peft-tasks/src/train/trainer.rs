@@ -17,12 +17,14 @@ use crate::train::batches::Steps;
 use crate::train::clip::clip_grad_norm;
 use crate::train::config::TrainConfig;
 use crate::train::folder::{RunFolder, Start};
+use crate::train::group::{self, ProcessGroup};
 use crate::train::identity;
 use crate::train::learner::Learner;
 use crate::train::optimizer;
 use crate::train::pass::Pass;
 use crate::train::progress::{Observer, Progress, Started, Step};
 use crate::train::schedule::Schedule;
+use crate::train::shared;
 use crate::train::state::TrainerState;
 
 /// What a run came to.
@@ -147,6 +149,10 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
     pub fn run(mut self) -> Result<Outcome> {
         let device = self.peft.device().without_autodiff();
         self.config.check()?;
+        let group = group::current();
+        let group: Option<&dyn ProcessGroup> = group.as_deref();
+        // From here on it is the batch of all processes.
+        self.config.batch_size *= group.map_or(1, ProcessGroup::world_size);
         if self.config.bf16 {
             ops::check_bf16(&device)?;
         }
@@ -167,16 +173,20 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         // A gradient, and AdamW's two moments, beside each number that is there already.
         let trained = self.peft.adapters().get(&self.adapter).map_or(0, |it| it.plan.trainable());
         check_memory("the optimizer", 3 * trained as u64, &device)?;
-        let identity = if folder.is_some() { self.identity()? } else { Map::new() };
+        let identity = if folder.is_some() || group.is_some() { self.identity()? } else { Map::new() };
+        if let Some(group) = group {
+            shared::check_same(group, &identity, &device)?;
+            shared::start_alike(group, self.peft, &self.adapter)?;
+        }
         let checkpoint = folder.and_then(RunFolder::checkpoint);
         let (mut learner, mut state, changed) =
             Learner::new(self.peft, &self.adapter, &self.config, identity, checkpoint)?;
         state.total = total;
         state.owes_evaluation &= self.eval.is_some();
-        let log = folder.map(|it| it.begin(&state)).transpose()?;
+        let log = folder.filter(|_| group::is_first()).map(|it| it.begin(&state)).transpose()?;
         let model = nn::set_training(self.peft.model().clone(), true);
         let mut model = optimizer::set_frozen(model, &learner.frozen, true);
-        let pass = Pass::new(&model, self.task, &self.config, &device);
+        let pass = Pass::new(&model, self.task, &self.config, &device, group);
         let (config, silent): (_, &mut dyn Observer) = (&self.config, &mut ());
         let mut progress = Progress::new(log, self.observer.unwrap_or(silent), &state, &steps, config);
         let mut outcome = Outcome { steps: state.step, last_loss: state.last_loss, ..Outcome::default() };
@@ -215,12 +225,18 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         let first = state.step;
         while state.step < total && !outcome.stopped_early && !outcome.interrupted {
             let begun = Instant::now();
-            device.seed(stable_hash(&format!("{} {}", config.seed, state.step)));
+            let drawn = format!("{} {}", config.seed, state.step);
+            device.seed(stable_hash(&match group.map_or(0, ProcessGroup::rank) {
+                0 => drawn,
+                // Dropout of other rows is other dropout.
+                rank => format!("{drawn} {rank}"),
+            }));
             if state.step + 1 < total {
-                self.task.announce(&steps.batches(state.step + 1)?.concat());
+                let next: Vec<_> = steps.batches(state.step + 1)?.iter().map(|it| pass.share(it)).collect();
+                self.task.announce(&next.concat());
             }
             let (batches, lr) = (steps.batches(state.step)?, schedule.rate(state.step));
-            let (loss, mut gradients) = pass.gradients(&model, batches)?;
+            let (loss, mut gradients, stop_asked) = pass.gradients(&model, batches, || progress.stop_asked())?;
             let is_first = state.step == first;
             check_finite("loss", loss, state.step, is_first, config.save_steps > 0)?;
             let grad_norm = clip_grad_norm(&model, &mut gradients, config.max_grad_norm);
@@ -237,13 +253,15 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             (outcome.steps, outcome.last_loss) = (state.step, state.last_loss);
             outcome.stopped_early = learner.has_enough(&state);
             let ended = state.step == total || outcome.stopped_early;
-            outcome.interrupted = state.owes_evaluation || !ended && progress.stop_asked();
+            outcome.interrupted =
+                state.owes_evaluation || !ended && (stop_asked || group.is_none() && progress.stop_asked());
             // As transformers, also at the end: a longer run goes on from there.
             let save = due(config.save_steps) || config.save_steps > 0 && ended || outcome.interrupted;
             if let Some(folder) = folder.filter(|_| save) {
                 self.peft.set_model(optimizer::set_frozen(model.clone(), &learner.frozen, false));
                 let snapshot = learner.snapshot(&state);
-                let saved = snapshot.save(self.peft, &self.adapter, folder.path(), config.save_total_limit)?;
+                let (peft, adapter) = (&*self.peft, &self.adapter);
+                let saved = group::on_first(|| snapshot.save(peft, adapter, folder.path(), config.save_total_limit))?;
                 progress.saved(&saved);
                 outcome.checkpoint = Some(saved);
             }

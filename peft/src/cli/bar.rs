@@ -14,7 +14,7 @@ use peft_tasks::train::log::{EvalRecord, TrainRecord};
 use peft_tasks::train::{Observer, Started};
 
 use super::stop::StopSignals;
-use super::terminal::{Steady, complain};
+use super::terminal::{Steady, complain, is_quiet};
 use crate::run::fit::RunObserver;
 
 /// A progress bar with loss, tokens per second and time left.
@@ -29,7 +29,7 @@ pub(super) struct Bar {
 impl Bar {
     /// For a run that is not worth a checkpoint.
     pub(super) fn new() -> Self {
-        let bar = ProgressBar::new(0);
+        let bar = if is_quiet() { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(style("{spinner} {msg}  {elapsed}"));
         bar.enable_steady_tick(Duration::from_millis(500));
         Self { bar, out: Steady::default(), stoppable: false, signals: None }

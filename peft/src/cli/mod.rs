@@ -28,6 +28,7 @@ mod generation;
 mod inspect;
 mod merge;
 mod methods;
+mod parallel;
 #[cfg(feature = "image")]
 mod pictures;
 #[cfg(feature = "audio")]
@@ -86,6 +87,21 @@ enum Command {
 /// Runs the command line of this process, with all that `registry` knows.
 pub fn run(registry: Registry) -> ExitCode {
     crate::memory::keep_pages();
+    let matches = match command_line(&registry).try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let process = match parallel::Process::join(matches!(cli.command, Command::Train(_) | Command::Eval(_))) {
+        Ok(process) => process,
+        Err(error) => return terminal::failed(&error),
+    };
+    if !process.is_first() {
+        terminal::be_quiet(process.name());
+    }
     let filter = EnvFilter::try_from_env("PEFT_LOG").unwrap_or_else(|_| EnvFilter::new("warn,cubecl=error,wgpu=error"));
     // A program that has a subscriber of its own keeps it.
     let _ = tracing_subscriber::fmt()
@@ -96,19 +112,13 @@ pub fn run(registry: Registry) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(|| terminal::Log)
         .try_init();
-    let matches = match command_line(&registry).try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return usage(&error),
-    };
-    let cli = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    match (cli.command.run(&registry), matches.subcommand()) {
-        (Ok(code), _) => code,
+    let code = match (process.within(|| cli.command.run(&registry)), matches.subcommand()) {
+        (Ok(code), _) => return code,
         (Err(error), Some((_, given))) => terminal::failed(&flags::with_flags(error, given)),
         (Err(error), None) => terminal::failed(&error),
-    }
+    };
+    process.fail();
+    code
 }
 
 /// Help, the version, or what is wrong with the arguments.

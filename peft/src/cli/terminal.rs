@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use peft_core::{PeftError, Result, printable};
 
@@ -15,6 +16,19 @@ pub(super) const STDOUT: &str = "standard output";
 
 /// Exit code of a command whose reader has gone: what a shell shows for `SIGPIPE`, 128 + 13.
 pub(super) const READER_GONE: u8 = 141;
+
+/// Set where another process of the run tells how it goes: what errors of this one begin with.
+static QUIET: OnceLock<String> = OnceLock::new();
+
+/// From here on only errors are printed, and by `name`.
+pub(super) fn be_quiet(name: Option<String>) {
+    let _ = QUIET.set(name.unwrap_or_default());
+}
+
+/// Whether another process tells how the run goes.
+pub(super) fn is_quiet() -> bool {
+    QUIET.get().is_some()
+}
 
 /// Prints a line on standard output. Takes what `println!` takes, and is a [`Result`].
 macro_rules! say {
@@ -36,12 +50,18 @@ pub(super) fn part(text: impl Display) -> Result<()> {
 }
 
 fn written(write: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) -> Result<()> {
+    if is_quiet() {
+        return Ok(());
+    }
     let mut out = io::stdout().lock();
     write(&mut out).and_then(|()| out.flush()).map_err(PeftError::io("write", STDOUT))
 }
 
 /// Prints a line on standard error. If nobody can read it, nobody can be told.
 pub(super) fn complain(text: impl Display) {
+    if is_quiet() {
+        return;
+    }
     let _ = writeln!(io::stderr().lock(), "{}", printable(&text.to_string()));
 }
 
@@ -50,7 +70,9 @@ pub(super) struct Log;
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().lock().write_all(bytes);
+        if !is_quiet() {
+            let _ = io::stderr().lock().write_all(bytes);
+        }
         Ok(bytes.len())
     }
 
@@ -70,7 +92,8 @@ pub(super) fn failed(error: &PeftError) -> ExitCode {
     if is_reader_gone(error) {
         return ExitCode::from(READER_GONE);
     }
-    complain(format_args!("error: {error}"));
+    let name = QUIET.get().map(|it| format!("{it}: ")).unwrap_or_default();
+    let _ = writeln!(io::stderr().lock(), "{}", printable(&format!("{name}error: {error}")));
     ExitCode::FAILURE
 }
 

@@ -397,7 +397,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<ExitCode> {
     bar.finish();
     let report = result?;
     let outcome = &report.outcome;
-    if let (true, Some((signal, code))) = (outcome.interrupted, bar.signal()) {
+    if outcome.interrupted {
+        // Of several processes another one may have been told.
+        let (signal, code) = bar.signal().unwrap_or(("a signal to another process", 143));
         let at = outcome.checkpoint.as_deref().map(|it| format!("{} is whole", it.display())).unwrap_or_default();
         complain(format_args!(
             "ended by {signal} after {} steps; {at}: go on with the same command and --resume",

@@ -18,6 +18,7 @@ use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::tasks::task::{Evaluation, Task};
 use peft_tasks::train::curve::Curve;
 use peft_tasks::train::folder::CURVE_FILE;
+use peft_tasks::train::group;
 use peft_tasks::train::log::{self, LOG_FILE};
 use peft_tasks::train::{Observer, Outcome, RunFolder, Trainer};
 use serde_json::{Map, Value};
@@ -199,14 +200,16 @@ pub(crate) fn fit<K: TaskKind>(
         return Ok(RunReport { outcome, seconds });
     }
 
-    model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
-    kind.finish(folder.path(), model.spec())?;
-    // An adapter that goes on from one with a tokenizer of its own needs it as well.
-    if let Some(tokenizer) = tokenizer.filter(|_| !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base) {
-        tokenizer.save(folder.path(), base)?;
-    }
-    run.write(folder.path())?;
-    draw_curve(folder.path())?;
+    group::on_first(|| {
+        model.save_adapter(folder.path(), DEFAULT_ADAPTER)?;
+        kind.finish(folder.path(), model.spec())?;
+        // An adapter that goes on from one with a tokenizer of its own needs it as well.
+        if let Some(tokenizer) = tokenizer.filter(|_| !new_ids.is_empty() || tokenizer_folder(base, &earlier) != base) {
+            tokenizer.save(folder.path(), base)?;
+        }
+        run.write(folder.path())?;
+        draw_curve(folder.path())
+    })?;
     Ok(RunReport { outcome, seconds })
 }
 
