@@ -3,5 +3,6 @@
 pub mod data;
 pub mod eval;
 pub mod generate;
+pub mod parallel;
 pub mod tasks;
 pub mod train;

@@ -15,7 +15,7 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
 use peft_core::{PeftError, Result};
-use peft_tasks::train::group::ProcessGroup;
+use peft_tasks::parallel::group::ProcessGroup;
 
 /// Tag of the messages that say that a process lives. Collective operations do not meet them.
 const LIVES: i32 = 17;
@@ -90,6 +90,7 @@ fn watch(done: &AtomicBool) {
     let mut heard = vec![Instant::now(); others.len()];
     let mut ended = vec![false; others.len()];
     let mut told: Option<Instant> = None;
+    let mut awake = Instant::now();
     let mut said_done = false;
     while !(said_done && ended.iter().all(|it| *it)) {
         if done.load(Ordering::Relaxed) && !said_done {
@@ -99,6 +100,11 @@ fn watch(done: &AtomicBool) {
             others.iter().for_each(|it| world.process_at_rank(*it).send_with_tag(&[0_u8], LIVES));
             told = Some(Instant::now());
         }
+        // A process that stood still itself has not listened.
+        if awake.elapsed() > BEAT {
+            heard.fill(Instant::now());
+        }
+        awake = Instant::now();
         for (at, rank) in others.iter().enumerate() {
             let other = world.process_at_rank(*rank);
             for tag in [LIVES, DONE] {

@@ -13,6 +13,7 @@ mod docs;
 mod examples;
 mod features;
 mod modules;
+mod parallel;
 mod support;
 
 use std::env;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == "modules" => modules::run(rest),
         Some((word, [])) if word == "features" => features::check(),
         Some((word, [])) if word == "downstream" => examples::downstream(),
+        Some((word, [])) if word == "parallel" => parallel::run(),
         _ => match Options::parse(&arguments) {
             Ok(options) => check(&options),
             Err(reason) => Err(format!("{reason}\n\n{USAGE}")),
@@ -142,6 +144,7 @@ fn check(options: &Options) -> Result<(), String> {
     steps.run("book", docs::check)?;
     // The command was built with the examples.
     steps.run("break", || break_it::run(&[]))?;
+    steps.run("parallel", parallel::run)?;
     if !options.quick {
         let output = env::temp_dir().join(format!("peft-demo-{}", std::process::id()));
         let mut demo = cargo(&["run", "--release", "-p", "peft", "--", "demo", "--quick", "--output"]);

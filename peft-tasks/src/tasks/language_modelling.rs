@@ -18,8 +18,8 @@ use crate::data::tally::{Answers, Tally};
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
-use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::loss::predicting_rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 

@@ -12,8 +12,8 @@ use crate::data::sample::{IGNORED, Sample};
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Encoded;
-use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// Which tokens are masked, as `DataCollatorForLanguageModeling` of transformers does it, by BERT's recipe: of the tokens

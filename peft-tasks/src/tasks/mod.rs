@@ -8,6 +8,7 @@ pub mod features;
 pub mod image_classification;
 #[cfg(feature = "image")]
 pub mod image_to_text;
+mod in_batches;
 pub mod interruption;
 pub mod language_modelling;
 pub mod loss;

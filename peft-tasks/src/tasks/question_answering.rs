@@ -17,8 +17,8 @@ use crate::data::questions::Question;
 use crate::data::tensors::line;
 use crate::data::text_data::TextData;
 use crate::data::windows::{Window, windows};
-use crate::eval::in_batches::in_batches;
 use crate::eval::squad;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 

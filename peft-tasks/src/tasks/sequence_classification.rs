@@ -10,7 +10,7 @@ use crate::data::labels::{Label, LabelSet};
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
-use crate::eval::in_batches::in_batches;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::row_labels::{RowLabels, rows};
 use crate::tasks::task::{Evaluation, Task, scalar};
 

@@ -13,11 +13,11 @@ use crate::data::tally::Tally;
 use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
-use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
 use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of an encoder with a decoder.

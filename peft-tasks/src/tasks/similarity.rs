@@ -13,9 +13,9 @@ use crate::data::columns::required;
 use crate::data::sample::Sample;
 use crate::data::tally::Tally;
 use crate::data::text_data::TextData;
-use crate::eval::in_batches::in_batches;
 use crate::eval::metrics;
 use crate::tasks::features::{mean_pooling, normalise};
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::row_labels::rows;
 use crate::tasks::task::{Evaluation, Task, scalar};
 

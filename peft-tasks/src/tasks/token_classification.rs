@@ -11,7 +11,7 @@ use crate::data::sample::{IGNORED, Sample};
 use crate::data::tags::list;
 use crate::data::text_data::TextData;
 use crate::eval::entities::EntityScores;
-use crate::eval::in_batches::in_batches;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a token classifier.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use peft_core::{CONFIG_FILE, ENCODER_FILE, LABELS_FILE, PeftError, Result, WEIGHTS_FILE};
 
 use crate::data::new_tokens::SAVED_FILES;
-use crate::train::group;
+use crate::parallel::group;
 use crate::train::log::{LOG_FILE, RunLog};
 use crate::train::state::TrainerState;
 

@@ -6,7 +6,6 @@ mod clip;
 pub mod config;
 pub mod curve;
 pub mod folder;
-pub mod group;
 pub mod identity;
 mod learner;
 pub mod limits;

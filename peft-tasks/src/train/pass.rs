@@ -7,7 +7,7 @@ use peft_core::forward::{self, gradient_checkpointing};
 use peft_core::model::state as tensors;
 use peft_core::{Result, ops};
 
-use crate::train::group::ProcessGroup;
+use crate::parallel::group::ProcessGroup;
 use crate::train::shared;
 
 use crate::tasks::task::{Task, scalar};
@@ -51,8 +51,8 @@ impl<'a, T: ?Sized> Pass<'a, T> {
         batch.iter().skip(rank).step_by(world_size).copied().collect()
     }
 
-    /// The mean loss over the targets of all batches, and its gradients: those of all processes. Whether a process was asked
-    /// to end, as this one was or not, is the last of them.
+    /// The mean loss over the targets of all batches, and its gradients: those of all processes. And whether one of several
+    /// processes was asked to end, of which `asked` says it for this one.
     pub(crate) fn gradients<M: Module>(
         &self,
         model: &M,
@@ -64,7 +64,7 @@ impl<'a, T: ?Sized> Pass<'a, T> {
     {
         let (loss, gradients) = self.own_gradients(model, batches)?;
         match self.group {
-            None => Ok((loss, gradients, asked())),
+            None => Ok((loss, gradients, false)),
             Some(group) => shared::sum(group, model, loss, gradients, asked()),
         }
     }

@@ -2,11 +2,11 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Bytes, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{PeftError, PeftModel, Result};
 use serde_json::{Map, Value, json};
 
-use crate::train::group::{ProcessGroup, gathered};
+use crate::parallel::group::{ProcessGroup, gathered};
 use crate::train::identity::{Differences, differences};
 
 /// Adds up the losses and gradients of all processes in one message, and says whether any of them was asked to end.
@@ -75,15 +75,16 @@ pub(crate) fn sum<M: Module>(
 /// otherwise.
 pub(crate) fn start_alike<M: Module>(group: &dyn ProcessGroup, peft: &mut PeftModel<M>, name: &str) -> Result<()> {
     let mut tensors = peft.adapter_tensors(name)?;
-    let own = tensors.iter().flat_map(|it| it.data.bytes.iter().copied()).collect();
+    let own = tensors.iter().flat_map(|it| it.data.iter::<f32>()).flat_map(f32::to_le_bytes).collect();
     let first = group.broadcast(own)?;
-    let mut rest = first.as_slice();
+    let mut numbers = first.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]]));
     for tensor in &mut tensors {
-        let (bytes, after) = rest
-            .split_at_checked(tensor.data.bytes.len())
-            .ok_or_else(|| PeftError::Invalid("rank 0 has another adapter".to_owned()))?;
-        tensor.data.bytes = Bytes::from_bytes_vec(bytes.to_vec());
-        rest = after;
+        let shape = tensor.data.shape().clone();
+        let values: Vec<f32> = numbers.by_ref().take(shape.num_elements()).collect();
+        if values.len() < shape.num_elements() {
+            return Err(PeftError::Invalid("rank 0 has another adapter".to_owned()));
+        }
+        tensor.data = TensorData::new(values, shape);
     }
     peft.assign_adapter(name, tensors)
 }

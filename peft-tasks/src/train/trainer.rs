@@ -11,13 +11,13 @@ use peft_core::model::fingerprint::fingerprint;
 use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, check_memory, nn, ops, stable_hash};
 use serde_json::{Map, Value, json};
 
+use crate::parallel::group::{self, ProcessGroup};
 use crate::tasks::interruption::stoppable;
 use crate::tasks::task::{Evaluation, Task};
 use crate::train::batches::Steps;
 use crate::train::clip::clip_grad_norm;
 use crate::train::config::TrainConfig;
 use crate::train::folder::{RunFolder, Start};
-use crate::train::group::{self, ProcessGroup};
 use crate::train::identity;
 use crate::train::learner::Learner;
 use crate::train::optimizer;

@@ -60,7 +60,7 @@ pub(super) use with::Process;
 mod with {
     use std::rc::Rc;
 
-    use peft_tasks::train::group::{self, ProcessGroup};
+    use peft_tasks::parallel::group::{self, ProcessGroup};
 
     use super::{PeftError, Result, started};
     use crate::mpi::Mpi;

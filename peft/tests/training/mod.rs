@@ -3,6 +3,7 @@
 mod batch_layout;
 mod early_stopping;
 mod gradient_checkpointing;
+mod process_group;
 mod reference_steps;
 mod resume;
 mod run;

@@ -21,7 +21,7 @@ pub(super) const TRAIN: &str = "train --model tiny-gpt --data text.jsonl --steps
                                 --max-length 16 --r 2 --dropout 0.1 --targets c_attn,c_fc --eval-data text.jsonl --eval-every 4";
 
 /// Writes all of it.
-pub(super) fn prepare(peft: &Peft, place: &Path) -> Result<(), String> {
+pub(crate) fn prepare(peft: &Peft, place: &Path) -> Result<(), String> {
     let write = |name: &str, bytes: &[u8]| {
         let path = place.join(name);
         let folder = path.parent().unwrap_or(place);

@@ -15,12 +15,12 @@ const MEMORY: u64 = 12 << 20;
 /// More than any message should say.
 const LONGEST: usize = 6000;
 
-pub(super) struct Peft {
+pub(crate) struct Peft {
     program: PathBuf,
 }
 
 /// What a run came to.
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// How to do it again.
     pub line: String,
     /// The exit code, nothing if a signal ended it.
@@ -31,7 +31,7 @@ pub(super) struct Outcome {
 }
 
 impl Peft {
-    pub(super) fn find(given: Option<PathBuf>) -> Result<Self, String> {
+    pub(crate) fn find(given: Option<PathBuf>) -> Result<Self, String> {
         let own = std::env::current_exe().map_err(|error| format!("cannot tell where xtask lies: {error}"))?;
         let program = given.unwrap_or_else(|| own.with_file_name(format!("peft{}", std::env::consts::EXE_SUFFIX)));
         // Runs have folders of their own.
@@ -39,6 +39,11 @@ impl Peft {
             Ok(program) => Ok(Self { program }),
             Err(_) => Err(format!("there is no {}: run `cargo build --workspace`", program.display())),
         }
+    }
+
+    /// Where it lies.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     /// The command in a folder, with the words of a line.
@@ -61,7 +66,7 @@ impl Peft {
     }
 
     /// A run that has to succeed.
-    pub(super) fn expect(&self, place: &Path, words: &str) -> Result<Outcome, String> {
+    pub(crate) fn expect(&self, place: &Path, words: &str) -> Result<Outcome, String> {
         let outcome = self.run(place, words)?;
         outcome.verdict()?;
         match outcome.code {
@@ -72,7 +77,7 @@ impl Peft {
 }
 
 /// Runs a command to its end, or for as long as patience lasts.
-pub(super) fn finish(mut command: Command, line: &str) -> Result<Outcome, String> {
+pub(crate) fn finish(mut command: Command, line: &str) -> Result<Outcome, String> {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("cannot start {line}: {error}"))?;
     let stdout = child.stdout.take().map(drain);
@@ -96,7 +101,7 @@ fn drain(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
 }
 
 /// Whether a process ends within a time.
-pub(super) fn wait(child: &mut Child, within: Duration) -> Result<bool, String> {
+pub(crate) fn wait(child: &mut Child, within: Duration) -> Result<bool, String> {
     let start = Instant::now();
     while start.elapsed() < within {
         if child.try_wait().map_err(|error| format!("cannot wait: {error}"))?.is_some() {
@@ -109,7 +114,7 @@ pub(super) fn wait(child: &mut Child, within: Duration) -> Result<bool, String> 
 
 impl Outcome {
     /// What no run may do, whatever it is given.
-    pub(super) fn verdict(&self) -> Result<(), String> {
+    pub(crate) fn verdict(&self) -> Result<(), String> {
         let all = format!("{}\n{}", self.stdout, self.stderr);
         let word = |it: &str| all.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == it);
         let wrong = if self.hung {
@@ -134,7 +139,7 @@ impl Outcome {
     }
 
     /// The line and what it printed.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         let short = |text: &str| {
             text.chars()
                 .take(1500)

@@ -4,8 +4,8 @@
 //! A round depends on the seed and its own number alone. What a round must not do: panic, end by a signal, hang, succeed
 //! with numbers that are none, or leave a file that is half written.
 
-mod base;
-mod command;
+pub(crate) mod base;
+pub(crate) mod command;
 mod damages;
 mod fills;
 mod kills;

@@ -69,10 +69,10 @@ const RULES: [Rules; 7] = [
         ],
         cycles: &[],
     },
-    Rules { package: "peft-tasks", order: &["data", "eval", "generate", "tasks", "train"], cycles: &[] },
+    Rules { package: "peft-tasks", order: &["parallel", "data", "eval", "generate", "tasks", "train"], cycles: &[] },
     Rules {
         package: "peft",
-        order: &["device", "memory", "methods", "load", "task", "run", "folder", "prelude", "cli"],
+        order: &["device", "memory", "mpi", "methods", "load", "task", "run", "folder", "prelude", "cli"],
         cycles: &[],
     },
 ];

@@ -4,8 +4,8 @@ use peft_core::{PeftError, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::parallel::group::{self, gathered};
 use crate::tasks::interruption;
-use crate::train::group::{self, gathered};
 
 /// What one process found out.
 #[derive(Serialize, Deserialize)]
@@ -20,7 +20,7 @@ enum Part<P> {
 /// What `measure` makes of every batch of `count` items, in their order. It is given the items of the batch, and those of the
 /// batch that it will be given next.
 ///
-/// In a [process group](crate::train::group) every process measures its share of the batches, and all of them get all.
+/// In a [process group](crate::parallel::group) every process measures its share of the batches, and all of them get all.
 ///
 /// # Errors
 /// Those of `measure`, of any process; if the run is to end.

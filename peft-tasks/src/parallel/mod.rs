@@ -1,0 +1,3 @@
+//! Several processes that share the work of one run.
+
+pub mod group;
