@@ -17,6 +17,7 @@ pub use lora::data_init::eva::{self, EvaConfig};
 pub use lora::embedding::LoraEmbedding;
 pub use lora::init::Factors;
 pub use lora::linear::{Factor, LoraLinear};
+pub use lora::loftq::LoftqConfig;
 pub use lora::parameter::LoraParameter;
 pub use methods::adalora::AdaLoraConfig;
 pub use methods::boft::BoftConfig;

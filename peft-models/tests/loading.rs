@@ -1,11 +1,15 @@
 //! What a folder may look like, and what is said when it is damaged.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::TensorData;
-use peft_core::files::checkpoint::{Checkpoint, FloatType, Stored, TensorFile, write_tensors};
-use peft_core::{Adaptable, PeftError};
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, TensorData};
+use peft_core::files::checkpoint::{Checkpoint, FloatType, Placement, Stored, TensorFile, write_tensors};
+use peft_core::quant::{QuantConfig, QuantFormat};
+use peft_core::spec::{PathStack, VisitParams};
+use peft_core::{Adaptable, PeftError, visit_params};
 use peft_models::auto::{
     AutoCausalLm, AutoSequenceClassifier, ClassifierOptions, load_causal_lm, load_feature_extractor, load_masked_lm,
     load_seq2seq_lm, load_sequence_classifier,
@@ -482,4 +486,31 @@ fn a_head_of_other_outputs_is_replaced_if_they_are_asked_for() {
     });
     let error = load_sequence_classifier(folder.path(), &device(), &ClassifierOptions::default()).unwrap_err();
     assert_says(&error, &["score.weight: file []"]);
+}
+
+/// `_keep_in_fp32_modules` of transformers goes before all that a configuration says.
+#[test]
+fn layers_that_want_full_precision_are_not_quantised() {
+    #[derive(Default)]
+    struct Types(BTreeMap<String, DType>);
+    impl VisitParams for Types {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            self.0.insert(at.path(), param.base().dtype());
+        }
+    }
+    for skipped in [None, Some(vec!["k".to_owned()])] {
+        let config = QuantConfig { skip_modules: skipped.clone(), ..QuantConfig::new(QuantFormat::Int8) };
+        let place = Placement::on(&device()).with_quantization(config);
+        let (model, _) = load_seq2seq_lm(model_folder("t5-tiny"), place).unwrap();
+        let mut types = Types::default();
+        visit_params(&model, &mut types);
+        let is_whole = |end: &str| {
+            let of_end: Vec<bool> =
+                types.0.iter().filter(|it| it.0.ends_with(end)).map(|it| *it.1 == DType::F32).collect();
+            assert!(!of_end.is_empty() && of_end.iter().all(|it| *it == of_end[0]), "{end}: {of_end:?}");
+            of_end[0]
+        };
+        assert!(is_whole("DenseReluDense.wo.weight") && !is_whole("DenseReluDense.wi.weight"));
+        assert_eq!(is_whole("SelfAttention.k.weight"), skipped.is_some());
+    }
 }

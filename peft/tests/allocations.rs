@@ -305,3 +305,27 @@ fn a_model_of_7_billion_parameters_is_planned_and_inspected_in_a_few_megabytes()
         assert!(taken < 64 << 20, "inspecting took {taken} bytes");
     }
 }
+
+/// A base of GPTQ holds its codes, after loading and after a step: not the numbers that they mean, which take 147 kB.
+#[test]
+fn a_base_in_groups_stays_packed() {
+    alone!();
+    let device = device("flex").unwrap();
+    let load = || load_causal_lm(fixtures().join("models/llama-gptq"), &device).unwrap().0;
+    // What is made once for all models.
+    drop(load());
+    let before = HELD.get();
+    let mut peft = PeftModel::new(load());
+    let tables = 2 * 101 * 64 * size_of::<f32>() as isize;
+    let held = HELD.get() - before - tables;
+    assert!(held < 80_000, "{held} bytes for 36864 numbers of 4 bits");
+    peft.add_adapter(LoraConfig::new(1, 1.0).all_linear()).unwrap();
+    let rows = (0..2).map(|row| Sample::language((0..8).map(|at| row * 8 + at).collect()));
+    let task = LanguageModelling::padded(rows.collect(), 0).unwrap();
+    let step = || drop(task.loss_sum(peft.model(), &[0, 1], &device).unwrap().backward());
+    step();
+    let before = HELD.get();
+    step();
+    let kept = HELD.get() - before;
+    assert!(kept < 20_000, "a step leaves {kept} bytes behind");
+}

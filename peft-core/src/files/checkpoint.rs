@@ -9,12 +9,13 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::{LoadReport, PeftError, Result};
 pub use crate::files::dtype::{BaseDtype, Dtype, FloatType, Placement};
+use crate::files::grouped_config;
 use crate::files::inside::inside;
 use crate::files::plain::read_text;
 pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
-use crate::quant::{QuantConfig, Quantized, Rounding, packed_tensor};
+use crate::quant::{GroupedConfig, QuantConfig, Quantized, Rounding, packed_tensor};
 use crate::spec::{
     MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, is_suffix, map_params, visit_params,
 };
@@ -36,6 +37,8 @@ pub struct Checkpoint {
     aliases: HashMap<String, String>,
     dtype: BaseDtype,
     quantize: Option<QuantConfig>,
+    /// How words of codes are filled, if there are such.
+    groups: Option<GroupedConfig>,
 }
 
 impl Checkpoint {
@@ -105,8 +108,11 @@ impl Checkpoint {
         {
             return Err(PeftError::bad_file(path, format!("it lists `{key}` in {shard}, which does not hold it")));
         }
+        let groups =
+            keys.keys().any(|it| it.ends_with(".qweight")).then(|| grouped_config::config(folder)).transpose()?;
         Ok(Self {
             folder: folder.to_path_buf(),
+            groups,
             files,
             keys,
             aliases: HashMap::new(),
@@ -137,6 +143,11 @@ impl Checkpoint {
         }
         self.quantize = quantize;
         Ok(self)
+    }
+
+    /// How words of codes are filled, in a checkpoint of GPTQ or AWQ.
+    pub fn groups(&self) -> Option<&GroupedConfig> {
+        self.groups.as_ref()
     }
 
     /// Whether some matrix is stored in codes.
@@ -176,10 +187,24 @@ impl Checkpoint {
 
     /// The file that a parameter of a model was read from, whose path may have a prefix more or less than its key.
     pub fn file_of(&self, path: &str) -> Option<&Path> {
+        self.file(self.key_of(path)?).map(TensorFile::path)
+    }
+
+    /// The numbers of a parameter of a model, found in the same way.
+    ///
+    /// # Errors
+    /// If it is not there, or there in codes.
+    pub fn floats_of(&self, path: &str) -> Result<TensorData> {
+        match self.key_of(path).and_then(|key| Some((key, self.file(key)?))) {
+            Some((key, file)) if !self.is_quantised(key) => file.floats(key),
+            _ => Err(PeftError::bad_file(&self.folder, format!("it does not hold `{path}` in full precision"))),
+        }
+    }
+
+    fn key_of(&self, path: &str) -> Option<&str> {
         let is_meant = |key: &&str| *key == path || is_suffix(path, key) || is_suffix(key, path);
         let alias = self.aliases.get(path).map(String::as_str);
-        let key = alias.or_else(|| self.keys().find(|key| *key == path)).or_else(|| self.keys().find(is_meant))?;
-        self.file(key).map(TensorFile::path)
+        alias.or_else(|| self.keys().find(|key| *key == path)).or_else(|| self.keys().find(is_meant))
     }
 
     /// Element type of the largest tensor of floats: what the checkpoint as a whole is stored in, but for matrices of codes.
@@ -204,16 +229,17 @@ impl Checkpoint {
     /// checkpoint lacks them; everything else must be there. Returns what was optional and absent, and what the
     /// checkpoint holds beyond the model, as heads for another task.
     pub fn load<M: Module>(&self, model: M, base_prefix: &str, optional: &[&str]) -> Result<(M, LoadReport)> {
-        self.load_beside_heads(model, base_prefix, optional, &[])
+        self.load_described(model, base_prefix, optional, &ModelSpec::default())
     }
 
-    /// The same for a model with these heads, which are not [quantised](Self::with_quantization).
-    pub fn load_beside_heads<M: Module>(
+    /// The same for a model that says of itself which layers are not [quantised](Self::with_quantization): heads, unless
+    /// a configuration says otherwise, and what stays in [full precision](ModelSpec::full_precision).
+    pub fn load_described<M: Module>(
         &self,
         model: M,
         base_prefix: &str,
         optional: &[&str],
-        heads: &[String],
+        described: &ModelSpec,
     ) -> Result<(M, LoadReport)> {
         let spec = ModelSpec::of(&model);
         let mut report = LoadReport::default();
@@ -250,7 +276,7 @@ impl Checkpoint {
             checkpoint: self,
             found: &found,
             spec: spec.iter().map(|it| (it.path(), &**it)).collect(),
-            heads,
+            described,
             error: None,
         };
         let model = map_params(model, &mut fill);
@@ -276,6 +302,10 @@ impl Checkpoint {
             keys.extend(old.filter(|_| path.contains("LayerNorm")));
         }
         keys.extend(self.aliases.get(path).cloned());
+        if self.groups.is_some() {
+            let codes: Vec<String> = keys.iter().filter_map(|it| grouped_config::codes_of(it)).collect();
+            keys.extend(codes);
+        }
         keys
     }
 }
@@ -284,7 +314,7 @@ struct Fill<'a> {
     checkpoint: &'a Checkpoint,
     found: &'a HashMap<String, String>,
     spec: HashMap<String, &'a ParamSpec>,
-    heads: &'a [String],
+    described: &'a ModelSpec,
     error: Option<PeftError>,
 }
 
@@ -331,8 +361,9 @@ impl Fill<'_> {
             return Ok(Some(as_seen(matrix)));
         }
         let Some(config) = self.checkpoint.quantize.as_ref().filter(|_| may_be_packed(spec)) else { return Ok(None) };
-        let is_head = self.heads.iter().any(|it| contains_module(&spec.module, it));
-        if config.skips(&spec.module, is_head)? {
+        let is_head = self.described.heads.iter().any(|it| contains_module(&spec.module, it));
+        let stays = self.described.full_precision.iter().any(|it| contains_module(&spec.module, it));
+        if stays || config.skips(&spec.module, is_head)? {
             return Ok(None);
         }
         let floats = file.floats(key)?;

@@ -3,6 +3,8 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod folder;
+mod grouped;
+mod grouped_config;
 pub mod inside;
 pub mod place;
 pub mod plain;

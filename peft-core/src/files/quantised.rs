@@ -48,12 +48,18 @@ struct Stored {
 impl Checkpoint {
     /// Whether a key holds codes.
     pub(super) fn is_quantised(&self, key: &str) -> bool {
+        if self.is_grouped(key) {
+            return true;
+        }
         let Some(module) = key.strip_suffix(".weight") else { return false };
         self.four_bit_state(key).is_some() || self.contains(&format!("{module}.SCB"))
     }
 
     /// Whether a key belongs to a matrix of codes.
     pub(super) fn is_beside_quantised(&self, key: &str) -> bool {
+        if self.is_beside_grouped(key) {
+            return true;
+        }
         let four = FOUR_BIT.iter().find_map(|it| key.strip_suffix(it)).is_some_and(|it| self.is_quantised(it));
         let eight = EIGHT_BIT.iter().find_map(|it| key.strip_suffix(it)?.strip_suffix('.'));
         four || eight.is_some_and(|it| self.is_quantised(&format!("{it}.weight")))
@@ -68,7 +74,7 @@ impl Checkpoint {
     /// # Errors
     /// If what lies beside the codes cannot be understood.
     pub(super) fn quantised_shape(&self, key: &str) -> Result<[usize; 2]> {
-        Ok(self.stored(key)?.1.shape)
+        if self.is_grouped(key) { self.grouped_shape(key) } else { Ok(self.stored(key)?.1.shape) }
     }
 
     /// Calls `read` with a matrix of codes.
@@ -76,6 +82,9 @@ impl Checkpoint {
     /// # Errors
     /// If what lies beside the codes is damaged.
     pub(super) fn with_quantised<R>(&self, key: &str, read: impl FnOnce(Packed<'_>) -> Result<R>) -> Result<R> {
+        if self.is_grouped(key) {
+            return self.with_grouped(key, read);
+        }
         let (file, stored) = self.stored(key)?;
         let codes = file.raw(key)?;
         let nested_codes;
@@ -87,7 +96,7 @@ impl Checkpoint {
             }
         };
         let Stored { shape: [lines, width], format, block, rounding, .. } = stored;
-        read(Packed { lines, width, format, codes, scales, block, rounding })
+        read(Packed { lines, width, format, codes, scales, groups: None, block, rounding })
     }
 
     /// The bytes of a tensor that lies beside codes, perhaps in another shard.

@@ -1,6 +1,9 @@
 //! Adapters that are added to a model.
 
-use burn::module::Module;
+use std::collections::HashSet;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 
 use crate::adapter::{AnyAdapter, slots};
 use crate::config::limits::check_numbers;
@@ -9,7 +12,8 @@ use crate::error::{PeftError, Result};
 use crate::files::safetensors::Stored;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel};
 use crate::plan::plan::Plan;
-use crate::spec::{ModelSpec, ParamSpec};
+use crate::quant::is_packed;
+use crate::spec::{ModelSpec, ParamSpec, PathStack, VisitParams, visit_params};
 
 /// A base that takes in an adapter, and what the adapter will do to it.
 pub(super) struct Planned<M> {
@@ -97,6 +101,7 @@ impl<M: Module> PeftModel<M> {
         check_numbers(&config.to_json()?)?;
         let planned = self.planned_on_head(name, config)?;
         planned.plan.check_memory(&self.device())?;
+        check_precision(&planned)?;
         Ok(planned)
     }
 
@@ -136,6 +141,30 @@ impl<M: Module> PeftModel<M> {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses an adapter that wants weights in full precision, where one of those that it is for is quantised.
+fn check_precision<M: Module>(planned: &Planned<M>) -> Result<()> {
+    struct FindPacked<'a> {
+        among: HashSet<&'a str>,
+        found: Option<String>,
+    }
+    impl VisitParams for FindPacked<'_> {
+        fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
+            // One that is not there yet comes from no file.
+            if self.found.is_none() && !at.in_adapters() && param.is_initialized() && is_packed(param.base().dtype()) {
+                self.found = Some(at.path()).filter(|it| self.among.contains(it.as_str()));
+            }
+        }
+    }
+    let Some(reason) = &planned.plan.wants_full_precision else { return Ok(()) };
+    let paths: Vec<String> = planned.plan.rows.iter().map(|it| it.param.path()).collect();
+    let mut find = FindPacked { among: paths.iter().map(String::as_str).collect(), found: None };
+    visit_params(&planned.model, &mut find);
+    match find.found {
+        Some(path) => Err(PeftError::Invalid(format!("`{path}` is quantised: {reason}"))),
+        None => Ok(()),
     }
 }
 

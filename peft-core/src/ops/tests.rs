@@ -838,3 +838,25 @@ fn a_weight_in_few_bits_gives_the_bits_of_the_numbers_that_it_means() {
         }
     }
 }
+
+#[test]
+fn a_weight_in_groups_gives_the_bits_of_the_numbers_that_it_means() {
+    for sorted in [false, true] {
+        for dims in [[1, 64, 40], [33, 96, 48], [70, 800, 56], [20, 128, 200]] {
+            let [_, d_in, d_out] = dims;
+            let (matrix, wanted) = quant::tests::grouped([d_out, d_in], sorted);
+            let packed = quant::packed_tensor(&matrix.view(), &device()).expect("packed on flex");
+            let meant = ops::to_f32(packed.clone());
+            assert_eq!(meant.to_data(), TensorData::new(wanted, [d_out, d_in]));
+            let name = format!("{dims:?} {sorted}");
+            let same = products_with(&packed, Layout::OutIn, dims) == products_with(&meant, Layout::OutIn, dims);
+            assert!(same, "{name}");
+            // As the layers of GPT-2 see it.
+            let (packed, meant) = (packed.transpose(), meant.transpose());
+            assert!(
+                products_with(&packed, Layout::InOut, dims) == products_with(&meant, Layout::InOut, dims),
+                "{name}"
+            );
+        }
+    }
+}

@@ -129,6 +129,8 @@ pub struct Plan {
     /// What keeps fresh values from being what the configuration says, as a text that nobody split into tokens. It does
     /// not matter to a folder, which has values.
     pub missing_data: Option<String>,
+    /// Why the adapter cannot be on weights that are quantised, if it cannot.
+    pub wants_full_precision: Option<String>,
     /// Fields of the configuration that were not given and that the model decides, as they are to be saved.
     pub derived: Map<String, Value>,
     /// What a user should know although nothing is wrong.

@@ -1,4 +1,4 @@
-//! What of a base is quantised, and how: `BitsAndBytesConfig` of transformers.
+//! What of a base is quantised, and how: `quantization_config` of transformers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::four_bit::FourBit;
+use super::grouped::GroupedConfig;
 use super::packed::QuantFormat;
 use crate::error::{PeftError, Result};
 
@@ -43,22 +44,13 @@ impl QuantConfig {
         Self { skip_modules: Some(modules.into_iter().map(Into::into).collect()), ..self }
     }
 
-    /// Understands `quantization_config` of a `config.json`.
+    /// Understands the `quantization_config` that bitsandbytes has in a `config.json`.
     ///
     /// # Errors
-    /// If it is of another method, or says what is not computed here.
-    pub fn from_json(config: &Map<String, Value>) -> Result<Self> {
+    /// If it says what is not computed here.
+    fn from_json(config: &Map<String, Value>) -> Result<Self> {
         let is_on = |field: &str| config.get(field).and_then(Value::as_bool).unwrap_or(false);
         let [four, eight] = ["load_in_4bit", "load_in_8bit"].map(is_on);
-        match config.get("quant_method").and_then(Value::as_str) {
-            Some("bitsandbytes") => {}
-            None if four || eight => {}
-            other => {
-                let method = other.map_or("no quant_method".to_owned(), |it| format!("the quant_method `{it}`"));
-                let reason = "read are NF4, FP4 and int8 of bitsandbytes; load the checkpoint that it was made from";
-                return Err(PeftError::config("quantization_config", format!("names {method}: {reason}")));
-            }
-        }
         let format = match (four, eight) {
             (true, false) => match config.get("bnb_4bit_quant_type").and_then(Value::as_str) {
                 // The default of transformers.
@@ -95,7 +87,7 @@ impl QuantConfig {
     pub fn to_json(&self) -> Value {
         let four = match self.format {
             QuantFormat::FourBit(kind) => Some(kind),
-            QuantFormat::Int8 => None,
+            QuantFormat::Int8 | QuantFormat::Grouped(_) => None,
         };
         json!({
             "quant_method": "bitsandbytes",
@@ -110,6 +102,11 @@ impl QuantConfig {
             "llm_int8_has_fp16_weight": false,
             "llm_int8_skip_modules": self.skip_modules,
         })
+    }
+
+    /// Whether both give the same numbers, but for modules that stay as they are.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.format == other.format && self.double_quant == other.double_quant
     }
 
     /// Whether a module is left as it is. Source: `should_convert_module` of transformers 5.23.
@@ -130,6 +127,55 @@ impl QuantConfig {
             }
         }
         Ok(false)
+    }
+}
+
+/// How a checkpoint keeps its linear layers, if not in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredQuant {
+    /// As bitsandbytes does.
+    BitsAndBytes(QuantConfig),
+    /// In groups, as GPTQ and AWQ do.
+    Grouped(GroupedConfig),
+}
+
+impl StoredQuant {
+    /// Understands `quantization_config` of a `config.json`.
+    ///
+    /// # Errors
+    /// If it is of another method, or says what is not computed here.
+    pub fn from_json(config: &Map<String, Value>) -> Result<Self> {
+        let is_on = |field: &str| config.get(field).and_then(Value::as_bool).unwrap_or(false);
+        match config.get("quant_method").and_then(Value::as_str) {
+            Some("bitsandbytes") => QuantConfig::from_json(config).map(Self::BitsAndBytes),
+            None if is_on("load_in_4bit") || is_on("load_in_8bit") => {
+                QuantConfig::from_json(config).map(Self::BitsAndBytes)
+            }
+            Some("gptq" | "awq") => GroupedConfig::from_json(config).map(Self::Grouped),
+            other => {
+                let method = other.map_or("no quant_method".to_owned(), |it| format!("the quant_method `{it}`"));
+                let reason = "read are NF4, FP4 and int8 of bitsandbytes, GPTQ and AWQ; load the checkpoint that it was \
+                              made from";
+                Err(PeftError::config("quantization_config", format!("names {method}: {reason}")))
+            }
+        }
+    }
+
+    /// Whether matrices mean the same numbers as those that are quantised by a configuration when they are loaded.
+    pub fn is_like(&self, config: &QuantConfig) -> bool {
+        match self {
+            Self::BitsAndBytes(own) => own.is_like(config),
+            Self::Grouped(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for StoredQuant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BitsAndBytes(config) => config.fmt(f),
+            Self::Grouped(config) => config.fmt(f),
+        }
     }
 }
 
@@ -166,6 +212,16 @@ impl fmt::Display for QuantFormat {
     }
 }
 
+impl fmt::Display for GroupedConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (method, bits) = (self.method().to_uppercase(), self.bits.bits());
+        match self.group {
+            Some(group) => write!(f, "{method} with {bits} bits in groups of {group}"),
+            None => write!(f, "{method} with {bits} bits by rows"),
+        }
+    }
+}
+
 impl fmt::Display for QuantConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.format, if self.double_quant { " with quantised scales" } else { "" })
@@ -175,9 +231,17 @@ impl fmt::Display for QuantConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::grouped::{GroupBits, GroupLayout};
+
+    fn stored(text: &str) -> std::result::Result<StoredQuant, String> {
+        StoredQuant::from_json(&serde_json::from_str(text).unwrap()).map_err(|it| it.to_string())
+    }
 
     fn parsed(text: &str) -> std::result::Result<QuantConfig, String> {
-        QuantConfig::from_json(&serde_json::from_str(text).unwrap()).map_err(|it| it.to_string())
+        match stored(text)? {
+            StoredQuant::BitsAndBytes(config) => Ok(config),
+            other => panic!("{other} is not of bitsandbytes"),
+        }
     }
 
     #[test]
@@ -192,11 +256,55 @@ mod tests {
         assert_eq!(parsed(&config.to_json().to_string()).unwrap(), config);
         assert_eq!(parsed(r#"{"load_in_8bit": true}"#).unwrap().format, QuantFormat::Int8);
         for (text, wanted) in [
-            (r#"{"quant_method": "gptq", "bits": 4}"#, "the quant_method `gptq`"),
+            (r#"{"quant_method": "aqlm", "bits": 4}"#, "the quant_method `aqlm`"),
             (r#"{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}"#, "`nf3`"),
             (r#"{"quant_method": "bitsandbytes"}"#, "neither `load_in_4bit`"),
         ] {
             let error = parsed(text).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn groups_are_understood_and_what_is_not_read_is_named() {
+        let config = |text: &str| match stored(text).unwrap() {
+            StoredQuant::Grouped(config) => config,
+            other => panic!("{other} has no groups"),
+        };
+        let gptq = config(
+            r#"{"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "sym": true, "damp_percent": 0.1,
+                "checkpoint_format": "gptq", "dynamic": {"-:lm_head": {}}, "pack_dtype": "int32"}"#,
+        );
+        let layout = GroupLayout::Gptq { zeros_less_one: true };
+        assert_eq!(gptq, GroupedConfig { layout, bits: GroupBits::Four, group: Some(128) });
+        assert_eq!(gptq.to_string(), "GPTQ with 4 bits in groups of 128");
+        let second = config(r#"{"quant_method": "gptq", "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}"#);
+        let layout = GroupLayout::Gptq { zeros_less_one: false };
+        assert_eq!(second, GroupedConfig { layout, bits: GroupBits::Eight, group: None });
+        let awq =
+            config(r#"{"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM", "zero_point": true}"#);
+        assert_eq!(awq, GroupedConfig { layout: GroupLayout::Awq, bits: GroupBits::Four, group: Some(64) });
+        assert!(!StoredQuant::Grouped(awq).is_like(&QuantConfig::new(QuantFormat::Int8)));
+        for (method, fields, wanted) in [
+            ("gptq", r#""bits": 3, "group_size": 128"#, "`bits` is 3"),
+            ("gptq", r#""bits": 2, "group_size": 128"#, "`bits` is 2"),
+            ("awq", r#""bits": 8, "group_size": 128"#, "AWQ is read in 4 bits"),
+            ("gptq", r#""group_size": 128"#, "`bits` is missing"),
+            ("gptq", r#""bits": 4"#, "`group_size` is missing"),
+            ("gptq", r#""bits": 4, "group_size": 0"#, "`group_size` is 0"),
+            (
+                "gptq",
+                r#""bits": 4, "group_size": 64, "checkpoint_format": "marlin""#,
+                "`checkpoint_format` is \"marlin\"",
+            ),
+            ("gptq", r#""bits": 4, "group_size": 64, "is_marlin_format": true"#, "`is_marlin_format`"),
+            ("gptq", r#""bits": 4, "group_size": 64, "pack_dtype": "int16""#, "`pack_dtype`"),
+            ("gptq", r#""bits": 4, "group_size": 64, "dynamic": {"+:.*down": {"bits": 8}}"#, "`+:.*down`"),
+            ("awq", r#""bits": 4, "group_size": 64, "version": "gemv""#, "`version` is \"gemv\""),
+            ("awq", r#""bits": 4, "group_size": 64, "format": "gemv_fast""#, "`format` is \"gemv_fast\""),
+            ("awq", r#""bits": 4, "group_size": 64, "backend": "llm-awq""#, "`backend` is llm-awq"),
+        ] {
+            let error = stored(&format!(r#"{{"quant_method": "{method}", {fields}}}"#)).unwrap_err();
             assert!(error.contains(wanted), "{error}");
         }
     }

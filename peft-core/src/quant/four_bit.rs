@@ -121,6 +121,24 @@ impl FourBit {
     }
 }
 
+/// The values of the codes from `place` on, without their scale.
+#[inline(always)]
+pub(super) fn widen_codes(pairs: &[[f32; 2]; 256], codes: &[u8], place: usize, out: &mut [f32]) {
+    let odd = (place % 2).min(out.len());
+    let (first, rest) = out.split_at_mut(odd);
+    if let [first] = first {
+        *first = pairs[usize::from(codes[place / 2])][1];
+    }
+    let codes = &codes[(place + odd) / 2..];
+    let (whole, last) = rest.as_chunks_mut::<2>();
+    for (to, code) in whole.iter_mut().zip(codes) {
+        *to = pairs[usize::from(*code)];
+    }
+    if let [last] = last {
+        *last = pairs[usize::from(codes[whole.len()])][0];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,29 +1,37 @@
-//! Matrices in 4 or 8 bits a number, as bitsandbytes keeps them.
+//! Matrices in 4 or 8 bits a number, as bitsandbytes, GPTQ and AWQ keep them.
 //!
 //! A base may be stored so, under adapters in full precision. [`QuantFormat`] says how numbers become codes, and
 //! [`Packed`] is a matrix of codes with its scales, which nobody widens as a whole: products widen the lines that they
-//! are about to read. A further format is a file beside `four_bit` and `int8`, and an arm in `packed`.
+//! are about to read. A further format is a file beside `four_bit`, `int8` and `grouped`, and an arm in `packed`.
 //!
-//! Source: bitsandbytes 0.50.2, whose files and numbers these are.
+//! Source: bitsandbytes 0.50.2, whose files and numbers these are; `grouped` has sources of its own.
 
 pub mod config;
 pub mod four_bit;
+pub mod grouped;
 pub mod int8;
 pub mod packed;
 pub mod scales;
 #[cfg(feature = "flex")]
 mod tensor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub use config::QuantConfig;
+pub use config::{QuantConfig, StoredQuant};
 pub use four_bit::FourBit;
+pub use grouped::{GroupBits, Grouped, GroupedConfig, Groups};
 pub use packed::{Packed, QuantFormat, Quantized, Rounding};
 pub use scales::Scales;
 #[cfg(feature = "flex")]
 pub(crate) use tensor::{is_packed, view, widen};
 #[cfg(feature = "flex")]
 pub use tensor::{packed_tensor, quantized, widened};
+
+/// Without that backend nothing is packed.
+#[cfg(not(feature = "flex"))]
+pub(crate) fn is_packed(_dtype: burn::tensor::DType) -> bool {
+    false
+}
 
 /// Only the CPU backend computes with packed matrices.
 ///

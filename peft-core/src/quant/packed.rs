@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::four_bit::{BLOCK, FourBit};
+use super::four_bit::{BLOCK, FourBit, widen_codes};
+use super::grouped::{GroupBits, Grouped, Groups};
 use super::int8;
 use super::scales::{DoubleQuantized, Scales, dynamic_map};
 use crate::error::{PeftError, Result};
@@ -16,15 +17,19 @@ pub enum QuantFormat {
     FourBit(FourBit),
     /// Eight bits, by rows.
     Int8,
+    /// Whole numbers in groups with a scale and a zero each: read from checkpoints of GPTQ and AWQ, not made here.
+    Grouped(GroupBits),
 }
 
 impl QuantFormat {
-    /// Its name on the command line.
+    /// Its name on the command line, where it can be asked for there.
     pub fn name(self) -> &'static str {
         match self {
             Self::FourBit(FourBit::Nf4) => "nf4",
             Self::FourBit(FourBit::Fp4) => "fp4",
             Self::Int8 => "int8",
+            Self::Grouped(GroupBits::Four) => "int4 in groups",
+            Self::Grouped(GroupBits::Eight) => "int8 in groups",
         }
     }
 }
@@ -52,9 +57,11 @@ pub struct Packed<'a> {
     pub format: QuantFormat,
     /// Two numbers a byte for four bits, one for eight.
     pub codes: &'a [u8],
-    /// Scales of blocks, or of rows.
+    /// Scales of blocks, of rows, or `[lines, groups]`.
     pub scales: Scales<'a>,
-    /// Numbers of the flat matrix that share a scale; for int8 the width.
+    /// What groups have beside their scales, where the format is [`QuantFormat::Grouped`].
+    pub groups: Option<Groups<'a>>,
+    /// Numbers of the flat matrix that share a scale; for int8 the width; for groups numbers of a row.
     pub block: usize,
     /// What widened numbers are rounded to.
     pub rounding: Rounding,
@@ -87,6 +94,13 @@ impl Packed<'_> {
                     at += count;
                 }
             }
+            QuantFormat::Grouped(bits) => {
+                if let Some(groups) = &self.groups {
+                    let of_line = line * self.width.div_ceil(self.block);
+                    bits.widen_codes(self.codes, start, out);
+                    groups.scale(self.scales, of_line, self.block, from, out);
+                }
+            }
         }
         match self.rounding {
             Rounding::Single => {}
@@ -111,6 +125,23 @@ impl Packed<'_> {
     }
 }
 
+impl Grouped {
+    /// The matrix.
+    pub fn view(&self) -> Packed<'_> {
+        let [lines, width] = self.shape;
+        Packed {
+            lines,
+            width,
+            format: QuantFormat::Grouped(self.bits),
+            codes: &self.codes,
+            scales: Scales::Single(&self.scales),
+            groups: Some(Groups { zeros: &self.zeros, of_column: self.of_column.as_deref() }),
+            block: self.block,
+            rounding: Rounding::Single,
+        }
+    }
+}
+
 /// A matrix that was quantised here.
 #[derive(Debug, Clone)]
 pub struct Quantized {
@@ -126,7 +157,7 @@ impl Quantized {
     /// Quantises a matrix `[lines, width]`. `double` quantises the scales of blocks, too.
     ///
     /// # Errors
-    /// If a number is not finite: there is no code for it.
+    /// If a number is not finite, for which there is no code, or the format is only read.
     pub fn new(
         numbers: &[f32],
         shape: [usize; 2],
@@ -146,6 +177,10 @@ impl Quantized {
                 let (codes, largest) = int8::quantize(numbers, shape[1]);
                 (codes.into_iter().map(|it| it as u8).collect(), largest)
             }
+            QuantFormat::Grouped(_) => {
+                let reason = "such matrices are read from checkpoints of GPTQ and AWQ: quantise to nf4, fp4 or int8";
+                return Err(PeftError::unsupported(format!("quantising to {}", format.name()), reason));
+            }
         };
         let is_double = double && format != QuantFormat::Int8;
         let double = is_double.then(|| DoubleQuantized::new(&largest));
@@ -164,24 +199,6 @@ impl Quantized {
         let block = if self.format == QuantFormat::Int8 { self.shape[1] } else { BLOCK };
         let [lines, width] = self.shape;
         let (format, rounding) = (self.format, self.rounding);
-        Packed { lines, width, format, codes: &self.codes, scales, block, rounding }
-    }
-}
-
-/// The values of the codes from `place` on, without their scale.
-#[inline(always)]
-fn widen_codes(pairs: &[[f32; 2]; 256], codes: &[u8], place: usize, out: &mut [f32]) {
-    let odd = (place % 2).min(out.len());
-    let (first, rest) = out.split_at_mut(odd);
-    if let [first] = first {
-        *first = pairs[usize::from(codes[place / 2])][1];
-    }
-    let codes = &codes[(place + odd) / 2..];
-    let (whole, last) = rest.as_chunks_mut::<2>();
-    for (to, code) in whole.iter_mut().zip(codes) {
-        *to = pairs[usize::from(*code)];
-    }
-    if let [last] = last {
-        *last = pairs[usize::from(codes[whole.len()])][0];
+        Packed { lines, width, format, codes: &self.codes, scales, groups: None, block, rounding }
     }
 }

@@ -1,4 +1,4 @@
-//! The scales of blocks: as they are, or in 8 bits themselves.
+//! The scales of blocks: as they are, or in 8 bits themselves; and the maps of 8 bits, which moments of an optimizer take too.
 //!
 //! Double quantisation takes the mean off the scales, and quantises the rest in blocks of 256 by 256 values, of which small ones
 //! lie closer together.
@@ -84,7 +84,7 @@ impl DoubleQuantized {
 }
 
 /// The place of the nearest of ascending values, the lower one between two.
-fn nearest(values: &[f32; 256], x: f32) -> u8 {
+pub fn nearest(values: &[f32; 256], x: f32) -> u8 {
     let above = values.partition_point(|it| *it < x).clamp(1, 255);
     let (low, high) = (values[above - 1], values[above]);
     (if x - low <= high - x { above - 1 } else { above }) as u8
@@ -92,27 +92,36 @@ fn nearest(values: &[f32; 256], x: f32) -> u8 {
 
 /// The 256 values of the reference's dynamic map, ascending.
 pub fn dynamic_map() -> &'static [f32; 256] {
-    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
-        let mut values = vec![0.0_f32, 1.0];
-        for exponent in 0..7_i32 {
-            let items: usize = 1 << exponent;
-            // `torch.linspace` counts from both ends, and rounds once.
-            let step = (1.0_f32 - 0.1) / items as f32;
-            let bound = |at: usize| match at < items.div_ceil(2) {
-                true => step.mul_add(at as f32, 0.1),
-                false => (-step).mul_add((items - at) as f32, 1.0),
-            };
-            let power = 10.0_f64.powi(exponent - 6);
-            for at in 0..items {
-                let mean = (bound(at) + bound(at + 1)) / 2.0;
-                let value = (power as f32) * mean;
-                values.extend([value, -value]);
-            }
-        }
-        values.sort_by(f32::total_cmp);
-        let mut map = [0.0; 256];
-        map.copy_from_slice(&values);
-        map
-    });
+    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| map_of(true));
     &MAP
+}
+
+/// The same for numbers that are not negative: twice as many of them.
+pub fn dynamic_map_unsigned() -> &'static [f32; 256] {
+    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| map_of(false));
+    &MAP
+}
+
+fn map_of(is_signed: bool) -> [f32; 256] {
+    let mut values = vec![0.0_f32, 1.0];
+    for exponent in 0..7_i32 {
+        let items: usize = if is_signed { 1 << exponent } else { 2 << exponent };
+        // `torch.linspace` counts from both ends, and rounds once.
+        let step = (1.0_f32 - 0.1) / items as f32;
+        let bound = |at: usize| match at < items.div_ceil(2) {
+            true => step.mul_add(at as f32, 0.1),
+            false => (-step).mul_add((items - at) as f32, 1.0),
+        };
+        let power = 10.0_f64.powi(exponent - 6);
+        for at in 0..items {
+            let mean = (bound(at) + bound(at + 1)) / 2.0;
+            let value = (power as f32) * mean;
+            values.push(value);
+            values.extend(is_signed.then_some(-value));
+        }
+    }
+    values.sort_by(f32::total_cmp);
+    let mut map = [0.0; 256];
+    map.copy_from_slice(&values);
+    map
 }

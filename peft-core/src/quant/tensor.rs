@@ -14,6 +14,7 @@ use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::four_bit::FourBit;
+use super::grouped::{GroupBits, Groups};
 use super::packed::{Packed, QuantFormat, Quantized, Rounding};
 use super::scales::{NESTED_BLOCK, Scales};
 use crate::error::{PeftError, Result};
@@ -22,8 +23,30 @@ use crate::error::{PeftError, Result};
 const ALIGNED: usize = 64;
 /// Numbers of the header.
 const WORDS: usize = 8;
-const SINGLE: u64 = 0;
-const DOUBLE: u64 = 1;
+
+/// What lies beside the codes, as the header says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Single,
+    Double,
+    /// Scales and zeros.
+    Groups,
+    /// Scales, zeros, and the group of each column.
+    SortedGroups,
+}
+
+impl Beside {
+    const ALL: [Self; 4] = [Self::Single, Self::Double, Self::Groups, Self::SortedGroups];
+
+    fn of(matrix: &Packed<'_>) -> Self {
+        match (matrix.scales, matrix.groups) {
+            (Scales::Double { .. }, _) => Self::Double,
+            (_, None) => Self::Single,
+            (_, Some(Groups { of_column: None, .. })) => Self::Groups,
+            (_, Some(_)) => Self::SortedGroups,
+        }
+    }
+}
 
 /// Whether a tensor of floats is packed.
 pub(crate) fn is_packed(dtype: DType) -> bool {
@@ -34,19 +57,31 @@ pub(crate) fn is_packed(dtype: DType) -> bool {
 struct Places {
     codes: usize,
     scales: usize,
+    /// Scales of scales, or zeros.
     nested: usize,
+    /// What codes of scales mean, or the groups of columns.
     values: usize,
     end: usize,
 }
 
 impl Places {
-    fn new(codes: usize, scales: usize, is_double: bool) -> Self {
+    fn new(codes: usize, scales: usize, width: usize, beside: Beside) -> Self {
         let up = |it: usize| it.next_multiple_of(ALIGNED);
         let scales_at = ALIGNED + up(codes);
-        let nested = scales_at + up(if is_double { scales } else { 4 * scales });
-        // The offset comes before the scales of scales.
-        let values = nested + if is_double { up(4 * (1 + scales.div_ceil(NESTED_BLOCK))) } else { 0 };
-        let end = values + if is_double { 4 * 256 } else { 0 };
+        let nested = scales_at + up(if beside == Beside::Double { scales } else { 4 * scales });
+        let values = nested
+            + match beside {
+                Beside::Single => 0,
+                // The offset comes before the scales of scales.
+                Beside::Double => up(4 * (1 + scales.div_ceil(NESTED_BLOCK))),
+                Beside::Groups | Beside::SortedGroups => up(scales),
+            };
+        let end = values
+            + match beside {
+                Beside::Single | Beside::Groups => 0,
+                Beside::Double => 4 * 256,
+                Beside::SortedGroups => 4 * width,
+            };
         Self { codes: ALIGNED, scales: scales_at, nested, values, end }
     }
 }
@@ -61,14 +96,16 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
         let what = format!("a base in {} on {device:?}", matrix.format.name());
         return Err(PeftError::unsupported(what, "only the CPU backend `flex` computes with it: take --device flex"));
     }
-    let is_double = matches!(matrix.scales, Scales::Double { .. });
-    let places = Places::new(matrix.codes.len(), matrix.scales.len(), is_double);
+    let beside = Beside::of(matrix);
+    let places = Places::new(matrix.codes.len(), matrix.scales.len(), matrix.width, beside);
     // Words, so that numbers of four bytes are where they may be read.
     let mut words = vec![0_u64; places.end.div_ceil(8)];
     let format = match matrix.format {
         QuantFormat::FourBit(FourBit::Nf4) => 0,
         QuantFormat::FourBit(FourBit::Fp4) => 1,
         QuantFormat::Int8 => 2,
+        QuantFormat::Grouped(GroupBits::Four) => 3,
+        QuantFormat::Grouped(GroupBits::Eight) => 4,
     };
     let rounding = match matrix.rounding {
         Rounding::Single => 0,
@@ -78,7 +115,7 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
     let header = [
         format,
         rounding,
-        if is_double { DOUBLE } else { SINGLE },
+        beside as u64,
         matrix.lines as u64,
         matrix.width as u64,
         matrix.block as u64,
@@ -97,6 +134,10 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
             put(places.nested + 4, bytemuck::cast_slice(largest));
             put(places.values, bytemuck::cast_slice(values));
         }
+    }
+    if let Some(Groups { zeros, of_column }) = matrix.groups {
+        put(places.nested, zeros);
+        put(places.values, bytemuck::cast_slice(of_column.unwrap_or_default()));
     }
     let count = words.len() * 8;
     let data = TensorData::from_bytes(Bytes::from_elems(words), [count], DType::U8);
@@ -166,8 +207,8 @@ pub(crate) fn view(tensor: &FlexTensor) -> Packed<'_> {
     let bytes = tensor.bytes();
     let header: &[u64] = bytemuck::cast_slice(&bytes[..WORDS * 8]);
     let [lines, width, block, codes, scales] = [3, 4, 5, 6, 7].map(|at| header[at] as usize);
-    let is_double = header[2] == DOUBLE;
-    let places = Places::new(codes, scales, is_double);
+    let beside = Beside::ALL[header[2] as usize % Beside::ALL.len()];
+    let places = Places::new(codes, scales, width, beside);
     let floats = |at: usize, count: usize| -> &[f32] { bytemuck::cast_slice(&bytes[at..at + 4 * count]) };
     Packed {
         lines,
@@ -175,7 +216,9 @@ pub(crate) fn view(tensor: &FlexTensor) -> Packed<'_> {
         format: match header[0] {
             0 => QuantFormat::FourBit(FourBit::Nf4),
             1 => QuantFormat::FourBit(FourBit::Fp4),
-            _ => QuantFormat::Int8,
+            2 => QuantFormat::Int8,
+            3 => QuantFormat::Grouped(GroupBits::Four),
+            _ => QuantFormat::Grouped(GroupBits::Eight),
         },
         rounding: match header[1] {
             0 => Rounding::Single,
@@ -183,14 +226,22 @@ pub(crate) fn view(tensor: &FlexTensor) -> Packed<'_> {
             _ => Rounding::F16,
         },
         codes: &bytes[places.codes..places.codes + codes],
-        scales: match is_double {
-            false => Scales::Single(floats(places.scales, scales)),
-            true => Scales::Double {
+        scales: match beside {
+            Beside::Double => Scales::Double {
                 codes: &bytes[places.scales..places.scales + scales],
                 offset: floats(places.nested, 1)[0],
                 largest: floats(places.nested + 4, scales.div_ceil(NESTED_BLOCK)),
                 values: floats(places.values, 256),
             },
+            _ => Scales::Single(floats(places.scales, scales)),
+        },
+        groups: match beside {
+            Beside::Single | Beside::Double => None,
+            Beside::Groups | Beside::SortedGroups => Some(Groups {
+                zeros: &bytes[places.nested..places.nested + scales],
+                of_column: (beside == Beside::SortedGroups)
+                    .then(|| bytemuck::cast_slice(&bytes[places.values..places.values + 4 * width])),
+            }),
         },
         block,
     }

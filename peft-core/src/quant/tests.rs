@@ -50,8 +50,8 @@ fn check(name: &str, format: QuantFormat, double: bool, rounding: Rounding) {
             }
         };
         let block = if format == QuantFormat::Int8 { shape[1] } else { BLOCK };
-        let theirs =
-            Packed { lines: shape[0], width: shape[1], format, codes: bytes("codes"), scales, block, rounding };
+        let (codes, [lines, width]) = (bytes("codes"), shape);
+        let theirs = Packed { lines, width, format, codes, scales, groups: None, block, rounding };
         assert_eq!(bits(&theirs.widened()), bits(&meant), "{name}: what their codes mean");
 
         let ours = Quantized::new(&weight, shape, format, double, rounding).unwrap();
@@ -132,3 +132,129 @@ fn blocks_run_across_rows() {
         assert!((meant - nearest.unwrap()).abs() <= 1e-6, "{at}: {meant} is not {nearest:?}");
     }
 }
+
+/// A matrix in groups, packed by the definitions of the layouts, and what it means.
+mod groups {
+    use super::super::grouped::{GroupBits, GroupLayout, Grouped, GroupedConfig, GroupedParts};
+    use super::bits;
+
+    /// Numbers of a generator by Lehmer.
+    fn random(seed: u64) -> impl FnMut(u32) -> u32 {
+        let mut state = seed * 48_271 + 1;
+        move |below| {
+            state = state * 48_271 % 0x7fff_ffff;
+            (state % u64::from(below)) as u32
+        }
+    }
+
+    struct Case {
+        config: GroupedConfig,
+        shape: [usize; 2],
+        parts: GroupedParts,
+        meant: Vec<f32>,
+    }
+
+    fn case(layout: GroupLayout, width_of: GroupBits, shape: [usize; 2], group: Option<usize>, sorted: bool) -> Case {
+        let ([lines, width], bits) = (shape, width_of.bits());
+        let (per_word, largest) = (32 / bits, (1 << bits) - 1);
+        let mut draw = random((lines * width) as u64);
+        let block = group.unwrap_or(width);
+        let groups = width.div_ceil(block);
+        let mut of_column: Vec<u32> = (0..width).map(|it| (it / block) as u32).collect();
+        if sorted {
+            (1..width).for_each(|at| of_column.swap(at, draw(at as u32 + 1) as usize));
+        }
+        let codes: Vec<u32> = (0..lines * width).map(|_| draw(largest + 1)).collect();
+        let zeros: Vec<u32> = (0..groups * lines).map(|_| draw(largest + 1)).collect();
+        let scales: Vec<f32> = (0..groups * lines).map(|_| 0.01 + draw(100) as f32 / 64.0).collect();
+        let meant = (0..lines * width).map(|at| {
+            let (line, column) = (at / width, at % width);
+            let place = of_column[column] as usize * lines + line;
+            (codes[at] as f32 - zeros[place] as f32) * scales[place]
+        });
+        let meant = meant.collect();
+        let order: Vec<usize> = match layout {
+            GroupLayout::Awq => vec![0, 2, 4, 6, 1, 3, 5, 7],
+            GroupLayout::Gptq { .. } => (0..per_word).collect(),
+        };
+        // Words along the outputs of `[rows, lines]`.
+        let along_lines = |rows: usize, code: &dyn Fn(usize, usize) -> u32| -> Vec<u32> {
+            let mut words = vec![0; rows * lines / per_word];
+            for row in 0..rows {
+                for word in 0..lines / per_word {
+                    for (place, of) in order.iter().enumerate() {
+                        words[row * lines / per_word + word] |= code(row, word * per_word + of) << (bits * place);
+                    }
+                }
+            }
+            words
+        };
+        let stored = |group: usize, line: usize| match layout {
+            GroupLayout::Gptq { zeros_less_one: true } => zeros[group * lines + line].wrapping_sub(1) & largest,
+            _ => zeros[group * lines + line],
+        };
+        let packed = match layout {
+            GroupLayout::Awq => along_lines(width, &|column, line| codes[line * width + column]),
+            GroupLayout::Gptq { .. } => {
+                let mut words = vec![0; width / per_word * lines];
+                for column in 0..width {
+                    for line in 0..lines {
+                        let code = codes[line * width + column];
+                        words[column / per_word * lines + line] |= code << (bits * (column % per_word));
+                    }
+                }
+                words
+            }
+        };
+        let of_column = sorted.then_some(of_column);
+        let parts = GroupedParts { codes: packed, zeros: along_lines(groups, &stored), scales, of_column };
+        Case { config: GroupedConfig { layout, bits: width_of, group }, shape, parts, meant }
+    }
+
+    #[test]
+    fn codes_of_gptq_and_awq_mean_what_their_layouts_say() {
+        let first = GroupLayout::Gptq { zeros_less_one: true };
+        let second = GroupLayout::Gptq { zeros_less_one: false };
+        for (layout, width_of, shape, group, sorted) in [
+            (first, GroupBits::Four, [8, 16], Some(8), false),
+            (first, GroupBits::Four, [40, 64], Some(32), true),
+            (second, GroupBits::Four, [16, 40], Some(16), false),
+            (second, GroupBits::Eight, [12, 20], None, false),
+            (first, GroupBits::Eight, [20, 32], Some(8), true),
+            (GroupLayout::Awq, GroupBits::Four, [24, 32], Some(16), false),
+            // Rows of odd length, the last group shorter.
+            (GroupLayout::Awq, GroupBits::Four, [16, 37], Some(8), false),
+        ] {
+            let Case { config, shape, parts, meant } = case(layout, width_of, shape, group, sorted);
+            let matrix = Grouped::new(&config, shape, &parts).unwrap();
+            let matrix = matrix.view();
+            assert_eq!(bits(&matrix.widened()), bits(&meant), "{config:?} {shape:?}");
+            // A part, as products read it.
+            let mut part = vec![0.0; 3];
+            matrix.widen(5, 7, &mut part);
+            assert_eq!(part, meant[5 * shape[1] + 7..][..3], "{config:?} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_other_lengths_are_refused_by_name() {
+        let new = |change: &dyn Fn(&mut GroupedParts)| {
+            let layout = GroupLayout::Gptq { zeros_less_one: true };
+            let Case { config, shape, mut parts, .. } = case(layout, GroupBits::Four, [8, 16], Some(8), true);
+            change(&mut parts);
+            Grouped::new(&config, shape, &parts).unwrap_err().to_string()
+        };
+        assert!(new(&|it| it.codes.truncate(15)).contains("qweight has 15 entries"));
+        assert!(new(&|it| it.zeros.truncate(1)).contains("qzeros has 1 entries"));
+        assert!(new(&|it| it.scales.push(1.0)).contains("scales has 17 entries"));
+        assert!(new(&|it| it.of_column.as_mut().unwrap()[3] = 2).contains("g_idx names the group 2"));
+    }
+
+    /// For products: a matrix in groups.
+    pub(crate) fn grouped([lines, width]: [usize; 2], sorted: bool) -> (Grouped, Vec<f32>) {
+        let layout = GroupLayout::Gptq { zeros_less_one: false };
+        let case = case(layout, GroupBits::Four, [lines, width], Some(32), sorted);
+        (Grouped::new(&case.config, case.shape, &case.parts).unwrap(), case.meant)
+    }
+}
+pub(crate) use groups::grouped;

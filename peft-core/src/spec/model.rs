@@ -99,6 +99,8 @@ pub struct ModelSpec {
     pub model_type: Option<String>,
     /// Layers that `all-linear` leaves out: the language-model head, the classifier.
     pub heads: Vec<String>,
+    /// Modules that are never quantised, by parts of their paths: `_keep_in_fp32_modules` in Python.
+    pub full_precision: Vec<String>,
     /// Modules whose stacks of matrices lie as `[experts, in, out]`, not `[experts, out, in]`: `is_transposed` in Python.
     pub transposed: Vec<String>,
     /// Path of the embedding matrix of tokens, where that is not the first embedding of the model.
@@ -216,6 +218,12 @@ impl ModelSpec {
     /// Names the output layers that `all-linear` leaves out.
     pub fn with_heads<S: Into<String>>(mut self, heads: impl IntoIterator<Item = S>) -> Self {
         self.heads = heads.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Says which modules are never quantised, by parts of their paths.
+    pub fn with_full_precision<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.full_precision = modules.into_iter().map(Into::into).collect();
         self
     }
 

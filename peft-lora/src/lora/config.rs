@@ -3,12 +3,14 @@
 use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias, SavedModules};
 use peft_core::{Indices, Names, PeftError, Result, Selection, refuse_unknown};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::lora::data_init::calibration::DataInit;
 use crate::lora::data_init::config::{CordaConfig, EvaConfig};
 use crate::lora::init_weights::InitWeights;
+use crate::lora::loftq::{Loftq, LoftqConfig};
 use crate::trainable_tokens::TokenIndices;
 
 /// `peft_type` of LoRA.
@@ -64,7 +66,8 @@ pub struct LoraConfig {
     #[serde(default)]
     pub use_dora: bool,
     /// `true`, `false`, `"gaussian"`, `"orthogonal"`, `"olora"`, `"pissa"` or `"pissa_niter_N"`; and, for a configuration that
-    /// [`eva::start`](crate::lora::data_init::eva::start) or [`corda::start`](crate::lora::data_init::corda::start) makes, `"eva"` or `"corda"`.
+    /// [`eva::start`](crate::lora::data_init::eva::start) or [`corda::start`](crate::lora::data_init::corda::start) makes, `"eva"` or `"corda"`;
+    /// and `"loftq"`, which computes with the layers quantised, or is completed by [`loftq::start`](crate::lora::data_init::loftq::start).
     #[serde(default = "default_init")]
     pub init_lora_weights: Value,
     /// Whether the adapted weights are stored input first. Written as the reference writes it; ours are told by layer.
@@ -79,6 +82,9 @@ pub struct LoraConfig {
     /// Settings of a start with CorDA.
     #[serde(default)]
     pub corda_config: Option<CordaConfig>,
+    /// Settings of a start with LoftQ.
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub loftq_config: Option<LoftqConfig>,
     /// What data gave to the layers. No file holds it: a folder holds the trained factors.
     #[serde(skip)]
     pub data_init: Option<DataInit>,
@@ -109,6 +115,12 @@ fn default_alpha() -> f64 {
     8.0
 }
 
+/// The reference writes `{}` where there is nothing.
+fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<LoftqConfig>, D::Error> {
+    let fields = Option::<Map<String, Value>>::deserialize(from)?.filter(|it| !it.is_empty());
+    fields.map(|it| serde_json::from_value(Value::Object(it)).map_err(D::Error::custom)).transpose()
+}
+
 fn default_init() -> Value {
     Value::Bool(true)
 }
@@ -136,6 +148,7 @@ impl Default for LoraConfig {
             ensure_weight_tying: false,
             eva_config: None,
             corda_config: None,
+            loftq_config: None,
             data_init: None,
             task_type: None,
             trainable_token_indices: None,
@@ -150,7 +163,7 @@ impl Default for LoraConfig {
 const MOST_ITERATIONS: usize = 1000;
 
 /// Fields of LoRA that say nothing about the numbers of a trained adapter.
-pub(crate) const HARMLESS: [&str; 4] = ["megatron_core", "qalora_group_size", "loftq_config", "lora_ga_config"];
+pub(crate) const HARMLESS: [&str; 3] = ["megatron_core", "qalora_group_size", "lora_ga_config"];
 
 /// Fields that the reference writes whatever their value is, with what means "off".
 pub(crate) const WRITTEN: [(&str, &str); 11] = [
@@ -201,7 +214,8 @@ impl LoraConfig {
 
     pub(crate) fn start(&self) -> Result<InitWeights> {
         let unknown = |value: &str| {
-            let reason = "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva and corda are known";
+            let reason =
+                "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva, corda and loftq are known";
             Err(PeftError::unsupported(format!("init_lora_weights = {value}"), reason))
         };
         match &self.init_lora_weights {
@@ -212,6 +226,7 @@ impl LoraConfig {
                 "orthogonal" => Ok(InitWeights::Orthogonal),
                 "olora" => Ok(InitWeights::Olora),
                 "pissa" => Ok(InitWeights::Pissa(None)),
+                "loftq" => Loftq::of(&self.loftq_config.clone().unwrap_or_default()).map(InitWeights::Loftq),
                 other => match other.strip_prefix("pissa_niter_").and_then(|it| it.parse().ok()) {
                     Some(iterations) if iterations > MOST_ITERATIONS => {
                         let reason = format!("asks for {iterations} iterations, and {MOST_ITERATIONS} are the limit");

@@ -11,6 +11,7 @@ use peft_core::{Init, ParamSpec};
 
 use crate::lora::data_init::calibration::InitialFactors;
 use crate::lora::init_weights::InitWeights;
+use crate::lora::loftq;
 use crate::svd::{self, to_mat, to_tensor};
 
 /// A pair of factors that is not trained.
@@ -33,6 +34,8 @@ pub(crate) struct Started {
     pub(crate) a: Param<Tensor<2>>,
     pub(crate) b: Param<Tensor<2>>,
     pub(crate) origin: Option<Factors>,
+    /// What stands in the place of the base, `[out, in]`.
+    pub(crate) quantised: Option<Tensor<2>>,
 }
 
 /// Starts a linear layer with `out` outputs from what data gave.
@@ -42,9 +45,14 @@ pub(crate) fn given(given: &InitialFactors, out: usize, init: &mut Init) -> Star
     match &given.b {
         Some(b) => {
             let b = b.clone().to_device(&device);
-            Started { a: init.given(a.clone()), b: init.given(b.clone()), origin: Some(Factors { a, b }) }
+            let (own_a, own_b) = (init.given(a.clone()), init.given(b.clone()));
+            let origin = (!given.stays).then_some(Factors { a, b });
+            Started { a: own_a, b: own_b, origin, quantised: None }
         }
-        None => Started { b: init.constant([out, a.dims()[0]], 0.0), a: init.given(a), origin: None },
+        None => {
+            let b = init.constant([out, a.dims()[0]], 0.0);
+            Started { b, a: init.given(a), origin: None, quantised: None }
+        }
     }
 }
 
@@ -64,19 +72,27 @@ pub(crate) fn linear(
             let mut probe = Init::new(0, "pissa", param, init.device());
             return kept(pissa(to_mat(base), rank, scale, *iterations, &mut probe), init);
         }
+        (InitWeights::Loftq(loftq), Some(base)) => {
+            let device = init.device().clone().without_autodiff();
+            let (a, b, codes) = loftq.start(base, rank);
+            let [a, b] = [a, b].map(|it| init.given(to_tensor(&it, &device)));
+            let quantised = codes.map(|it| loftq::stored(&it, &device));
+            return Started { a, b, origin: None, quantised };
+        }
         (InitWeights::Olora, Some(base)) => return kept(olora(to_mat(base), rank), init),
         (InitWeights::Gaussian, _) => (init.normal([rank, d_in], 1.0 / rank as f64), init.constant([d_out, rank], 0.0)),
         (InitWeights::Random, _) => (init.kaiming([rank, d_in]), init.kaiming([d_out, rank])),
         (InitWeights::Orthogonal, _) => orthogonal(rank, d_in, d_out, init),
         _ => (init.kaiming([rank, d_in]), init.constant([d_out, rank], 0.0)),
     };
-    Started { a, b, origin: None }
+    Started { a, b, origin: None, quantised: None }
 }
 
 fn kept((a, b): (Mat<f32>, Mat<f32>), init: &mut Init) -> Started {
     let device = init.device().clone().without_autodiff();
     let origin = Factors { a: to_tensor(&a, &device), b: to_tensor(&b, &device) };
-    Started { a: init.given(origin.a.clone()), b: init.given(origin.b.clone()), origin: Some(origin) }
+    let (a, b) = (init.given(origin.a.clone()), init.given(origin.b.clone()));
+    Started { a, b, origin: Some(origin), quantised: None }
 }
 
 /// The principal singular directions: `A = √(S/s) Vᵀ`, `B = U √(S/s)` (arXiv 2404.02948).

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::forward::{self, LinearBelow};
 use peft_core::nn::Dropout;
-use peft_core::ops::{self, LowRank};
+use peft_core::ops::{self, Layout, LowRank};
 use peft_core::{Adapter, AdapterBuilder, AnyAdapter, BaseTensor, BiasAdapter, Init, ParamSpec};
 
 use crate::lora::data_init::calibration::InitialFactors;
@@ -40,6 +40,8 @@ pub struct LoraLinear {
     pub lora_magnitude_vector: Option<Param<Tensor<1>>>,
     /// Where PiSSA and OLoRA start: the update is what the factors have moved since.
     start: Option<Factors>,
+    /// What LoftQ puts in the place of the base, `[out, in]`, perhaps in codes.
+    quantised: Option<Tensor<2>>,
     dropout: Dropout,
     scale: f64,
     /// The tokens that an activated LoRA waits for.
@@ -75,6 +77,40 @@ impl LoraLinear {
         update.mul_scalar(self.scale)
     }
 
+    /// The layer below, with LoftQ's weight in the place of the base's.
+    fn under(&self, input: Tensor<2>, below: &LinearBelow<'_>) -> Tensor<2> {
+        let Some(own) = self.quantised.clone() else { return below.forward(input) };
+        if below.is_frozen() {
+            return ops::linear(input, own, below.bias(), Layout::OutIn);
+        }
+        let base = below.apply(input.clone(), below.frozen().clone(), None);
+        below.forward(input.clone()) + ops::linear(input, own, None, Layout::OutIn) - base
+    }
+
+    /// The same with the low-rank update.
+    fn under_with(&self, input: Tensor<2>, below: &LinearBelow<'_>, update: LowRank) -> Tensor<2> {
+        match &self.quantised {
+            None => below.with_low_rank(input, update),
+            Some(own) if below.is_frozen() => {
+                ops::linear_low_rank(input, own.clone(), below.bias(), Layout::OutIn, update)
+            }
+            Some(_) => ops::low_rank_update(self.under(input.clone(), below), input, update),
+        }
+    }
+
+    /// The frozen weight of the layer as it is stored, or LoftQ's, and how it lies.
+    fn stored(&self, below: &LinearBelow<'_>) -> (Tensor<2>, Layout) {
+        match &self.quantised {
+            Some(own) => (own.clone(), Layout::OutIn),
+            None => (below.frozen().clone(), below.layout()),
+        }
+    }
+
+    /// The frozen weight of the layer, or LoftQ's, `[out, in]`, in single precision.
+    fn base(&self, of_layer: impl FnOnce() -> Tensor<2>) -> Tensor<2> {
+        self.quantised.clone().map_or_else(of_layer, ops::to_f32)
+    }
+
     /// `magnitude / ‖W + ΔW‖` per output, `[out]`. `base` is `[out, in]`.
     fn direction_scale(&self, magnitude: &Param<Tensor<1>>, base: Tensor<2>) -> Tensor<1> {
         magnitude.val() / dora::row_norms(base, &self.low_rank_terms())
@@ -95,10 +131,14 @@ impl Adapter for LoraLinear {
     fn weight<const D: usize>(&self, weight: Tensor<D>, base: &Tensor<D>, param: &ParamSpec) -> Tensor<D> {
         let dims = weight.dims();
         let plain: [usize; 2] = [dims[0], dims[1]];
-        let updated = param.out_in(weight.reshape(plain)) + self.delta();
+        let layer = || param.out_in(base.clone().reshape(plain));
+        let mut updated = param.out_in(weight.reshape(plain)) + self.delta();
+        if let Some(own) = &self.quantised {
+            updated = updated + ops::to_f32(own.clone()) - layer();
+        }
         let updated = match &self.lora_magnitude_vector {
             Some(magnitude) => {
-                let scale = self.direction_scale(magnitude, param.out_in(base.clone().reshape(plain)));
+                let scale = self.direction_scale(magnitude, self.base(layer));
                 updated * scale.unsqueeze_dim(1)
             }
             None => updated,
@@ -124,7 +164,7 @@ impl Adapter for LoraLinear {
         if let Some(sequence) = &self.invocation {
             let [rows, _] = input.dims();
             let mask = forward::behind(sequence, rows, &input.device());
-            return below.forward(input.clone()) + self.update(input) * mask;
+            return self.under(input.clone(), below) + self.update(input) * mask;
         }
         let factors = || LowRank {
             a: self.lora_A.weight.val(),
@@ -133,7 +173,7 @@ impl Adapter for LoraLinear {
             dropout: self.dropout.rate(),
         };
         let Some(magnitude) = &self.lora_magnitude_vector else {
-            let mut output = below.with_low_rank(input.clone(), factors());
+            let mut output = self.under_with(input.clone(), below, factors());
             if let Some(start) = &self.start {
                 let (a, b) = (start.a.clone(), start.b.clone());
                 output = ops::low_rank_update(output, input, LowRank { a, b, scale: -self.scale, dropout: 0.0 });
@@ -143,24 +183,25 @@ impl Adapter for LoraLinear {
                 None => output,
             };
         };
-        let base = below.param().out_in(below.base().clone());
+        let base = self.base(|| below.param().out_in(below.base().clone()));
         let scale = self.direction_scale(magnitude, base).unsqueeze::<2>();
         let is_plain = self.start.is_none() && self.lora_B.bias.is_none();
         if is_plain && !self.dropout.is_active() && below.is_frozen() {
             // `m (W + s BA) / ‖W + s BA‖` is the whole layer then.
-            let (weight, layout) = (below.frozen().clone(), below.layout());
+            let (weight, layout) = self.stored(below);
             let output = ops::linear_low_rank(input, weight, None, layout, factors()) * scale;
             return match below.bias() {
                 Some(bias) => output + bias.unsqueeze(),
                 None => output,
             };
         }
-        let output = below.forward(input.clone());
+        let output = self.under(input.clone(), below);
         let product = if self.dropout.is_active() {
             // The reference drops the input of the rescaled base product too, but not that of the base itself. One
             // mask serves both products there, so it does here.
             let dropped = self.dropout.forward(input);
-            let product = below.apply(dropped.clone(), below.frozen().clone(), None);
+            let (weight, layout) = self.stored(below);
+            let product = ops::linear(dropped.clone(), weight, None, layout);
             let low = dropped.matmul(self.lora_A.weight.val().transpose());
             let update = low.matmul(self.lora_B.weight.val().transpose()).mul_scalar(self.scale);
             return output + product * scale.clone().sub_scalar(1.0) + update * scale;
@@ -214,6 +255,7 @@ impl AdapterBuilder for BuildLinear {
             lora_B: Factor::new(started.b),
             lora_magnitude_vector: None,
             start: started.origin,
+            quantised: started.quantised,
             dropout: Dropout::new(self.dropout),
             scale: self.scale,
             invocation: self.invocation.clone(),

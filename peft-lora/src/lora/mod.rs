@@ -10,6 +10,7 @@ pub(crate) mod init_weights;
 mod invocation;
 pub(crate) mod layers;
 pub mod linear;
+pub mod loftq;
 pub mod lora_fa;
 pub mod parameter;
 mod plan;

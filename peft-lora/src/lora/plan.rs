@@ -8,7 +8,7 @@ use peft_core::{
     AdapterBuilder, GradientProjection, MethodInfo, ModelSpec, Names, ParamKind, ParamSpec, PeftConfig, PeftError,
     Plan, PlanRow, Result, Tuner, no_parameter_matched, refuse_unknown, replacement_row, replacement_row_with_head,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::default_targets;
 use crate::lora::config::{HARMLESS, LoraConfig, PEFT_TYPE, WRITTEN};
@@ -20,6 +20,7 @@ use crate::lora::embedding::BuildEmbedding;
 use crate::lora::init_weights::InitWeights;
 use crate::lora::layers::Layer;
 use crate::lora::linear::BuildLinear;
+use crate::lora::loftq::LoftqConfig;
 use crate::trainable_tokens::TokenIndices;
 
 impl Tuner for LoraConfig {
@@ -75,6 +76,11 @@ impl PeftConfig for LoraConfig {
         if self.start()? == InitWeights::Eva && self.data_init.is_none() {
             let reason = "init_lora_weights = \"eva\" starts from data; let `eva::start` complete the configuration";
             plan.missing_data = Some(reason.into());
+        }
+        if matches!(self.start()?, InitWeights::Loftq(_)) {
+            let reason = "init_lora_weights = \"loftq\" quantises the layers itself: load the base in full precision, or let \
+                          `loftq::start` complete the configuration, which `peft train` does";
+            plan.wants_full_precision = Some(reason.into());
         }
         let (ranks, alphas) = self.scales()?;
         let mut adapted: Vec<String> = layers.iter().map(|it| it.param.module.clone()).collect();
@@ -142,6 +148,10 @@ impl PeftConfig for LoraConfig {
 
     fn to_json(&self) -> Result<Map<String, Value>> {
         let mut json = fields::config_json(self, &self.saved_modules())?;
+        // The reference wants it said.
+        if matches!(self.start(), Ok(InitWeights::Loftq(_))) && self.loftq_config.is_none() {
+            json.insert("loftq_config".to_owned(), json!(LoftqConfig::default()));
+        }
         for (field, off) in WRITTEN {
             if !json.contains_key(field) {
                 let off = serde_json::from_str(off).map_err(|error| PeftError::Invalid(error.to_string()))?;
@@ -171,7 +181,8 @@ impl LoraConfig {
         self.eva_config.as_ref().map_or(Ok(()), EvaConfig::check)?;
         let start = self.start()?;
         if self.lora_bias && (self.use_dora || start.reads_base() || self.bias != Bias::None) {
-            let reason = "cannot be combined with `use_dora`, `bias`, or a start that reads the base (pissa, olora)";
+            let reason =
+                "cannot be combined with `use_dora`, `bias`, or a start that reads the base (pissa, olora, loftq)";
             return Err(PeftError::config("lora_bias", reason));
         }
         self.check_parameters()
@@ -233,6 +244,11 @@ impl LoraConfig {
         if start == InitWeights::Orthogonal && !rank.is_multiple_of(2) {
             return Err(PeftError::config("r", format!("is {rank}, but the orthogonal start needs an even rank")));
         }
+        if matches!(start, InitWeights::Loftq(_)) && matches!(param.kind, ParamKind::Embedding | ParamKind::Conv) {
+            let reason =
+                format!("is loftq, which starts linear layers only: leave `{}` out of the targets", param.module);
+            return Err(PeftError::config("init_lora_weights", reason));
+        }
         let dora = self.use_dora;
         let mut parameters = rank * (d_in + d_out) + if dora { d_out } else { 0 };
         let build: Arc<dyn AdapterBuilder> = match param.kind {
@@ -253,8 +269,8 @@ impl LoraConfig {
             }
         };
         let mut label = format!("r={rank} α={alpha}");
-        let activated = self.invocation().is_some();
-        for (on, text) in [(self.use_rslora, " rslora"), (dora, " dora"), (activated, " alora")] {
+        let (activated, loftq) = (self.invocation().is_some(), matches!(self.start()?, InitWeights::Loftq(_)));
+        for (on, text) in [(self.use_rslora, " rslora"), (dora, " dora"), (activated, " alora"), (loftq, " loftq")] {
             label.push_str(if on { text } else { "" });
         }
         Ok(PlanRow { param: param.clone(), label, parameters, build })

@@ -43,15 +43,15 @@ fn open(folder: &Path, Placement { dtype, quantize, .. }: &Placement) -> Result<
     checkpoint.with_dtype(dtype).with_quantization(quantize.clone())
 }
 
-/// Fills a model; its heads are not quantised.
+/// Fills a model; what it says of itself keeps its heads from being quantised.
 fn fill<M: Module + Adaptable>(
     checkpoint: &Checkpoint,
     model: M,
     prefix: &str,
     optional: &[&str],
 ) -> Result<(M, LoadReport)> {
-    let heads = model.spec().heads;
-    checkpoint.load_beside_heads(model, prefix, optional, &heads)
+    let described = model.spec();
+    checkpoint.load_described(model, prefix, optional, &described)
 }
 
 impl ArchitectureRegistry {

@@ -78,6 +78,13 @@ pub fn copies_in_file(model_type: &str, spec: &ModelSpec, is_tied: bool) -> Vec<
 ///
 /// `prompts` says what the model calls its embedding matrix, where that is not one of the usual names.
 pub(super) fn has_another_head(checkpoint: &Checkpoint, prompts: Option<&PromptShape>) -> Result<bool> {
+    // Codes are a matrix of their own.
+    let in_codes = |ending: &&str| {
+        ending.strip_suffix("weight").is_some_and(|it| key_with_ending(checkpoint, &format!("{it}qweight")).is_some())
+    };
+    if HEADS.iter().any(in_codes) {
+        return Ok(true);
+    }
     let find = |ending: &str| {
         let key = key_with_ending(checkpoint, ending)?;
         Some((checkpoint.file(key)?, key))

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use peft_core::files::plain::read_text;
 use peft_core::nn::Dropout;
-use peft_core::quant::QuantConfig;
+use peft_core::quant::StoredQuant;
 use peft_core::{Labels, PeftError, Result, is_off, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -89,11 +89,11 @@ impl RawConfig {
     ///
     /// # Errors
     /// If they are stored in a way that cannot be read.
-    pub fn quantization(&self) -> Result<Option<QuantConfig>> {
+    pub fn quantization(&self) -> Result<Option<StoredQuant>> {
         match self.json.get("quantization_config") {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(config)) => {
-                QuantConfig::from_json(config).map(Some).map_err(|error| error.in_file(&self.path))
+                StoredQuant::from_json(config).map(Some).map_err(|error| error.in_file(&self.path))
             }
             Some(_) => Err(PeftError::bad_file(&self.path, "`quantization_config` is no object")),
         }

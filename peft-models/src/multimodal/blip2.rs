@@ -22,7 +22,7 @@ use crate::common::input::{ModelInput, Tokens};
 use crate::common::layers;
 use crate::common::task::{CausalLm, ImageToText, Seq2SeqLm};
 use crate::text::decoder::opt::{OptConfig, OptForCausalLm};
-use crate::text::seq2seq::t5::{T5Config, T5ForConditionalGeneration};
+use crate::text::seq2seq::t5::{FULL_PRECISION, T5Config, T5ForConditionalGeneration};
 use crate::vision::{Size, positions};
 
 /// The architecture, for the list of built-in ones.
@@ -555,7 +555,13 @@ impl Blip2ForConditionalGeneration {
 
 impl Adaptable for Blip2ForConditionalGeneration {
     fn spec(&self) -> ModelSpec {
-        ModelSpec::of(self).with_model_type("blip-2").with_heads(["language_model.lm_head"])
+        // `_keep_in_fp32_modules` of transformers.
+        let full = ["query_tokens", "qformer"].into_iter();
+        let full: Vec<&str> = match &self.language_model {
+            Blip2LanguageModel::Opt(_) => full.collect(),
+            Blip2LanguageModel::T5(_) => full.chain(FULL_PRECISION).collect(),
+        };
+        ModelSpec::of(self).with_model_type("blip-2").with_heads(["language_model.lm_head"]).with_full_precision(full)
     }
 
     fn is_tied(&self) -> bool {

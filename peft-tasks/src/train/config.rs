@@ -1,5 +1,8 @@
 //! Settings of a training run.
 
+use std::fmt;
+use std::str::FromStr;
+
 use peft_core::{PeftError, Result};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,9 @@ pub struct TrainConfig {
     pub max_steps: Option<usize>,
     /// Largest norm of all gradients together; 0 does not clip.
     pub max_grad_norm: f64,
+    /// The optimizer.
+    #[serde(skip_serializing_if = "Optim::is_default")]
+    pub optim: Optim,
     /// AdamW's decay of the first moment.
     pub adam_beta1: f64,
     /// AdamW's decay of the second moment.
@@ -67,6 +73,46 @@ pub struct TrainConfig {
     pub seed: u64,
 }
 
+/// Which optimizer a run has, by the names of transformers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Optim {
+    /// AdamW.
+    #[default]
+    #[serde(rename = "adamw_torch")]
+    AdamW,
+    /// AdamW whose moments take 8 bits a number, as in bitsandbytes.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    AdamW8bit,
+}
+
+impl Optim {
+    /// What checkpoints that were written before there was a choice have.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Optim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AdamW => "adamw_torch",
+            Self::AdamW8bit => "adamw_8bit",
+        })
+    }
+}
+
+impl FromStr for Optim {
+    type Err = PeftError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "adamw_torch" => Ok(Self::AdamW),
+            "adamw_8bit" | "adamw_bnb_8bit" => Ok(Self::AdamW8bit),
+            _ => Err(PeftError::config("optim", format!("is `{name}`, expected adamw_torch or adamw_8bit"))),
+        }
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -77,6 +123,7 @@ impl Default for TrainConfig {
             num_train_epochs: 3.0,
             max_steps: None,
             max_grad_norm: 1.0,
+            optim: Optim::default(),
             // torch's defaults of AdamW
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -110,6 +157,10 @@ impl TrainConfig {
         if self.loraplus_lr_ratio.is_some() && self.lora_fa {
             let reason = "freezes what `loraplus_lr_ratio` slows down: take one of them";
             return Err(PeftError::config("lora_fa", reason));
+        }
+        if self.lora_fa && self.optim != Optim::default() {
+            let reason = format!("is {}, and LoRA-FA has an optimizer of its own: take one of them", self.optim);
+            return Err(PeftError::config("optim", reason));
         }
         // How many steps there are does not matter to what it refuses.
         Schedule::new(&self.schedule, 1, self.learning_rate).map(|_| ())

@@ -1,5 +1,6 @@
 //! Training: the step loop and what it needs.
 
+mod adamw_8bit;
 pub mod batches;
 mod checkpoint;
 mod clip;
@@ -18,7 +19,7 @@ mod shared;
 mod state;
 pub mod trainer;
 
-pub use config::TrainConfig;
+pub use config::{Optim, TrainConfig};
 pub use folder::{RunFolder, Start};
 pub use progress::{Observer, Started};
 pub use trainer::{Outcome, Trainer};

@@ -1,4 +1,4 @@
-//! The optimizer of a run: AdamW, or what tells LoRA's factors apart.
+//! The optimizer of a run: AdamW, its moments perhaps in 8 bits, or what tells LoRA's factors apart.
 //!
 //! - LoRA+ (arXiv 2402.12354, `peft/optimizers/loraplus.py`): `B` and all vectors learn faster than `A`.
 //! - LoRA-FA (arXiv 2308.03303, `peft/optimizers/lorafa.py`): `A` is frozen, the gradient of `B` is projected, and AdamW is
@@ -7,13 +7,14 @@
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamGroup, ParamId};
-use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
+use burn::optim::{AdamWConfig, AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 use peft_core::adapter::slots;
 use peft_core::model::state;
 use peft_core::{PeftError, PeftModel, Result};
 
-use crate::train::config::TrainConfig;
+use crate::train::adamw_8bit::AdamW8bit;
+use crate::train::config::{Optim, TrainConfig};
 
 /// The optimizer for the adapter `name` of a model, and the parameters that it wants frozen.
 ///
@@ -35,9 +36,35 @@ pub fn optimizer<M: Module>(
             .with_weight_decay(decay as f32)
             .build()
     };
-    let Some(ratio) = config.loraplus_lr_ratio else {
-        return Ok((ModuleOptimizer::from(adamw(config.weight_decay)), HashSet::new()));
+    let in_8_bits = |decay: f64| AdamW8bit {
+        beta_1: config.adam_beta1,
+        beta_2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        decay,
+        whole: adamw(decay),
     };
+    let Some(ratio) = config.loraplus_lr_ratio else {
+        let optimizer = match config.optim {
+            Optim::AdamW => ModuleOptimizer::from(adamw(config.weight_decay)),
+            Optim::AdamW8bit => ModuleOptimizer::from(in_8_bits(config.weight_decay)),
+        };
+        return Ok((optimizer, HashSet::new()));
+    };
+    let optimizer = match config.optim {
+        Optim::AdamW => lora_plus(config, ratio, peft, name, adamw),
+        Optim::AdamW8bit => lora_plus(config, ratio, peft, name, in_8_bits),
+    };
+    Ok((optimizer, HashSet::new()))
+}
+
+/// LoRA+ on an optimizer that is made for a weight decay.
+fn lora_plus<M: Module, O: Optimizer>(
+    config: &TrainConfig,
+    ratio: f64,
+    peft: &PeftModel<M>,
+    name: &str,
+    optimizer: impl Fn(f64) -> O,
+) -> ModuleOptimizer {
     let decay = config.loraplus_weight_decay;
     let of_tables = config.loraplus_lr_embedding / config.learning_rate;
     let mut groups: [Vec<ParamId>; 3] = Default::default();
@@ -49,11 +76,12 @@ pub fn optimizer<M: Module>(
             Group::Undecayed => groups[2].push(parameter.id),
         }
     }
-    let mut optimizer = ModuleOptimizer::from(Faster { adamw: adamw(decay), factor: 1.0 });
+    let faster = |decay, factor| Faster { optimizer: optimizer(decay), factor };
+    let mut all = ModuleOptimizer::from(faster(decay, 1.0));
     for (ids, (decay, factor)) in groups.into_iter().zip([(decay, of_tables), (decay, ratio), (0.0, ratio)]) {
-        optimizer = optimizer.with_group(ParamGroup::from_ids(ids), Faster { adamw: adamw(decay), factor }, None);
+        all = all.with_group(ParamGroup::from_ids(ids), faster(decay, factor), None);
     }
-    Ok((optimizer, HashSet::new()))
+    all
 }
 
 fn lora_fa<M: Module>(
@@ -121,15 +149,15 @@ impl Group {
     }
 }
 
-/// AdamW at a multiple of the learning rate.
+/// An optimizer at a multiple of the learning rate.
 #[derive(Clone)]
-struct Faster {
-    adamw: AdamW,
+struct Faster<O> {
+    optimizer: O,
     factor: f64,
 }
 
-impl Optimizer for Faster {
-    type State<const D: usize> = AdamWState<D>;
+impl<O: Optimizer> Optimizer for Faster<O> {
+    type State<const D: usize> = O::State<D>;
 
     fn step<const D: usize>(
         &self,
@@ -138,11 +166,11 @@ impl Optimizer for Faster {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
-        self.adamw.step(lr * self.factor, tensor, grad, state)
+        self.optimizer.step(lr * self.factor, tensor, grad, state)
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
-        AdamW::to_device(state, device)
+        O::to_device(state, device)
     }
 }
 

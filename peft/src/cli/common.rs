@@ -128,7 +128,7 @@ impl PlaceArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct QuantArgs {
     /// Keep the linear layers of the base in 4 or 8 bits: nf4, fp4 or int8, as `BitsAndBytesConfig` of transformers does.
-    /// A checkpoint that bitsandbytes wrote is read as it is, without this.
+    /// A checkpoint that bitsandbytes, GPTQ or AWQ wrote is read as it is, without this.
     #[arg(long, value_name = "FORMAT")]
     quantize: Option<QuantFormat>,
     /// Quantise the scales of nf4 and fp4, too, which saves 0.37 bits a number.

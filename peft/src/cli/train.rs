@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use peft_core::{ALL_LINEAR, PeftError, RegisteredMethod, Result, nearest};
 use peft_tasks::data::augmentation::{Augmentation, Augmentations};
 use peft_tasks::data::reading;
-use peft_tasks::train::Start;
+use peft_tasks::train::{Optim, Start};
 use serde_json::{Map, Value};
 
 use super::bar::Bar;
@@ -108,8 +108,8 @@ pub(super) struct Args {
     /// Train magnitude and direction apart.
     #[arg(long, help_heading = "LoRA")]
     dora: bool,
-    /// true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora; eva and corda look at the training data first
-    /// [default: true]
+    /// true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora; loftq makes up for quantising; eva and corda look at
+    /// the training data first [default: true]
     #[arg(long, help_heading = "LoRA")]
     init: Option<String>,
     /// Rows that eva and corda look at [default: 256 for corda, as many as needed for eva]
@@ -146,6 +146,9 @@ pub(super) struct Args {
     /// AdamW's decoupled weight decay [default: 0.01]
     #[arg(long, help_heading = "Training")]
     weight_decay: Option<f64>,
+    /// adamw_torch, or adamw_8bit, whose moments take 8 bits a number [default: adamw_torch]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    optim: Option<Optim>,
     /// LoRA+: how many times faster than A the factor B learns, as 16.
     #[arg(long, help_heading = "Training")]
     loraplus_lr_ratio: Option<f64>,
@@ -278,6 +281,7 @@ impl Args {
         training.max_steps = self.steps.or(training.max_steps);
         set(&mut training.max_grad_norm, &self.max_grad_norm);
         set(&mut training.weight_decay, &self.weight_decay);
+        set(&mut training.optim, &self.optim);
         training.loraplus_lr_ratio = self.loraplus_lr_ratio.or(training.loraplus_lr_ratio);
         for (flag, given) in [
             ("--loraplus-weight-decay", self.loraplus_weight_decay.is_some()),

@@ -1,13 +1,16 @@
-//! Adapters that start from data: EVA and CorDA, with a pass over the training data.
+//! Adapters that start from data: EVA and CorDA, with a pass over the training data; LoftQ on a base that is quantised.
 
 use std::cell::RefCell;
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use peft_core::files::checkpoint::{Checkpoint, Placement};
 use peft_core::{PeftConfig, PeftError, PeftModel, Result};
 use peft_lora::LoraConfig;
 use peft_lora::lora::config::PEFT_TYPE;
-use peft_lora::lora::data_init::{corda, eva};
+use peft_lora::lora::data_init::{corda, eva, loftq};
+use peft_models::common::config::RawConfig;
 use peft_tasks::tasks::task::Task;
 use peft_tasks::train::batches::{BatchOptions, EpochPlan};
 use serde_json::{Map, Value};
@@ -22,6 +25,31 @@ pub(crate) fn start_of(method: &Map<String, Value>) -> Option<&str> {
     let lora = method.get("peft_type").and_then(Value::as_str) == Some(PEFT_TYPE);
     let init = method.get("init_lora_weights").and_then(Value::as_str).filter(|_| lora)?;
     matches!(init, "eva" | "corda").then_some(init)
+}
+
+/// Whether LoRA is to start from what quantising has taken away from a base.
+///
+/// # Errors
+/// If `config.json` cannot be understood.
+pub(crate) fn makes_up_for_codes(method: &Map<String, Value>, base: &Path, place: &Placement) -> Result<bool> {
+    let is = |field: &str, value: &str| method.get(field).and_then(Value::as_str) == Some(value);
+    if !is("peft_type", PEFT_TYPE) || !is("init_lora_weights", "loftq") {
+        return Ok(false);
+    }
+    Ok(place.quantize.is_some() || RawConfig::read(base)?.quantization()?.is_some())
+}
+
+/// The configuration of such a `method` for a base that is quantised: with factors from the weights of its folder.
+///
+/// # Errors
+/// If the folder does not hold them in full.
+pub(crate) fn made_up<M: Module>(
+    method: Map<String, Value>,
+    peft: &PeftModel<M>,
+    base: &Path,
+) -> Result<Box<dyn PeftConfig>> {
+    let config = loftq::start(peft, LoraConfig::parse(method)?, &Checkpoint::open(base)?)?;
+    Ok(Box::new(config))
 }
 
 /// The configuration of `method`, whose `init_lora_weights` is `start`, with factors from the data of `task`.

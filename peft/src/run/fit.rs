@@ -28,7 +28,7 @@ use crate::load::configure::configure;
 use crate::load::names::adapter_folder;
 use crate::load::text::{fitted, load_tokenizer, rows_with, tokenizer_folder, train_new_tokens, with_text_files};
 #[cfg(feature = "lora")]
-use crate::run::calibrate::{calibrated, start_of};
+use crate::run::calibrate::{calibrated, made_up, makes_up_for_codes, start_of};
 use crate::run::config::RunConfig;
 use crate::run::drawn;
 use crate::run::labels::of_adapters;
@@ -168,6 +168,10 @@ pub(crate) fn fit<K: TaskKind>(
                 Some(start) => {
                     observer.busy(&format!("looking at the data for a start with {start}"));
                     calibrated(start, method.clone(), &model, &task, run, &place.device)?
+                }
+                None if makes_up_for_codes(&method, base, place)? => {
+                    observer.busy("comparing the quantised layers with those of the file");
+                    made_up(method.clone(), &model, base)?
                 }
                 None => config,
             };

@@ -7,6 +7,7 @@ mod inputs;
 mod labels;
 mod methods;
 mod output;
+mod quantised;
 mod questions;
 mod recordings;
 mod run_file;

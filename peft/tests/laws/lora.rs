@@ -1,6 +1,6 @@
 //! LoRA.
 
-use peft::lora::{Bias, LoraConfig};
+use peft::lora::{Bias, LoftqConfig, LoraConfig};
 
 use super::{Names, Row, row};
 
@@ -10,6 +10,11 @@ fn plain() -> LoraConfig {
 
 fn init(name: &str) -> LoraConfig {
     LoraConfig { init_lora_weights: name.into(), ..plain() }
+}
+
+fn loftq_8() -> LoraConfig {
+    let config = LoftqConfig { loftq_bits: 8, loftq_iter: 2, ..LoftqConfig::default() };
+    LoraConfig { loftq_config: Some(config), ..init("loftq") }
 }
 
 /// Weights of layers, however they lie, and tables.
@@ -34,6 +39,12 @@ pub(super) fn rows() -> Vec<Row> {
         row("pissa", |_| Box::new(init("pissa"))),
         row("pissa by iteration", |_| Box::new(init("pissa_niter_4"))),
         row("olora", |_| Box::new(init("olora"))),
+        Row { starts_as_base: false, ..row("loftq", |_| Box::new(init("loftq"))) },
+        Row { starts_as_base: false, ..row("loftq in 8 bits", |_| Box::new(loftq_8())) },
+        Row {
+            starts_as_base: false,
+            ..row("dora and loftq", |_| Box::new(LoraConfig { use_dora: true, ..init("loftq") }))
+        },
         Row {
             merges: |names| !names.is_tied,
             ..row("embedding", |names| Box::new(LoraConfig::new(4, 6.0).targets(names.tables.iter().copied())))

@@ -12,7 +12,7 @@ use peft::models::auto::AutoCausalLm;
 use peft::tasks::tasks::interruption::StopAsked;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::train::log::{self, EvalRecord, LOG_FILE, Record, TrainRecord};
-use peft::tasks::train::{Observer, Started, TrainConfig, Trainer};
+use peft::tasks::train::{Observer, Optim, Started, TrainConfig, Trainer};
 
 use super::runs::{config, copy_tree, fresh, losses, samples, with};
 use crate::support::numbers;
@@ -44,6 +44,16 @@ fn a_resumed_run_groups_parameters_as_an_uninterrupted_one() {
     let half = TrainConfig { lora_fa: true, adam_epsilon: 1e-6, ..config(9) };
     for config in [plus, half] {
         cut_and_resumed_with(&config, || fresh(0.2));
+    }
+}
+
+/// The same where moments are kept in 8 bits, for tensors that are large enough.
+#[test]
+fn a_resumed_run_goes_on_with_moments_in_8_bits() {
+    let plain = TrainConfig { optim: Optim::AdamW8bit, ..config(9) };
+    let plus = TrainConfig { loraplus_lr_ratio: Some(4.0), ..plain.clone() };
+    for config in [plain, plus] {
+        cut_and_resumed_with(&config, || with(LoraConfig::new(64, 64.0).all_linear()));
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct InitialFactors {
     pub(crate) a: Tensor<2>,
     /// `[out, rank]`: subtracted from the update, which is zero at the start. Without it `B` is zero.
     pub(crate) b: Option<Tensor<2>>,
+    /// Whether it is a part of the update, and not subtracted.
+    pub(crate) stays: bool,
 }
 
 impl DataInit {
@@ -32,7 +34,7 @@ impl DataInit {
 
     /// Whether updates are counted from where they started.
     pub(crate) fn are_subtracted(&self) -> bool {
-        self.0.values().any(|it| it.b.is_some())
+        self.0.values().any(|it| it.b.is_some() && !it.stays)
     }
 
     pub(crate) fn get(&self, module: &str) -> Option<&InitialFactors> {

@@ -79,7 +79,10 @@ pub fn start<M: Module, B>(
             PeftError::NotFinite(format!("an input of `{module}` is not finite: look at the calibration data"))
         })?;
         let (a, b) = factors(&weight, &covariance, layer.rank, layer.scale, corda.corda_method);
-        given.insert(module.clone(), InitialFactors { a: to_tensor(&a, &device), b: Some(to_tensor(&b, &device)) });
+        given.insert(
+            module.clone(),
+            InitialFactors { a: to_tensor(&a, &device), b: Some(to_tensor(&b, &device)), stays: false },
+        );
     }
     Ok(LoraConfig { data_init: Some(DataInit::new(given)), corda_config: Some(corda), ..config })
 }

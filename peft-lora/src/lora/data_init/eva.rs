@@ -142,7 +142,7 @@ pub fn start<M: Module, B>(
         }
         if is_linear {
             let a = state.analyses[led_by[module]].factor(rank, eva.whiten);
-            given.insert(module.to_owned(), InitialFactors { a, b: None });
+            given.insert(module.to_owned(), InitialFactors { a, b: None, stays: false });
         }
         let adjusted = rank != layer.rank && eva.adjust_scaling_factors;
         let alpha = if adjusted { layer.alpha * rank as f64 / layer.rank as f64 } else { layer.alpha };

@@ -22,6 +22,9 @@ use crate::common::mask;
 use crate::common::prompt;
 use crate::common::task::{Encoded, Seq2SeqLm, shift_right};
 
+/// `_keep_in_fp32_modules` of transformers: what they give overflows in half precision.
+pub(crate) const FULL_PRECISION: [&str; 1] = ["wo"];
+
 /// Prefix that the checkpoint of a headless model lacks.
 pub const BASE_PREFIX: &str = "transformer.";
 
@@ -521,7 +524,11 @@ impl Adaptable for T5ForConditionalGeneration {
             kv_heads: config.num_heads,
             d_head: config.d_kv,
         };
-        ModelSpec::of(self).with_model_type(&config.model_type).with_heads(["lm_head"]).with_prompts("", prompts)
+        ModelSpec::of(self)
+            .with_model_type(&config.model_type)
+            .with_heads(["lm_head"])
+            .with_full_precision(FULL_PRECISION)
+            .with_prompts("", prompts)
     }
 
     fn is_tied(&self) -> bool {

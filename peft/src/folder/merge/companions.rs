@@ -46,8 +46,9 @@ const WEIGHTS: [&str; 24] = [
     ".npz",
 ];
 
-/// What training leaves beside weights, and what would make transformers put the adapter on once more.
-const STATES: [&str; 3] = ["trainer_state.json", CONFIG_FILE, "config.json"];
+/// What training leaves beside weights, what would make transformers put the adapter on once more, and how the base was stored.
+const STATES: [&str; 5] =
+    ["trainer_state.json", CONFIG_FILE, "config.json", "quantize_config.json", "quant_config.json"];
 
 /// Whether a file holds weights, or lists files that do.
 pub(super) fn is_weight_file(name: &str) -> bool {
