@@ -37,7 +37,7 @@ impl ImageClassification {
                 "a classifier needs as many labels as pictures, and some: {counts}"
             )));
         }
-        Ok(Self { samples: ImageSamples::new(files, processor, augment)?, labels: RowLabels::new(labels, set) })
+        Ok(Self { samples: ImageSamples::new(files, processor, augment), labels: RowLabels::new(labels, set) })
     }
 
     /// How many pictures there are.
@@ -88,6 +88,10 @@ impl<M: ImageClassifier> Task<M> for ImageClassification {
 
     fn tokens(&self, items: &[usize]) -> usize {
         items.len()
+    }
+
+    fn unit(&self) -> &'static str {
+        "pictures"
     }
 
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {

@@ -92,7 +92,7 @@ impl ImageData {
         let rows = self.rows()?;
         let pairs = rows.images()?.into_iter().zip(rows.masks()?);
         let files = pairs.map(|(image, mask)| ImageFiles { image, mask: Some(mask) }).collect();
-        let samples = ImageSamples::new(files, processor, self.augment.clone())?;
+        let samples = ImageSamples::new(files, processor, self.augment.clone());
         Ok(SemanticSegmentation { samples, classes: set.names.clone() })
     }
 }
@@ -133,6 +133,10 @@ impl<M: SemanticSegmenter> Task<M> for SemanticSegmentation {
 
     fn tokens(&self, items: &[usize]) -> usize {
         items.len()
+    }
+
+    fn unit(&self) -> &'static str {
+        "pictures"
     }
 
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
