@@ -14,7 +14,7 @@ use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
-use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
+use crate::eval::overlap::TextScores;
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
 use crate::tasks::interruption;
@@ -81,35 +81,18 @@ impl SequenceToSequence {
         model: &M,
         batch_size: usize,
         device: &Device,
-    ) -> Result<Vec<(&'static str, f64)>> {
+    ) -> Result<[(&'static str, f64); 5]> {
         let items: Vec<usize> = (0..self.sources.len()).collect();
-        let (mut exact, mut rouge) = (0, [0.0; 3]);
-        let mut bleu = Bleu::default();
+        let mut scores = TextScores::default();
         for chunk in items.chunks(batch_size.max(1)) {
             interruption::go_on()?;
             let texts = generate_targets(model, &self.source(chunk, device)?, &written.plan, device, |_, _| Ok(()))?;
             for (item, text) in chunk.iter().zip(texts) {
                 let reference = written.tokenizer.decode(&self.targets[*item].input_ids, true)?;
-                let text = written.tokenizer.decode(&text, true)?;
-                exact += usize::from(reference.trim() == text.trim());
-                for (sum, score) in rouge.iter_mut().zip([
-                    rouge_n(&reference, &text, 1),
-                    rouge_n(&reference, &text, 2),
-                    rouge_l(&reference, &text),
-                ]) {
-                    *sum += score;
-                }
-                bleu.add(&reference, &text);
+                scores.add(&reference, &written.tokenizer.decode(&text, true)?);
             }
         }
-        let count = items.len() as f64;
-        Ok(vec![
-            ("exact_match", exact as f64 / count),
-            ("rouge1", rouge[0] / count),
-            ("rouge2", rouge[1] / count),
-            ("rougeL", rouge[2] / count),
-            ("bleu", bleu.score()),
-        ])
+        Ok(scores.metrics())
     }
 }
 
