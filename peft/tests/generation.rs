@@ -6,8 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use peft::core::files::checkpoint::TensorFile;
 use peft::core::{DEFAULT_ADAPTER, PeftModel};
-use peft::models::{ModelInput, auto};
+use peft::models::{ImageToText, ModelInput, auto};
 use peft::tasks::data::audio::Features;
+use peft::tasks::generate::captions::generate_captions;
 use peft::tasks::generate::causal::generate;
 use peft::tasks::generate::seq2seq::generate_targets;
 use peft::tasks::generate::speech::{SpeechConfig, SpeechPlan, SpeechRequest, transcribe};
@@ -34,6 +35,7 @@ fn check(name: &str) {
     match case(name).task.as_str() {
         "seq2seq-lm" => return check_targets(name),
         "speech-to-text" => return check_transcripts(name),
+        "image-to-text" => return check_captions(name),
         _ => {}
     }
     let case = case(name);
@@ -148,6 +150,45 @@ fn check_transcripts(name: &str) {
     }
 }
 
+fn check_captions(name: &str) {
+    let case = case(name);
+    let folder = fixtures().join("cases").join(name);
+    let (model, _) = auto::load_image_to_text(fixtures().join("models").join(&case.model), &device()).unwrap();
+    let places = model.image_tokens();
+    let mut peft = PeftModel::new(model);
+    for adapter in &case.adapters {
+        peft.load_adapter(folder.join(adapter), DEFAULT_ADAPTER, &peft::methods()).unwrap();
+    }
+    let inputs = TensorFile::open(folder.join("inputs.safetensors")).unwrap();
+    let pixel_values = Tensor::<4>::from_data(inputs.floats("pixel_values").unwrap(), &device());
+    let (ids, mask) = (rows(&inputs, "input_ids"), rows(&inputs, "attention_mask"));
+    let generate = case.generate.unwrap();
+    let is_prompted = generate["prompted"].as_bool().unwrap();
+    let prompt = |(ids, mask): (&Vec<i64>, &Vec<i64>)| -> Vec<u32> {
+        let read = ids.iter().zip(mask).filter(|it| *it.1 == 1).map(|it| *it.0 as u32);
+        if is_prompted { read.skip(places).collect() } else { Vec::new() }
+    };
+    let prompts: Vec<Vec<u32>> = ids.iter().zip(&mask).map(prompt).collect();
+    let config: GenerationConfig = serde_json::from_value(generate).unwrap();
+    let plan = config.plan().unwrap();
+    let model = peft.model().valid();
+    let new = generate_captions(&model, pixel_values, &prompts, &plan, &device(), |_, _| Ok(())).unwrap();
+
+    let wanted = rows(&TensorFile::open(folder.join("expected.safetensors")).unwrap(), "generated");
+    let read = match (model.has_encoder(), is_prompted) {
+        (true, _) => 1,
+        (false, true) => ids[0].len(),
+        (false, false) => places + 1,
+    };
+    let pad = filling(&config, &plan);
+    for (row, new) in new.into_iter().enumerate() {
+        let mut new: Vec<i64> = new.into_iter().map(i64::from).collect();
+        assert!(!new.is_empty(), "nothing was generated");
+        new.resize(wanted[row].len() - read, pad);
+        assert_eq!(new, wanted[row][read..], "row {row}");
+    }
+}
+
 macro_rules! generation {
     ($($case:ident),+ $(,)?) => {
         $(#[test] fn $case() { crate::generation::check(stringify!($case)) })+
@@ -184,6 +225,12 @@ mod targets {
     }
 }
 
+mod captions {
+    generation! {
+        blip2_base_bare, blip2_base_left, blip2_lora, blip2_t5_base, blip2_t5_lora,
+    }
+}
+
 mod transcripts {
     generation! {
         whisper_all_linear, whisper_base, whisper_base_beams, whisper_base_detect, whisper_base_times,
@@ -197,8 +244,8 @@ fn every_recorded_generation_is_in_the_table() {
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            let listed =
-                [CASES, beams::CASES, targets::CASES, transcripts::CASES].iter().any(|it| it.contains(&name.as_str()));
+            let tables = [CASES, beams::CASES, captions::CASES, targets::CASES, transcripts::CASES];
+            let listed = tables.iter().any(|it| it.contains(&name.as_str()));
             case(name).generate.is_some() != listed
         })
         .collect();

@@ -7,16 +7,16 @@ use burn::module::ModuleDisplay;
 use burn::tensor::Device;
 use peft_core::{Adaptable, Result};
 
+use super::image_to_text::{AutoImageToText, ImageToText};
 use super::models::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoImageToText, AutoMaskedLm,
-    AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
-    AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::denoiser::Denoiser;
 use crate::common::input::AudioInput;
 use crate::common::task::{
-    CausalLm, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    CausalLm, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
     SequenceClassifier, TokenClassifier,
 };
 

@@ -14,8 +14,8 @@ use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
 use crate::common::input::{AudioInput, ModelInput};
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
-    CausalLm, Encoded, FeatureExtractor, ImageClassifier, ImageToText, MaskedLm, QuestionAnswerer, SemanticSegmenter,
-    Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 
 /// A struct that holds any model of a task. What follows the names are the methods of the task's trait, those that change
@@ -196,6 +196,8 @@ macro_rules! auto_model {
     };
 }
 
+pub(super) use auto_model;
+
 auto_model! {
     /// A causal language model of any architecture.
     AutoCausalLm: CausalLm as CausalLmObject, task_type: Some("CAUSAL_LM");
@@ -292,19 +294,6 @@ auto_model! {
     fn num_channels() -> usize;
     fn smallest_picture() -> [usize; 2];
     fn ignored_label() -> i64;
-}
-
-auto_model! {
-    /// A model of any architecture that writes text about a picture.
-    AutoImageToText: ImageToText as ImageToTextObject, task_type: None;
-    fn read(pixel_values: Tensor<4>, text: &ModelInput) -> ModelInput;
-    fn logits(read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3>;
-    fn has_encoder() -> bool;
-    fn shift_right(labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
-    fn image_token() -> Option<i64>;
-    fn image_tokens() -> usize;
-    fn num_channels() -> usize;
-    fn smallest_picture() -> [usize; 2];
 }
 
 // Two traits have this method; without one of the type's own, callers that import both would have to say which.

@@ -270,47 +270,6 @@ pub trait SemanticSegmenter: Module {
     }
 }
 
-/// A model that writes text about a picture.
-///
-/// The text that it reads has a place for every vector of the picture: [`image_tokens`](Self::image_tokens) times the token
-/// [`image_token`](Self::image_token).
-pub trait ImageToText: Module {
-    /// The text with the picture in its places: vectors, which a language model reads.
-    ///
-    /// - pixel_values: `[batch, channels, height, width]`, normalised as the checkpoint wants them
-    /// - text: ids, `[batch, seq]`, and what goes with them
-    fn read(&self, pixel_values: Tensor<4>, text: &ModelInput) -> ModelInput;
-
-    /// Logits over the vocabulary: of every position of what was [read](Self::read), `[batch, seq, vocab]`, by a decoder; of every
-    /// position of `target`, `[batch, target, vocab]`, by an encoder and a decoder, which start without one.
-    fn logits(&self, read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3>;
-
-    /// Whether an encoder reads and a decoder writes. A decoder alone goes on writing what it reads.
-    fn has_encoder(&self) -> bool;
-
-    /// What a decoder behind an encoder reads while it learns to write `labels`: see [`Seq2SeqLm::shift_right`].
-    ///
-    /// # Errors
-    /// If there is no encoder, or `config.json` does not say which tokens start and fill up a text.
-    fn shift_right(&self, labels: Tensor<2, Int>) -> Result<Tensor<2, Int>>;
-
-    /// The token in whose places the picture stands.
-    fn image_token(&self) -> Option<i64>;
-
-    /// How many places a picture takes.
-    fn image_tokens(&self) -> usize;
-
-    /// Channels of a picture.
-    fn num_channels(&self) -> usize {
-        3
-    }
-
-    /// The least height and width of a picture that leaves something to compute with.
-    fn smallest_picture(&self) -> [usize; 2] {
-        [1, 1]
-    }
-}
-
 /// A model without a head: tokens in, vectors out.
 pub trait FeatureExtractor: Module {
     /// `[batch, seq, d_model]`

@@ -14,13 +14,13 @@ use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::architecture::{Architecture, ModelConfig};
+use crate::architecture::{Architecture, AutoCausalLm, AutoSeq2SeqLm, ImageToText, LanguageModel, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, RawConfig, heads_divide};
 use crate::common::decoder::Decoder;
 use crate::common::input::{ModelInput, Tokens};
 use crate::common::layers;
-use crate::common::task::{CausalLm, ImageToText, Seq2SeqLm};
+use crate::common::task::{CausalLm, Seq2SeqLm};
 use crate::text::decoder::opt::{OptConfig, OptForCausalLm};
 use crate::text::seq2seq::t5::{FULL_PRECISION, T5Config, T5ForConditionalGeneration};
 use crate::vision::{Size, positions};
@@ -142,6 +142,8 @@ pub struct Blip2Config {
     pub num_query_tokens: usize,
     /// The token in whose places the picture stands.
     pub image_token_index: Option<i64>,
+    /// The token that a text begins with that has nothing but a picture: `bos_token_id` of `text_config`.
+    pub first_token: Option<u32>,
 }
 
 impl ModelConfig for Blip2Config {
@@ -170,10 +172,26 @@ impl ModelConfig for Blip2Config {
         Ok(Self {
             vision,
             qformer,
+            first_token: first_token(&part("text_config"))?,
             text: Blip2TextConfig::from_raw(&part("text_config"))?,
             num_query_tokens: top.num_query_tokens,
             image_token_index: top.image_token_index,
         })
+    }
+}
+
+/// `bos_token_id` of `text_config`. An OPT whose file does not speak of it has 2, as in transformers.
+fn first_token(text: &RawConfig) -> Result<Option<u32>> {
+    let is_opt = text.json.get("model_type").is_none_or(|it| it == "opt");
+    match text.json.get("bos_token_id") {
+        None => Ok(is_opt.then_some(2)),
+        Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().and_then(|it| u32::try_from(it).ok()) {
+            Some(token) => Ok(Some(token)),
+            None => {
+                Err(PeftError::config("bos_token_id", format!("of `text_config` is {value}, expected a token's id")))
+            }
+        },
     }
 }
 
@@ -520,6 +538,8 @@ pub struct Blip2ForConditionalGeneration {
     #[module(skip)]
     image_token: Option<i64>,
     #[module(skip)]
+    first_token: Option<u32>,
+    #[module(skip)]
     patch: [usize; 2],
 }
 
@@ -538,18 +558,9 @@ impl Blip2ForConditionalGeneration {
                 Blip2TextConfig::T5(config) => Blip2LanguageModel::T5(T5ForConditionalGeneration::new(config, device)),
             },
             image_token: config.image_token_index,
+            first_token: config.first_token,
             patch: config.vision.patch_size.dims(),
         }
-    }
-
-    /// What the language model reads of a picture, `[batch, queries, d_model]`.
-    pub fn image_features(&self, pixel_values: Tensor<4>) -> Tensor<3> {
-        let picture = self.vision_model.forward(pixel_values);
-        let [batch, _, _] = picture.dims();
-        let queries = self.query_tokens.val();
-        let [_, count, width] = queries.dims();
-        let summed_up = self.qformer.forward(queries.expand([batch, count, width]), picture);
-        self.language_projection.forward(summed_up)
     }
 }
 
@@ -580,19 +591,33 @@ impl Adaptable for Blip2ForConditionalGeneration {
 }
 
 impl ImageToText for Blip2ForConditionalGeneration {
-    /// The `n`-th image token of a row becomes the `n`-th vector of its picture.
-    fn read(&self, pixel_values: Tensor<4>, text: &ModelInput) -> ModelInput {
+    fn image_features(&self, pixel_values: Tensor<4>) -> Tensor<3> {
+        let picture = self.vision_model.forward(pixel_values);
+        let [batch, _, _] = picture.dims();
+        let queries = self.query_tokens.val();
+        let [_, count, width] = queries.dims();
+        let summed_up = self.qformer.forward(queries.expand([batch, count, width]), picture);
+        self.language_projection.forward(summed_up)
+    }
+
+    fn place(&self, features: Tensor<3>, text: &ModelInput) -> ModelInput {
         let Tokens::Ids(ids) = &text.tokens else { return text.clone() };
-        let picture = self.image_features(pixel_values);
         let words = self.language_model.embed(ids.clone());
         let [batch, seq, d_model] = words.dims();
-        let count = picture.dims()[1];
+        let count = features.dims()[1];
         let is_picture = ids.clone().equal_elem(self.image_token.unwrap_or(-1));
         let place = is_picture.clone().int().cumsum(1).sub_scalar(1).clamp(0, count as i64 - 1);
         let place = place.unsqueeze_dim::<3>(2).expand([batch, seq, d_model]);
         let is_picture = is_picture.unsqueeze_dim::<3>(2).expand([batch, seq, d_model]);
-        let embeddings = words.mask_where(is_picture, picture.gather(1, place));
+        let embeddings = words.mask_where(is_picture, features.gather(1, place));
         ModelInput { tokens: Tokens::Embeddings(embeddings), ..text.clone() }
+    }
+
+    fn language_model(&self) -> LanguageModel {
+        match &self.language_model {
+            Blip2LanguageModel::Opt(model) => LanguageModel::Decoder(AutoCausalLm::from_model(model.clone())),
+            Blip2LanguageModel::T5(model) => LanguageModel::EncoderDecoder(AutoSeq2SeqLm::from_model(model.clone())),
+        }
     }
 
     fn logits(&self, read: &ModelInput, target: Option<&ModelInput>) -> Tensor<3> {
@@ -624,6 +649,10 @@ impl ImageToText for Blip2ForConditionalGeneration {
 
     fn image_token(&self) -> Option<i64> {
         self.image_token
+    }
+
+    fn first_token(&self) -> Option<u32> {
+        self.first_token
     }
 
     fn image_tokens(&self) -> usize {

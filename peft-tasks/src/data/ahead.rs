@@ -9,9 +9,6 @@ use peft_core::{PeftError, Result};
 
 use crate::data::guard::guarded;
 
-/// Items that are kept for somebody to take: what waits in memory.
-const MOST_ITEMS: usize = 64;
-
 /// Computes items on threads of its own as soon as they are announced.
 ///
 /// What is not announced is computed by whoever takes it. So an announcement changes nothing but the time that is waited.
@@ -22,6 +19,8 @@ pub struct Ahead<T> {
 struct Shared<T> {
     compute: Box<dyn Fn(usize) -> Result<T> + Send + Sync>,
     threads: usize,
+    /// Items that are kept for somebody to take: what waits in memory.
+    most: usize,
     state: Mutex<State<T>>,
     changed: Condvar,
 }
@@ -48,10 +47,12 @@ enum Progress<T> {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// Computes items by `compute`, up to `threads` of them at once.
-    pub fn new(threads: usize, compute: impl Fn(usize) -> Result<T> + Send + Sync + 'static) -> Self {
+    /// Computes items by `compute`, up to `threads` of them at once. No more than `most` wait to be taken: two batches, if all
+    /// that is announced shall be computed.
+    pub fn new(threads: usize, most: usize, compute: impl Fn(usize) -> Result<T> + Send + Sync + 'static) -> Self {
         let state = State { slots: HashMap::new(), queue: VecDeque::new(), round: 0, running: 0, closed: false };
-        let shared = Shared { compute: Box::new(compute), threads, state: Mutex::new(state), changed: Condvar::new() };
+        let shared =
+            Shared { compute: Box::new(compute), threads, most, state: Mutex::new(state), changed: Condvar::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -61,10 +62,16 @@ impl<T: Send + 'static> Ahead<T> {
         state.round += 1;
         let round = state.round;
         state.slots.retain(|_, it| it.round + 1 >= round || matches!(it.value, Progress::Running));
+        self.start(items, &mut state);
+    }
+
+    /// Puts items that nobody has announced behind the others, and sees to it that somebody computes them.
+    fn start(&self, items: &[usize], state: &mut State<T>) {
+        let round = state.round;
         for item in items {
             if let Some(slot) = state.slots.get_mut(item) {
                 slot.round = round;
-            } else if state.slots.len() < MOST_ITEMS {
+            } else if state.slots.len() < self.shared.most {
                 state.slots.insert(*item, Slot { value: Progress::Waiting, round });
                 state.queue.push_back(*item);
             }
@@ -78,6 +85,15 @@ impl<T: Send + 'static> Ahead<T> {
                 break;
             }
         }
+    }
+
+    /// Several items, in their order. Those that were not announced are computed here and on the threads together.
+    ///
+    /// # Errors
+    /// Those of the computation, of the first that fails.
+    pub fn take_all(&self, items: &[usize]) -> Result<Vec<T>> {
+        self.start(items, &mut self.shared.lock());
+        items.iter().map(|item| self.take(*item)).collect()
     }
 
     /// An item: as it was computed beforehand, or computed now.
@@ -128,6 +144,18 @@ impl<T> Shared<T> {
     }
 }
 
+#[cfg(test)]
+impl<T> Ahead<T> {
+    /// Waits until all that was announced is computed.
+    pub(crate) fn finish(&self) {
+        let mut state = self.shared.lock();
+        let is_open = |it: &Slot<T>| !matches!(it.value, Progress::Done(_));
+        while state.slots.values().any(is_open) {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
 impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
@@ -150,7 +178,11 @@ mod tests {
     #[test]
     fn items_are_the_same_announced_or_not() {
         let ahead =
-            Ahead::new(3, |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) });
+            Ahead::new(
+                3,
+                64,
+                |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) },
+            );
         ahead.announce(&(0..20).collect::<Vec<_>>());
         for item in (0..30).rev() {
             match ahead.take(item) {
@@ -166,7 +198,7 @@ mod tests {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = calls.clone();
         let here = thread::current().id();
-        let ahead = Ahead::new(1, move |item| {
+        let ahead = Ahead::new(1, 64, move |item| {
             counted.fetch_add(1, Ordering::SeqCst);
             let _ = done.send(());
             Ok((item, thread::current().id()))
@@ -181,13 +213,31 @@ mod tests {
     }
 
     #[test]
+    fn two_announcements_are_kept_and_no_more() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let ahead = Ahead::new(2, 64, move |item| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(item)
+        });
+        for items in [[1, 2], [3, 4], [5, 6]] {
+            ahead.announce(&items);
+            ahead.finish();
+        }
+        assert_eq!(ahead.take_all(&[3, 4, 5, 6]).unwrap(), [3, 4, 5, 6]);
+        assert_eq!(calls.load(Ordering::SeqCst), 6, "none of them a second time");
+        assert_eq!(ahead.take_all(&[1, 9, 9]).unwrap(), [1, 9, 9]);
+        assert_eq!(calls.load(Ordering::SeqCst), 9, "the first was forgotten, and what is taken is gone");
+    }
+
+    #[test]
     fn memory_has_an_end_and_so_has_a_panic() {
-        let ahead = Ahead::new(2, |item| if item == 1 { panic!("one") } else { Ok(item) });
+        let ahead = Ahead::new(2, 64, |item| if item == 1 { panic!("one") } else { Ok(item) });
         for round in 0..200 {
             ahead.announce(&[round, round + 1, 1_000 + round]);
         }
-        assert!(ahead.shared.lock().slots.len() <= MOST_ITEMS);
-        let quiet = Ahead::new(1, |_: usize| -> Result<usize> { panic!("never mind") });
+        assert!(ahead.shared.lock().slots.len() <= 64);
+        let quiet = Ahead::new(1, 64, |_: usize| -> Result<usize> { panic!("never mind") });
         quiet.announce(&[5]);
         // Either the thread has met it, or it is met here.
         assert!(guarded(|| quiet.take(5)).is_none_or(|it| it.is_err()));

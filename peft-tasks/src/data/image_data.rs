@@ -95,8 +95,8 @@ pub(crate) struct ImageBatch {
 type Sample = ([usize; 2], Vec<f32>, Vec<u16>);
 
 impl ImageSamples {
-    pub(crate) fn new(files: Vec<ImageFiles>, processor: ImageProcessor, augment: Augmentations) -> Result<Self> {
-        Ok(Self { pictures: Pictures::new(files)?, processor, augment })
+    pub(crate) fn new(files: Vec<ImageFiles>, processor: ImageProcessor, augment: Augmentations) -> Self {
+        Self { pictures: Pictures::new(files), processor, augment }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -8,6 +8,39 @@
 
 use std::collections::HashMap;
 
+/// How close written texts are to those that were to be written.
+#[derive(Debug, Clone, Default)]
+pub struct TextScores {
+    texts: usize,
+    exact: usize,
+    rouge: [f64; 3],
+    bleu: Bleu,
+}
+
+impl TextScores {
+    /// Counts one text more.
+    pub fn add(&mut self, reference: &str, text: &str) {
+        self.texts += 1;
+        self.exact += usize::from(reference.trim() == text.trim());
+        let scores = [rouge_n(reference, text, 1), rouge_n(reference, text, 2), rouge_l(reference, text)];
+        self.rouge.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
+        self.bleu.add(reference, text);
+    }
+
+    /// `exact_match` and ROUGE as means over the texts, BLEU over all of them together.
+    pub fn metrics(&self) -> [(&'static str, f64); 5] {
+        let count = self.texts as f64;
+        let [rouge1, rouge2, rouge_l] = self.rouge.map(|it| it / count);
+        [
+            ("exact_match", self.exact as f64 / count),
+            ("rouge1", rouge1),
+            ("rouge2", rouge2),
+            ("rougeL", rouge_l),
+            ("bleu", self.bleu.score()),
+        ]
+    }
+}
+
 /// Words as `rouge_score` splits them without a stemmer: lower case, runs of ASCII letters and digits.
 fn rouge_words(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();

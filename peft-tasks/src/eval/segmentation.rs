@@ -1,9 +1,10 @@
 //! How well the classes of pixels are found.
 
 use peft_core::{PeftError, Result};
+use serde::{Deserialize, Serialize};
 
 /// Counts of pixels by class and by what was predicted. Source: `mean_iou` of Hugging Face's `evaluate`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PixelCounts {
     /// Pixels of a class that were predicted to be of it.
     hits: Vec<u64>,
@@ -33,6 +34,14 @@ impl PixelCounts {
         self.labelled[label] += 1;
         self.predicted[predicted] += 1;
         Ok(())
+    }
+
+    /// Counts what another counted, of the same classes.
+    pub fn join(&mut self, other: &Self) {
+        let join = |own: &mut [u64], other: &[u64]| own.iter_mut().zip(other).for_each(|(own, other)| *own += other);
+        join(&mut self.hits, &other.hits);
+        join(&mut self.labelled, &other.labelled);
+        join(&mut self.predicted, &other.predicted);
     }
 
     /// Intersection over union of each class; `None` for one that is neither labelled nor predicted.

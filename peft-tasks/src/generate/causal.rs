@@ -1,8 +1,8 @@
 //! Text from a causal language model, token by token or by beam search, with a cache of keys and values.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
 use peft_core::{Adaptable, PeftError, Result, forward, nn};
-use peft_models::{CausalLm, KvCache, ModelInput};
+use peft_models::{CausalLm, KvCache, ModelInput, Tokens};
 
 use crate::data::tensors::{grid, line};
 use crate::generate::beams::{Beams, Step};
@@ -23,6 +23,21 @@ use crate::generate::sampling::Sampler;
 pub fn generate<M: CausalLm + Adaptable>(
     model: &M,
     prompts: &[Vec<u32>],
+    plan: &GenerationPlan,
+    device: &Device,
+    on_token: impl FnMut(usize, u32) -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    generate_behind(model, prompts, None, plan, device, on_token)
+}
+
+/// What a model reads in the place of tokens: of ids `[rows, seq]`, vectors `[rows, seq, d_model]`.
+pub(crate) type Embed<'a> = &'a dyn Fn(Tensor<2, Int>) -> ModelInput;
+
+/// The same as [`generate`], where `embed` says what is read in the place of the prompts' tokens: a picture stands there.
+pub(crate) fn generate_behind<M: CausalLm + Adaptable>(
+    model: &M,
+    prompts: &[Vec<u32>],
+    embed: Option<Embed<'_>>,
     plan: &GenerationPlan,
     device: &Device,
     mut on_token: impl FnMut(usize, u32) -> Result<()>,
@@ -46,7 +61,12 @@ pub fn generate<M: CausalLm + Adaptable>(
         );
         return Err(PeftError::config("num_beams", reason));
     }
+    if embed.is_some() && model.cache_limit().is_some() {
+        let reason = "its cache ends at a length, where the text would be read again without the picture";
+        return Err(PeftError::unsupported("a picture before this language model", reason));
+    }
     let mut texts = Texts::new(&model, prompts, tasks, device);
+    texts.embed(embed);
     if plan.num_beams > 1 {
         let mut beams = Beams::new(prompts.to_vec(), budget.tokens, plan)?;
         texts.select(&beams.rows());
@@ -95,6 +115,8 @@ struct Texts<'a, M> {
     model: &'a M,
     device: &'a Device,
     rows: Vec<Text>,
+    /// What is read in the place of the prompts, `[rows, seq, d_model]`, until that has been done.
+    vectors: Option<Tensor<3>>,
     cache: KvCache,
     /// Columns that the cache has seen.
     seen: usize,
@@ -120,7 +142,18 @@ impl<'a, M: CausalLm> Texts<'a, M> {
                 task: tasks.as_ref().map(|it| it[row]),
             }
         };
-        Self { model, device, rows: prompts.iter().enumerate().map(text).collect(), cache: KvCache::new(), seen: 0 }
+        let rows = prompts.iter().enumerate().map(text).collect();
+        Self { model, device, rows, vectors: None, cache: KvCache::new(), seen: 0 }
+    }
+
+    /// Looks up what is read in the place of the prompts.
+    fn embed(&mut self, embed: Option<Embed<'_>>) {
+        let ids: Vec<i64> = self.rows.iter().flat_map(|it| &it.ids).copied().collect();
+        let read = embed.map(|it| it(grid(&ids, self.rows.len(), self.rows[0].ids.len(), self.device)));
+        self.vectors = match read.map(|it| it.tokens) {
+            Some(Tokens::Embeddings(vectors)) => Some(vectors),
+            Some(Tokens::Ids(_)) | None => None,
+        };
     }
 
     /// Scores of what follows each sequence, `[rows][vocab]`.
@@ -135,11 +168,15 @@ impl<'a, M: CausalLm> Texts<'a, M> {
         };
         let tasks: Option<Vec<i64>> = self.rows.iter().map(|it| it.task).collect();
         let padded = self.rows.iter().any(|it| it.mask.contains(&0));
+        let tokens = match self.vectors.take() {
+            Some(vectors) => Tokens::Embeddings(vectors),
+            None => Tokens::Ids(columns(self.seen, |it| &it.ids)),
+        };
         let input = ModelInput {
             position_ids: Some(columns(self.seen, |it| &it.positions)),
             attention_mask: padded.then(|| columns(0, |it| &it.mask)),
             task_ids: tasks.map(|it| line(&it, self.device)),
-            ..ModelInput::ids(columns(self.seen, |it| &it.ids))
+            ..ModelInput::new(tokens)
         };
         let hidden = self.model.hidden(&input, Some(&mut self.cache));
         self.seen = length;
@@ -163,7 +200,9 @@ impl<'a, M: CausalLm> Texts<'a, M> {
     /// Goes on from these sequences, in this order.
     fn select(&mut self, rows: &[usize]) {
         self.rows = rows.iter().map(|row| self.rows[*row].clone()).collect();
-        self.cache.select(line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device));
+        let rows = line(&rows.iter().map(|it| *it as i64).collect::<Vec<_>>(), self.device);
+        self.vectors = self.vectors.take().map(|it| it.select(0, rows.clone()));
+        self.cache.select(rows);
     }
 }
 

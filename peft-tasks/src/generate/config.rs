@@ -155,11 +155,29 @@ impl GenerationConfig {
             return Self::of(json).map_err(|error| PeftError::bad_file(&path, error));
         }
         let path = folder.as_ref().join("config.json");
+        Self::of_model(json_object(&path)?.unwrap_or_default()).map_err(|error| PeftError::bad_file(&path, error))
+    }
+
+    /// What `text_config` in the `config.json` of a folder says: of a language model behind a picture. transformers goes by it
+    /// alone: `generate` of such a model calls that of its language model, which knows no `generation_config.json`.
+    ///
+    /// # Errors
+    /// The file is missing or does not parse.
+    pub fn load_text_config(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join("config.json");
         let mut json = json_object(&path)?.unwrap_or_default();
+        let text = match json.remove("text_config") {
+            Some(Value::Object(text)) => text,
+            _ => Map::new(),
+        };
+        Self::of_model(text).map_err(|error| PeftError::bad_file(&path, error))
+    }
+
+    fn of_model(mut json: Map<String, Value>) -> serde_json::Result<Self> {
         // All the others describe the model.
         let known = Self::fields();
         json.retain(|field, _| known.contains(&field.as_str()) || REFUSED.iter().any(|it| it.0 == field));
-        Self::of(json).map_err(|error| PeftError::bad_file(&path, error))
+        Self::of(json)
     }
 
     fn of(mut json: Map<String, Value>) -> serde_json::Result<Self> {

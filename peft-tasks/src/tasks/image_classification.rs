@@ -9,6 +9,7 @@ use crate::data::image::ImageProcessor;
 use crate::data::image::pictures::ImageFiles;
 use crate::data::image_data::{ImageData, ImageSamples};
 use crate::data::labels::{Label, LabelSet};
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::row_labels::{RowLabels, rows};
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -37,7 +38,7 @@ impl ImageClassification {
                 "a classifier needs as many labels as pictures, and some: {counts}"
             )));
         }
-        Ok(Self { samples: ImageSamples::new(files, processor, augment)?, labels: RowLabels::new(labels, set) })
+        Ok(Self { samples: ImageSamples::new(files, processor, augment), labels: RowLabels::new(labels, set) })
     }
 
     /// How many pictures there are.
@@ -90,6 +91,10 @@ impl<M: ImageClassifier> Task<M> for ImageClassification {
         items.len()
     }
 
+    fn unit(&self) -> &'static str {
+        "pictures"
+    }
+
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.len()
     }
@@ -106,16 +111,14 @@ impl<M: ImageClassifier> Task<M> for ImageClassification {
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         self.samples.check_channels(model.num_channels())?;
-        let items: Vec<usize> = (0..self.len()).collect();
-        let batches: Vec<&[usize]> = items.chunks(batch_size.max(1)).collect();
-        let (mut sum, mut outputs) = (0.0, Vec::new());
-        for (at, batch) in batches.iter().enumerate() {
-            let pixels = self.samples.batch(batch, device)?.pixel_values;
-            self.samples.pictures.announce(batches.get(at + 1).copied().unwrap_or_default());
+        let parts = in_batches(self.len(), batch_size, |items, next| {
+            let pixels = self.samples.batch(items, device)?.pixel_values;
+            self.samples.pictures.announce(next);
             let logits = model.logits(pixels);
-            sum += scalar(&self.labels.loss_sum(logits.clone(), batch, device)?);
-            outputs.extend(rows(logits));
-        }
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics: self.labels.measure(&outputs)? })
+            Ok((scalar(&self.labels.loss_sum(logits.clone(), items, device)?), rows(logits)))
+        })?;
+        let (sums, outputs): (Vec<f64>, Vec<_>) = parts.into_iter().unzip();
+        let loss = sums.iter().sum::<f64>() / self.len() as f64;
+        Ok(Evaluation { loss, metrics: self.labels.measure(&outputs.concat())? })
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::ops::IGNORE_INDEX;
-use peft_core::{PeftError, Result};
+use peft_core::{Adaptable, Result};
 use peft_models::{ImageToText, ModelInput, Pretrained};
 use serde_json::{Map, Value};
 
@@ -14,7 +14,11 @@ use crate::data::sample::Sample;
 use crate::data::tensors::grid;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
+use crate::eval::overlap::TextScores;
+use crate::generate::captions::{generate_captions, with_picture};
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::loss;
+use crate::tasks::sequence_to_sequence::Written;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
 /// The task of a model that writes text about a picture.
@@ -23,6 +27,7 @@ pub struct Captioning {
     samples: ImageSamples,
     captions: Vec<Caption>,
     pad: u32,
+    written: Option<Written>,
 }
 
 /// What is read beside a picture, and what is to be written.
@@ -55,12 +60,17 @@ impl ImageData {
         });
         let captions = captions.collect::<Result<_>>()?;
         let files = rows.images()?.into_iter().map(|image| ImageFiles { image, mask: None }).collect();
-        let samples = ImageSamples::new(files, processor, self.augment.clone())?;
-        Ok(Captioning { samples, captions, pad: tokenizer.fill_id() })
+        let samples = ImageSamples::new(files, processor, self.augment.clone());
+        Ok(Captioning { samples, captions, pad: tokenizer.fill_id(), written: None })
     }
 }
 
 impl Captioning {
+    /// Has every evaluation write captions and measure them: exact matches, ROUGE, BLEU.
+    pub fn with_writing(self, written: Written) -> Self {
+        Self { written: Some(written), ..self }
+    }
+
     /// How many pictures there are.
     pub fn len(&self) -> usize {
         self.captions.len()
@@ -80,22 +90,18 @@ impl Captioning {
         device: &Device,
     ) -> Result<Tensor<1>> {
         self.samples.check_channels(model.num_channels())?;
-        let token = model.image_token().and_then(|it| u32::try_from(it).ok()).ok_or_else(|| {
-            PeftError::config("image_token_index", "is not in config.json: nobody knows where the picture stands")
-        })?;
         let apart = model.has_encoder();
         let sample = |item: &usize| {
             let Caption { prompt, text } = &self.captions[*item];
-            let mut input_ids = vec![token; model.image_tokens()];
-            input_ids.extend(prompt);
+            let mut input_ids = with_picture(model, prompt)?;
             let mut labels = vec![IGNORE_INDEX; input_ids.len()];
             if !apart {
                 input_ids.extend(text);
                 labels.extend(text.iter().map(|it| i64::from(*it)));
             }
-            Sample { input_ids, labels, ..Sample::default() }
+            Ok(Sample { input_ids, labels, ..Sample::default() })
         };
-        let samples: Vec<Sample> = items.iter().map(sample).collect();
+        let samples: Vec<Sample> = items.iter().map(sample).collect::<Result<_>>()?;
         let rows = collate(&samples, &Padding::right(self.pad))?;
         let read = model.read(batch.pixel_values, &rows.input(device));
         let mean = if apart {
@@ -114,9 +120,23 @@ impl Captioning {
     fn count(&self, items: &[usize]) -> usize {
         items.iter().map(|it| self.captions[*it].text.len()).sum()
     }
+
+    /// What the model writes.
+    fn write<M: ImageToText + Adaptable>(
+        &self,
+        written: &Written,
+        model: &M,
+        batch: &[usize],
+        pixel_values: Tensor<4>,
+    ) -> Result<Vec<String>> {
+        let device = pixel_values.device();
+        let prompts: Vec<Vec<u32>> = batch.iter().map(|it| self.captions[*it].prompt.clone()).collect();
+        let texts = generate_captions(model, pixel_values, &prompts, &written.plan, &device, |_, _| Ok(()))?;
+        texts.iter().map(|it| written.tokenizer.decode(it, true)).collect()
+    }
 }
 
-impl<M: ImageToText> Task<M> for Captioning {
+impl<M: ImageToText + Adaptable> Task<M> for Captioning {
     fn lengths(&self) -> Vec<usize> {
         self.captions.iter().map(|it| it.prompt.len() + it.text.len()).collect()
     }
@@ -139,17 +159,26 @@ impl<M: ImageToText> Task<M> for Captioning {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.len()).collect();
-        let batches: Vec<&[usize]> = items.chunks(batch_size.max(1)).collect();
-        let mut sum = 0.0;
-        for (at, batch) in batches.iter().enumerate() {
-            let pictures = self.samples.batch(batch, device)?;
-            self.samples.pictures.announce(batches.get(at + 1).copied().unwrap_or_default());
-            sum += scalar(&self.of_batch(model, batch, pictures, device)?);
-        }
-        let count = self.count(&items);
+        let parts = in_batches(self.len(), batch_size, |items, next| {
+            let pictures = self.samples.batch(items, device)?;
+            self.samples.pictures.announce(next);
+            let pixel_values = pictures.pixel_values.clone();
+            let sum = scalar(&self.of_batch(model, items, pictures, device)?);
+            let write = |written| self.write(written, model, items, pixel_values);
+            Ok((sum, self.written.as_ref().map(write).transpose()?.unwrap_or_default()))
+        })?;
+        let (sums, texts): (Vec<f64>, Vec<_>) = parts.into_iter().unzip();
+        let sum: f64 = sums.iter().sum();
+        let count = self.count(&(0..self.len()).collect::<Vec<_>>());
         let perplexity = Value::from(metrics::perplexity(sum, count)?);
-        let metrics = Map::from_iter([("perplexity".to_owned(), perplexity)]);
+        let mut metrics = Map::from_iter([("perplexity".to_owned(), perplexity)]);
+        if let Some(written) = &self.written {
+            let mut scores = TextScores::default();
+            for (caption, text) in self.captions.iter().zip(texts.concat()) {
+                scores.add(&written.tokenizer.decode(&caption.text, true)?, &text);
+            }
+            metrics.extend(scores.metrics().map(|(name, value)| (name.to_owned(), Value::from(value))));
+        }
         Ok(Evaluation { loss: sum / count as f64, metrics })
     }
 }

@@ -27,18 +27,29 @@ enum Part<P> {
 pub(crate) fn in_batches<P: Serialize + DeserializeOwned>(
     count: usize,
     batch_size: usize,
-    mut measure: impl FnMut(&[usize], &[usize]) -> Result<P>,
+    measure: impl FnMut(&[usize], &[usize]) -> Result<P>,
 ) -> Result<Vec<P>> {
     let items: Vec<usize> = (0..count).collect();
-    let batches: Vec<&[usize]> = items.chunks(batch_size.max(1)).collect();
+    over_batches(&items.chunks(batch_size.max(1)).collect::<Vec<_>>(), measure)
+}
+
+/// The same for batches that somebody else has made.
+///
+/// # Errors
+/// As [`in_batches`].
+pub(crate) fn over_batches<P: Serialize + DeserializeOwned>(
+    batches: &[&[usize]],
+    mut measure: impl FnMut(&[usize], &[usize]) -> Result<P>,
+) -> Result<Vec<P>> {
     let group = group::current();
     let (rank, world_size) = group.as_ref().map_or((0, 1), |it| (it.rank(), it.world_size()));
-    let share = || batches.iter().enumerate().skip(rank).step_by(world_size);
-    let mut all = share().map(|(at, batch)| {
-        interruption::go_on()?;
-        measure(batch, batches.get(at + world_size).copied().unwrap_or_default())
-    });
-    let own: Result<Vec<P>> = all.by_ref().collect();
+    let share = batches.iter().enumerate().skip(rank).step_by(world_size);
+    let own: Result<Vec<P>> = share
+        .map(|(at, batch)| {
+            interruption::go_on()?;
+            measure(batch, batches.get(at + world_size).copied().unwrap_or_default())
+        })
+        .collect();
     let Some(group) = group else { return own };
     let part = match own {
         Ok(parts) => Part::Whole(parts),

@@ -15,6 +15,7 @@ use crate::data::image::{ImageProcessor, Mask};
 use crate::data::image_data::{ImageBatch, ImageData, ImageSamples};
 use crate::data::labels::{LabelKind, LabelSet};
 use crate::eval::segmentation::PixelCounts;
+use crate::tasks::in_batches::in_batches;
 use crate::tasks::loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -92,7 +93,7 @@ impl ImageData {
         let rows = self.rows()?;
         let pairs = rows.images()?.into_iter().zip(rows.masks()?);
         let files = pairs.map(|(image, mask)| ImageFiles { image, mask: Some(mask) }).collect();
-        let samples = ImageSamples::new(files, processor, self.augment.clone())?;
+        let samples = ImageSamples::new(files, processor, self.augment.clone());
         Ok(SemanticSegmentation { samples, classes: set.names.clone() })
     }
 }
@@ -135,6 +136,10 @@ impl<M: SemanticSegmenter> Task<M> for SemanticSegmentation {
         items.len()
     }
 
+    fn unit(&self) -> &'static str {
+        "pictures"
+    }
+
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.len()
     }
@@ -156,17 +161,15 @@ impl<M: SemanticSegmenter> Task<M> for SemanticSegmentation {
     /// `mean_iou`, `mean_accuracy`, `overall_accuracy`, and the IoU of each class.
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
         self.samples.check_channels(model.num_channels())?;
-        let items: Vec<usize> = (0..self.len()).collect();
         let ignored = model.ignored_label();
-        let batches: Vec<&[usize]> = items.chunks(batch_size.max(1)).collect();
-        let (mut sum, mut counts) = (0.0, PixelCounts::new(self.classes.len().max(2)));
-        for (at, items) in batches.iter().enumerate() {
+        let parts = in_batches(self.len(), batch_size, |items, next| {
             let batch = self.samples.batch(items, device)?;
-            self.samples.pictures.announce(batches.get(at + 1).copied().unwrap_or_default());
+            self.samples.pictures.announce(next);
             let labels = self.labels(&batch, items, ignored)?;
             let logits = of_pixels(model, batch.pixel_values, batch.size);
             let on_device = Tensor::<3, Int>::from_data(labels, device);
-            sum += scalar(&loss::segmentation(logits.clone(), on_device, ignored)) * items.len() as f64;
+            let sum = scalar(&loss::segmentation(logits.clone(), on_device, ignored)) * items.len() as f64;
+            let mut counts = PixelCounts::new(self.classes.len().max(2));
             let found = match logits.dims()[1] {
                 1 => logits.greater_elem(0.0).int(),
                 _ => logits.argmax(1),
@@ -176,6 +179,12 @@ impl<M: SemanticSegmenter> Task<M> for SemanticSegmentation {
                     counts.add(*label as usize, predicted as usize)?;
                 }
             }
+            Ok((sum, counts))
+        })?;
+        let (mut sum, mut counts) = (0.0, PixelCounts::new(self.classes.len().max(2)));
+        for (part, counted) in &parts {
+            sum += part;
+            counts.join(counted);
         }
         let mut metrics = Map::from_iter([
             ("mean_iou".to_owned(), Value::from(counts.mean_iou())),
@@ -185,6 +194,6 @@ impl<M: SemanticSegmenter> Task<M> for SemanticSegmentation {
         for (name, iou) in self.classes.iter().zip(counts.iou()) {
             metrics.insert(format!("iou_{name}"), iou.map_or(Value::Null, Value::from));
         }
-        Ok(Evaluation { loss: sum / items.len() as f64, metrics })
+        Ok(Evaluation { loss: sum / self.len() as f64, metrics })
     }
 }

@@ -14,7 +14,7 @@ use crate::data::tensors::{grid, line};
 use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
-use crate::eval::overlap::{Bleu, rouge_l, rouge_n};
+use crate::eval::overlap::TextScores;
 use crate::generate::config::GenerationPlan;
 use crate::generate::seq2seq::generate_targets;
 use crate::tasks::in_batches::in_batches;
@@ -81,33 +81,16 @@ impl SequenceToSequence {
         model: &M,
         batch_size: usize,
         device: &Device,
-    ) -> Result<Vec<(&'static str, f64)>> {
+    ) -> Result<[(&'static str, f64); 5]> {
         let texts = in_batches(self.sources.len(), batch_size, |items, _| {
             let texts = generate_targets(model, &self.source(items, device)?, &written.plan, device, |_, _| Ok(()))?;
             texts.iter().map(|it| written.tokenizer.decode(it, true)).collect::<Result<Vec<_>>>()
         })?;
-        let (mut exact, mut rouge) = (0, [0.0; 3]);
-        let mut bleu = Bleu::default();
+        let mut scores = TextScores::default();
         for (target, text) in self.targets.iter().zip(texts.concat()) {
-            let reference = written.tokenizer.decode(&target.input_ids, true)?;
-            exact += usize::from(reference.trim() == text.trim());
-            for (sum, score) in rouge.iter_mut().zip([
-                rouge_n(&reference, &text, 1),
-                rouge_n(&reference, &text, 2),
-                rouge_l(&reference, &text),
-            ]) {
-                *sum += score;
-            }
-            bleu.add(&reference, &text);
+            scores.add(&written.tokenizer.decode(&target.input_ids, true)?, &text);
         }
-        let count = self.sources.len() as f64;
-        Ok(vec![
-            ("exact_match", exact as f64 / count),
-            ("rouge1", rouge[0] / count),
-            ("rouge2", rouge[1] / count),
-            ("rougeL", rouge[2] / count),
-            ("bleu", bleu.score()),
-        ])
+        Ok(scores.metrics())
     }
 }
 

@@ -17,6 +17,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::eval::word_errors::{ErrorRate, TextNormalizer};
 use crate::generate::speech::{SpeechConfig, SpeechPlan, SpeechRequest, batch_of, transcribe};
+use crate::tasks::in_batches::{in_batches, over_batches};
 use crate::tasks::sequence_to_sequence::target_loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
 
@@ -99,20 +100,22 @@ impl SpeechToText {
         let mut batches: Vec<&[usize]> = short.chunks(batch_size.max(1)).collect();
         batches.extend(long.chunks(1));
         let frames = self.recordings.extractor().config().frames();
-        for (at, chunk) in batches.iter().enumerate() {
+        let texts = over_batches(&batches, |chunk, next| {
             let is_long = self.recordings.is_long(chunk[0]);
-            let upcoming = batches.get(at + 1).filter(|it| !self.recordings.is_long(it[0]));
-            self.recordings.announce(upcoming.unwrap_or(&[].as_slice()));
+            if !next.iter().any(|it| self.recordings.is_long(*it)) {
+                self.recordings.announce(next);
+            }
             let load = |it: &usize| if is_long { self.recordings.whole(*it) } else { self.recordings.window(*it) };
             let features: Vec<Features> = chunk.iter().map(load).collect::<Result<_>>()?;
             let transcripts = transcribe(model, &features, frames, &written.plan, device, |_, _| Ok(()))?;
-            for (item, transcript) in chunk.iter().zip(transcripts) {
-                let text = written.tokenizer.decode(&transcript.words(&written.plan), true)?;
-                let said = &self.texts[*item];
-                words.add_words(said, &text);
-                characters.add_characters(said, &text);
-                plain.add_words(&normalizer.apply(said)?, &normalizer.apply(&text)?);
-            }
+            let text = |it: &Transcript| written.tokenizer.decode(&it.words(&written.plan), true);
+            transcripts.iter().map(text).collect::<Result<Vec<String>>>()
+        })?;
+        for (item, text) in batches.concat().into_iter().zip(texts.concat()) {
+            let said = &self.texts[item];
+            words.add_words(said, &text);
+            characters.add_characters(said, &text);
+            plain.add_words(&normalizer.apply(said)?, &normalizer.apply(&text)?);
         }
         Ok([("wer", words.rate()), ("cer", characters.rate()), ("normalized_wer", plain.rate())])
     }
@@ -233,14 +236,12 @@ impl<M: Seq2SeqLm<AudioInput> + Adaptable> Task<M> for SpeechToText {
     }
 
     fn evaluate(&self, model: &M, batch_size: usize, device: &Device) -> Result<Evaluation> {
-        let items: Vec<usize> = (0..self.targets.len()).collect();
-        let (mut sum, mut count) = (0.0, 0);
-        let batches: Vec<&[usize]> = items.chunks(batch_size.max(1)).collect();
-        for (at, chunk) in batches.iter().enumerate() {
-            self.recordings.announce(batches.get(at + 1).unwrap_or(&[].as_slice()));
-            sum += scalar(&self.loss_sum(model, chunk, device)?);
-            count += Task::<M>::targets(self, 0, chunk);
-        }
+        let parts = in_batches(self.targets.len(), batch_size, |items, next| {
+            self.recordings.announce(next);
+            Ok((scalar(&self.loss_sum(model, items, device)?), Task::<M>::targets(self, 0, items)))
+        })?;
+        let sum: f64 = parts.iter().map(|it| it.0).sum();
+        let count: usize = parts.iter().map(|it| it.1).sum();
         let mut metrics = Map::new();
         metrics.insert("perplexity".into(), Value::from(metrics::perplexity(sum, count)?));
         if let Some(written) = &self.written {

@@ -58,8 +58,13 @@ pub trait Task<M: Module> {
     /// It must be the same at every call: a run asks once, and a resumed run relies on the order of batches that follows.
     fn lengths(&self) -> Vec<usize>;
 
-    /// Tokens of some items, padding excluded: what the log counts.
+    /// Tokens of some items, padding excluded: what the log counts; or what else [`unit`](Task::unit) says.
     fn tokens(&self, items: &[usize]) -> usize;
+
+    /// What [`tokens`](Task::tokens) counts, in the plural, for those who watch a run.
+    fn unit(&self) -> &'static str {
+        "tokens"
+    }
 
     /// How many terms [`loss_sum`](Task::loss_sum) is a sum of: tokens that are predicted, or rows. Adapters put
     /// `virtual_tokens` before every row ([`forward::virtual_tokens`](peft_core::forward::virtual_tokens)), behind which a

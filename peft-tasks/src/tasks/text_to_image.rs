@@ -267,6 +267,10 @@ impl Task<TextToImageModel> for DreamBooth {
         items.len()
     }
 
+    fn unit(&self) -> &'static str {
+        "pictures"
+    }
+
     fn targets(&self, _virtual_tokens: usize, items: &[usize]) -> usize {
         items.len()
     }

@@ -3,6 +3,7 @@
 //! A process may be killed at any time. A line that was cut off is left out when reading, and a resumed run forgets
 //! what it is about to do again.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub enum Record {
 }
 
 /// What training did.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainRecord {
     /// Optimiser steps done.
@@ -40,12 +41,38 @@ pub struct TrainRecord {
     pub lr: f64,
     /// Norm of all gradients before clipping, where it was computed.
     pub grad_norm: Option<f64>,
-    /// Tokens seen since the start, filling excluded.
+    /// Tokens seen since the start, filling excluded; or what else `unit` says.
     pub tokens: u64,
-    /// Tokens a second since the last line.
+    /// Tokens a second since the last line, or what else `unit` says.
     pub tokens_per_second: f64,
+    /// What is counted: `tokens`, or `pictures` where a row is none of tokens. Written where it is not `tokens`.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub unit: Cow<'static, str>,
     /// Seconds since the start of the run, earlier parts of a resumed one included.
     pub seconds: f64,
+}
+
+impl Default for TrainRecord {
+    fn default() -> Self {
+        Self {
+            step: 0,
+            epoch: 0.0,
+            loss: 0.0,
+            lr: 0.0,
+            grad_norm: None,
+            tokens: 0,
+            tokens_per_second: 0.0,
+            unit: TOKENS.into(),
+            seconds: 0.0,
+        }
+    }
+}
+
+/// What most tasks count.
+pub(crate) const TOKENS: &str = "tokens";
+
+fn is_usual(unit: &str) -> bool {
+    unit == TOKENS
 }
 
 /// What an evaluation found.

@@ -88,19 +88,21 @@ pub(crate) struct Progress<'a> {
     logging_steps: usize,
     steps_per_epoch: usize,
     total: usize,
+    unit: &'static str,
     started: Instant,
     /// Seconds of the parts of the run before this one.
     earlier: f64,
 }
 
 impl<'a> Progress<'a> {
-    /// From where a run is, which `state` says.
+    /// From where a run is, which `state` says. `unit` is what the task [counts](crate::tasks::task::Task::unit).
     pub(crate) fn new(
         log: Option<RunLog>,
         observer: &'a mut dyn Observer,
         state: &TrainerState,
         steps: &Steps,
         config: &TrainConfig,
+        unit: &'static str,
     ) -> Self {
         Self {
             log,
@@ -108,6 +110,7 @@ impl<'a> Progress<'a> {
             logging_steps: config.logging_steps,
             steps_per_epoch: steps.per_epoch(),
             total: steps.total(),
+            unit,
             started: Instant::now(),
             earlier: state.seconds,
         }
@@ -133,6 +136,7 @@ impl<'a> Progress<'a> {
             grad_norm: Some(step.grad_norm),
             tokens: state.tokens,
             tokens_per_second: state.since_line.tokens_per_second(),
+            unit: self.unit.into(),
             seconds: state.seconds,
         };
         self.observer.step(&record, self.total);

@@ -102,13 +102,14 @@ impl Observer for Bar {
     fn step(&mut self, record: &TrainRecord, total: usize) {
         self.bar.set_length(total as u64);
         self.bar.set_position(record.step as u64);
-        self.bar.set_message(format!("loss {:.4}  {:.0} tokens/s", record.loss, record.tokens_per_second));
+        let TrainRecord { loss, tokens_per_second, unit, .. } = record;
+        self.bar.set_message(format!("loss {loss:.4}  {tokens_per_second:.0} {unit}/s"));
     }
 
     fn logged(&mut self, record: &TrainRecord, total: usize) {
         if self.bar.is_hidden() {
-            let TrainRecord { step, loss, lr, tokens_per_second, .. } = record;
-            complain(format_args!("step {step}/{total}  loss {loss:.4}  lr {lr:.2e}  {tokens_per_second:.0} tokens/s"));
+            let TrainRecord { step, loss, lr, tokens_per_second, unit, .. } = record;
+            complain(format_args!("step {step}/{total}  loss {loss:.4}  lr {lr:.2e}  {tokens_per_second:.0} {unit}/s"));
         }
     }
 

@@ -8,12 +8,14 @@ use peft_models::ModelInput;
 use peft_models::common::config::RawConfig;
 use peft_tasks::data::chat::Message;
 use peft_tasks::data::tensors::{grid, line};
-use peft_tasks::data::tokenizer::{TokenStream, Tokenizer};
+use peft_tasks::data::tokenizer::Tokenizer;
 use peft_tasks::generate::causal::generate;
 use peft_tasks::generate::seq2seq::generate_targets;
 use peft_tasks::generate::{GenerationConfig, GenerationPlan};
 
-use super::generation::{Args, blame_the_weights, end_of};
+#[cfg(feature = "image")]
+use super::captions;
+use super::generation::{Args, MAX_NEW_TOKENS, blame_the_weights, end_of, print};
 #[cfg(feature = "image")]
 use super::pictures;
 #[cfg(feature = "audio")]
@@ -26,7 +28,7 @@ use crate::run::registry::{KnownTask, Registry};
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let (folder, adapters, place) = args.sources()?;
     #[cfg(feature = "image")]
-    if args.audio.is_none() && pictures::is_meant(args.task.as_deref(), &folder) {
+    if args.audio.is_none() && args.image.is_none() && pictures::is_meant(args.task.as_deref(), &folder) {
         let prompt = args.prompt.as_deref().unwrap_or_default();
         let request = pictures::Request { folder: &folder, adapters: &adapters, prompt, seed: args.seed };
         return pictures::run(&args.picture, &request, registry, &place);
@@ -39,6 +41,15 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
         return Err(PeftError::unsupported(
             format!("reading {}", audio.display()),
             "this program was built without the feature `audio`",
+        ));
+    }
+    if let Some(image) = &args.image {
+        #[cfg(feature = "image")]
+        return captions::run(args, image, (&folder, &adapters, &place), registry);
+        #[cfg(not(feature = "image"))]
+        return Err(PeftError::unsupported(
+            format!("reading {}", image.display()),
+            "this program was built without the feature `image`",
         ));
     }
     let writes_targets = reads_a_source(task, &folder, registry)?;
@@ -92,9 +103,6 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     say!("")
 }
 
-/// Most tokens of a text, where nobody says how many.
-const MAX_NEW_TOKENS: usize = 128;
-
 /// Whether the model reads a source and writes a target: as adapters and base say, or as only such a model is there.
 fn reads_a_source(task: KnownTask<'_>, folder: &Path, registry: &Registry) -> Result<bool> {
     match task.task_type() {
@@ -106,6 +114,10 @@ fn reads_a_source(task: KnownTask<'_>, folder: &Path, registry: &Registry) -> Re
         }
         _ if task.name() == "speech-to-text" => {
             let reason = "this model writes what it hears: give a recording instead, `--audio FILE`";
+            Err(PeftError::config("--prompt", reason))
+        }
+        _ if task.name() == "image-to-text" => {
+            let reason = "this model writes about a picture: give one too, `--image FILE`";
             Err(PeftError::config("--prompt", reason))
         }
         other => {
@@ -135,13 +147,5 @@ fn tasks_of(plan: &GenerationPlan, tasks: usize) -> Result<Option<i64>> {
         Some(task) if (0..tasks as i64).contains(task) => Ok(Some(*task)),
         Some(task) => Err(PeftError::config("--task-id", format!("is {task}, expected 0 to {}", tasks - 1))),
         None => Err(PeftError::config("--task-id", format!("is not given: the prompt is of {tasks} tasks, from 0"))),
-    }
-}
-
-/// Prints what a token adds to the text.
-fn print(stream: &mut TokenStream<'_>, token: u32) -> Result<()> {
-    match stream.push(token)? {
-        Some(text) => part(text),
-        None => Ok(()),
     }
 }

@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use peft_core::files::checkpoint::Placement;
 use peft_core::{PeftError, Result, WEIGHTS_FILE};
-use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::data::tokenizer::{TokenStream, Tokenizer};
 use peft_tasks::generate::{GenerationConfig, GenerationPlan};
 
 use super::common::{Adapter, PlaceArgs, adapter_sources};
 #[cfg(feature = "image")]
 use super::pictures::PictureArgs;
+use super::terminal::part;
 use crate::load::adapters::AdapterSource;
 use crate::load::names::model_folder;
 use crate::run::fit::blame_the_base;
+
+/// Most tokens of a text, where nobody says how many.
+pub(super) const MAX_NEW_TOKENS: usize = 128;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -27,12 +31,16 @@ pub(super) struct Args {
     /// folder of diffusers with `model_index.json`]
     #[arg(long)]
     pub(super) task: Option<String>,
-    /// Text to continue, or the source of a model that writes a target for one, such as T5; or what a picture is to show.
-    #[arg(long, required_unless_present = "audio")]
+    /// Text to continue, or the source of a model that writes a target for one, such as T5; or what a picture is to show. With
+    /// --image a question, or how the caption begins.
+    #[arg(long, required_unless_present_any = ["audio", "image"])]
     pub(super) prompt: Option<String>,
     /// Put the prompt into the model's chat template.
     #[arg(long)]
     pub(super) chat: bool,
+    /// Picture to write about: PNG, JPEG, WebP, GIF, BMP or TIFF.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["audio", "chat", "task_id"])]
+    pub(super) image: Option<PathBuf>,
     /// Recording to write down: WAV, FLAC, MP3 or OGG.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat", "task_id"])]
     pub(super) audio: Option<PathBuf>,
@@ -137,4 +145,12 @@ pub(super) fn blame_the_weights<M: Module>(
     let names: Vec<String> = files.map(|it| it.display().to_string()).collect();
     let error = PeftError::NotFinite(format!("{reason}: look at {}", names.join(", ")));
     blame_the_base(error, model, base)
+}
+
+/// Prints what a token adds to the text.
+pub(super) fn print(stream: &mut TokenStream<'_>, token: u32) -> Result<()> {
+    match stream.push(token)? {
+        Some(text) => part(text),
+        None => Ok(()),
+    }
 }

@@ -10,6 +10,8 @@
 //! ```
 
 mod bar;
+#[cfg(feature = "image")]
+mod captions;
 #[cfg(feature = "lora")]
 mod combine;
 mod common;
@@ -63,7 +65,7 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model, with or without adapters, on a data file.
     Eval(Box<eval::Args>),
-    /// Continue a prompt, write a recording down, or make a picture, with or without adapters.
+    /// Continue a prompt, write a recording down, describe a picture, or make one, with or without adapters.
     Generate(Box<generation::Args>),
     /// Fold adapters into the weights and write a plain checkpoint.
     Merge(merge::Args),

@@ -93,6 +93,7 @@ trait AnyKind: Send + Sync {
     fn task_type(&self) -> Option<&'static str>;
     fn other_task_types(&self) -> &'static [&'static str];
     fn class_endings(&self) -> &'static [&'static str];
+    fn reads_text(&self) -> bool;
     fn load(
         &self,
         architectures: &ArchitectureRegistry,
@@ -128,6 +129,9 @@ impl<K: TaskKind> AnyKind for K {
     }
     fn class_endings(&self) -> &'static [&'static str] {
         TaskKind::class_endings(self)
+    }
+    fn reads_text(&self) -> bool {
+        TaskKind::reads_text(self)
     }
     fn load(
         &self,
@@ -340,6 +344,11 @@ impl KnownTask<'_> {
     /// `task_type` of `adapter_config.json`, where PEFT has one.
     pub fn task_type(&self) -> Option<&'static str> {
         self.0.task_type()
+    }
+
+    /// Whether its data is text; see [`TaskKind::reads_text`].
+    pub fn reads_text(&self) -> bool {
+        self.0.reads_text()
     }
 
     /// Loads the base model in a folder; see [`TaskKind::load`].

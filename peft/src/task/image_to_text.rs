@@ -10,14 +10,20 @@ use peft_models::common::config::RawConfig;
 use peft_models::{ImageToText, ModelInput, Tokens};
 use peft_tasks::data::image::listing;
 use peft_tasks::data::text_data::TextData;
+use peft_tasks::data::tokenizer::Tokenizer;
+use peft_tasks::generate::{GenerationConfig, GenerationPlan};
 use peft_tasks::tasks::image_to_text::Captioning;
 use peft_tasks::tasks::loss;
+use peft_tasks::tasks::sequence_to_sequence::Written;
 
 use crate::task::image_classification::{images, mark};
 use crate::task::inputs::ForwardInputs;
 use crate::task::kind::{ForwardOutput, TaskKind, TaskSource};
 
-/// Writes text about pictures.
+/// Most tokens of a caption, where an evaluation is to write and nobody says how much.
+const MAX_NEW_TOKENS: usize = 32;
+
+/// Writes text about pictures. An evaluation writes captions if it is told to.
 pub struct ImageToTextKind;
 
 impl TaskKind for ImageToTextKind {
@@ -30,6 +36,10 @@ impl TaskKind for ImageToTextKind {
 
     fn task_type(&self) -> Option<&'static str> {
         None
+    }
+
+    fn class_endings(&self) -> &'static [&'static str] {
+        &["Blip2ForConditionalGeneration"]
     }
 
     fn load(
@@ -61,7 +71,15 @@ impl TaskKind for ImageToTextKind {
 
     fn task(&self, source: &TaskSource<'_>) -> Result<Captioning> {
         let data = images(source.data).augment(source.options.augment.clone());
-        data.captioning(source.base, source.tokenizer()?)
+        let tokenizer = source.tokenizer()?;
+        let task = data.captioning(source.base, tokenizer)?;
+        let usual = source.options.writes.then_some(MAX_NEW_TOKENS);
+        let Some(max_new_tokens) = source.options.max_new_tokens.or(usual) else { return Ok(task) };
+        let mut config = GenerationConfig::load_text_config(source.base)?;
+        config.max_new_tokens = Some(max_new_tokens);
+        let mut plan = config.plan()?;
+        end_captions(&mut plan, tokenizer);
+        Ok(task.with_writing(Written { tokenizer: tokenizer.clone(), plan }))
     }
 
     fn inputs(&self) -> Vec<&'static str> {
@@ -98,6 +116,13 @@ impl TaskKind for ImageToTextKind {
         let logits = model.logits(&read, Some(&target));
         let loss = labels.map(|labels| loss::every_position(logits.clone(), labels));
         Ok(ForwardOutput::logits(logits, loss))
+    }
+}
+
+/// Has captions end with the token that they are learned with, where the model names none.
+pub(crate) fn end_captions(plan: &mut GenerationPlan, tokenizer: &Tokenizer) {
+    if plan.eos.is_empty() {
+        plan.eos.extend(tokenizer.eos_id());
     }
 }
 

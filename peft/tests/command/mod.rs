@@ -1,6 +1,7 @@
 //! The `peft` command as a user calls it.
 
 mod adapters;
+mod captions;
 mod damaged_base;
 mod data_forms;
 mod inputs;

@@ -272,3 +272,17 @@ fn a_folder_is_not_exported_over_itself() {
         export(&folder(name), &folder(name), &ExportOptions::new(Format::Portable), registry(), &device()).unwrap_err();
     assert!(message.to_string().contains("which is read"));
 }
+
+/// Adapters for pictures name no task: neither are they for language models, nor is each of them for a UNet.
+#[test]
+fn what_is_for_pictures_is_not_taken_for_text_or_for_a_unet() {
+    let message = refusal("vit_lora", &with_base(Format::Portable, "vit_lora"));
+    assert!(message.contains("image-cls") && message.contains("language models"), "{message}");
+    for format in [Format::Diffusers, Format::Kohya] {
+        let message = refusal("vit_lora", &ExportOptions::new(format));
+        assert!(message.contains("vit_lora") && message.contains("--component"), "{format:?}: {message}");
+    }
+    // Who says what it is, is believed.
+    let named = ExportOptions { component: Some("unet".to_owned()), ..ExportOptions::new(Format::Diffusers) };
+    exported("vit_lora", &named).unwrap();
+}

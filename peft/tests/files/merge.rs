@@ -298,15 +298,28 @@ fn merged_is_live_for_every_tied_head_and_every_way_to_adapt_it() {
         ("roberta-masked", "roberta_masked_base"),
         ("deberta-masked", "deberta_masked_base"),
         ("modernbert-masked", "modernbert_masked_base"),
+        ("blip2-tiny", "blip2_base"),
+        ("blip2-t5", "blip2_t5_base"),
     ] {
         let request = request(case);
+        // The recorded one does not scale what goes into its head.
+        let mut text = config(&model(base))["text_config"].clone();
+        let scaled = (base == "blip2-t5").then(|| {
+            text["scale_decoder_outputs"] = json!(true);
+            edited(&model(base), &[("text_config", text)], |_, it| Some(it))
+        });
+        let base_folder = scaled.as_ref().map_or_else(|| model(base), |it| it.path().to_path_buf());
         let task = registry().tasks.get(&request.task).unwrap();
         let load = || {
             let options = ClassifierOptions::default();
-            PeftModel::new(task.load(&registry().architectures, &model(base), &device(), &options).unwrap())
+            PeftModel::new(task.load(&registry().architectures, &base_folder, &device(), &options).unwrap())
         };
         let spec = load().spec().clone();
-        let table = spec.prompts.as_ref().unwrap().table.rsplit('.').next().unwrap().to_owned();
+        let table = match &spec.prompts {
+            Some(prompts) => prompts.table.clone(),
+            None => spec.token_table().unwrap().module.clone(),
+        };
+        let table = table.rsplit('.').next().unwrap().to_owned();
         let head = spec.heads[0].rsplit('.').next().unwrap().to_owned();
         let linear = spec.layers().find(|it| it.module.contains("attn") || it.module.contains("ttention")).unwrap();
         let linear = linear.module.clone();
@@ -341,18 +354,29 @@ fn merged_is_live_for_every_tied_head_and_every_way_to_adapt_it() {
             let [adapter, merged] = ["adapter", "merged"].map(|it| output.path().join(it));
             peft.save_adapter(&adapter, DEFAULT_ADAPTER).unwrap();
             let adapters = vec![AdapterSource::new(&adapter)];
-            let live = ForwardRequest { model: model(base), adapters: adapters.clone(), ..request.clone() };
+            let live = ForwardRequest { model: base_folder.clone(), adapters: adapters.clone(), ..request.clone() };
             let live = forward(&live, &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             let task = Some(request.task.clone());
-            let merge_request =
-                MergeRequest { base: model(base), adapters, output: merged.clone(), task, ..MergeRequest::default() };
+            let merge_request = MergeRequest {
+                base: base_folder.clone(),
+                adapters,
+                output: merged.clone(),
+                task,
+                ..MergeRequest::default()
+            };
             merge(&merge_request, registry(), &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             // What transformers 4 goes by, which ties and scales a T5 by one field.
-            let has_head =
-                TensorFile::open(merged.join("model.safetensors")).unwrap().shape("lm_head.weight").is_some();
-            let config = RawConfig::read(&merged).unwrap().json;
-            if base == "t5-tiny" {
+            let file = TensorFile::open(merged.join("model.safetensors")).unwrap();
+            let has_head = file.keys().iter().any(|key| key.ends_with("lm_head.weight"));
+            let mut config = Value::Object(RawConfig::read(&merged).unwrap().json);
+            if base.starts_with("blip2") {
+                assert!(config.get("tie_word_embeddings").is_none(), "{what}: it is said where the head is");
+                config = config["text_config"].take();
+            }
+            if ["t5-tiny", "blip2-t5", "blip2-tiny"].contains(&base) {
                 assert_eq!(config["tie_word_embeddings"] == false, has_head, "{what}");
+            }
+            if ["t5-tiny", "blip2-t5"].contains(&base) {
                 assert_eq!(config["scale_decoder_outputs"] == false, has_head, "{what}");
             }
             let plain = ForwardRequest { model: merged, adapters: Vec::new(), ..request.clone() };

@@ -17,6 +17,9 @@ use crate::data::audio::resample::resample;
 /// Decoders at work beside training, which wants the processor for itself.
 const THREADS: usize = 2;
 
+/// Windows that wait to be learned: a megabyte each.
+const MOST_WINDOWS: usize = 64;
+
 /// A recording, as its file describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
@@ -51,7 +54,7 @@ impl Recordings {
     pub fn new(items: Vec<Recording>, extractor: FeatureExtractor) -> Self {
         let items: Arc<[Recording]> = items.into();
         let (files, config) = (items.clone(), extractor.clone());
-        let ahead = Ahead::new(THREADS, move |item| {
+        let ahead = Ahead::new(THREADS, MOST_WINDOWS, move |item| {
             let seconds = config.config().chunk_length as f64;
             Ok(config.window(&samples(&files[item].path, Some(seconds), &config)?))
         });

@@ -1,15 +1,17 @@
 //! Pictures that are decoded while a model learns from others.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use peft_core::{PeftError, Result};
-use rayon::ThreadPool;
 
 use super::mask::Mask;
 use super::picture::Picture;
+use crate::data::ahead::Ahead;
+
+/// Decoded pictures that wait to be learned: two batches of 128. Large pictures come in small batches.
+const MOST_PICTURES: usize = 256;
 
 /// The files of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,52 +33,40 @@ pub struct Decoded {
 
 /// The pictures of a data set, which are decoded when they are needed, or shortly before, on threads of their own.
 #[derive(Debug, Clone)]
-pub struct Pictures(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    files: Vec<ImageFiles>,
-    threads: ThreadPool,
-    /// What is being decoded, or has been and waits.
-    coming: Mutex<HashMap<usize, Receiver<Result<Decoded>>>>,
+pub struct Pictures {
+    files: Arc<[ImageFiles]>,
+    ahead: Arc<Ahead<Decoded>>,
 }
 
 impl Pictures {
     /// The pictures of these files. None is read yet.
-    ///
-    /// # Errors
-    /// If the system gives no threads.
-    pub fn new(files: Vec<ImageFiles>) -> Result<Self> {
+    pub fn new(files: Vec<ImageFiles>) -> Self {
         // Half of the cores: decoding a batch takes a small part of a step, and the step needs the others.
-        let threads = std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2));
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|at| format!("pictures {at}"))
-            .build()
-            .map_err(|error| PeftError::Invalid(format!("no threads to decode pictures on: {error}")))?;
-        Ok(Self(Arc::new(Shared { files, threads, coming: Mutex::default() })))
+        let threads = available_parallelism().map_or(1, |it| it.get().div_ceil(2));
+        let files: Arc<[ImageFiles]> = files.into();
+        let read = files.clone();
+        Self { files, ahead: Arc::new(Ahead::new(threads, MOST_PICTURES, move |item| read[item].decode())) }
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.files.len()
+        self.files.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.files.is_empty()
+        self.files.is_empty()
     }
 
     /// The files of an item.
     pub fn files(&self, item: usize) -> &ImageFiles {
-        &self.0.files[item]
+        &self.files[item]
     }
 
-    /// Starts to decode items that will be asked for. Those that nobody asked for since the last call are let go.
+    /// Starts to decode items that will be asked for. Of what nobody asks for, the last two announcements are kept: a trainer
+    /// announces a step before it takes the one before.
     pub fn announce(&self, items: &[usize]) {
-        let mut coming = self.coming();
-        coming.retain(|item, _| items.contains(item));
-        items.iter().for_each(|item| self.start(*item, &mut coming));
+        self.ahead.announce(items);
     }
 
     /// Decodes items, or waits for those that are on their way.
@@ -84,30 +74,7 @@ impl Pictures {
     /// # Errors
     /// Names the file of the first that cannot be read.
     pub fn take(&self, items: &[usize]) -> Result<Vec<Decoded>> {
-        let receivers: Vec<Receiver<Result<Decoded>>> = {
-            let mut coming = self.coming();
-            items.iter().for_each(|item| self.start(*item, &mut coming));
-            // An item may be asked for twice in a batch.
-            items.iter().map(|item| coming.remove(item).unwrap_or_else(|| self.decode(*item))).collect()
-        };
-        let lost = || PeftError::Invalid("a thread that decodes pictures has ended".to_owned());
-        receivers.into_iter().map(|it| it.recv().map_err(|_| lost())?).collect()
-    }
-
-    fn coming(&self) -> MutexGuard<'_, HashMap<usize, Receiver<Result<Decoded>>>> {
-        self.0.coming.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn start(&self, item: usize, coming: &mut HashMap<usize, Receiver<Result<Decoded>>>) {
-        coming.entry(item).or_insert_with(|| self.decode(item));
-    }
-
-    fn decode(&self, item: usize) -> Receiver<Result<Decoded>> {
-        let (sender, receiver) = sync_channel(1);
-        let files = self.0.files[item].clone();
-        // Nobody listens any more to what was let go.
-        self.0.threads.spawn(move || drop(sender.send(files.decode())));
-        receiver
+        self.ahead.take_all(items)
     }
 }
 
@@ -150,16 +117,29 @@ mod tests {
     fn items_come_in_the_order_in_which_they_are_asked_for_announced_or_not() {
         let folder = tempfile::tempdir().unwrap();
         let files: Vec<ImageFiles> = (0..20).map(|it| written(folder.path(), it)).collect();
-        let pictures = Pictures::new(files).unwrap();
+        let pictures = Pictures::new(files);
         let colours =
             |items: &[usize]| -> Vec<u8> { pictures.take(items).unwrap().iter().map(|it| it.picture.rgb[0]).collect() };
         pictures.announce(&[7, 3, 19]);
         assert_eq!(colours(&[19, 3, 0, 7, 3]), [19, 3, 0, 7, 3]);
-        pictures.announce(&[1, 2]);
+    }
+
+    #[test]
+    fn a_step_is_decoded_while_the_one_before_is_learned() {
+        let folder = tempfile::tempdir().unwrap();
+        let files: Vec<ImageFiles> = (0..3).map(|it| written(folder.path(), it)).collect();
+        let pictures = Pictures::new(files.clone());
+        // The trainer's order: a step is announced before the one before it is taken.
+        pictures.announce(&[0]);
+        pictures.ahead.finish();
+        pictures.announce(&[1]);
+        pictures.ahead.finish();
+        // What is decoded already needs no file any more.
+        files.iter().for_each(|it| std::fs::remove_file(&it.image).unwrap());
+        assert_eq!(pictures.take(&[0]).unwrap()[0].picture.rgb[0], 0);
         pictures.announce(&[2]);
-        assert_eq!(pictures.coming().len(), 1, "what nobody asks for is not kept");
-        assert_eq!(colours(&[2, 1]), [2, 1]);
-        assert!(pictures.coming().is_empty());
+        assert_eq!(pictures.take(&[1]).unwrap()[0].picture.rgb[0], 1);
+        assert!(pictures.take(&[2]).unwrap_err().to_string().contains("2.png"));
     }
 
     #[test]
@@ -172,7 +152,7 @@ mod tests {
         let error = files.decode().unwrap_err().to_string();
         assert!(error.contains("mask.png") && error.contains("4 × 5") && error.contains("5.png"), "{error}");
         std::fs::write(&mask, b"nonsense").unwrap();
-        let pictures = Pictures::new(vec![files]).unwrap();
+        let pictures = Pictures::new(vec![files]);
         pictures.announce(&[0]);
         assert!(pictures.take(&[0]).unwrap_err().to_string().contains("mask.png"));
     }

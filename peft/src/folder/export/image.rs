@@ -27,9 +27,42 @@ pub(super) fn parts(folder: &Path, given: Option<&str>) -> Result<Vec<(String, P
         return inside.into_iter().map(|it| Ok((it.to_owned(), Pairs::read(&folder.join(it))?))).collect();
     }
     let found = Pairs::read(folder)?;
-    let is_text = found.pairs.iter().all(|it| it.module.starts_with("text_model."));
-    let part = given.unwrap_or(if is_text { "text_encoder" } else { "unet" });
+    let part = match given {
+        Some(part) => part,
+        None => part_of(&found).map_err(|error| error.in_file(folder))?,
+    };
     Ok(vec![(part.to_owned(), found)])
+}
+
+/// What the layers of a UNet begin with, or are.
+const OF_UNET: [&str; 9] = [
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "conv_in",
+    "conv_out",
+    "time_embedding",
+    "add_embedding",
+    "class_embedding",
+    "encoder_hid_proj",
+];
+
+/// The part that an adapter is for, by the names of its layers. Adapters for pictures name no task, so nothing else tells one of
+/// a UNet from one of a model that no image program has.
+fn part_of(found: &Pairs) -> Result<&'static str> {
+    let is_of = |starts: &[&str]| {
+        let first = |module: &str| module.split('.').next().unwrap_or_default().to_owned();
+        found.pairs.iter().find(|it| !starts.contains(&first(&it.module).as_str()))
+    };
+    let Some(other) = is_of(&OF_UNET) else { return Ok("unet") };
+    match is_of(&["text_model"]) {
+        None => Ok("text_encoder"),
+        Some(_) => Err(PeftError::Invalid(format!(
+            "`{}` is a layer of neither a UNet nor a CLIP text encoder, so no image program reads it: say by --component what \
+             it is, or keep the folder of PEFT",
+            other.module
+        ))),
+    }
 }
 
 /// Keys of PEFT behind the name of the part. Versions differ in where they look for alpha and in what they do without one

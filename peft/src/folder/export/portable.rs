@@ -23,6 +23,13 @@ use crate::run::registry::Registry;
 const SMALL_RANK: usize = 16;
 
 pub(super) fn write(mut found: Pairs, output: &Path, base: Option<&Path>, registry: &Registry) -> Result<Exported> {
+    // Adapters of models that read no text name no task, and their base tells.
+    if let (Some(base), None) = (base, found.config.task_type.as_ref())
+        && let Some(task) = registry.tasks.of_class(base).ok().filter(|it| !it.reads_text())
+    {
+        let reason = "its readers run language models: keep the folder of PEFT, or merge the adapter into the base";
+        return Err(PeftError::unsupported(format!("an adapter for {} in the portable form", task.name()), reason));
+    }
     found.refuse("the portable form", Allowed::default())?;
     let saves_head =
         found.config.task_type.as_deref().is_some_and(|it| ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"].contains(&it));

@@ -23,15 +23,27 @@ pub(super) struct Facts<'a> {
     pub(super) pad: Option<u32>,
 }
 
-/// What the output of a T5's decoder is multiplied with before its head, which a head of its own takes in.
-/// mT5 scales nothing.
-pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<f32> {
-    let is_t5 = raw.json.get("model_type").is_some_and(|it| it == "t5");
-    let said = |field: &str| raw.json.get(field).and_then(Value::as_bool);
+/// The key of the head that takes in what the output of a T5's decoder is multiplied with before it, and that number. Only a
+/// head of its own does. mT5 scales nothing.
+pub(super) fn head_scale(raw: &RawConfig, is_tied: bool) -> Option<(&'static str, f32)> {
+    let (text, key) = match of_text(&raw.json) {
+        Some(text) => (text, "language_model.lm_head.weight"),
+        None => (&raw.json, "lm_head.weight"),
+    };
+    let is_t5 = text.get("model_type").is_some_and(|it| it == "t5");
+    let said = |field: &str| text.get(field).and_then(Value::as_bool);
     let scaled = said("scale_decoder_outputs").or(said("tie_word_embeddings")).unwrap_or(true);
-    let d_model = raw.json.get("d_model").and_then(Value::as_f64).unwrap_or(512.0);
-    (is_t5 && !is_tied && scaled).then(|| d_model.powf(-0.5) as f32)
+    let d_model = text.get("d_model").and_then(Value::as_f64).unwrap_or(512.0);
+    (is_t5 && !is_tied && scaled).then(|| (key, d_model.powf(-0.5) as f32))
 }
+
+/// The configuration of a language model behind a picture, which has the head.
+fn of_text(json: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    let is_meant = json.get("model_type").is_some_and(|it| it == "blip-2");
+    json.get(TEXT_CONFIG).filter(|_| is_meant).and_then(Value::as_object)
+}
+
+const TEXT_CONFIG: &str = "text_config";
 
 /// Layers whose rows are the outputs of a classifier.
 const SCORES: [&str; 4] =
@@ -146,9 +158,21 @@ impl Facts<'_> {
     }
 
     fn tell_head(&self, json: &mut Map<String, Value>) {
-        if !matches!(self.task.name(), "causal-lm" | "seq2seq-lm" | "masked-lm" | "speech-to-text") {
+        if !matches!(self.task.name(), "causal-lm" | "seq2seq-lm" | "masked-lm" | "speech-to-text" | "image-to-text") {
             return;
         }
+        // A language model behind a picture goes by its own configuration, which may be left out where all is usual.
+        if json.get("model_type").is_some_and(|it| it == "blip-2") {
+            if let Value::Object(text) = json.entry(TEXT_CONFIG).or_insert_with(|| json!({"model_type": "opt"})) {
+                self.tell_tie(text);
+            }
+            return;
+        }
+        self.tell_tie(json);
+    }
+
+    /// Whether the head is the embedding matrix, in the configuration of the model that has both.
+    fn tell_tie(&self, json: &mut Map<String, Value>) {
         let tie = json.get("tie_word_embeddings").and_then(Value::as_bool);
         match json.get("model_type").and_then(Value::as_str) {
             // transformers 4 reads from one field whether the two are tied and whether the output is scaled, and 5 has two.

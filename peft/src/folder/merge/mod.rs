@@ -210,7 +210,7 @@ fn write_weights(
     let mut writer = ShardWriter::called(stem, folder, entries(spec, &copies_of), float, limit);
     let scale = config::head_scale(raw, merged.is_tied());
     merged.each(&mut |mut tensor| {
-        if let Some(scale) = scale.filter(|_| tensor.key == "lm_head.weight") {
+        if let Some((_, scale)) = scale.filter(|(head, _)| tensor.key == *head) {
             let scaled: Vec<f32> = tensor.data.iter::<f32>().map(|it| it * scale).collect();
             tensor.data = TensorData::new(scaled, tensor.data.shape().clone());
         }
