@@ -27,7 +27,7 @@ const USAGE: &str = "\
 usage: cargo xtask check [--quick] [--device wgpu]
 
   check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside
-                   the workspace, book, break, demo, bench; cheapest first, stops at the first failure
+                   the workspace, book, break, parallel, demo, bench; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
     --device wgpu  runs the tests of the numbers on that device, and nothing else
 
@@ -36,6 +36,9 @@ usage: cargo xtask check [--quick] [--device wgpu]
   bench            measures; `cargo xtask bench --help` says what and how
 
   break            kills runs, fills disks, damages files and lies to downloads: `cargo xtask break --help` says how often
+
+  parallel         runs of several processes, against a run of one; what becomes of them when one dies. Needs OpenMPI and
+                   libclang, and is left out without mpirun
 
   docs --check     commands, links and tables of the book in docs/
   docs --run       runs the book's commands; `cargo xtask docs` says with what

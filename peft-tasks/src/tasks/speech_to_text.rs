@@ -16,7 +16,7 @@ use crate::data::text_data::TextData;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::metrics;
 use crate::eval::word_errors::{ErrorRate, TextNormalizer};
-use crate::generate::speech::{SpeechConfig, SpeechPlan, SpeechRequest, batch_of, transcribe};
+use crate::generate::speech::{SpeechConfig, SpeechPlan, SpeechRequest, Transcript, batch_of, transcribe};
 use crate::tasks::in_batches::{in_batches, over_batches};
 use crate::tasks::sequence_to_sequence::target_loss;
 use crate::tasks::task::{Evaluation, Task, scalar};
