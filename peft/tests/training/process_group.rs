@@ -30,7 +30,7 @@ fn shared(batch: usize, processes: usize, steps: usize) -> TrainConfig {
     TrainConfig { learning_rate: 1e-3, batch_size: batch / processes, ..config(steps) }
 }
 
-fn adapter(peft: &PeftModel<AutoCausalLm>) -> Vec<f32> {
+fn adapter(peft: &PeftModel<AutoCausalLm>) -> Vec<f64> {
     peft.adapter_tensors(DEFAULT_ADAPTER).unwrap().iter().flat_map(|it| numbers(&it.data)).collect()
 }
 
@@ -42,7 +42,7 @@ fn run(
     task: impl Fn() -> LanguageModelling + Sync,
     fresh: impl Fn() -> PeftModel<AutoCausalLm> + Sync,
     folder: &Path,
-) -> (Vec<f32>, Vec<f32>) {
+) -> (Vec<f64>, Vec<f64>) {
     let work = || {
         let mut peft = fresh();
         let training = shared(batch, processes, steps);
@@ -52,12 +52,12 @@ fn run(
     };
     let adapters = if processes == 1 { vec![work()] } else { run_local(processes, |_| work()) };
     assert!(adapters.iter().all(|it| *it == adapters[0]), "the processes do not agree");
-    let losses = losses(folder).iter().map(|it| f64::from_bits(it.1) as f32).collect();
+    let losses = losses(folder).iter().map(|it| f64::from_bits(it.1)).collect();
     (losses, adapters.into_iter().next().unwrap())
 }
 
 #[track_caller]
-fn assert_same(found: &(Vec<f32>, Vec<f32>), wanted: &(Vec<f32>, Vec<f32>)) {
+fn assert_same(found: &(Vec<f64>, Vec<f64>), wanted: &(Vec<f64>, Vec<f64>)) {
     for (what, found, wanted) in [("loss", &found.0, &wanted.0), ("number of the adapter", &found.1, &wanted.1)] {
         assert_eq!(found.len(), wanted.len());
         for (at, (found, wanted)) in found.iter().zip(wanted).enumerate() {
