@@ -24,7 +24,7 @@ use peft::tasks::data::Sample;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 
-use crate::support::registry;
+use crate::support::{fixtures, registry};
 
 /// The system's allocator, which also counts for every thread what that thread asks for.
 struct Counting;

@@ -78,8 +78,8 @@ impl PeftConfig for LoraConfig {
             plan.missing_data = Some(reason.into());
         }
         if matches!(self.start()?, InitWeights::Loftq(_)) {
-            let reason = "init_lora_weights = \"loftq\" quantises the layers itself: load the base in full precision, or let \
-                          `loftq::start` complete the configuration, which `peft train` does";
+            let reason = "init_lora_weights = \"loftq\" quantises the layers itself: load the base in full precision (in a program, \
+                          `loftq::start` completes a configuration for a quantised one)";
             plan.wants_full_precision = Some(reason.into());
         }
         let (ranks, alphas) = self.scales()?;

@@ -167,6 +167,8 @@ pub(crate) fn to_file(data_init: &DataInit, mut tensors: Vec<Stored>) -> Vec<Sto
         let own = Tensor::<2>::from_data(stored.data.clone(), &device);
         stored.data = match (&given.b, is_a) {
             (None, _) => continue,
+            // What is not subtracted needs no rows of its own.
+            _ if given.stays => continue,
             (Some(_), true) => Tensor::cat(vec![own, given.a.clone()], 0).into_data(),
             (Some(b), false) => Tensor::cat(vec![own, -b.clone()], 1).into_data(),
         };
