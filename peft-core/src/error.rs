@@ -124,7 +124,9 @@ impl PeftError {
     /// The same error, said of the file that it comes from. One that names a file already stays as it is.
     pub fn in_file(self, path: impl AsRef<Path>) -> Self {
         match self {
-            Self::Config { .. } | Self::Invalid(_) | Self::NotFinite(_) => Self::bad_file(path, self),
+            Self::Config { .. } | Self::Invalid(_) | Self::NotFinite(_) | Self::NothingMatched { .. } => {
+                Self::bad_file(path, self)
+            }
             Self::Unsupported { what, reason } => {
                 Self::Unsupported { what: format!("{what} of {}", path.as_ref().display()), reason }
             }

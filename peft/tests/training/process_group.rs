@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use peft::core::{DEFAULT_ADAPTER, PeftModel, nn};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
 use peft::lora::{AdaLoraConfig, LoraConfig};
-use peft::models::auto::AutoCausalLm;
+use peft::models::auto::{AutoCausalLm, load_causal_lm};
 use peft::tasks::data::sample::Sample;
 use peft::tasks::parallel::group::{is_first, run_local};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
@@ -12,8 +12,21 @@ use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::TrainRecord;
 use peft::tasks::train::{Observer, Outcome, TrainConfig, Trainer};
 
-use super::runs::{config, fresh, losses, samples, with};
-use crate::support::{device, numbers};
+use super::runs::{config, losses, samples};
+use crate::support::{device, fixtures, numbers};
+
+/// On a base without dropout: rows of other processes would drop other numbers.
+fn with(config: impl PeftConfig + 'static) -> PeftModel<AutoCausalLm> {
+    let (model, _) = load_causal_lm(fixtures().join("models/llama-tiny"), &device()).unwrap();
+    let spec = model.spec();
+    let mut peft = PeftModel::with_spec(model, spec);
+    peft.add_adapter_as(DEFAULT_ADAPTER, config, 1).unwrap();
+    peft
+}
+
+fn fresh() -> PeftModel<AutoCausalLm> {
+    with(LoraConfig::new(4, 6.0).all_linear())
+}
 
 /// Eleven rows: the last batch of an epoch has fewer than there are processes, or none for one of them.
 fn rows() -> Vec<Sample> {
@@ -70,8 +83,8 @@ fn assert_same(found: &(Vec<f64>, Vec<f64>), wanted: &(Vec<f64>, Vec<f64>)) {
 fn fifty_steps_are_those_of_one_process_with_the_batch_of_all() {
     alone!();
     let packed = || LanguageModelling::packed(rows(), 16, 0).unwrap();
-    let padded_run = |processes, folder: &Path| run(processes, 6, 50, padded, || fresh(0.0), folder);
-    let packed_run = |processes, folder: &Path| run(processes, 6, 20, packed, || fresh(0.0), folder);
+    let padded_run = |processes, folder: &Path| run(processes, 6, 50, padded, fresh, folder);
+    let packed_run = |processes, folder: &Path| run(processes, 6, 20, packed, fresh, folder);
     for run in [&padded_run as &dyn Fn(usize, &Path) -> _, &packed_run] {
         let folders = [(); 3].map(|_| tempfile::tempdir().unwrap());
         let alone = run(1, folders[0].path());
@@ -98,13 +111,13 @@ fn methods_with_a_loss_of_their_own_add_it_once() {
 fn a_run_goes_on_with_another_number_of_processes() {
     alone!();
     let whole = tempfile::tempdir().unwrap();
-    let uninterrupted = run(1, 6, 8, padded, || fresh(0.0), whole.path());
+    let uninterrupted = run(1, 6, 8, padded, fresh, whole.path());
     let cut = tempfile::tempdir().unwrap();
-    run(2, 6, 4, padded, || fresh(0.0), cut.path());
-    run(3, 6, 6, padded, || fresh(0.0), cut.path());
-    assert_same(&run(1, 6, 8, padded, || fresh(0.0), cut.path()), &uninterrupted);
+    run(2, 6, 4, padded, fresh, cut.path());
+    run(3, 6, 6, padded, fresh, cut.path());
+    assert_same(&run(1, 6, 8, padded, fresh, cut.path()), &uninterrupted);
     // Not with another batch.
-    let mut peft = fresh(0.0);
+    let mut peft = fresh();
     let other = Trainer::new(&mut peft, &padded(), shared(4, 1, 9)).output(cut.path()).resume(true).run();
     assert!(other.unwrap_err().to_string().contains("`batch_size` was 6 and is 4"));
 }
@@ -113,7 +126,7 @@ fn a_run_goes_on_with_another_number_of_processes() {
 fn evaluations_are_shared() {
     alone!();
     let measured = || {
-        let peft = fresh(0.0);
+        let peft = fresh();
         let task = padded();
         let evaluation = task.evaluate(&nn::eval(peft.model()), 2, &device()).unwrap();
         (evaluation.loss, evaluation.metrics["perplexity"].clone())
@@ -131,7 +144,7 @@ fn a_process_on_other_data_is_refused_by_name() {
         let mut rows = rows();
         rows.truncate(if group.rank() == 2 { 9 } else { 13 });
         let task = LanguageModelling::padded(rows, 0).unwrap();
-        Trainer::new(&mut fresh(0.0), &task, shared(6, 3, 4)).run().map(|_| ()).unwrap_err().to_string()
+        Trainer::new(&mut fresh(), &task, shared(6, 3, 4)).run().map(|_| ()).unwrap_err().to_string()
     });
     for outcome in outcomes {
         assert!(outcome.starts_with("rank 2 does not run what rank 0 runs: `items` is 13"), "{outcome}");
@@ -158,7 +171,7 @@ fn what_ends_one_process_ends_all_with_one_checkpoint() {
     let outcomes: Vec<Outcome> = run_local(2, |group| {
         let mut observer = Stop(group.rank() == 1, 0);
         let training = TrainConfig { save_steps: 0, ..shared(6, 2, 9) };
-        let mut peft = fresh(0.0);
+        let mut peft = fresh();
         let task = padded();
         let trainer = Trainer::new(&mut peft, &task, training).output(folder.path());
         assert_eq!(is_first(), group.rank() == 0);

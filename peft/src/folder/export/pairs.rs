@@ -1,7 +1,7 @@
 //! A LoRA folder as pairs of factors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{Dtype, FloatType};
@@ -82,6 +82,8 @@ pub(super) fn scaled(value: f32, factor: f64) -> f32 {
 /// A folder, taken apart.
 #[derive(Debug)]
 pub(super) struct Pairs {
+    /// The file of the tensors.
+    file: PathBuf,
     pub(super) config: LoraConfig,
     pub(super) json: Map<String, Value>,
     pub(super) pairs: Vec<Pair>,
@@ -128,7 +130,8 @@ impl Pairs {
             return Err(PeftError::unsupported("exporting `target_parameters`", reason));
         }
         let float = float_of(&folder);
-        let mut pairs = Self { json: folder.config.clone(), config, pairs: Vec::new(), rest: Vec::new(), float };
+        let (file, json) = (folder.tensors.path().to_path_buf(), folder.config.clone());
+        let mut pairs = Self { file, json, config, pairs: Vec::new(), rest: Vec::new(), float };
         pairs.collect(&folder)?;
         if pairs.pairs.is_empty() {
             return Err(PeftError::bad_file(path, "it holds no pair of factors"));
@@ -195,7 +198,9 @@ impl Pairs {
 
     /// Refuses what no form but PEFT's own has, and what `form` has not.
     pub(super) fn refuse(&self, form: &str, allowed: Allowed) -> Result<()> {
-        let refuse = |what: String, reason: &str| Err(PeftError::unsupported(format!("{what} in {form}"), reason));
+        let refuse = |what: String, reason: &str| {
+            Err(PeftError::unsupported(format!("{what} of {} in {form}", self.file.display()), reason))
+        };
         let again = "merge the adapter into the base, or convert it to plain LoRA (--rank, --model)";
         if let Some(key) = self.rest.first() {
             let more = if self.rest.len() > 1 { format!(" and {} more", self.rest.len() - 1) } else { String::new() };
