@@ -46,7 +46,7 @@ fn all(peft: &Peft, place: &Path) -> Result<(), String> {
 fn train(rows: usize, steps: usize, output: &str) -> String {
     format!(
         "train --model tiny-gpt --data text.jsonl --eval-data text.jsonl --steps {steps} --save-every 2 --log-every 1 \
-         --batch-size {rows} --max-length 16 --r 2 --targets c_attn,c_fc --output {output}"
+         --batch-size {rows} --max-length 16 --schedule constant --r 2 --targets c_attn,c_fc --output {output}"
     )
 }
 

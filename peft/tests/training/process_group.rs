@@ -10,6 +10,7 @@ use peft::tasks::parallel::group::{is_first, run_local};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::log::TrainRecord;
+use peft::tasks::train::schedule::{ScheduleConfig, ScheduleKind};
 use peft::tasks::train::{Observer, Outcome, TrainConfig, Trainer};
 
 use super::runs::{config, losses, samples};
@@ -40,7 +41,9 @@ fn padded() -> LanguageModelling {
 /// `batch` rows a step for all processes together.
 fn shared(batch: usize, processes: usize, steps: usize) -> TrainConfig {
     assert_eq!(batch % processes, 0);
-    TrainConfig { learning_rate: 1e-3, batch_size: batch / processes, ..config(steps) }
+    // The same rate in runs of other lengths.
+    let schedule = ScheduleConfig { lr_scheduler_type: ScheduleKind::Constant, ..ScheduleConfig::default() };
+    TrainConfig { learning_rate: 1e-3, batch_size: batch / processes, schedule, ..config(steps) }
 }
 
 fn adapter(peft: &PeftModel<AutoCausalLm>) -> Vec<f64> {
