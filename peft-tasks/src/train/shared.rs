@@ -71,6 +71,11 @@ pub(crate) fn sum<M: Module>(
     Ok((f64::from(rest[0]), gradients, rest[1] > 0.0))
 }
 
+/// Whether something holds in all processes.
+pub(crate) fn all(group: &dyn ProcessGroup, own: bool) -> Result<bool> {
+    Ok(gathered(group, &own)?.into_iter().all(|it| it))
+}
+
 /// Gives every process the adapter of rank 0: where starting values were computed, another processor may have rounded them
 /// otherwise.
 pub(crate) fn start_alike<M: Module>(group: &dyn ProcessGroup, peft: &mut PeftModel<M>, name: &str) -> Result<()> {

@@ -205,7 +205,10 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             let begun = Instant::now();
             state.owes_evaluation = true;
             let run = || eval.evaluate(&nn::eval(model), config.eval_batch_size, &device);
-            let Some(evaluation) = stoppable(progress.stops_evaluations(), run)? else { return Ok(None) };
+            let found = stoppable(progress.stops_evaluations(), run)?;
+            // What ends it in one process ends it in all.
+            let all_found = group.map_or(Ok(found.is_some()), |it| shared::all(it, found.is_some()))?;
+            let Some(evaluation) = found.filter(|_| all_found) else { return Ok(None) };
             state.owes_evaluation = false;
             progress.evaluated(state, &evaluation, begun.elapsed().as_secs_f64())?;
             if !evaluation.loss.is_finite() {
