@@ -154,8 +154,9 @@ mod tests {
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 
     fn layer() -> Tensors {
-        let words =
-            |count: usize| (0..count).flat_map(|it| (it as u32).wrapping_mul(0x1234_5678).to_le_bytes()).collect::<Vec<u8>>();
+        let words = |count: usize| {
+            (0..count).flat_map(|it| (it as u32).wrapping_mul(0x1234_5678).to_le_bytes()).collect::<Vec<u8>>()
+        };
         let scales: Vec<u8> = (1..=16_u8).flat_map(|it| f16::from_f32(f32::from(it) / 16.0).to_le_bytes()).collect();
         let groups: Vec<u8> = (0..16_i32).flat_map(|it| (it % 2).to_le_bytes()).collect();
         vec![
