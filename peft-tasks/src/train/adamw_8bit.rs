@@ -28,7 +28,7 @@ pub(crate) struct AdamW8bit {
 /// The moments of a tensor.
 #[derive(Clone)]
 pub(crate) enum Moments<const D: usize> {
-    Whole(AdamWState<D>),
+    Whole(Box<AdamWState<D>>),
     Blocks(Blocks),
 }
 
@@ -101,7 +101,7 @@ impl<const D: usize> RecordState for Moments<D> {
 
     fn state_unflatten(prefix: &str, src: &mut StateSource, device: &Device) -> Option<Self> {
         let Some(first) = Codes::unflatten(prefix, "moment_1", src) else {
-            return AdamWState::state_unflatten(prefix, src, device).map(Self::Whole);
+            return AdamWState::state_unflatten(prefix, src, device).map(|it| Self::Whole(Box::new(it)));
         };
         let second = Codes::unflatten(prefix, "moment_2", src)?;
         let time = usize::try_from(src.take_scalar(prefix, "time")?).ok()?;
@@ -153,11 +153,11 @@ impl Optimizer for AdamW8bit {
         let mut blocks = match state {
             None if count < SMALLEST => {
                 let (tensor, state) = self.whole.step(lr, tensor, grad, None);
-                return (tensor, state.map(Moments::Whole));
+                return (tensor, state.map(|it| Moments::Whole(Box::new(it))));
             }
             Some(Moments::Whole(state)) => {
-                let (tensor, state) = self.whole.step(lr, tensor, grad, Some(state));
-                return (tensor, state.map(Moments::Whole));
+                let (tensor, state) = self.whole.step(lr, tensor, grad, Some(*state));
+                return (tensor, state.map(|it| Moments::Whole(Box::new(it))));
             }
             Some(Moments::Blocks(blocks)) => blocks,
             None => Blocks { time: 0, first: Codes::zeros(count), second: Codes::zeros(count) },
@@ -170,7 +170,7 @@ impl Optimizer for AdamW8bit {
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
         match state {
-            Moments::Whole(state) => Moments::Whole(AdamW::to_device(state, device)),
+            Moments::Whole(state) => Moments::Whole(Box::new(AdamW::to_device(*state, device))),
             blocks => blocks,
         }
     }
