@@ -22,8 +22,8 @@ pub use common::gated_mlp::GatedMlp;
 pub use common::input::{AudioInput, EncoderInput, ModelInput, Tokens};
 pub use common::pretrained::Pretrained;
 pub use common::task::{
-    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter,
-    Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 pub use common::{config, mask, prompt, rope};
 pub use multimodal::blip2;

@@ -9,8 +9,8 @@ use peft_core::{Adaptable, Result};
 
 use super::image_to_text::{AutoImageToText, ImageToText};
 use super::models::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
-    AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq, AutoTokenClassifier,
 };
 use crate::common::config::RawConfig;
 use crate::common::denoiser::Denoiser;

@@ -9,7 +9,7 @@ pub(crate) use declaration::Constructor;
 pub use declaration::{Architecture, ModelConfig};
 pub use image_to_text::{AutoImageToText, ImageToText, LanguageModel};
 pub use models::{
-    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer, AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq,
-    AutoTokenClassifier,
+    AutoCausalLm, AutoDenoiser, AutoFeatureExtractor, AutoImageClassifier, AutoMaskedLm, AutoQuestionAnswerer,
+    AutoSemanticSegmenter, AutoSeq2SeqLm, AutoSequenceClassifier, AutoSpeechSeq2Seq, AutoTokenClassifier,
 };
 pub(crate) use origin::Origin;

@@ -14,8 +14,8 @@ use crate::common::denoiser::{Denoiser, DenoiserConfig, DenoiserInput};
 use crate::common::input::{AudioInput, ModelInput};
 use crate::common::pretrained::Pretrained;
 use crate::common::task::{
-    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter,
-    Seq2SeqLm, SequenceClassifier, TokenClassifier,
+    CausalLm, Encoded, FeatureExtractor, ImageClassifier, MaskedLm, QuestionAnswerer, SemanticSegmenter, Seq2SeqLm,
+    SequenceClassifier, TokenClassifier,
 };
 
 /// A struct that holds any model of a task. What follows the names are the methods of the task's trait, those that change

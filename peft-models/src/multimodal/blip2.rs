@@ -14,9 +14,7 @@ use peft_core::{Adaptable, ModelSpec, PeftError, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::architecture::{
-    Architecture, AutoCausalLm, AutoSeq2SeqLm, ImageToText, LanguageModel, ModelConfig,
-};
+use crate::architecture::{Architecture, AutoCausalLm, AutoSeq2SeqLm, ImageToText, LanguageModel, ModelConfig};
 use crate::common::attention_heads::{merge_heads, split_heads};
 use crate::common::config::{Activation, RawConfig, heads_divide};
 use crate::common::decoder::Decoder;
@@ -190,7 +188,9 @@ fn first_token(text: &RawConfig) -> Result<Option<u32>> {
         Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64().and_then(|it| u32::try_from(it).ok()) {
             Some(token) => Ok(Some(token)),
-            None => Err(PeftError::config("bos_token_id", format!("of `text_config` is {value}, expected a token's id"))),
+            None => {
+                Err(PeftError::config("bos_token_id", format!("of `text_config` is {value}, expected a token's id")))
+            }
         },
     }
 }

@@ -51,13 +51,8 @@ impl<T: Send + 'static> Ahead<T> {
     /// that is announced shall be computed.
     pub fn new(threads: usize, most: usize, compute: impl Fn(usize) -> Result<T> + Send + Sync + 'static) -> Self {
         let state = State { slots: HashMap::new(), queue: VecDeque::new(), round: 0, running: 0, closed: false };
-        let shared = Shared {
-            compute: Box::new(compute),
-            threads,
-            most,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        };
+        let shared =
+            Shared { compute: Box::new(compute), threads, most, state: Mutex::new(state), changed: Condvar::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -183,7 +178,11 @@ mod tests {
     #[test]
     fn items_are_the_same_announced_or_not() {
         let ahead =
-            Ahead::new(3, 64, |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) });
+            Ahead::new(
+                3,
+                64,
+                |item| if item == 7 { Err(PeftError::Invalid("seven".to_owned())) } else { Ok(item * item) },
+            );
         ahead.announce(&(0..20).collect::<Vec<_>>());
         for item in (0..30).rev() {
             match ahead.take(item) {

@@ -36,7 +36,10 @@ pub fn generate_captions<M: ImageToText + Adaptable>(
     let [pictures, channels, height, width] = pixel_values.dims();
     let least = model.smallest_picture();
     if pictures != prompts.len() {
-        return Err(PeftError::Invalid(format!("{pictures} pictures and {} prompts do not go together", prompts.len())));
+        return Err(PeftError::Invalid(format!(
+            "{pictures} pictures and {} prompts do not go together",
+            prompts.len()
+        )));
     }
     if channels != model.num_channels() || height < least[0] || width < least[1] {
         return Err(PeftError::Invalid(format!(

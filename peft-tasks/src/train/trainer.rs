@@ -178,7 +178,8 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         let mut model = optimizer::set_frozen(model, &learner.frozen, true);
         let pass = Pass::new(&model, self.task, &self.config, &device);
         let (config, silent): (_, &mut dyn Observer) = (&self.config, &mut ());
-        let mut progress = Progress::new(log, self.observer.unwrap_or(silent), &state, &steps, config, self.task.unit());
+        let mut progress =
+            Progress::new(log, self.observer.unwrap_or(silent), &state, &steps, config, self.task.unit());
         let mut outcome = Outcome { steps: state.step, last_loss: state.last_loss, ..Outcome::default() };
         outcome.stopped_early = learner.has_enough(&state);
         progress.started(&Started {

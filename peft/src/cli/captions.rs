@@ -28,8 +28,7 @@ pub(super) fn run(
     }
     // Before the weights: a file that cannot be read is the likeliest mistake.
     let processor = ImageProcessor::load(folder)?;
-    let ([height, width], pixels) =
-        processor.pixels(&Picture::read(image)?).map_err(|error| error.in_file(image))?;
+    let ([height, width], pixels) = processor.pixels(&Picture::read(image)?).map_err(|error| error.in_file(image))?;
     let tokenizer = load_tokenizer(folder, adapters)?;
     let mut config = GenerationConfig::load_text_config(folder)?;
     args.fill(&mut config);

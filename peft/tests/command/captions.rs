@@ -24,7 +24,8 @@ fn data() -> (TempDir, PathBuf) {
     let mut rows = String::new();
     for item in 0..4u32 {
         let bright = |x: u32, y: u32| (x / 6 + 2 * (y / 6)) == item;
-        let pixel = |at: u32| if bright(at % 12, at / 12) { [250, 60 * item as u8, 9] } else { [5, 5, 40 * item as u8] };
+        let pixel =
+            |at: u32| if bright(at % 12, at / 12) { [250, 60 * item as u8, 9] } else { [5, 5, 40 * item as u8] };
         let picture = Picture { width: 12, height: 12, rgb: (0..144).flat_map(pixel).collect() };
         picture.write(folder.path().join(format!("{item}.png"))).unwrap();
         let caption = format!("w{} w{} w{}", 20 + item, 30 + item % 2, 40);
@@ -102,11 +103,13 @@ fn what_cannot_be_written_about_is_refused_with_the_next_step() {
     assert!(refused_with(&[]).contains("2.png"));
     // A picture that is missing ends a run before its first step.
     let output = out.path().join("adapter");
-    let train = ["train", "--task", "image-to-text", "--model", path(&base), "--data", name(&rows), "--targets", "q_proj"];
+    let train =
+        ["train", "--task", "image-to-text", "--model", path(&base), "--data", name(&rows), "--targets", "q_proj"];
     assert!(refused(&[&train[..], &["--output", name(&output), "--steps", "1"]].concat()).contains("2.png"));
     // Where nobody says which token stands for the picture, none is taken for it.
     let config = base.path().join("config.json");
-    let text = fs::read_to_string(&config).unwrap().replace("\"image_token_index\": 100", "\"image_token_index\": null");
+    let text =
+        fs::read_to_string(&config).unwrap().replace("\"image_token_index\": 100", "\"image_token_index\": null");
     fs::write(&config, text).unwrap();
     fs::copy(folder.path().join("1.png"), &image).unwrap();
     assert!(refused_with(&[]).contains("image_token_index"));

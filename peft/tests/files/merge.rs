@@ -357,8 +357,13 @@ fn merged_is_live_for_every_tied_head_and_every_way_to_adapt_it() {
             let live = ForwardRequest { model: base_folder.clone(), adapters: adapters.clone(), ..request.clone() };
             let live = forward(&live, &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             let task = Some(request.task.clone());
-            let merge_request =
-                MergeRequest { base: base_folder.clone(), adapters, output: merged.clone(), task, ..MergeRequest::default() };
+            let merge_request = MergeRequest {
+                base: base_folder.clone(),
+                adapters,
+                output: merged.clone(),
+                task,
+                ..MergeRequest::default()
+            };
             merge(&merge_request, registry(), &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             // What transformers 4 goes by, which ties and scales a T5 by one field.
             let file = TensorFile::open(merged.join("model.safetensors")).unwrap();
