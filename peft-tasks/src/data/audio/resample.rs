@@ -11,9 +11,10 @@ const BLOCK: usize = 2048;
 
 /// A recording at `rate` samples in a second; `⌈samples · rate / old rate⌉` of them, as librosa counts.
 ///
-/// A band-limited interpolation by Fourier transforms of overlapping blocks of about 4096 samples, with a filter of as many
-/// taps under a squared Blackman–Harris window: what lies below 0.97 of the lower band's end passes unchanged, and what
-/// lies above the end is 100 dB down. That is finer than the `soxr_hq` of librosa and torchaudio's default, whose numbers
+/// A band-limited interpolation by Fourier transforms of overlapping blocks, with a filter as long as a block under a squared
+/// Blackman–Harris window. Where either rate carries a tone of full height up to 0.98 of the end of its band, it comes out as it
+/// was to 1e-4; from 1.02 of the end of the new band on, less than 1e-4 of it is left, 80 dB. Rates that share a large divisor,
+/// such as 44,100 and 16,000, stay below 1e-6. `soxr_hq` of librosa and torchaudio's default cut elsewhere, and their numbers
 /// differ from each other too.
 ///
 /// # Errors
@@ -28,8 +29,9 @@ pub fn resample(wave: Waveform, rate: u32) -> Result<Waveform> {
     let length = wave.samples.len();
     let (old, new) = (wave.rate as usize, rate as usize);
     let common = greatest_common_divisor(old, new);
-    // The filter lies in the middle of a block. Where a block has an odd number of samples, `rubato` (5.1) puts the middle half
-    // a sample beside where it counts from, and everything comes out as much too late.
+    // The filter lies in the middle of a block. Where a block has an odd number of samples, before or after, `rubato` (5.1) counts
+    // from half a sample beside the middle, and everything comes out as much too late: at 96,000 Hz, too, where 4098 samples
+    // become 683.
     let blocks = BLOCK.div_ceil(old.min(new) / common).next_multiple_of(2);
     let (block, window) = (blocks * (old / common), WindowFunction::BlackmanHarris2);
     let mut resampler =
@@ -62,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_tone_stays_where_it_is() {
-        for rate in [8_000, 8_001, 11_025, 15_999, 16_001, 22_050, 44_100, 44_101, 48_000, 192_000] {
+        for rate in [8_000, 8_001, 11_025, 15_999, 16_001, 22_050, 44_100, 44_101, 48_000, 96_000, 192_000] {
             // To 0.98 of what both rates can carry.
             for hertz in [100.0, 1000.0, 0.98 * f64::from(rate.min(16_000)) / 2.0] {
                 let heard = resample(sine(hertz, rate, 2.0), 16_000).unwrap();
@@ -74,9 +76,12 @@ mod tests {
 
     #[test]
     fn what_the_new_rate_cannot_carry_is_gone() {
-        let heard = resample(sine(8_200.0, 48_000, 2.0), 16_000).unwrap();
-        let silence = Waveform { samples: vec![0.0; heard.samples.len()], rate: 16_000 };
-        assert!(distance(&heard, &silence) < 1e-4);
+        for rate in [22_050, 44_100, 44_101, 48_000, 96_000, 192_000] {
+            let heard = resample(sine(1.02 * 8_000.0, rate, 2.0), 16_000).unwrap();
+            let silence = Waveform { samples: vec![0.0; heard.samples.len()], rate: 16_000 };
+            let left = distance(&heard, &silence);
+            assert!(left < 1e-4, "from {rate}: {left}");
+        }
     }
 
     #[test]
