@@ -181,13 +181,17 @@ impl<M: FeatureExtractor> Task<M> for Similarity {
             let sum = scalar(&self.loss_of(first.clone(), second.clone(), items, device));
             Ok((sum, rows(first), rows(second)))
         })?;
-        let sum: f64 = parts.iter().map(|it| it.0).sum();
-        let table = |of: fn(&(f64, Vec<Vec<f32>>, Vec<Vec<f32>>)) -> &Vec<Vec<f32>>| {
-            let numbers: Vec<f32> = parts.iter().flat_map(of).flatten().copied().collect();
-            let width = numbers.len() / self.first.len().max(1);
-            Tensor::<2>::from_data(TensorData::new(numbers, [self.first.len(), width]), device)
+        let table = |vectors: Vec<f32>| {
+            let width = vectors.len() / self.first.len().max(1);
+            Tensor::<2>::from_data(TensorData::new(vectors, [self.first.len(), width]), device)
         };
-        let cosines = table(|it| &it.1).matmul(table(|it| &it.2).transpose());
+        let (mut sum, mut firsts, mut seconds) = (0.0, Vec::new(), Vec::new());
+        for (part, first, second) in parts {
+            sum += part;
+            firsts.extend(first.concat());
+            seconds.extend(second.concat());
+        }
+        let cosines = table(firsts).matmul(table(seconds).transpose());
         let cosines = cosines.into_data().convert::<f32>();
         let cosines = cosines.as_slice::<f32>().unwrap_or(&[]);
         Ok(Evaluation { loss: sum / self.first.len() as f64, metrics: self.measure(cosines)? })
