@@ -253,7 +253,10 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 fn suggest(nearest: &[String], available: &[String]) -> String {
     if !nearest.is_empty() {
-        return format!("did you mean {}?", nearest.join(", "));
+        // Two names may be near to one.
+        let unlike = nearest.iter().enumerate().filter(|(at, it)| !nearest[..*at].contains(it));
+        let unlike: Vec<&str> = unlike.map(|(_, it)| it.as_str()).collect();
+        return format!("did you mean {}?", unlike.join(", "));
     }
     let shown: Vec<&str> = available.iter().take(REPORT_ROWS).map(String::as_str).collect();
     match available.len() {

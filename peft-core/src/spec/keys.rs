@@ -53,6 +53,14 @@ pub fn plain_key(key: &str) -> Cow<'_, str> {
     if plain == key { Cow::Borrowed(key) } else { Cow::Owned(plain.to_owned()) }
 }
 
+/// Whether a key holds the name of an adapter that the reference does not look for, as `….lora_A.mine.weight`: it puts in the
+/// name that it loads the adapter by, and takes out `default` alone.
+pub fn names_another_adapter(key: &str) -> bool {
+    let segments: Vec<&str> = key.split('.').collect();
+    let of_method = |it: &str| METHOD_TENSORS.iter().any(|start| it.starts_with(start));
+    segments.windows(2).any(|it| of_method(it[0]) && !["weight", "bias", REFERENCE_ADAPTER].contains(&it[1]))
+}
+
 /// Whether the reference finds nothing under a key because torch wrapped the model that was saved.
 pub fn is_wrapped_by_torch(key: &str) -> bool {
     key.starts_with("module.base_model.") || key.split('.').any(|it| TORCH_WRAPPERS.contains(&it))
@@ -70,7 +78,7 @@ pub(crate) fn frozen_path(key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KEY_PREFIX, is_wrapped_by_torch, plain_key};
+    use super::{KEY_PREFIX, is_wrapped_by_torch, names_another_adapter, plain_key};
 
     #[test]
     fn keys_lose_names_of_adapters_and_wrappers_and_nothing_else() {
@@ -89,6 +97,12 @@ mod tests {
         }
         assert!(!is_wrapped_by_torch(&others[0]) && others[1..].iter().all(|it| is_wrapped_by_torch(it)));
         assert_eq!(plain_key(&format!("{layer}.lora_embedding_A.default")), format!("{layer}.lora_embedding_A"));
+        let mine = format!("{layer}.lora_A.mine.weight");
+        assert!(names_another_adapter(&mine) && names_another_adapter(&format!("{layer}.oft_R.mine")));
+        assert!(others.iter().chain([&plain]).all(|it| !names_another_adapter(it)));
+        assert!(
+            !names_another_adapter(&format!("{layer}.lora_B.bias")) && !names_another_adapter("model.lora_embedding_A")
+        );
         // A module of the base may be called so.
         for key in [&plain, "base_model.model.module.default.weight", "base_model.model.blocks.default.lora_B.weight"] {
             assert_eq!(plain_key(key), key);

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use peft_core::config::fields::{self, Bias, SavedModules};
 use peft_core::{Indices, Names, PeftError, Result, Selection, refuse_unknown};
 use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::lora::data_init::calibration::DataInit;
@@ -83,7 +83,7 @@ pub struct LoraConfig {
     #[serde(default)]
     pub corda_config: Option<CordaConfig>,
     /// Settings of a start with LoftQ.
-    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", serialize_with = "none_is_empty")]
     pub loftq_config: Option<LoftqConfig>,
     /// What data gave to the layers. No file holds it: a folder holds the trained factors.
     #[serde(skip)]
@@ -119,6 +119,14 @@ fn default_alpha() -> f64 {
 fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<LoftqConfig>, D::Error> {
     let fields = Option::<Map<String, Value>>::deserialize(from)?.filter(|it| !it.is_empty());
     fields.map(|it| serde_json::from_value(Value::Object(it)).map_err(D::Error::custom)).transpose()
+}
+
+/// As the reference writes it.
+fn none_is_empty<S: Serializer>(config: &Option<LoftqConfig>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    match config {
+        Some(config) => config.serialize(to),
+        None => Map::<String, Value>::new().serialize(to),
+    }
 }
 
 fn default_init() -> Value {

@@ -7,7 +7,8 @@ use clap::parser::ValueSource;
 use peft_core::PeftError;
 
 /// Fields of a run whose flag has another name.
-const NAMES: [(&str, &str); 19] = [
+const NAMES: [(&str, &str); 20] = [
+    ("num_beams", "beams"),
     ("learning_rate", "lr"),
     ("lr_scheduler_type", "schedule"),
     ("warmup_steps", "warmup"),

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// [default: causal-lm]
     #[arg(long)]
     task: Option<String>,
-    /// JSONL, JSON, CSV, TSV or plain text, also packed with gzip. Several with commas, a folder, or a pattern such as
+    /// JSONL, JSON, CSV, TSV or plain text, also packed with gzip, or Parquet. Several with commas, a folder, or a pattern such as
     /// 'data/*.jsonl'; `<(…)` works for JSON.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,

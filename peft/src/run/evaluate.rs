@@ -84,8 +84,8 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
     let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;
     if !evaluation.loss.is_finite() {
         let names: Vec<String> = adapters.iter().map(|it| it.folder.join(WEIGHTS_FILE).display().to_string()).collect();
-        let whose = if names.is_empty() { "the base makes".to_owned() } else { format!("{} make", names.join(", ")) };
-        let reason = format!("the loss is {}: {whose} numbers that are too large", evaluation.loss);
+        let whose = if names.is_empty() { "of the base".to_owned() } else { format!("with {}", names.join(" and ")) };
+        let reason = format!("the loss is {}: numbers {whose} are infinite, or become too large", evaluation.loss);
         return Err(blame_the_base(PeftError::NotFinite(reason), model.model(), context.base));
     }
     Ok(evaluation)

@@ -64,8 +64,8 @@ pub fn for_head(
             PeftError::bad_file(file, format!("it names {named} classes, but the head has {outputs} outputs"))
         }
         None => {
-            let reason = format!("the head has {outputs} outputs, but the data names {named}");
-            PeftError::config("label", format!("{reason}; an adapter says its labels in `{LABELS_FILE}`"))
+            let reason = format!("the data names {named} classes, but the head has {outputs} outputs");
+            PeftError::Invalid(format!("{reason}; an adapter says its labels in `{LABELS_FILE}`"))
         }
     })
 }

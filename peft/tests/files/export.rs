@@ -176,10 +176,15 @@ fn products(
     modules.map(|module| (module.clone(), product(&module))).collect()
 }
 
+/// For a folder whose layers do not tell what it is for.
+fn for_unet(format: Format) -> ExportOptions {
+    ExportOptions { component: Some("unet".to_owned()), ..ExportOptions::new(format) }
+}
+
 #[test]
 fn diffusers_reads_keys_behind_the_component_and_a_scale_of_one() {
     for name in ["llama_lora_patterns", "llama_rslora"] {
-        let (output, done) = exported(name, &ExportOptions::new(Format::Diffusers)).unwrap();
+        let (output, done) = exported(name, &for_unet(Format::Diffusers)).unwrap();
         assert_eq!(done.files, [output.path().join("pytorch_lora_weights.safetensors")]);
         let file = TensorFile::open(&done.files[0]).unwrap();
         assert_eq!(file.header().as_ref().unwrap()["format"], "pt");
@@ -201,7 +206,7 @@ fn diffusers_reads_keys_behind_the_component_and_a_scale_of_one() {
 #[test]
 fn kohya_reads_underscores_and_an_alpha_each() {
     let name = "llama_lora_patterns";
-    let (_output, done) = exported(name, &ExportOptions::new(Format::Kohya)).unwrap();
+    let (_output, done) = exported(name, &for_unet(Format::Kohya)).unwrap();
     let file = TensorFile::open(&done.files[0]).unwrap();
     assert_eq!(file.keys().len(), 3 * done.layers);
     let alpha = |module: &str| {
@@ -282,7 +287,7 @@ fn what_is_for_pictures_is_not_taken_for_text_or_for_a_unet() {
         let message = refusal("vit_lora", &ExportOptions::new(format));
         assert!(message.contains("vit_lora") && message.contains("--component"), "{format:?}: {message}");
     }
-    // Who says what it is, is believed.
-    let named = ExportOptions { component: Some("unet".to_owned()), ..ExportOptions::new(Format::Diffusers) };
-    exported("vit_lora", &named).unwrap();
+    // Who says what it is, is believed; what no form has is refused all the same.
+    let message = refusal("vit_lora", &for_unet(Format::Diffusers));
+    assert!(message.contains("trained whole") && message.contains("adapter_model.safetensors"), "{message}");
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::model::state::KEY_PREFIX;
-use peft_core::spec::{METHOD_TENSORS, is_wrapped_by_torch};
+use peft_core::spec::{METHOD_TENSORS, is_wrapped_by_torch, names_another_adapter};
 use peft_core::{AdapterFolder, CONFIG_FILE, MethodRegistry, PeftError, Result, is_off};
 use serde_json::{Map, Value};
 
@@ -82,6 +82,8 @@ pub(super) struct Facts {
     pub(super) missing_partners: Vec<String>,
     /// Tensors whose keys, as the file spells them, name torch's wrappers.
     pub(super) wrapped: usize,
+    /// Tensors whose keys hold the name of an adapter that nobody looks for.
+    pub(super) of_another: usize,
     /// Tensors whose keys name the adapter.
     pub(super) named: usize,
     pub(super) base_type: Option<String>,
@@ -135,6 +137,7 @@ impl Facts {
             unreadable: Vec::new(),
             missing_partners: Vec::new(),
             wrapped: 0,
+            of_another: 0,
             named: 0,
             base_type: None,
             base_is_tied: None,
@@ -143,6 +146,7 @@ impl Facts {
         let (spelled, plain) = (folder.tensors.file_keys(), folder.tensors.keys());
         facts.wrapped = spelled.iter().filter(|it| is_wrapped_by_torch(it)).count();
         facts.named = spelled.iter().filter(|it| !is_wrapped_by_torch(it) && plain.binary_search(it).is_err()).count();
+        facts.of_another = spelled.iter().filter(|it| names_another_adapter(it)).count();
         facts.read_tensors(folder);
         facts.find_partners();
         Ok(facts)

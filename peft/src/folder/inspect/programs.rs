@@ -62,7 +62,7 @@ impl Facts {
     fn lora_judge(&self, consumer: &'static str) -> (Judge, bool) {
         let mut judge = Judge::new(consumer);
         judge.refuses(!self.is_lora(), format!("peft_type {}", self.peft_type), ONLY_LORA);
-        let odd = self.wrapped + self.named;
+        let odd = self.wrapped + self.named + self.of_another;
         judge.refuses(
             self.is_lora() && odd > 0,
             format!("{odd} tensors whose keys name an adapter or a wrapper"),
@@ -125,6 +125,7 @@ impl Facts {
         let foreign = self.keys.iter().filter(|it| is_weight_method && !it.starts_with(SHARED_PREFIX)).count();
         for (count, what, next) in [
             (self.wrapped, "with the names of torch's wrappers in their keys", REWRITE),
+            (self.of_another, "with the name of another adapter in their keys", REWRITE),
             (foreign, "without the prefix of its keys", "rename the tensors to start with `base_model.model.`"),
         ] {
             let effect = if count == self.keys.len() { Outcome::LoadsNothing } else { Outcome::LoadsButIgnores };
