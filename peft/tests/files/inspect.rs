@@ -406,6 +406,9 @@ fn keys_that_other_ways_of_saving_leave_behind() {
         assert_eq!(outcomes(&found), "0-----", "{found}");
         assert!(found.warnings.is_empty(), "{:?}", found.warnings);
     }
+    // PEFT looks for the name that it loads an adapter by, and for none.
+    let mine = renamed(|key| key.replace(".weight", ".mine.weight"));
+    assert_eq!(outcomes(&mine), "0-----", "{mine}");
     let bare = renamed(|key| key.replace("base_model.model.", ""));
     assert_eq!(verdict(&bare, "PEFT").outcome, Outcome::LoadsNothing);
     let half = |key: &str| if key.contains("lora_A") { format!("module.{key}") } else { key.to_owned() };

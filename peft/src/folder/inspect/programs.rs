@@ -125,7 +125,11 @@ impl Facts {
         let foreign = self.keys.iter().filter(|it| is_weight_method && !it.starts_with(SHARED_PREFIX)).count();
         for (count, what, next) in [
             (self.wrapped, "with the names of torch's wrappers in their keys", REWRITE),
-            (self.of_another, "with the name of another adapter in their keys", REWRITE),
+            (
+                self.of_another,
+                "with the name of another adapter in their keys",
+                "take the name out of the keys: `….lora_A.weight`",
+            ),
             (foreign, "without the prefix of its keys", "rename the tensors to start with `base_model.model.`"),
         ] {
             let effect = if count == self.keys.len() { Outcome::LoadsNothing } else { Outcome::LoadsButIgnores };
