@@ -43,6 +43,8 @@ enum Rows {
 pub struct LanguageModelling {
     rows: Rows,
     padding: Padding,
+    /// With which token texts end, and what says so.
+    end: Option<String>,
 }
 
 impl LanguageModelling {
@@ -57,7 +59,7 @@ impl LanguageModelling {
                 "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
-        Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id) })
+        Ok(Self { rows: Rows::Samples(samples), padding: Padding::right(pad_id), end: None })
     }
 
     /// Several short documents in rows of `max_length` tokens; no document attends to another.
@@ -75,7 +77,7 @@ impl LanguageModelling {
                 "no row has a token to learn: documents are empty or were cut before the completion".into(),
             ));
         }
-        Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id) })
+        Ok(Self { rows: Rows::Packed(rows), padding: Padding::right(pad_id), end: None })
     }
 
     /// Number of rows.
@@ -151,18 +153,20 @@ impl TextData {
     pub fn causal_lm(&self, base: &(impl Pretrained + ?Sized)) -> Result<LanguageModelling> {
         let folder = base.folder()?;
         let tokenizer = self.tokenizer_of(folder)?;
-        let samples = self.samples(folder, &tokenizer)?;
+        let (samples, end) = self.samples(folder, &tokenizer)?;
         let pad = tokenizer.fill_id();
         let task = match self.packing {
             true => LanguageModelling::packed(samples, self.row_length(folder)?, pad),
             false => LanguageModelling::padded(samples, pad),
         };
         // What settings are to blame for is no fault of the file.
-        task.map_err(|error| if matches!(error, PeftError::Invalid(_)) { error.in_file(&self.file) } else { error })
+        let task = task
+            .map_err(|error| if matches!(error, PeftError::Invalid(_)) { error.in_file(&self.file) } else { error });
+        Ok(LanguageModelling { end, ..task? })
     }
 
-    /// Samples of a language model: documents, prompts with completions, or conversations.
-    fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
+    /// Samples of a language model: documents, prompts with completions, or conversations. And with what they end.
+    fn samples(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<(Vec<Sample>, Option<String>)> {
         let (data, columns) = self.read()?;
         let max_length = self.row_length(folder)?;
         let source = Source::of(&data, &columns, self)?;
@@ -226,18 +230,21 @@ impl TextData {
             None => error,
         })?;
         self.say_unread(&data, &source.columns(&columns));
-        match tokenizer.eos_id() {
+        let end = match tokenizer.eos_id() {
             Some(id) if source.ends_with_eos() => {
                 let (token, said) = (tokenizer.token(id).unwrap_or_default(), tokenizer.special().source("eos_token"));
-                tracing::info!("texts end with {token:?} ({id}), as {} says", said.unwrap_or("the tokenizer"));
+                Some(format!("texts end with {token:?} ({id}), as {} says", said.unwrap_or("the tokenizer")))
             }
-            None if source.ends_with_eos() => tracing::warn!(
-                "no file names an end token, so the model does not learn where a text ends: write `eos_token` into \
-                 tokenizer_config.json"
-            ),
-            _ => {}
-        }
-        Ok(samples)
+            None if source.ends_with_eos() => {
+                tracing::warn!(
+                    "no file names an end token, so the model does not learn where a text ends: write `eos_token` into \
+                     tokenizer_config.json"
+                );
+                None
+            }
+            _ => None,
+        };
+        Ok((samples, end))
     }
 }
 
@@ -303,6 +310,10 @@ impl<'a> Source<'a> {
 }
 
 impl<M: CausalLm> Task<M> for LanguageModelling {
+    fn remarks(&self) -> Vec<String> {
+        self.end.iter().cloned().collect()
+    }
+
     fn lengths(&self) -> Vec<usize> {
         (0..self.len()).map(|it| self.labels(it).len()).collect()
     }

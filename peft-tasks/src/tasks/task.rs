@@ -98,6 +98,11 @@ pub trait Task<M: Module> {
         Ok(None)
     }
 
+    /// What is worth a line before the first step, such as the token that texts end with.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What is odd about the items beside what acts in a model, for the user: a trainer warns of it before the first step.
     fn notes(&self, model: &M) -> Vec<String> {
         let _ = model;

@@ -145,6 +145,10 @@ impl RunObserver for Bar {
         }
     }
 
+    fn remark(&mut self, text: &str) {
+        self.note(text);
+    }
+
     fn labels(&mut self, labels: &LabelSet) {
         match labels.names.is_empty() {
             true => self.line("labels: a number"),

@@ -104,8 +104,7 @@ pub fn run(registry: Registry) -> ExitCode {
     if !process.is_first() {
         terminal::be_quiet(process.name());
     }
-    let filter = EnvFilter::try_from_env("PEFT_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,peft=info,peft_tasks=info,cubecl=error,wgpu=error"));
+    let filter = EnvFilter::try_from_env("PEFT_LOG").unwrap_or_else(|_| EnvFilter::new("warn,cubecl=error,wgpu=error"));
     // A program that has a subscriber of its own keeps it.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

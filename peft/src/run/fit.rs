@@ -41,6 +41,11 @@ pub trait RunObserver: Observer {
         let _ = with;
     }
 
+    /// What is worth a line about the data: the token that texts end with.
+    fn remark(&mut self, text: &str) {
+        let _ = text;
+    }
+
     /// What the labels of the data are.
     fn labels(&mut self, labels: &LabelSet) {
         let _ = labels;
@@ -134,6 +139,7 @@ pub(crate) fn fit<K: TaskKind>(
     };
     let source = TaskSource { data: &data, base, tokenizer, labels: labels.as_ref(), options: &options };
     let task = kind.task(&source)?;
+    task.remarks().iter().for_each(|it| observer.remark(it));
     let held_out = run.data.eval.as_ref().map(|file| data_of(file)).transpose()?;
     let held_out = held_out.as_ref().map(|data| kind.task(&TaskSource { data, ..source })).transpose()?;
     // The samples hold all that is needed of the rows.

@@ -141,7 +141,7 @@ fn tags_are_labels_too() {
     // Without the file the tags of the data are too few for the head, and that is said.
     fs::remove_file(Path::new(&adapter).join(LABELS_FILE)).unwrap();
     let error = eval("eval.jsonl").unwrap_err();
-    assert!(error.contains("the head has 3 outputs, but the data names 2"), "{error}");
+    assert!(error.contains("the data names 2 classes, but the head has 3 outputs"), "{error}");
 }
 
 /// A base whose configuration names no padding: training and evaluation both take the tokenizer's, and merging writes it.

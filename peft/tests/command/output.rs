@@ -103,6 +103,7 @@ fn a_run_without_a_terminal_says_how_far_it_is() {
     let lines: Vec<&str> = said.lines().collect();
     let starts = [
         &*format!("reading {data}"),
+        "texts end with \"<|endoftext|>\" (0), as tokenizer_config.json says",
         &*format!("loading {base}"),
         "evaluating before",
         "step 2/4  loss ",

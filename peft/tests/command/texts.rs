@@ -55,7 +55,7 @@ fn a_text_ends_at_the_last_position_of_the_model() {
     let long = "word ".repeat(140);
     assert!(refused(&["generate", "--model", base, "--prompt", &long]).contains("the model only 128 positions"));
     let beams = refused(&["generate", "--model", base, "--prompt", "In", "--beams", "1000000"]);
-    assert!(beams.contains("`num_beams` is 1000000"), "{beams}");
+    assert!(beams.contains("`--beams` is 1000000"), "{beams}");
     let (_, logged) =
         succeeded(&["generate", "--model", base, "--prompt", "In", "--beams", "3", "--max-new-tokens", "200"]);
     assert!(logged.contains("at 128 positions") || logged.contains("a text ends with"), "{logged}");
