@@ -54,8 +54,8 @@ fn captions_are_learned_measured_merged_and_written() {
         let (base, (folder, rows), out) = (base(model), data(), tempfile::tempdir().unwrap());
         let (adapter, merged) = (out.path().join("adapter"), out.path().join("merged"));
         let train = ["train", "--task", "image-to-text", "--model", path(&base), "--data", name(&rows)];
-        let settings = ["--output", name(&adapter), "--targets", "all-linear", "--r", "8", "--lr", "2e-2"];
-        succeeded(&[&train[..], &settings, &["--steps", "150", "--batch-size", "4"]].concat());
+        let settings = ["--output", name(&adapter), "--targets", "all-linear", "--r", "8", "--lr", "1e-2"];
+        succeeded(&[&train[..], &settings, &["--steps", "600", "--batch-size", "4"]].concat());
 
         // The class of the base tells the task.
         let eval = ["eval", "--data", name(&rows), "--max-new-tokens", "6"];
