@@ -288,7 +288,8 @@ impl PeftConfig for OftConfig {
     fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
         if (self.r == 0) == (self.oft_block_size == 0) {
             let reason = format!(
-                "and `oft_block_size` are {} and {}: give one, and 0 for the other",
+                "and `oft_block_size` are {} and {}: give one, and 0 for the other. (A file without `oft_block_size` that is not \
+                 a template is of PEFT before 0.15, which nothing newer reads)",
                 self.r, self.oft_block_size
             );
             return Err(PeftError::config("r", reason));

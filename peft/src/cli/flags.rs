@@ -39,8 +39,12 @@ pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
     let (field, reason) = match error {
         PeftError::Config { field, reason } => (field, reason),
         PeftError::BadFile { path, reason } => {
-            let reason = as_flags(reason, is_given);
+            let reason = as_flags(with_column(reason, matches), is_given);
             return PeftError::BadFile { path, reason };
+        }
+        PeftError::BadRow { path, line, reason } => {
+            let reason = as_flags(reason, is_given);
+            return PeftError::BadRow { path, line, reason };
         }
         error => return error,
     };
@@ -53,6 +57,17 @@ pub(super) fn with_flags(error: PeftError, matches: &ArgMatches) -> PeftError {
     match matches.try_get_one::<PathBuf>("config") {
         Ok(Some(file)) if !is_flag => PeftError::bad_file(file, error),
         _ => error,
+    }
+}
+
+/// A part of the rows whose column nobody has named, with the flag that names it: `label` by `--label-column`.
+fn with_column(reason: String, matches: &ArgMatches) -> String {
+    let part = reason.strip_prefix('`').and_then(|it| it.split_once("` is not set and no column"));
+    match part {
+        Some((part, rest)) if matches.try_contains_id(&format!("{part}_column")).is_ok() => {
+            format!("`--{}-column` is not set and no column{rest}", part.replace('_', "-"))
+        }
+        _ => reason,
     }
 }
 

@@ -144,7 +144,7 @@ fn rows_that_lose_their_answer_are_counted_and_can_keep_it() {
     let (_, logged) = succeeded(&strs(&run("rows.jsonl", &["--truncation", "left"])));
     assert!(!logged.contains("nothing to learn") && logged.contains("2 of 3 rows were cut to 8 tokens"), "{logged}");
     let error = refused(&strs(&run("rows.jsonl", &["--truncation", "refuse"])));
-    assert!(error.contains("rows.jsonl, line 2: it has 11 tokens, more than `max_length`, 8"), "{error}");
+    assert!(error.contains("rows.jsonl, line 2: it has 11 tokens, more than `--max-length`, 8"), "{error}");
     let kept = read(&base, &rows, |it| it.max_length(8).truncation(Truncation::Left)).unwrap();
     assert!(kept.iter().all(|it| it.1 == "w12 w2"), "{kept:?}");
     // Columns that nobody reads are named.

@@ -259,3 +259,20 @@ fn the_tokenizer_of_an_adapter_goes_first() {
     fs::write(adapter.path().join("tokenizer_config.json"), "{}").unwrap();
     assert!(refused(&generate).contains("it has no chat template"));
 }
+
+/// What a user has typed is what a message speaks of.
+#[test]
+fn messages_name_flags_and_not_fields() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base");
+    let (base, folder) = (base.to_str().unwrap(), tempfile::tempdir().unwrap());
+    let data = folder.path().join("rows.jsonl");
+    std::fs::write(&data, "{\"prompt\": \"one two three\", \"completion\": \" four five six\"}\n").unwrap();
+    let (data, output) = (data.to_str().unwrap(), folder.path().join("adapter"));
+    let output = output.to_str().unwrap();
+    let train = ["train", "--model", base, "--data", data, "--output", output, "--steps", "1"];
+    let more = |more: &[&str]| refused(&[&train[..], more].concat());
+    let cut = more(&["--truncation", "refuse", "--max-length", "3"]);
+    assert!(cut.contains("line 1") && cut.contains("more than `--max-length`, 3"), "{cut}");
+    let label = refused(&["eval", "--model", base, "--data", data, "--task", "seq-cls", "--text-column", "prompt"]);
+    assert!(label.contains("`--label-column` is not set"), "{label}");
+}
