@@ -6,7 +6,7 @@ use std::borrow::Cow;
 pub const KEY_PREFIX: &str = "base_model.model.";
 
 /// Starts of the names that methods of the reference give to their tensors.
-pub const METHOD_TENSORS: [&str; 20] = [
+const METHOD_TENSORS: [&str; 20] = [
     "lora_",
     "ia3_",
     "hada_",
@@ -29,6 +29,11 @@ pub const METHOD_TENSORS: [&str; 20] = [
     "trainable_tokens_",
 ];
 
+/// Whether a segment of a key names a tensor of a method: `lora_A`.
+pub fn is_method_tensor(segment: &str) -> bool {
+    METHOD_TENSORS.iter().any(|start| segment.starts_with(start))
+}
+
 /// What torch puts into the paths of modules that it wraps: `torch.compile`, FSDP, activation checkpointing.
 const TORCH_WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
@@ -41,8 +46,7 @@ pub fn plain_key(key: &str) -> Cow<'_, str> {
     let without_module = key.strip_prefix("module.").filter(|it| it.starts_with("base_model.")).unwrap_or(key);
     let mut segments: Vec<&str> = Vec::new();
     for segment in without_module.split('.') {
-        let of_method = |it: &&&str| METHOD_TENSORS.iter().any(|start| it.starts_with(start));
-        let names_adapter = segment == REFERENCE_ADAPTER && segments.last().filter(of_method).is_some();
+        let names_adapter = segment == REFERENCE_ADAPTER && segments.last().is_some_and(|it| is_method_tensor(it));
         if !names_adapter && !TORCH_WRAPPERS.contains(&segment) {
             segments.push(segment);
         }
@@ -57,8 +61,7 @@ pub fn plain_key(key: &str) -> Cow<'_, str> {
 /// name that it loads the adapter by, and takes out `default` alone.
 pub fn names_another_adapter(key: &str) -> bool {
     let segments: Vec<&str> = key.split('.').collect();
-    let of_method = |it: &str| METHOD_TENSORS.iter().any(|start| it.starts_with(start));
-    segments.windows(2).any(|it| of_method(it[0]) && !["weight", "bias", REFERENCE_ADAPTER].contains(&it[1]))
+    segments.windows(2).any(|it| is_method_tensor(it[0]) && !["weight", "bias", REFERENCE_ADAPTER].contains(&it[1]))
 }
 
 /// Whether the reference finds nothing under a key because torch wrapped the model that was saved.

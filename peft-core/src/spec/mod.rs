@@ -9,7 +9,7 @@ pub mod path;
 pub mod walk;
 
 pub use crate::ops::Layout;
-pub use keys::{KEY_PREFIX, METHOD_TENSORS, is_wrapped_by_torch, names_another_adapter, plain_key};
+pub use keys::{KEY_PREFIX, is_method_tensor, is_wrapped_by_torch, names_another_adapter, plain_key};
 pub(crate) use keys::{WRAPPED, WRAPPED_ROWS, frozen_path};
 pub use labels::Labels;
 pub use model::{Adaptable, ModelSpec, PromptShape, base_reference};

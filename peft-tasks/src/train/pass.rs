@@ -8,10 +8,9 @@ use peft_core::model::state as tensors;
 use peft_core::{Result, ops};
 
 use crate::parallel::group::ProcessGroup;
-use crate::train::shared;
-
 use crate::tasks::task::{Task, scalar};
 use crate::train::config::TrainConfig;
+use crate::train::shared;
 
 /// How the gradients of a step are computed.
 pub(crate) struct Pass<'a, T: ?Sized> {

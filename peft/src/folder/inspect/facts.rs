@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::model::state::KEY_PREFIX;
-use peft_core::spec::{METHOD_TENSORS, is_wrapped_by_torch, names_another_adapter};
+use peft_core::spec::{is_method_tensor, is_wrapped_by_torch, names_another_adapter};
 use peft_core::{AdapterFolder, CONFIG_FILE, MethodRegistry, PeftError, Result, is_off};
 use serde_json::{Map, Value};
 
@@ -47,7 +47,7 @@ pub(super) fn split(key: &str) -> (&str, Role) {
     }
     let mut at = 0;
     for segment in path.split('.') {
-        if at > 0 && METHOD_TENSORS.iter().any(|it| segment.starts_with(it)) {
+        if at > 0 && is_method_tensor(segment) {
             return (&path[..at - 1], Role::Foreign);
         }
         at += segment.len() + 1;
