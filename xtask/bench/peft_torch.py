@@ -10,6 +10,8 @@ import itertools
 import sys
 import time
 
+MEDIA = ["image-cls", "semantic-seg", "speech-to-text", "unet"]
+
 
 def main():
     args = parse()
@@ -21,25 +23,15 @@ def main():
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
 
-    kind = {
-        "causal-lm": transformers.AutoModelForCausalLM,
-        "seq-cls": transformers.AutoModelForSequenceClassification,
-    }[args.task]
     begun = time.perf_counter()
-    model = kind.from_pretrained(args.folder, dtype=torch.float32).to(device)
+    model = load_model(args).to(device)
     load = time.perf_counter() - begun
 
-    vocab = model.config.vocab_size
-    ids = (torch.arange(args.batch * args.seq, dtype=torch.long) * 7919 % vocab).view(args.batch, args.seq).to(device)
-    if args.task == "causal-lm":
-        labels = ids
-    else:
-        labels = torch.arange(args.batch, device=device) % model.config.num_labels
-
+    inputs = {name: it.to(device) for name, it in batch(model, args).items()}
     if args.method == "adapters":
-        steps = infer(model, args, ids)
+        steps = infer(model, args, inputs["input_ids"])
     else:
-        steps = train(model, args, ids, labels)
+        steps = train(model, args, inputs)
     trainable = next(steps)
     say(f"loaded {load} {trainable}")
     for line in sys.stdin:
@@ -51,33 +43,112 @@ def main():
     say(f"peak {peak_bytes()}")
 
 
+def load_model(args):
+    import torch
+    import transformers
+
+    if args.task == "unet":
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel.from_pretrained(args.folder)
+    kind = {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "seq-cls": transformers.AutoModelForSequenceClassification,
+        "image-cls": transformers.AutoModelForImageClassification,
+        "semantic-seg": transformers.AutoModelForSemanticSegmentation,
+        "speech-to-text": transformers.AutoModelForSpeechSeq2Seq,
+    }[args.task]
+    quantized = None
+    if args.quantize == "int8":
+        quantized = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    elif args.quantize:
+        quantized = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=args.quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        )
+    return kind.from_pretrained(args.folder, dtype=torch.float32, quantization_config=quantized)
+
+
+def batch(model, args):
+    """What the model is called with. Media are the numbers of `peft/benches/measure/media.rs`."""
+    import torch
+
+    def spread(*shape, prime=7919):
+        return torch.arange(torch.Size(shape).numel(), dtype=torch.long).view(shape) * prime
+
+    def numbers(*shape, prime=7919):
+        return (spread(*shape, prime=prime) % 1009).float() / 504.5 - 1.0
+
+    size = args.size
+    if args.task == "image-cls":
+        pixels = numbers(args.batch, model.config.num_channels, size, size)
+        return {"pixel_values": pixels, "labels": spread(args.batch) % model.config.num_labels}
+    if args.task == "semantic-seg":
+        pixels = numbers(args.batch, model.config.num_channels, size, size)
+        return {"pixel_values": pixels, "labels": spread(args.batch, size, size) % model.config.num_labels}
+    if args.task == "speech-to-text":
+        features = numbers(args.batch, model.config.num_mel_bins, size)
+        return {"input_features": features, "labels": spread(args.batch, args.seq) % 97}
+    if args.task == "unet":
+        return {
+            "sample": numbers(args.batch, model.config.in_channels, size, size),
+            "timestep": torch.tensor([500.0]),
+            "encoder_hidden_states": numbers(args.batch, 77, model.config.cross_attention_dim, prime=104_729),
+            "labels": numbers(args.batch, model.config.out_channels, size, size, prime=104_729),
+        }
+    ids = spread(args.batch, args.seq) % model.config.vocab_size
+    if args.task == "causal-lm":
+        return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids, "labels": torch.arange(args.batch) % model.config.num_labels}
+
+
+def loss_of(model, inputs):
+    if "sample" not in inputs:
+        return model(**inputs).loss
+    inputs = dict(inputs)
+    noise = inputs.pop("labels")
+    return (model(**inputs).sample - noise).square().mean()
+
+
 def lora(args):
     from peft import LoraConfig
 
+    named = {"causal-lm": "CAUSAL_LM", "seq-cls": "SEQ_CLS"}
     return LoraConfig(
         r=args.rank,
         lora_alpha=2 * args.rank,
-        target_modules="all-linear" if args.all_linear else None,
+        target_modules="all-linear" if args.all_linear else args.targets and args.targets.split(","),
+        modules_to_save=args.modules_to_save and args.modules_to_save.split(","),
         use_dora=args.dora,
-        task_type="SEQ_CLS" if args.task == "seq-cls" else "CAUSAL_LM",
+        task_type=named.get(args.task),
     )
 
 
-def train(model, args, ids, labels):
+def train(model, args, inputs):
     """Yields the number of trained parameters, then the loss of every step."""
     import torch
     from peft import get_peft_model
 
     if args.method == "lora":
         model = get_peft_model(model, lora(args))
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+    # Statistics of the base stay what they are, as on our side.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     parameters = [it for it in model.parameters() if it.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01)
     yield sum(it.numel() for it in parameters)
+    compute = torch.compile(loss_of) if args.compile else loss_of
     while True:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-            loss = model(input_ids=ids, labels=labels).loss
+            loss = compute(model, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -121,7 +192,7 @@ def say(line):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", required=True)
-    parser.add_argument("--task", required=True, choices=["causal-lm", "seq-cls"])
+    parser.add_argument("--task", required=True, choices=["causal-lm", "seq-cls", *MEDIA])
     parser.add_argument("--method", required=True, choices=["lora", "full", "adapters"])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--all-linear", action="store_true")
@@ -130,6 +201,12 @@ def parse():
     parser.add_argument("--adapters", type=int, default=1)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--targets")
+    parser.add_argument("--modules-to-save")
+    parser.add_argument("--quantize", choices=["nf4", "fp4", "int8"])
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, required=True)
     return parser.parse_args()

@@ -1,12 +1,11 @@
 //! Convolutions.
 
 use burn::module::{Module, Param};
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
 use super::lazy::{INITIALIZER_RANGE, constant, normal};
 use crate::forward;
-use crate::ops::{self, Layout};
+use crate::ops::{self, Convolution, Layout};
 
 /// A convolution along one axis: torch's `nn.Conv1d`.
 #[derive(Module, Debug)]
@@ -49,8 +48,10 @@ impl Conv1d {
     /// - output: `[batch, out, (length + 2 · padding − width) / stride + 1]`
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
         forward::by_rows(self, input, |it, input| {
-            let options = ConvOptions::new([it.stride], [it.padding], [1], it.groups);
-            burn::tensor::module::conv1d(input, it.weight.val(), Some(it.bias.val()), options)
+            // A picture of one row.
+            let how = Convolution { stride: [1, it.stride], padding: [0, it.padding], groups: it.groups };
+            let (input, weight) = (input.unsqueeze_dim(2), it.weight.val().unsqueeze_dim(2));
+            ops::conv2d(input, weight, Some(it.bias.val()), how).squeeze_dim(2)
         })
     }
 }
@@ -99,11 +100,11 @@ impl Conv2d {
 
     /// Rows and columns of the output for an input of so many: none where the kernel does not fit in.
     pub fn output_size(&self, input: [usize; 2]) -> [usize; 2] {
-        let kernel = self.kernel();
-        std::array::from_fn(|axis| {
-            let room = (input[axis] + 2 * self.padding[axis]).checked_sub(kernel[axis]);
-            room.map_or(0, |it| it / self.stride[axis] + 1)
-        })
+        self.how().output_size(input, self.kernel())
+    }
+
+    fn how(&self) -> Convolution {
+        Convolution { stride: self.stride, padding: self.padding, groups: self.groups }
     }
 
     /// # Shapes
@@ -111,7 +112,7 @@ impl Conv2d {
     /// - output: `[batch, out, rows, columns]`, as many as [`output_size`](Self::output_size) says
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         forward::by_rows(self, input, |it, input| {
-            if !it.is_tiling() {
+            if !it.is_tiling() || it.kernel() == [1, 1] {
                 return it.convolve(input);
             }
             let [batch, _, height, width] = input.dims();
@@ -146,9 +147,7 @@ impl Conv2d {
     }
 
     fn convolve(&self, input: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new(self.stride, self.padding, [1, 1], self.groups);
-        let weight = self.weight.val();
-        burn::tensor::module::conv2d(input, weight, self.bias.as_ref().map(|it| it.val()), options)
+        ops::conv2d(input, self.weight.val(), self.bias.as_ref().map(|it| it.val()), self.how())
     }
 
     /// The convolution as a product of patches and the kernel, `[batch, rows · columns, out]`.

@@ -6,6 +6,7 @@
 mod activation;
 mod attention;
 pub(crate) mod bf16;
+mod conv;
 mod cross_entropy;
 mod dropout;
 mod group_norm;
@@ -31,6 +32,7 @@ pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
 pub use attention::attention_plain;
 pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft_cap};
 pub use bf16::{check_bf16, within_bf16};
+pub use conv::{Convolution, conv2d};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, random};
 pub use group_norm::group_norm;

@@ -5,8 +5,10 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor, activation};
 
+use super::conv::Convolution;
 use super::labels::IGNORE_INDEX;
 
 /// See [`crate::ops::gelu`].
@@ -58,6 +60,11 @@ pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f6
 /// See [`crate::ops::linear`]; the weight is `[in, out]`.
 pub fn linear(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     burn::tensor::module::linear(input, weight, bias)
+}
+
+/// See [`crate::ops::conv2d`].
+pub fn conv2d(input: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, how: Convolution) -> Tensor<4> {
+    burn::tensor::module::conv2d(input, weight, bias, ConvOptions::from(how))
 }
 
 /// See [`crate::ops::split`].

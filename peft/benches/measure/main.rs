@@ -8,6 +8,7 @@
 // The worker talks to its caller through standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod media;
 mod plain;
 
 use std::path::PathBuf;
@@ -16,13 +17,18 @@ use std::time::Instant;
 
 use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use peft::core::files::checkpoint::{FloatType, Placement, model_tensors, write_tensors};
+use peft::core::files::safetensors::Stored;
+use peft::core::files::shards::{ShardSize, ShardWriter};
 use peft::core::quant::{QuantConfig, QuantFormat};
-use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftError, PeftModel, Result, nn};
+use peft::core::{Adaptable, DEFAULT_ADAPTER, ModelSpec, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
-use peft::models::auto::{self, AutoCausalLm, AutoSequenceClassifier, ClassifierOptions};
+use peft::models::auto::{
+    self, AutoCausalLm, AutoDenoiser, AutoImageClassifier, AutoSemanticSegmenter, AutoSequenceClassifier,
+    AutoSpeechSeq2Seq, ClassifierOptions,
+};
 use peft::models::common::config::RawConfig;
 use peft::models::text::decoder::gpt2::Gpt2LmHeadModel;
 use peft::models::text::encoder::bert::BertForSequenceClassification;
@@ -35,6 +41,7 @@ use peft::tasks::tasks::task::{Task, scalar};
 use peft::tasks::train::log::TrainRecord;
 use peft::tasks::train::{Observer, TrainConfig, Trainer};
 
+use crate::media::Media;
 use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
 
 #[derive(Debug, Parser)]
@@ -59,6 +66,11 @@ struct Args {
     /// Keep the linear layers of the base in few bits: nf4, fp4 or int8. Scales of blocks are quantised, too.
     #[arg(long)]
     quantize: Option<QuantFormat>,
+    #[arg(long)]
+    gradient_checkpointing: bool,
+    /// What `synthesise` writes.
+    #[arg(long, default_value = "float32", value_parser = float_type)]
+    float: FloatType,
     /// How many adapters share the base in `adapters`.
     #[arg(long, default_value_t = 1)]
     adapters: usize,
@@ -66,6 +78,15 @@ struct Args {
     batch: usize,
     #[arg(long)]
     seq: usize,
+    /// Rows and columns of a picture or of latents, frames of a recording.
+    #[arg(long, default_value_t = 0)]
+    size: usize,
+    /// Ends of paths that are adapted, if not the method's defaults.
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Modules that are trained whole beside the adapters.
+    #[arg(long, value_delimiter = ',')]
+    modules_to_save: Vec<String>,
     #[arg(long, default_value = "flex")]
     device: String,
 }
@@ -74,6 +95,10 @@ struct Args {
 enum TaskKind {
     CausalLm,
     SeqCls,
+    ImageCls,
+    SemanticSeg,
+    SpeechToText,
+    Unet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,6 +113,14 @@ enum Method {
     BurnLora,
     /// Training steps of all parameters of our model.
     Full,
+}
+
+fn float_type(name: &str) -> std::result::Result<FloatType, String> {
+    match name {
+        "float32" => Ok(FloatType::F32),
+        "bfloat16" => Ok(FloatType::BF16),
+        other => Err(format!("`{other}` is neither float32 nor bfloat16")),
+    }
 }
 
 /// AdamW's rate; of no consequence for the time, but losses should not blow up.
@@ -154,6 +187,22 @@ fn run(args: &Args) -> Result<()> {
                 _ => bench.lora(model, &task),
             }
         }
+        TaskKind::ImageCls => {
+            let (model, _) = auto::load_image_classifier(&args.folder, &place, &ClassifierOptions::default())?;
+            Bench { args, device, load: started.elapsed().as_secs_f64() }.media(model, media::image_loss)
+        }
+        TaskKind::SemanticSeg => {
+            let (model, _) = auto::load_semantic_segmenter(&args.folder, &place, &ClassifierOptions::default())?;
+            Bench { args, device, load: started.elapsed().as_secs_f64() }.media(model, media::pixel_loss)
+        }
+        TaskKind::SpeechToText => {
+            let (model, _) = auto::load_speech_seq2seq(&args.folder, &place)?;
+            Bench { args, device, load: started.elapsed().as_secs_f64() }.media(model, media::speech_loss)
+        }
+        TaskKind::Unet => {
+            let (model, _) = auto::load_denoiser(&args.folder, &place)?;
+            Bench { args, device, load: started.elapsed().as_secs_f64() }.media(model, media::noise_loss)
+        }
     }
 }
 
@@ -162,10 +211,41 @@ fn synthesise(args: &Args, device: &Device) -> Result<()> {
     let raw = RawConfig::read(&args.folder)?;
     device.seed(0);
     let tensors = match args.task {
-        TaskKind::CausalLm => model_tensors(&AutoCausalLm::from_config(&raw, device)?),
+        TaskKind::CausalLm => {
+            return synthesise_decoder(args, &AutoCausalLm::from_config(&raw, device)?.spec(), device);
+        }
         TaskKind::SeqCls => model_tensors(&AutoSequenceClassifier::from_config(&raw, device)?),
+        TaskKind::ImageCls => model_tensors(&AutoImageClassifier::from_config(&raw, device)?),
+        TaskKind::SemanticSeg => model_tensors(&AutoSemanticSegmenter::from_config(&raw, device)?),
+        TaskKind::SpeechToText => model_tensors(&AutoSpeechSeq2Seq::from_config(&raw, device)?),
+        TaskKind::Unet => model_tensors(&AutoDenoiser::from_config(&raw, device)?),
     };
-    write_tensors(args.folder.join("model.safetensors"), tensors, FloatType::F32)
+    let name = if args.task == TaskKind::Unet { "diffusion_pytorch_model.safetensors" } else { "model.safetensors" };
+    write_tensors(args.folder.join(name), tensors, args.float)
+}
+
+/// The same tensor by tensor, so that a model may be larger than memory: norms of 1, biases of 0, the rest small.
+fn synthesise_decoder(args: &Args, spec: &ModelSpec, device: &Device) -> Result<()> {
+    let entries = spec.iter().map(|it| (it.path(), it.shape_on_disk())).collect();
+    let mut writer = ShardWriter::new(&args.folder, entries, args.float, ShardSize(5_000_000_000));
+    for param in spec.iter() {
+        let (key, shape) = (param.path(), param.shape_on_disk());
+        let data = match shape.as_slice() {
+            [length] if key.ends_with(".weight") => Tensor::<1>::ones([*length], device).into_data(),
+            [length] => Tensor::<1>::zeros([*length], device).into_data(),
+            _ => {
+                let count = shape.iter().product::<usize>();
+                let values = Tensor::<1>::random([count], Distribution::Normal(0.0, 0.02), device).into_data();
+                TensorData::new(
+                    values.try_into_vec::<f32>().map_err(|it| PeftError::Invalid(format!("{it:?}")))?,
+                    shape,
+                )
+            }
+        };
+        writer.write(Stored { key, data })?;
+    }
+    writer.finish()?;
+    Ok(())
 }
 
 /// What all measurements of this process share.
@@ -205,8 +285,17 @@ impl Bench<'_> {
     fn lora_config(&self) -> LoraConfig {
         let mut config = LoraConfig::new(self.args.rank, 2.0 * self.args.rank as f64);
         config.use_dora = self.args.dora;
-        config.task_type = Some(if self.args.task == TaskKind::SeqCls { "SEQ_CLS" } else { "CAUSAL_LM" }.to_owned());
-        if self.args.all_linear { config.all_linear() } else { config }
+        config.task_type = match self.args.task {
+            TaskKind::CausalLm => Some("CAUSAL_LM".to_owned()),
+            TaskKind::SeqCls => Some("SEQ_CLS".to_owned()),
+            _ => None,
+        };
+        config.modules_to_save = Some(self.args.modules_to_save.clone()).filter(|it| !it.is_empty());
+        match (self.args.all_linear, self.args.targets.as_slice()) {
+            (true, _) => config.all_linear(),
+            (false, []) => config,
+            (false, targets) => config.targets(targets.to_vec()),
+        }
     }
 
     fn peft<M: Module + Adaptable>(&self, model: M) -> PeftModel<M> {
@@ -228,6 +317,7 @@ impl Bench<'_> {
             learning_rate: LEARNING_RATE,
             batch_size: self.args.batch,
             bf16: self.args.bf16,
+            gradient_checkpointing: self.args.gradient_checkpointing,
             // Without an end: the caller stops when it has seen enough.
             max_steps: Some(1_000_000),
             ..TrainConfig::default()
@@ -236,6 +326,16 @@ impl Bench<'_> {
         let mut turns = self.loaded(peft.model());
         Trainer::new(&mut peft, task, config).observer(&mut turns).run()?;
         Ok(())
+    }
+
+    fn media<M: Module + Adaptable>(&self, model: M, loss: media::Loss<M>) -> Result<()> {
+        let mels = self.config()?.json.get("num_mel_bins").and_then(serde_json::Value::as_u64).unwrap_or(80) as usize;
+        let task = Media { batch: self.args.batch, seq: self.args.seq, size: self.args.size, mels, loss };
+        match self.args.method {
+            Method::Lora => self.lora(model, &task),
+            Method::Full => self.full(model, &task),
+            _ => Err(PeftError::unsupported("this measurement", "pictures and sound are trained on only")),
+        }
     }
 
     fn infer<M: Module + Adaptable>(&self, model: M, logits: impl Fn(&M, &ModelInput) -> Tensor<2>) -> Result<()> {

@@ -22,11 +22,6 @@ use report::{Compared, Measured};
 use runner::Runner;
 use shapes::{Peer, Shape, Tuner};
 
-/// Relative difference of first losses above which two programs do not do the same work.
-const SAME: f64 = 1e-3;
-/// The same where both round to bf16, which has a precision of 2⁻⁸, in different places.
-const SAME_BF16: f64 = 1e-2;
-
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if arguments.iter().any(|it| it == "--help" || it == "-h") {
         println!("{}", options::USAGE);
@@ -49,7 +44,7 @@ impl Bench {
         Measured::print_head();
         for shape in &self.options.shapes {
             let folder = self.synthesise(shape)?;
-            for method in &self.options.methods {
+            for method in self.options.methods.iter().filter(|it| it.fits(shape)) {
                 let mut runner = self.ours(shape, method, &folder.0)?;
                 for _ in 0..self.options.steps {
                     runner.step()?;
@@ -67,8 +62,8 @@ impl Bench {
         Compared::print_head();
         for shape in &self.options.shapes {
             let folder = self.synthesise(shape)?;
-            for method in &self.options.methods {
-                for peer in self.options.peers.iter().filter(|it| it.can(method)) {
+            for method in self.options.methods.iter().filter(|it| it.fits(shape)) {
+                for peer in self.options.peers.iter().filter(|it| it.can(shape, method)) {
                     rows.push(self.duel(shape, method, *peer, &folder.0)?);
                     rows[rows.len() - 1].print();
                     // After every row: a run that is cut off leaves what it had.
@@ -83,7 +78,7 @@ impl Bench {
         // One after the other up to here, so that neither disturbs the other's load time and cold start.
         let mut ours = self.ours(shape, method, folder)?;
         let mut theirs = self.peer(shape, method, peer, folder)?;
-        check_same_work(&ours, &theirs, peer, if method.bf16 { SAME_BF16 } else { SAME })?;
+        check_same_work(&ours, &theirs, peer, peer.tolerance(method))?;
         for round in 0..self.options.steps {
             // The second one finds warmer or hotter silicon: let both be it equally often.
             if round % 2 == 0 {
@@ -107,12 +102,13 @@ impl Bench {
 
     fn peer(&self, shape: &Shape, method: &Tuner, peer: Peer, folder: &Path) -> Result<Runner, String> {
         let mut command = match (peer, &self.options.python) {
-            (Peer::PeftTorch, Some(python)) => {
+            (Peer::PeftTorch | Peer::PeftTorchCompiled, Some(python)) => {
                 let mut command = Command::new(python);
                 command.arg(crate::root().join("xtask").join("bench").join("peft_torch.py"));
                 command.args(self.work(shape, folder)).args(method.arguments(method.kind));
                 command.args(["--device", self.options.torch_device()]);
                 command.args(["--threads", &self.options.threads.to_string()]);
+                command.args((peer == Peer::PeftTorchCompiled).then_some("--compile"));
                 // What it says about itself is of no interest, and it has nothing to look up.
                 command.envs([
                     ("HF_HUB_OFFLINE", "1"),
@@ -121,7 +117,14 @@ impl Bench {
                 ]);
                 command
             }
-            (Peer::PeftTorch, None) => return Err("`peft-torch` needs `--python PATH`".to_owned()),
+            (Peer::PeftTorch | Peer::PeftTorchCompiled, None) => {
+                return Err(format!("`{}` needs `--python PATH`", peer.name()));
+            }
+            (Peer::OursF32, _) => {
+                let mut command = self.worker(shape, folder);
+                command.args(method.in_f32().arguments(method.kind));
+                command
+            }
             (Peer::BurnLora, _) => {
                 let mut command = self.worker(shape, folder);
                 command.args(method.arguments("burn-lora"));
@@ -151,7 +154,7 @@ impl Bench {
 
     fn work(&self, shape: &Shape, folder: &Path) -> Vec<OsString> {
         let text = |it: &str| OsString::from(it);
-        vec![
+        let mut work = vec![
             text("--folder"),
             folder.as_os_str().to_owned(),
             text("--task"),
@@ -160,7 +163,12 @@ impl Bench {
             text(&shape.batch.to_string()),
             text("--seq"),
             text(&shape.seq.to_string()),
-        ]
+            text("--size"),
+            text(&shape.size.to_string()),
+        ];
+        work.extend(shape.targets.into_iter().flat_map(|it| [text("--targets"), text(it)]));
+        work.extend(shape.saved.into_iter().flat_map(|it| [text("--modules-to-save"), text(it)]));
+        work
     }
 
     /// A checkpoint of the shape with random weights, which goes away with the value.
@@ -171,7 +179,7 @@ impl Bench {
         let config = folder.0.join("config.json");
         fs::write(&config, shape.config).map_err(|error| format!("cannot write {}: {error}", config.display()))?;
         let mut command = self.worker(shape, &folder.0);
-        let status = command.args(["--method", "synthesise"]).status();
+        let status = command.args(["--method", "synthesise", "--float", shape.float]).status();
         match status {
             Ok(status) if status.success() => Ok(folder),
             Ok(status) => Err(format!("the weights of {} could not be made: {status}", shape.name)),

@@ -11,15 +11,20 @@ usage: cargo xtask bench [options]
   --python PATH    a Python that has torch, transformers and peft; --compare needs it
   --json FILE      writes the rows as JSON, after every row
   --device NAME    flex (default), wgpu, cuda, tch: builds the worker with that backend
-  --shape NAME     gpt2-124m, smollm2-135m, bert-base; may be repeated
-  --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, adapters-4, lora-r8-bf16;
-                   may be repeated (default: all but the last; with --compare lora-r8, lora-r8-all, dora-r8 and adapters-4)
-  --peer NAME      peft-torch, burn-lora, full; may be repeated
+  --shape NAME     gpt2-124m, smollm2-135m, bert-base, vit-base, swin-tiny, segformer-b0, sd15-unet, whisper-base, and
+                   only if named smollm2-135m-1024, -2048, -4096, llama-1.1b, llama-7b; may be repeated
+  --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, lora-r16-all-nf4, lora-r16-all-int8, adapters-4,
+                   and only if named lora-r8-bf16, lora-r16-all-bf16, lora-r16-all-nf4-bf16, lora-r16-all-nf4-again
+                   (which keeps little of a layer and computes it again in the backward); may be repeated
+                   (default with --compare: lora-r8, lora-r8-all, dora-r8 and adapters-4)
+  --peer NAME      peft-torch, burn-lora, full, ours-f32 (for few bits and bf16), and only if named
+                   peft-torch-compiled; may be repeated
   --steps N        steps that count, after one that warms up [default: 5]
   --threads N      threads of each program [default: all cores]
   --quick          tiny shapes and one step: shows in seconds that everything runs, and measures nothing
 
-Shapes are built from their configurations with random weights in the folder for temporary files (about 0.5 GB a shape).
+Shapes are built from their configurations with random weights in the folder for temporary files (about 0.5 GB a shape,
+3.4 GB for sd15-unet, 2.2 GB for llama-1.1b, 13.5 GB for llama-7b). A quantised base is compared with bitsandbytes.
 Times are medians; with --compare two programs are in memory at once.";
 
 #[derive(Debug)]
@@ -57,17 +62,15 @@ impl Options {
                 other => return Err(format!("`{other}` is unknown")),
             }
         }
-        let peers = pick("peer", &peers, PEERS.iter(), |it| it.name())?.into_iter().copied().collect::<Vec<_>>();
-        if compare && python.is_none() && peers.contains(&Peer::PeftTorch) {
+        let peers = pick("peer", &peers, PEERS.iter(), |it| (it.name(), it.on_demand()))?;
+        let peers = peers.into_iter().copied().collect::<Vec<_>>();
+        if compare && python.is_none() && peers.iter().any(|it| it.is_python()) {
             return Err(
                 "`--compare` needs `--python PATH`; or name the other peers: --peer burn-lora --peer full".into()
             );
         }
-        if methods.is_empty() {
-            match compare {
-                true => methods.extend(COMPARED),
-                false => methods.extend(METHODS.iter().filter(|it| !it.bf16).map(|it| it.name)),
-            }
+        if methods.is_empty() && compare {
+            methods.extend(COMPARED);
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
@@ -75,8 +78,10 @@ impl Options {
             python,
             json,
             device,
-            shapes: pick("shape", &shapes, if quick { TINY.iter() } else { SHAPES.iter() }, |it| it.name)?,
-            methods: pick("method", &methods, METHODS.iter(), |it| it.name)?,
+            shapes: pick("shape", &shapes, if quick { TINY.iter() } else { SHAPES.iter() }, |it| {
+                (it.name, it.on_demand)
+            })?,
+            methods: pick("method", &methods, METHODS.iter(), |it| (it.name, it.on_demand()))?,
             peers,
             steps: steps.unwrap_or(if quick { 1 } else { 5 }),
             threads: threads.unwrap_or(cores),
@@ -97,18 +102,23 @@ fn number(word: &str, value: &str) -> Result<usize, String> {
 }
 
 /// Those that are named, in the order of the list; all of them if none is.
+/// Those of these names; without a name all that are not on demand.
 fn pick<'a, T>(
     what: &str,
     names: &[&str],
     all: impl Iterator<Item = &'a T>,
-    name: impl Fn(&T) -> &'static str,
+    about: impl Fn(&T) -> (&'static str, bool),
 ) -> Result<Vec<&'a T>, String> {
     let all: Vec<&T> = all.collect();
-    if let Some(unknown) = names.iter().find(|it| !all.iter().any(|one| name(one) == **it)) {
-        let known: Vec<&str> = all.iter().map(|it| name(it)).collect();
+    if let Some(unknown) = names.iter().find(|it| !all.iter().any(|one| about(one).0 == **it)) {
+        let known: Vec<&str> = all.iter().map(|it| about(it).0).collect();
         return Err(format!("there is no {what} `{unknown}`; there are {}", known.join(", ")));
     }
-    Ok(all.into_iter().filter(|it| names.is_empty() || names.contains(&name(it))).collect())
+    let is_wanted = |(name, on_demand): (&str, bool)| match names.is_empty() {
+        true => !on_demand,
+        false => names.contains(&name),
+    };
+    Ok(all.into_iter().filter(|it| is_wanted(about(it))).collect())
 }
 
 #[cfg(test)]
@@ -122,7 +132,7 @@ mod tests {
     #[test]
     fn everything_is_measured_unless_something_is_named() {
         let all = parse("").unwrap();
-        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len(), METHODS.len() - 1, 5));
+        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len() - 5, METHODS.len() - 4, 5));
         let some = parse("--quick --shape bert-tiny --method dora-r8 --method lora-r8 --steps 3").unwrap();
         assert_eq!(some.shapes.iter().map(|it| it.name).collect::<Vec<_>>(), ["bert-tiny"]);
         assert_eq!(some.methods.iter().map(|it| it.name).collect::<Vec<_>>(), ["lora-r8", "dora-r8"]);

@@ -3,7 +3,7 @@
 //! One instruction multiplies twice as many numbers as in single precision, where the processor has it: `VDPBF16PS` of
 //! AVX512_BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later). It takes pairs of neighbouring terms, so both sides are
 //! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
-//! for zero. The scheme is that of [`super::product`].
+//! for zero. The scheme is that of [`super::product`]. Where there is AMX, its tiles multiply the same pairs: see [`super::amx`].
 
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
@@ -11,19 +11,23 @@ use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::matrix::{Number, STEPS, visible};
-use super::product::{DEPTH, PANEL, PANELS, RUN, THIN, in_parts, turned};
+use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
-use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
+use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, first, product, simd};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
 /// Vectors in a row of a tile.
 const VECTORS: usize = 3;
 const LANES: usize = 16;
-const WIDTH: usize = VECTORS * LANES;
+pub(super) const WIDTH: usize = VECTORS * LANES;
 
-/// Whether the processor has the instruction.
+/// Whether the processor has one of the two.
 pub(crate) fn is_available() -> bool {
+    amx::is_available() || has_vectors()
+}
+
+fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
@@ -84,20 +88,23 @@ impl Kernel for InPairs<'_> {
     }
 }
 
-/// Brings a matrix into panels `[rows / 2, WIDTH]` of pairs, with zeros beside its columns and below an odd row.
+/// Brings a matrix into panels `[depth, WIDTH]` of pairs, with zeros beside its columns and below its rows.
 struct Pack<'a, T> {
     panels: &'a mut [u32],
     matrix: Matrix<'a, T>,
+    depth: usize,
 }
 
 impl<T: Number + Default> Kernel for Pack<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { panels, matrix } = self;
-        for (at, panel) in panels.chunks_exact_mut(matrix.rows.div_ceil(2) * WIDTH).enumerate() {
+        let Self { panels, matrix, depth } = self;
+        for (at, panel) in panels.chunks_exact_mut(depth * WIDTH).enumerate() {
             let columns = (matrix.columns - at * WIDTH).min(WIDTH);
             let part = matrix.columns(at * WIDTH, columns);
+            let (panel, below) = panel.split_at_mut(matrix.rows.div_ceil(2) * WIDTH);
+            below.fill(0);
             if columns < WIDTH {
                 panel.fill(0);
             }
@@ -168,21 +175,43 @@ fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) 
     }
 }
 
+/// How a processor takes pairs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unit {
+    /// Rows of a tile.
+    rows: usize,
+    /// Pairs of a run come in multiples of this.
+    pairs: usize,
+    /// Packing a panel takes as long as so many rows of its products.
+    packing: usize,
+    tiles: fn(&mut Block<'_>, Rows<'_>, &[u32], Start<'_>),
+}
+
+/// One vector instruction after another.
+const VECTOR: Unit = Unit { rows: ROWS, pairs: 1, packing: PACKING, tiles };
+/// By AMX.
+const AMX: Unit = Unit { rows: amx::ROWS, pairs: amx::PAIRS, packing: 8 * PACKING, tiles: amx::tiles };
+
 /// Adds `left · right` to what `start` says. The left side lies without gaps; no side is empty.
 ///
 /// # Panics
 /// If the processor cannot: who asks for bf16 has looked.
 fn multiply(output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
     assert!(is_available(), "the processor multiplies in bf16");
+    multiply_by(if amx::is_available() { AMX } else { VECTOR }, output, left, right, start);
+}
+
+fn multiply_by(unit: Unit, output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<'_>) {
     let [inner, _] = right.dims();
-    let pairs = inner.div_ceil(2);
-    let mut rows = vec![0; left.rows * pairs];
+    // Zeros fill up runs and tiles.
+    let pairs = inner.div_ceil(2).next_multiple_of(unit.pairs);
+    let mut rows = vec![0; left.rows.next_multiple_of(unit.rows) * pairs];
     rows.par_chunks_mut(pairs).zip(left.numbers.par_chunks(inner)).with_min_len(ROWS).for_each(|(pairs, row)| {
-        simd(InPairs { pairs, row });
+        simd(InPairs { pairs: &mut pairs[..inner.div_ceil(2)], row });
     });
     // Runs of equal length, so that the last one is not a sliver.
-    let depth = pairs.div_ceil(pairs.div_ceil(DEPTH));
-    in_parts(output, [ROWS, WIDTH], |mut output, row, column| {
+    let depth = pairs.div_ceil(pairs.div_ceil(DEPTH)).next_multiple_of(unit.pairs);
+    in_parts(output, [unit.rows, WIDTH], unit.packing, |mut output, row, column| {
         let mut buffer = PANEL.take();
         let (height, width) = (output.rows(), output.columns());
         for at in (0..width).step_by(PANELS * WIDTH) {
@@ -194,10 +223,10 @@ fn multiply(output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<
                 let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
                 let terms = (2 * depth).min(inner - 2 * from);
                 let part = right.rows(2 * from, terms).columns(column + at, columns);
-                of_any!(part, matrix => simd(Pack { panels: &mut *packed, matrix }));
+                of_any!(part, matrix => simd(Pack { panels: &mut *packed, matrix, depth }));
                 let start = if from == 0 { start.from(column + at) } else { Start::Output };
                 let rows = Rows { pairs: &rows[row * pairs + from..], stride: pairs, depth };
-                tiles(&mut output, rows, packed, start);
+                (unit.tiles)(&mut output, rows, packed, start);
                 #[allow(unsafe_code)]
                 // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
                 unsafe {
@@ -211,10 +240,10 @@ fn multiply(output: Block<'_>, left: Matrix<'_>, right: Right<'_>, start: Start<
 
 /// A run of pairs of every row of the left side.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
-    pairs: &'a [u32],
-    stride: usize,
-    depth: usize,
+pub(super) struct Rows<'a> {
+    pub(super) pairs: &'a [u32],
+    pub(super) stride: usize,
+    pub(super) depth: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -278,6 +307,58 @@ mod x86 {
                 for (row, sums) in (at..=last).zip(sums) {
                     let mut sums: [f32; WIDTH] = bytemuck::cast(sums);
                     write_row(&mut sums, output, row, columns.clone(), start);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::flex::FlexTensor;
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::ops::kernel::{Memory, numbers, transposed};
+
+    /// Numbers that bf16 holds exactly, so that sums of few terms are exact, too.
+    fn whole(dims: [usize; 2], salt: usize) -> FlexTensor {
+        let values: Vec<f32> = (0..dims[0] * dims[1]).map(|at| ((at * 7919 + salt * 31) % 17) as f32 - 8.0).collect();
+        FlexTensor::from_data(TensorData::new(values, dims))
+    }
+
+    /// Every unit of this processor, at sizes below, on and beyond its tiles, with runs that do not fit.
+    #[test]
+    fn all_units_give_the_products_of_their_numbers() {
+        let units = [(VECTOR, has_vectors()), (AMX, amx::is_available())];
+        for (unit, _) in units.into_iter().filter(|it| it.1) {
+            for [rows, inner, columns] in [
+                [8, 2, 32],
+                [9, 31, 48],
+                [16, 32, 49],
+                [33, 33, 96],
+                [31, 64, 100],
+                [64, 1000, 33],
+                [40, 3301, 130],
+                [5, 70, 200],
+            ] {
+                let (left, right) = (whole([rows, inner], 1), whole([columns, inner], 2));
+                let exact = |row: usize, column: usize| -> f32 {
+                    (0..inner).map(|at| numbers(&left)[row * inner + at] * numbers(&right)[column * inner + at]).sum()
+                };
+                let turned = transposed(right.clone());
+                let straight = turned.to_contiguous();
+                for side in [&turned, &straight] {
+                    let bias: Vec<f32> = (0..columns).map(|it| it as f32).collect();
+                    let mut memory = Memory::new([rows, columns]);
+                    multiply_by(unit, memory.block(), Matrix::of(&left), Right::of(side), Start::Row(&bias));
+                    #[allow(unsafe_code)]
+                    // SAFETY: a product writes all of its output.
+                    let output = unsafe { memory.written() };
+                    for (at, found) in output.iter().enumerate() {
+                        let wanted = exact(at / columns, at % columns) + bias[at % columns];
+                        assert_eq!(*found, wanted, "{rows}x{inner}x{columns} at {at}, {} rows a tile", unit.rows);
+                    }
                 }
             }
         }

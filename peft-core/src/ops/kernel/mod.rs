@@ -3,11 +3,14 @@
 //! Loops are written plainly over slices. [`simd`] compiles each of them for several instruction sets and picks one at
 //! run time; [`pieces`] cuts a tensor into pieces of a fixed size, so that sums do not depend on the number of threads.
 
+mod amx;
 pub(crate) mod bf16;
+pub(crate) mod convolution;
 pub(crate) mod math;
 mod matrix;
 mod output;
-mod packed;
+mod part;
+mod patches;
 mod product;
 mod right;
 mod simd;

@@ -21,6 +21,7 @@ use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, Number, STEPS, Widen, visible};
+use super::part::{Lines, Part};
 use super::right::{Right, of_any};
 use super::{
     Block, Memory, contiguous, first, math, numbers, overwrite, pieces, rows_per_piece, simd, tensor, to_f32,
@@ -324,9 +325,8 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
             Right::Single(right) => Arch::new().dispatch(Thin { output, left: *left, right, start }),
             Right::Bf16(right) => thin_half(output, *left, right, start),
             Right::F16(right) => thin_half(output, *left, right, start),
-            Right::Packed(right) => {
-                thin_lines(output, *left, right.lying(), right.lies_along(), start, |at, to| right.widen_line(at, to));
-            }
+            Right::Packed(right) => thin_part(output, *left, right, start),
+            Right::Patches(right) => thin_part(output, *left, right, start),
         }
         return;
     }
@@ -431,6 +431,11 @@ fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<
     });
 }
 
+/// A product with few rows on the left and a right side that is written out when it is read.
+fn thin_part<L: Lines>(output: &mut Block<'_>, left: Matrix<'_>, right: Part<L>, start: Start<'_>) {
+    thin_lines(output, left, right.lying(), right.lies_along(), start, |at, to| right.widen_line(at, to));
+}
+
 /// A product with few rows on the left and a right side of which some lines are widened at a time: its rows, or its columns if
 /// it does not lie `along`.
 fn thin_lines(
@@ -465,14 +470,14 @@ fn thin_lines(
 }
 
 /// The same with all threads.
-fn multiply(mut output: Block<'_>, pairs: &[Pair<'_>], start: Start<'_>) {
+pub(crate) fn multiply(mut output: Block<'_>, pairs: &[Pair<'_>], start: Start<'_>) {
     let terms: usize = pairs.iter().map(|(left, _)| left.columns).sum();
     if output.rows() * terms * output.columns() < ALONE {
         multiply_alone(&mut output, pairs, start);
         return;
     }
     let (_, tile) = Tile::of(output.columns());
-    in_parts(output, tile, |mut output, row, column| {
+    in_parts(output, tile, PACKING, |mut output, row, column| {
         let (height, width) = (output.rows(), output.columns());
         let parts = pairs.iter().map(|(left, right)| (left.rows(row, height), right.columns(column, width)));
         let pairs: Vec<Pair<'_>> = parts.collect();
@@ -484,9 +489,10 @@ fn multiply(mut output: Block<'_>, pairs: &[Pair<'_>], start: Start<'_>) {
 pub(super) fn in_parts(
     output: Block<'_>,
     [tile_rows, tile_columns]: [usize; 2],
+    packing: usize,
     work: impl Fn(Block<'_>, usize, usize) + Sync,
 ) {
-    let [height, width] = part([output.rows(), output.columns()], [tile_rows, tile_columns]);
+    let [height, width] = part([output.rows(), output.columns()], [tile_rows, tile_columns], packing);
     let tasks: Vec<_> = output
         .columns_of(width)
         .enumerate()
@@ -497,24 +503,25 @@ pub(super) fn in_parts(
     tasks.into_par_iter().for_each(|(output, row, column)| work(output, row, column));
 }
 
+/// Packing a panel takes as long as so many rows of its products.
+pub(super) const PACKING: usize = 40;
+
 /// Multiplications below which one thread is done before others are awake.
 const ALONE: usize = 1 << 20;
 
 /// Rows and columns of a task, so that all threads are done soonest: more tasks are shared out more evenly, but each
 /// packs its panels anew and reads its rows of the left side.
-fn part([rows, columns]: [usize; 2], [tile_rows, tile_columns]: [usize; 2]) -> [usize; 2] {
-    /// Packing a panel takes as long as so many rows of its products.
-    const PACKING: usize = 40;
+fn part([rows, columns]: [usize; 2], [tile_rows, tile_columns]: [usize; 2], packing: usize) -> [usize; 2] {
     /// Reading rows takes as long as their products with a twentieth of a panel.
     const READING: f64 = 0.05;
     let threads = rayon::current_num_threads();
     let all = columns.div_ceil(tile_columns);
     let mut best = (f64::INFINITY, [rows, columns]);
     for panels in 1..=PANELS.min(all) {
-        for bands in 1..=(2 * threads).min(rows.div_ceil(PACKING)) {
+        for bands in 1..=(2 * threads).min(rows.div_ceil(packing)) {
             let height = rows.div_ceil(bands).next_multiple_of(tile_rows);
             let tasks = all.div_ceil(panels) * rows.div_ceil(height);
-            let time = (tasks.div_ceil(threads) * (height.min(rows) + PACKING)) as f64 * (panels as f64 + READING);
+            let time = (tasks.div_ceil(threads) * (height.min(rows) + packing)) as f64 * (panels as f64 + READING);
             if time < best.0 {
                 best = (time, [height, panels * tile_columns]);
             }

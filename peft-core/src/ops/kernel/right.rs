@@ -1,24 +1,26 @@
-//! The right side of a product: a matrix in single or half precision, or in fewer bits.
+//! The right side of a product: a matrix in single or half precision, or in fewer bits, or the patches of a picture.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 use half::{bf16, f16};
 
 use super::matrix::Matrix;
-use super::packed::PackedPart;
-use crate::quant;
+use super::part::Part;
+use super::patches::Patches;
+use crate::quant::{self, Packed};
 
 /// The right side of a product: a weight may be kept in half precision or in fewer bits, which is widened as it is packed into
-/// panels.
+/// panels. Patches are gathered then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Right<'a> {
     Single(Matrix<'a>),
     Bf16(Matrix<'a, bf16>),
     F16(Matrix<'a, f16>),
-    Packed(PackedPart<'a>),
+    Packed(Part<Packed<'a>>),
+    Patches(Part<Patches<'a>>),
 }
 
-/// The same for a matrix of any type; a packed one is widened for it.
+/// The same for a matrix of any type; a packed one is widened for it, and patches are gathered.
 macro_rules! of_any {
     ($right:expr, $matrix:ident => $value:expr) => {
         match $right {
@@ -26,6 +28,7 @@ macro_rules! of_any {
             Right::Bf16($matrix) => $value,
             Right::F16($matrix) => $value,
             Right::Packed(part) => part.widened(|$matrix| $value),
+            Right::Patches(part) => part.widened(|$matrix| $value),
         }
     };
 }
@@ -49,6 +52,12 @@ impl<'a> From<Matrix<'a, f16>> for Right<'a> {
     }
 }
 
+impl<'a> From<Part<Patches<'a>>> for Right<'a> {
+    fn from(part: Part<Patches<'a>>) -> Self {
+        Self::Patches(part)
+    }
+}
+
 impl<'a> Right<'a> {
     /// A tensor that is [`visible`].
     pub(super) fn of(tensor: &'a FlexTensor) -> Self {
@@ -56,7 +65,7 @@ impl<'a> Right<'a> {
             DType::BF16 => Self::Bf16(Matrix::of(tensor)),
             DType::F16 => Self::F16(Matrix::of(tensor)),
             dtype if quant::is_packed(dtype) => {
-                Self::Packed(PackedPart::new(quant::view(tensor), tensor.layout().strides()[1] == 1))
+                Self::Packed(Part::whole(quant::view(tensor), tensor.layout().strides()[1] == 1))
             }
             _ => Self::Single(Matrix::of(tensor)),
         }
@@ -65,6 +74,7 @@ impl<'a> Right<'a> {
     pub(super) fn dims(self) -> [usize; 2] {
         match self {
             Self::Packed(part) => part.dims(),
+            Self::Patches(part) => part.dims(),
             _ => of_any!(self, it => [it.rows, it.columns]),
         }
     }
@@ -75,6 +85,7 @@ impl<'a> Right<'a> {
             Self::Bf16(it) => it.rows(first, count).into(),
             Self::F16(it) => it.rows(first, count).into(),
             Self::Packed(it) => Self::Packed(it.rows(first, count)),
+            Self::Patches(it) => Self::Patches(it.rows(first, count)),
         }
     }
 
@@ -84,6 +95,7 @@ impl<'a> Right<'a> {
             Self::Bf16(it) => it.columns(first, count).into(),
             Self::F16(it) => it.columns(first, count).into(),
             Self::Packed(it) => Self::Packed(it.columns(first, count)),
+            Self::Patches(it) => Self::Patches(it.columns(first, count)),
         }
     }
 
@@ -91,6 +103,7 @@ impl<'a> Right<'a> {
     pub(super) fn lies_along(self) -> bool {
         match self {
             Self::Packed(part) => part.lies_along(),
+            Self::Patches(part) => part.lies_along(),
             _ => of_any!(self, it => it.strides[1] == 1),
         }
     }

@@ -1,16 +1,38 @@
-//! Weights in 4 or 8 bits as right sides of products: widened a part at a time, by the thread that reads it.
+//! Right sides of products that are not there as numbers: a part at a time is written out, by the thread that reads it.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::matrix::Matrix;
 use super::output::first;
 use super::simd::{Kernel, simd};
 use crate::quant::Packed;
 
-/// A part of a packed matrix, seen as the right side of a product.
+/// A matrix whose lines are computed when they are read.
+pub(crate) trait Lines: Copy {
+    /// How many lines there are, and how long they are.
+    fn size(&self) -> [usize; 2];
+
+    /// Writes a rectangle out, line by line. Must be `#[inline(always)]`.
+    fn write(&self, lines: Range<usize>, steps: Range<usize>, to: &mut [f32]);
+}
+
+/// A weight in 4 or 8 bits.
+impl Lines for Packed<'_> {
+    fn size(&self) -> [usize; 2] {
+        [self.lines, self.width]
+    }
+
+    #[inline(always)]
+    fn write(&self, lines: Range<usize>, steps: Range<usize>, to: &mut [f32]) {
+        self.widen_part(lines, steps, to);
+    }
+}
+
+/// A part of such a matrix, seen as the right side of a product.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PackedPart<'a> {
-    matrix: Packed<'a>,
+pub(crate) struct Part<L> {
+    matrix: L,
     /// First line of the stored matrix, and how many.
     lines: [usize; 2],
     /// First number of a line, and how many.
@@ -23,9 +45,11 @@ thread_local! {
     static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-impl<'a> PackedPart<'a> {
-    pub(super) fn new(matrix: Packed<'a>, along: bool) -> Self {
-        Self { matrix, lines: [0, matrix.lines], steps: [0, matrix.width], along }
+impl<L: Lines> Part<L> {
+    /// All of it. Its lines are rows of the right side if it lies `along`, else columns.
+    pub(crate) fn whole(matrix: L, along: bool) -> Self {
+        let [lines, steps] = matrix.size();
+        Self { matrix, lines: [0, lines], steps: [0, steps], along }
     }
 
     pub(super) fn dims(self) -> [usize; 2] {
@@ -76,16 +100,16 @@ impl<'a> PackedPart<'a> {
     }
 }
 
-struct WidenPart<'a> {
-    part: PackedPart<'a>,
+struct WidenPart<'a, L> {
+    part: Part<L>,
     to: &'a mut [f32],
 }
 
-impl Kernel for WidenPart<'_> {
+impl<L: Lines> Kernel for WidenPart<'_, L> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let PackedPart { matrix, lines: [line, lines], steps: [step, steps], .. } = self.part;
-        matrix.widen_part(line..line + lines, step..step + steps, self.to);
+        let Part { matrix, lines: [line, lines], steps: [step, steps], .. } = self.part;
+        matrix.write(line..line + lines, step..step + steps, self.to);
     }
 }
