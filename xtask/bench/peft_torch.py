@@ -11,6 +11,8 @@ import sys
 import time
 
 MEDIA = ["image-cls", "semantic-seg", "speech-to-text", "unet"]
+# What release 5 of transformers calls `query` and `value` of ViT, Swin and SegFormer.
+NEW_NAMES = ["q_proj", "v_proj"]
 
 
 def main():
@@ -119,7 +121,7 @@ def lora(args):
     return LoraConfig(
         r=args.rank,
         lora_alpha=2 * args.rank,
-        target_modules="all-linear" if args.all_linear else args.targets and args.targets.split(","),
+        target_modules="all-linear" if args.all_linear else args.targets and args.targets.split(",") + NEW_NAMES,
         modules_to_save=args.modules_to_save and args.modules_to_save.split(","),
         use_dora=args.dora,
         task_type=named.get(args.task),

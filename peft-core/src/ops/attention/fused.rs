@@ -24,7 +24,7 @@ use super::AttentionMask;
 use super::seen::{ADDED, SET, Seen};
 use crate::ops::dropout::Seed;
 use crate::ops::kernel::{
-    self, Block, Kernel, Matrix, Memory, Start, contiguous, math, multiply_alone, numbers, permuted,
+    self, Block, Kernel, Matrix, Memory, Panels, Start, contiguous, math, multiply_alone, numbers, permuted,
 };
 
 /// Scores of a tile: 256 kB, of which the backward pass holds two in the second cache.
@@ -126,6 +126,38 @@ struct Scratch {
     scores: Vec<f32>,
     slopes: Vec<f32>,
     row: RowScratch,
+    packed: Packed,
+}
+
+/// The keys and values of a head, packed for the products with the tiles of its queries: as they are, and turned.
+#[derive(Default)]
+struct Packed {
+    key: Panels,
+    key_turned: Panels,
+    value: Panels,
+    value_turned: Panels,
+}
+
+/// Products with keys and values, packed or not: for few queries packing costs more than it brings.
+impl Packed {
+    /// `left · right` with the keys of a tile down the rows of the right side.
+    fn down(panels: &Panels, packs: bool, output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<'_>, tile: Tile) {
+        match packs {
+            true => panels.multiply(output, left, [tile.key, 0], Start::Zero),
+            false => multiply_alone(output, &[(left, right.rows(tile.key, tile.width).into())], Start::Zero),
+        }
+    }
+
+    /// `left · rightᵀ` with the keys of a tile along the columns of the output.
+    fn along(panels: &Panels, packs: bool, output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<'_>, tile: Tile) {
+        match packs {
+            true => panels.multiply(output, left, [0, tile.key], Start::Zero),
+            false => {
+                let right = right.rows(tile.key, tile.width).transposed();
+                multiply_alone(output, &[(left, right.into())], Start::Zero);
+            }
+        }
+    }
 }
 
 /// Of one row of a tile.
@@ -209,14 +241,24 @@ impl Attention {
         let most = (TILE / keys.max(1)).clamp(32, most);
         // Of equal size, so that the last one is not a sliver.
         let rows = queries.div_ceil(queries.div_ceil(most).max(1)).max(1);
+        // Whole tiles of a product.
+        let rows = if rows < queries { rows.next_multiple_of(8) } else { rows };
         let batches = self.hidden.as_ref().map_or(1, |it| it.batches());
+        let panel = Panels::width_for(keys);
         let tile = |batch: usize, query: usize| {
             let rows = rows.min(queries - query);
             let seen = self.hidden.as_ref().and_then(|it| self.visible(it, batch, query..query + rows));
             let seen = seen.unwrap_or(0..keys);
-            Tile { query, rows, key: seen.start, width: seen.len() }
+            // From a panel on: what no query sees is hidden in any case.
+            let key = if self.packs() { seen.start / panel * panel } else { seen.start };
+            Tile { query, rows, key, width: seen.end - key }
         };
         (0..batches).map(|batch| (0..queries).step_by(rows).map(|query| tile(batch, query)).collect()).collect()
+    }
+
+    /// Whether keys and values are packed for all tiles of a head.
+    fn packs(&self) -> bool {
+        self.sizes.queries >= Panels::LEAST
     }
 
     /// The keys that some of the queries may see; `None` means all keys.
@@ -284,14 +326,20 @@ impl Attention {
             let mut output = output.expect("the output is wanted");
             let [query, key, value] = self.sides(place);
             let mut scratch = SCRATCH.take();
+            let packs = self.packs();
+            if packs {
+                scratch.packed.key_turned.pack(key.transposed());
+                scratch.packed.value.pack(value);
+            }
             for tile in &tiles[place.batch % tiles.len()] {
                 let scores = kernel::first(&mut scratch.scores, tile.rows * tile.width);
-                let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
-                multiply_alone(&mut Block::new(scores, tile.width), &[(query, key.transposed().into())], Start::Zero);
+                let query = query.rows(tile.query, tile.rows);
+                let packed = &scratch.packed;
+                Packed::along(&packed.key_turned, packs, &mut Block::new(scores, tile.width), query, key, *tile);
                 kernel::simd(Weights { attention: self, place, tile: *tile, row: &mut scratch.row, scores });
                 let weights = Matrix::new(scores, [tile.rows, tile.width], [tile.width, 1]);
                 let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
-                multiply_alone(&mut output, &[(weights, value.rows(tile.key, tile.width).into())], Start::Zero);
+                Packed::down(&scratch.packed.value, packs, &mut output, weights, value, *tile);
             }
             SCRATCH.set(scratch);
         });
@@ -329,6 +377,15 @@ impl Attention {
                         part.fill(0.0);
                     }
                     let mut scratch = SCRATCH.take();
+                    let packs = self.packs();
+                    if packs {
+                        let [_, key, value] = self.sides(place);
+                        scratch.packed.key_turned.pack(key.transposed());
+                        scratch.packed.value_turned.pack(value.transposed());
+                        if query_grad.is_some() {
+                            scratch.packed.key.pack(key);
+                        }
+                    }
                     for tile in &tiles[place.batch % tiles.len()] {
                         self.slopes(&grad, place, *tile, bias.as_deref_mut(), &mut scratch);
                         let [query, key, _] = self.sides(place);
@@ -342,11 +399,7 @@ impl Attention {
                         }
                         if let Some(output) = &mut query_grad {
                             let mut output = output.part(tile.query..tile.query + tile.rows, 0..d_head);
-                            multiply_alone(
-                                &mut output,
-                                &[(slopes, key.rows(tile.key, tile.width).into())],
-                                Start::Zero,
-                            );
+                            Packed::down(&scratch.packed.key, packs, &mut output, slopes, key, *tile);
                         }
                         if let Some(output) = &mut key_grad {
                             let query = query.rows(tile.query, tile.rows);
@@ -384,13 +437,13 @@ impl Attention {
     /// The weights of a tile, and the slopes at its products; those at its scores are added to the gradient of the bias.
     fn slopes(&self, grad: &FlexTensor, place: Place, tile: Tile, bias: Option<&mut [f32]>, scratch: &mut Scratch) {
         let [query, key, value] = self.sides(place);
-        let (query, key) = (query.rows(tile.query, tile.rows), key.rows(tile.key, tile.width));
+        let query = query.rows(tile.query, tile.rows);
         let above = Self::head(grad, place).rows(tile.query, tile.rows);
-        let value = value.rows(tile.key, tile.width);
+        let (packs, packed) = (self.packs(), &scratch.packed);
         let scores = kernel::first(&mut scratch.scores, tile.rows * tile.width);
-        multiply_alone(&mut Block::new(scores, tile.width), &[(query, key.transposed().into())], Start::Zero);
+        Packed::along(&packed.key_turned, packs, &mut Block::new(scores, tile.width), query, key, tile);
         let slopes = kernel::first(&mut scratch.slopes, tile.rows * tile.width);
-        multiply_alone(&mut Block::new(slopes, tile.width), &[(above, value.transposed().into())], Start::Zero);
+        Packed::along(&packed.value_turned, packs, &mut Block::new(slopes, tile.width), above, value, tile);
         kernel::simd(Slopes { attention: self, place, tile, row: &mut scratch.row, bias, scores, slopes });
     }
 }

@@ -5,15 +5,18 @@
 //! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
 //! for zero. The scheme is that of [`super::product`]. Where there is AMX, its tiles multiply the same pairs: see [`super::amx`].
 
+use std::cell::RefCell;
+
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::matrix::{Number, STEPS, visible};
+use super::output::aligned;
 use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
-use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, first, product, simd};
+use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, product, simd};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -175,6 +178,11 @@ fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) 
     }
 }
 
+thread_local! {
+    /// The left side in pairs: kept, so that no product has to touch new pages.
+    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// How a processor takes pairs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unit {
@@ -205,10 +213,15 @@ fn multiply_by(unit: Unit, output: Block<'_>, left: Matrix<'_>, right: Right<'_>
     let [inner, _] = right.dims();
     // Zeros fill up runs and tiles.
     let pairs = inner.div_ceil(2).next_multiple_of(unit.pairs);
-    let mut rows = vec![0; left.rows.next_multiple_of(unit.rows) * pairs];
+    let mut memory = LEFT.take();
+    let rows = aligned(&mut memory, left.rows.next_multiple_of(unit.rows) * pairs);
+    let rows: &mut [u32] = bytemuck::cast_slice_mut(rows);
     rows.par_chunks_mut(pairs).zip(left.numbers.par_chunks(inner)).with_min_len(ROWS).for_each(|(pairs, row)| {
-        simd(InPairs { pairs: &mut pairs[..inner.div_ceil(2)], row });
+        let (pairs, beyond) = pairs.split_at_mut(inner.div_ceil(2));
+        simd(InPairs { pairs, row });
+        beyond.fill(0);
     });
+    let rows = &*rows;
     // Runs of equal length, so that the last one is not a sliver.
     let depth = pairs.div_ceil(pairs.div_ceil(DEPTH)).next_multiple_of(unit.pairs);
     in_parts(output, [unit.rows, WIDTH], unit.packing, |mut output, row, column| {
@@ -219,7 +232,7 @@ fn multiply_by(unit: Unit, output: Block<'_>, left: Matrix<'_>, right: Right<'_>
             let mut output = output.part(0..height, at..at + columns);
             for from in (0..pairs).step_by(depth) {
                 let depth = depth.min(pairs - from);
-                let packed = first(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
+                let packed = aligned(&mut buffer, columns.div_ceil(WIDTH) * WIDTH * depth);
                 let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
                 let terms = (2 * depth).min(inner - 2 * from);
                 let part = right.rows(2 * from, terms).columns(column + at, columns);
@@ -236,6 +249,7 @@ fn multiply_by(unit: Unit, output: Block<'_>, left: Matrix<'_>, right: Right<'_>
         }
         PANEL.set(buffer);
     });
+    LEFT.set(memory);
 }
 
 /// A run of pairs of every row of the left side.

@@ -19,7 +19,7 @@ mod widen;
 
 pub(crate) use matrix::Matrix;
 pub(crate) use output::{Block, Memory, first, pieces};
-pub(crate) use product::{Onto, Start, multiply_alone, product};
+pub(crate) use product::{Onto, Panels, Start, multiply_alone, product};
 pub(crate) use simd::{Kernel, simd};
 pub(crate) use storage::{
     PIECE, Rows, contiguous, fits, fits_weight, map, numbers, overwrite, permuted, rows_per_piece, tensor, transposed,

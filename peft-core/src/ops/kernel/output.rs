@@ -107,7 +107,6 @@ impl<'a> Block<'a> {
     /// Nobody waits for that. The stores of a whole tile at once, to lines that are far away, hold up what comes after them.
     #[inline(always)]
     pub(crate) fn fetch(&mut self, rows: Range<usize>, columns: Range<usize>) {
-        const LINE: usize = 16;
         if !self.fresh {
             return;
         }
@@ -193,6 +192,22 @@ pub(crate) fn pieces(count: usize, length: usize, write: impl Fn(usize, &mut [f3
     };
     numbers
 }
+
+/// So many numbers of a buffer, which grows if it must, from the beginning of a line of the cache on: a vector that lies in two
+/// lines takes two loads.
+pub(super) fn aligned(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    first(buffer, length + LINE);
+    let before = offset(buffer);
+    &mut buffer[before..before + length]
+}
+
+/// Numbers before the first one that begins a line.
+pub(super) fn offset(numbers: &[f32]) -> usize {
+    numbers.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
+}
+
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
 
 /// So many numbers of a buffer, which grows if it must.
 pub(crate) fn first(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {

@@ -21,6 +21,7 @@ use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, Number, STEPS, Widen, visible};
+use super::output::{aligned, offset};
 use super::part::{Lines, Part};
 use super::right::{Right, of_any};
 use super::{
@@ -221,6 +222,8 @@ struct Tiles<'a, 'b> {
     left: &'a [Matrix<'a>],
     /// Their right sides, packed: of every panel all terms, one product after the other.
     right: &'a [f32],
+    /// From panel to panel.
+    stride: usize,
     start: Start<'a>,
 }
 
@@ -241,11 +244,11 @@ impl Tiles<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
         let lanes = VECTORS * S::F32_LANES;
-        let Self { output, left, right, start, .. } = self;
+        let Self { output, left, right, stride, start, .. } = self;
         let depth: usize = left.iter().map(|it| it.columns).sum();
         for row in (0..output.rows()).step_by(ROWS) {
-            for (panel, right) in right.chunks_exact(depth * lanes).enumerate() {
-                let (mut right, _) = S::as_simd_f32s(right).0.as_chunks::<VECTORS>();
+            for (panel, right) in right.chunks(stride).enumerate() {
+                let (mut right, _) = S::as_simd_f32s(&right[..depth * lanes]).0.as_chunks::<VECTORS>();
                 let columns = panel * lanes..((panel + 1) * lanes).min(output.columns());
                 output.fetch(row..(row + ROWS).min(output.rows()), columns.clone());
                 let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
@@ -344,7 +347,7 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
         for from in (0..inner).step_by(depth) {
             let (left, right) = terms(pairs, from, depth);
             let depth = depth.min(inner - from);
-            let packed = first(&mut buffer, panels * tile_columns * depth);
+            let packed = aligned(&mut buffer, panels * tile_columns * depth);
             let mut before = 0;
             for right in &right {
                 let (panels, stride, width) =
@@ -354,7 +357,8 @@ pub(crate) fn multiply_alone(output: &mut Block<'_>, pairs: &[Pair<'_>], start: 
                 before += right.dims()[0];
             }
             let start = if from == 0 { start.from(column) } else { Start::Output };
-            Arch::new().dispatch(Tiles { tile, output: &mut output, left: &left, right: packed, start });
+            let stride = tile_columns * depth;
+            Arch::new().dispatch(Tiles { tile, output: &mut output, left: &left, right: packed, stride, start });
             #[allow(unsafe_code)]
             // SAFETY: the tiles of these panels are all columns of this part, over all its rows.
             unsafe {
@@ -378,6 +382,70 @@ fn terms<'a>(pairs: &[Pair<'a>], from: usize, depth: usize) -> (Vec<Matrix<'a>>,
         before += left.columns;
     }
     parts
+}
+
+/// The right side of several products, packed once for all of them.
+#[derive(Debug)]
+pub(crate) struct Panels {
+    numbers: Vec<f32>,
+    /// Rows of the right side.
+    inner: usize,
+    tile: Tile,
+    /// Columns of a panel.
+    width: usize,
+}
+
+impl Default for Panels {
+    fn default() -> Self {
+        Self { numbers: Vec::new(), inner: 0, tile: Tile::Tall, width: 1 }
+    }
+}
+
+impl Panels {
+    /// With fewer rows on the left of all products together, packing costs more than it brings.
+    pub(crate) const LEAST: usize = FEW_ALONG;
+
+    /// Packs a matrix, in the memory of the one before.
+    pub(crate) fn pack(&mut self, right: Matrix<'_>) {
+        let (tile, [_, width]) = Tile::of(right.columns);
+        (self.tile, self.width, self.inner) = (tile, width, right.rows);
+        let stride = width * right.rows;
+        let panels = aligned(&mut self.numbers, right.columns.div_ceil(width) * stride);
+        Arch::new().dispatch(Pack { panels, stride, matrix: right, width });
+    }
+
+    /// How many columns of a matrix with so many make a panel.
+    pub(crate) fn width_for(columns: usize) -> usize {
+        Tile::of(columns).1[1]
+    }
+
+    /// `left · right`, on this thread alone, with columns from `column` on, where a panel begins, and with as many rows from
+    /// `row` on as the left side has columns. All of the output is written.
+    pub(crate) fn multiply(
+        &self,
+        output: &mut Block<'_>,
+        left: Matrix<'_>,
+        [row, column]: [usize; 2],
+        start: Start<'_>,
+    ) {
+        assert!(column % self.width == 0 && row + left.columns <= self.inner, "whole panels");
+        let (stride, rows) = (self.width * self.inner, output.rows());
+        let numbers = &self.numbers[offset(&self.numbers)..];
+        // A few at a time, which stay near while all rows go by.
+        for at in (0..output.columns()).step_by(PANELS * self.width) {
+            let columns = (PANELS * self.width).min(output.columns() - at);
+            let right = &numbers[(column + at) / self.width * stride..][..columns.div_ceil(self.width) * stride];
+            let right = &right[row * self.width..];
+            let mut output = output.part(0..rows, at..at + columns);
+            let start = start.from(at);
+            Arch::new().dispatch(Tiles { tile: self.tile, output: &mut output, left: &[left], right, stride, start });
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: the tiles of all panels are all columns, over all rows.
+        unsafe {
+            output.set_written();
+        }
+    }
 }
 
 /// With fewer rows on the left than this, packing the right side costs more than it brings: where it lies without gaps
