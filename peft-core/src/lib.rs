@@ -18,6 +18,8 @@ mod error;
 pub mod files;
 pub mod forward;
 pub mod laws;
+mod mapped;
+mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;

@@ -15,6 +15,7 @@ use safetensors::{Dtype, SafeTensors, View};
 
 use crate::error::{PeftError, Result};
 use crate::files::dtype::{BaseDtype, FloatType};
+use crate::mapped;
 
 /// One safetensors file, mapped into memory.
 #[derive(Debug)]
@@ -134,6 +135,7 @@ impl TensorFile {
         let is_whole = bytes.as_ptr().align_offset(wanted.size()) == 0 && cfg!(target_endian = "little");
         if dtype != BaseDtype::Float32 && is_dtype(info.dtype, wanted) && is_whole {
             let start = self.data_start + info.data_offsets.0;
+            mapped::look_after(&self.map);
             let shared = bytes::Bytes::from_owner(Shared(self.map.clone())).slice(start..start + bytes.len());
             let bytes = burn::tensor::Bytes::from_shared(shared, AllocationProperty::File);
             return Ok(TensorData::from_bytes(bytes, info.shape.clone(), wanted));

@@ -19,7 +19,7 @@ use burn::module::{Lora, Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
-use peft::core::files::checkpoint::{FloatType, Placement, model_tensors, write_tensors};
+use peft::core::files::checkpoint::{BaseDtype, FloatType, Placement, model_tensors, write_tensors};
 use peft::core::files::safetensors::Stored;
 use peft::core::files::shards::{ShardSize, ShardWriter};
 use peft::core::quant::{QuantConfig, QuantFormat};
@@ -71,6 +71,9 @@ struct Args {
     /// What `synthesise` writes.
     #[arg(long, default_value = "float32", value_parser = float_type)]
     float: FloatType,
+    /// Computes with the numbers of the file, where it lies.
+    #[arg(long)]
+    mapped: bool,
     /// How many adapters share the base in `adapters`.
     #[arg(long, default_value_t = 1)]
     adapters: usize,
@@ -150,7 +153,8 @@ fn run(args: &Args) -> Result<()> {
     }
     let started = Instant::now();
     let quantize = args.quantize.map(|it| QuantConfig::new(it).double_quant(it != QuantFormat::Int8));
-    let place = Placement::on(&device).with_quantization(quantize);
+    let dtype = if args.mapped { BaseDtype::Auto } else { BaseDtype::default() };
+    let place = Placement::on(&device).with_dtype(dtype).with_quantization(quantize);
     match args.task {
         TaskKind::CausalLm => {
             let (model, _) = auto::load_causal_lm(&args.folder, &place)?;

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::matrix::Matrix;
 use super::part::Part;
 use super::patches::Patches;
+use crate::mapped;
 use crate::quant::{self, Packed};
 
 /// The right side of a product: a weight may be kept in half precision or in fewer bits, which is widened as it is packed into
@@ -61,6 +62,7 @@ impl<'a> From<Part<Patches<'a>>> for Right<'a> {
 impl<'a> Right<'a> {
     /// A tensor that is [`visible`].
     pub(super) fn of(tensor: &'a FlexTensor) -> Self {
+        mapped::will_read(tensor.bytes());
         match tensor.dtype() {
             DType::BF16 => Self::Bf16(Matrix::of(tensor)),
             DType::F16 => Self::F16(Matrix::of(tensor)),

@@ -1,0 +1,151 @@
+//! Files of a base that are mapped into memory and larger than it: what is read next is asked for while this is computed.
+//!
+//! Matrices are read in the same order in every step, forwards and then backwards. The order is learned: which matrix came after
+//! two others. The system reads the next few from the disk meanwhile, and lets go of what was used least recently, which for an
+//! order that turns round is what is needed last.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, Weak};
+
+use memmap2::Mmap;
+
+use crate::memory::free;
+
+/// Bytes that are asked for ahead of time: a few layers of a large model.
+const AHEAD: usize = 256 << 20;
+/// Matrices that are asked for ahead of time.
+const MATRICES: usize = 8;
+
+/// Whether there is a file to look after.
+static IS_USED: AtomicBool = AtomicBool::new(false);
+static FILES: Mutex<Vec<Streamed>> = Mutex::new(Vec::new());
+
+/// A mapped file, while somebody reads it.
+struct Streamed {
+    map: Weak<Mmap>,
+    /// Addresses.
+    place: Range<usize>,
+    order: ReadingOrder,
+}
+
+/// Looks after a mapped file whose numbers are used where they lie, if it takes more than half of the memory that is free.
+pub(crate) fn look_after(map: &std::sync::Arc<Mmap>) {
+    let is_large = free().is_some_and(|free| map.len() as u64 > free / 2);
+    let start = map.as_ptr().addr();
+    let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    files.retain(|it| it.map.strong_count() > 0);
+    let is_known = files.iter().any(|it| it.place.start == start);
+    if is_large && !is_known {
+        let place = start..start + map.len();
+        files.push(Streamed { map: std::sync::Arc::downgrade(map), place, order: ReadingOrder::default() });
+        IS_USED.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Says that numbers are about to be read. What is in no such file is passed over.
+pub(crate) fn will_read(bytes: &[u8]) {
+    if !IS_USED.load(Ordering::Relaxed) {
+        return;
+    }
+    let start = bytes.as_ptr().addr();
+    let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(file) = files.iter_mut().find(|it| it.place.contains(&start)) else { return };
+    let Some(map) = file.map.upgrade() else { return };
+    let at = start - file.place.start;
+    for next in file.order.read(at..at + bytes.len()) {
+        // It is advice: where it is not taken, the numbers are read when they are needed.
+        #[cfg(unix)]
+        let _ = map.advise_range(memmap2::Advice::WillNeed, next.start, next.len());
+        #[cfg(not(unix))]
+        let _ = (&map, next);
+    }
+}
+
+/// The order in which parts of a file are read.
+#[derive(Debug, Default)]
+struct ReadingOrder {
+    /// The last two.
+    last: Option<[Range<usize>; 2]>,
+    first: Option<Range<usize>>,
+    /// What came after two others: one alone does not say whether the way leads forwards or back.
+    after: HashMap<[usize; 2], Range<usize>>,
+    /// What was asked for lately.
+    asked: VecDeque<usize>,
+}
+
+impl ReadingOrder {
+    /// Notes that a part is read, and says which ones to ask for.
+    fn read(&mut self, part: Range<usize>) -> Vec<Range<usize>> {
+        let Some([before, last]) = self.last.take() else {
+            match self.first.take() {
+                Some(first) => self.last = Some([first, part]),
+                None => self.first = Some(part),
+            }
+            return Vec::new();
+        };
+        self.after.insert([before.start, last.start], part.clone());
+        let mut pair = [last.start, part.start];
+        self.last = Some([last, part]);
+        let (mut wanted, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = self.after.get(&pair)
+            && wanted.len() < MATRICES
+            && bytes + next.len() <= AHEAD
+        {
+            bytes += next.len();
+            wanted.push(next.clone());
+            pair = [pair[1], next.start];
+        }
+        wanted.retain(|it| !self.asked.contains(&it.start));
+        self.asked.extend(wanted.iter().map(|it| it.start));
+        while self.asked.len() > MATRICES {
+            self.asked.pop_front();
+        }
+        wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forwards and back, twice: from the second time on, what comes next is asked for before it is read, and nothing else.
+    #[test]
+    fn the_order_is_learned_with_its_turns() {
+        let part = |at: usize| at * 10..at * 10 + 10;
+        let step: Vec<usize> = (0..20).chain((0..20).rev()).collect();
+        let mut order = ReadingOrder::default();
+        for at in &step {
+            order.read(part(*at));
+        }
+        let mut asked = Vec::new();
+        for (done, at) in step.iter().enumerate() {
+            if done > 2 {
+                assert!(asked.contains(&part(*at)), "{at} was not asked for before it was read");
+            }
+            asked.extend(order.read(part(*at)));
+        }
+        assert!(asked.iter().all(|it| it.end <= 200));
+        // Each part is asked for once for every time that it is read.
+        assert!(asked.len() <= step.len() + MATRICES, "{} were asked for", asked.len());
+    }
+
+    /// What lies in no file that is looked after is nobody's concern.
+    #[test]
+    fn other_memory_is_passed_over() {
+        will_read(&[0; 64]);
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_may_be() {
+        let large = |at: usize| at * AHEAD..at * AHEAD + AHEAD / 2 - 1;
+        let mut order = ReadingOrder::default();
+        for at in (0..6).chain(0..1) {
+            order.read(large(at));
+        }
+        assert_eq!(order.read(large(1)), [large(2), large(3)]);
+        // One of the next two has been asked for.
+        assert_eq!(order.read(large(2)), [large(4)]);
+    }
+}
