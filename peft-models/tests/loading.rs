@@ -17,12 +17,12 @@ use peft_models::auto::{
 use peft_models::bert::BertForSequenceClassification;
 use peft_models::common::config::RawConfig;
 use peft_models::gpt2::Gpt2ForSequenceClassification;
-use peft_models::llama::LlamaForSequenceClassification;
+use peft_models::llama::{LlamaForCausalLm, LlamaForSequenceClassification};
 use peft_models::{MaskedLm, ModelInput, Seq2SeqLm, SequenceClassifier};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{assert_close, causal_lm, device, ids, logits, model_folder, still};
+use crate::support::{assert_close, causal_lm, device, fixtures, ids, integers, logits, model_folder, still};
 
 fn copy_of(name: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
@@ -512,5 +512,40 @@ fn layers_that_want_full_precision_are_not_quantised() {
         };
         assert!(is_whole("DenseReluDense.wo.weight") && !is_whole("DenseReluDense.wi.weight"));
         assert_eq!(is_whole("SelfAttention.k.weight"), skipped.is_some());
+    }
+}
+
+/// LLM.int8 with numbers that bitsandbytes calls too large to round, with more of them, and with all rounded. A layer is its layer;
+/// in a whole model the last bit of a sum may move a number to the next code, but what comes out is nearer to what it gives
+/// than without rounding.
+#[test]
+fn activations_before_int8_are_rounded_as_bitsandbytes_does() {
+    let file = TensorFile::open(fixtures().join("quantised/llm_int8.safetensors")).unwrap();
+    let input = integers(&file, "input_ids").unwrap();
+    let load = |threshold: Option<f32>| {
+        let place = Placement::on(&device()).with_llm_int8_threshold(threshold);
+        still(load_causal_lm(model_folder("llama-int8"), place).unwrap().0)
+    };
+    let logits_of = |threshold| logits(&load(threshold), &ModelInput::ids(input.clone()), None);
+    let apart = |logits: Tensor<3>, recorded: &Tensor<3>| {
+        f64::from((logits - recorded.clone()).square().mean().into_scalar::<f32>()).sqrt()
+    };
+    let plain = logits_of(None);
+    for (name, threshold) in [("6", 6.0), ("2.5", 2.5), ("0", 0.0)] {
+        let recorded = Tensor::from_data(file.floats(&format!("logits.{name}")).unwrap(), &device());
+        let (off, unrounded) = (apart(logits_of(Some(threshold)), &recorded), apart(plain.clone(), &recorded));
+        assert!(off < 0.3 * unrounded, "threshold {name}: {off} apart, and {unrounded} without rounding");
+
+        let layer = load(Some(threshold)).downcast::<LlamaForCausalLm>().unwrap().model.layers[0].mlp.down_proj.clone();
+        let read = |key: &str| Tensor::<2>::from_data(file.floats(key).unwrap(), &device());
+        let output = layer.forward(read("layer.input"));
+        let wanted = read(&format!("layer.output.{name}"));
+        assert_close(&format!("a layer, threshold {name}"), output.into_data(), wanted.into_data());
+    }
+    let refused = |place: Placement| load_causal_lm(model_folder("llama-tiny"), place).unwrap_err().to_string();
+    let nf4 = QuantConfig::new("nf4".parse().unwrap());
+    for place in [Placement::on(&device()), Placement::on(&device()).with_quantization(nf4)] {
+        let error = refused(place.with_llm_int8_threshold(6.0));
+        assert!(error.contains("llm_int8_threshold") && error.contains("no layer is in int8"), "{error}");
     }
 }

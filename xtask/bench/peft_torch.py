@@ -207,6 +207,8 @@ def parse():
     parser.add_argument("--targets")
     parser.add_argument("--modules-to-save")
     parser.add_argument("--quantize", choices=["nf4", "fp4", "int8"])
+    # What bitsandbytes does with int8 anyway.
+    parser.add_argument("--llm-int8", action="store_true")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu")

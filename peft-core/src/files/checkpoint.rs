@@ -15,7 +15,7 @@ use crate::files::plain::read_text;
 pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
-use crate::quant::{GroupedConfig, QuantConfig, Quantized, Rounding, packed_tensor};
+use crate::quant::{GroupedConfig, Packed, QuantConfig, QuantFormat, Quantized, Rounding, packed_tensor};
 use crate::spec::{
     MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, is_suffix, map_params, visit_params,
 };
@@ -37,6 +37,8 @@ pub struct Checkpoint {
     aliases: HashMap<String, String>,
     dtype: BaseDtype,
     quantize: Option<QuantConfig>,
+    /// From which size on activations are not rounded to int8, where they are.
+    threshold: Option<f32>,
     /// How words of codes are filled, if there are such.
     groups: Option<GroupedConfig>,
 }
@@ -118,6 +120,7 @@ impl Checkpoint {
             aliases: HashMap::new(),
             dtype: BaseDtype::default(),
             quantize: None,
+            threshold: None,
         })
     }
 
@@ -143,6 +146,31 @@ impl Checkpoint {
         }
         self.quantize = quantize;
         Ok(self)
+    }
+
+    /// The checkpoint whose layers in int8 round what enters them, but for numbers from `threshold` on.
+    ///
+    /// # Errors
+    /// If nothing is in int8, or is to be so.
+    pub fn with_llm_int8_threshold(mut self, threshold: Option<f32>) -> Result<Self> {
+        let becomes = self.quantize.as_ref().is_some_and(|it| it.format == QuantFormat::Int8);
+        if let Some(threshold) = threshold {
+            let wrong =
+                |reason: &str| Err(PeftError::config("llm_int8_threshold", format!("is {threshold}, {reason}")));
+            if !(threshold.is_finite() && threshold >= 0.0) {
+                return wrong("expected a size: 0 for none that is too large, or a number above");
+            }
+            if !becomes && !self.has_int8() {
+                return wrong("but no layer is in int8: quantise to int8, or leave it out");
+            }
+        }
+        self.threshold = threshold;
+        Ok(self)
+    }
+
+    /// From which size on numbers that enter a layer of this format are not rounded, where they are.
+    pub(super) fn threshold_of(&self, format: QuantFormat) -> Option<f32> {
+        self.threshold.filter(|_| format == QuantFormat::Int8)
     }
 
     /// How words of codes are filled, in a checkpoint of GPTQ or AWQ.
@@ -378,7 +406,8 @@ impl Fill<'_> {
         }
         let quantized = Quantized::new(&numbers, shape, config.format, config.double_quant, Rounding::Single);
         let quantized = quantized.map_err(|error| error.in_file(file.path()))?;
-        packed_tensor(&quantized.view(), device).map(|it| Some(as_seen(it)))
+        let threshold = self.checkpoint.threshold_of(config.format);
+        packed_tensor(&Packed { threshold, ..quantized.view() }, device).map(|it| Some(as_seen(it)))
     }
 }
 

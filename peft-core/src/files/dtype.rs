@@ -97,17 +97,25 @@ pub struct Placement {
     pub dtype: BaseDtype,
     /// In how few bits the linear layers are kept, if they are not stored so already.
     pub quantize: Option<QuantConfig>,
+    /// If what enters a layer in int8 is rounded to int8, too: from which size on numbers are not.
+    pub llm_int8_threshold: Option<f32>,
 }
 
 impl Placement {
     /// On a device, in single precision.
     pub fn on(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None }
+        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None, llm_int8_threshold: None }
     }
 
     /// With linear layers in fewer bits.
     pub fn with_quantization(self, quantize: impl Into<Option<QuantConfig>>) -> Self {
         Self { quantize: quantize.into(), ..self }
+    }
+
+    /// With activations in int8 before layers in int8, but for columns in which a number is of this size or larger: LLM.int8, whose
+    /// authors take 6.
+    pub fn with_llm_int8_threshold(self, threshold: impl Into<Option<f32>>) -> Self {
+        Self { llm_int8_threshold: threshold.into(), ..self }
     }
 
     /// With matrices in other numbers.

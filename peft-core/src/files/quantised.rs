@@ -65,6 +65,11 @@ impl Checkpoint {
         four || eight.is_some_and(|it| self.is_quantised(&format!("{it}.weight")))
     }
 
+    /// Whether some matrix is stored in int8.
+    pub(super) fn has_int8(&self) -> bool {
+        self.keys().any(|it| it.ends_with(".SCB"))
+    }
+
     fn four_bit_state(&self, key: &str) -> Option<String> {
         ["nf4", "fp4"].iter().map(|it| format!("{key}.quant_state.bitsandbytes__{it}")).find(|it| self.contains(it))
     }
@@ -96,7 +101,17 @@ impl Checkpoint {
             }
         };
         let Stored { shape: [lines, width], format, block, rounding, .. } = stored;
-        read(Packed { lines, width, format, codes, scales, groups: None, block, rounding })
+        read(Packed {
+            lines,
+            width,
+            format,
+            codes,
+            scales,
+            groups: None,
+            block,
+            rounding,
+            threshold: self.threshold_of(format),
+        })
     }
 
     /// The bytes of a tensor that lies beside codes, perhaps in another shard.

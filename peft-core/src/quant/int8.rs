@@ -17,11 +17,18 @@ pub fn quantize(numbers: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
     for row in numbers.chunks(width.max(1)) {
         let half = |x: &f32| f16::from_f32(*x).to_f32();
         let most = row.iter().map(half).fold(0.0_f32, |most, x| most.max(x.abs()));
-        let scale = STEPS / most;
+        let scale = steps_per(most);
         codes.extend(row.iter().map(|x| if most > 0.0 { (half(x) * scale).round_ties_even() as i8 } else { 0 }));
         largest.push(most);
     }
     (codes, largest)
+}
+
+/// Steps for each unit, where `largest` is the largest number. A reciprocal first, which is how torch divides by a tensor: half
+/// of the largest number lies between two codes, and the last bit decides.
+#[inline(always)]
+pub fn steps_per(largest: f32) -> f32 {
+    1.0 / largest * STEPS
 }
 
 /// The number that a code means.

@@ -20,6 +20,8 @@ pub(crate) mod tests;
 pub use config::{QuantConfig, StoredQuant};
 pub use four_bit::FourBit;
 pub use grouped::{GroupBits, Grouped, GroupedConfig, Groups};
+#[cfg(feature = "flex")]
+pub(crate) use int8::steps_per;
 pub use packed::{Packed, QuantFormat, Quantized, Rounding};
 pub use scales::Scales;
 #[cfg(feature = "flex")]

@@ -65,6 +65,8 @@ pub struct Packed<'a> {
     pub block: usize,
     /// What widened numbers are rounded to.
     pub rounding: Rounding,
+    /// If activations are rounded to int8 before a product with a matrix in int8: from which size on they are not.
+    pub threshold: Option<f32>,
 }
 
 impl Packed<'_> {
@@ -138,6 +140,7 @@ impl Grouped {
             groups: Some(Groups { zeros: &self.zeros, of_column: self.of_column.as_deref() }),
             block: self.block,
             rounding: Rounding::Single,
+            threshold: None,
         }
     }
 }
@@ -199,6 +202,6 @@ impl Quantized {
         let block = if self.format == QuantFormat::Int8 { self.shape[1] } else { BLOCK };
         let [lines, width] = self.shape;
         let (format, rounding) = (self.format, self.rounding);
-        Packed { lines, width, format, codes: &self.codes, scales, groups: None, block, rounding }
+        Packed { lines, width, format, codes: &self.codes, scales, groups: None, block, rounding, threshold: None }
     }
 }

@@ -112,9 +112,11 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
         Rounding::Bf16 => 1,
         Rounding::F16 => 2,
     };
+    // In the upper half of a word; 0 is none.
+    let threshold = matrix.threshold.map_or(0, |it| (u64::from(it.to_bits()) + 1) << 32);
     let header = [
         format,
-        rounding,
+        rounding | threshold,
         beside as u64,
         matrix.lines as u64,
         matrix.width as u64,
@@ -220,7 +222,8 @@ pub(crate) fn view(tensor: &FlexTensor) -> Packed<'_> {
             3 => QuantFormat::Grouped(GroupBits::Four),
             _ => QuantFormat::Grouped(GroupBits::Eight),
         },
-        rounding: match header[1] {
+        threshold: (header[1] >> 32).checked_sub(1).map(|bits| f32::from_bits(bits as u32)),
+        rounding: match header[1] as u32 {
             0 => Rounding::Single,
             1 => Rounding::Bf16,
             _ => Rounding::F16,

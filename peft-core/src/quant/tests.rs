@@ -51,7 +51,7 @@ fn check(name: &str, format: QuantFormat, double: bool, rounding: Rounding) {
         };
         let block = if format == QuantFormat::Int8 { shape[1] } else { BLOCK };
         let (codes, [lines, width]) = (bytes("codes"), shape);
-        let theirs = Packed { lines, width, format, codes, scales, groups: None, block, rounding };
+        let theirs = Packed { lines, width, format, codes, scales, groups: None, block, rounding, threshold: None };
         assert_eq!(bits(&theirs.widened()), bits(&meant), "{name}: what their codes mean");
 
         let ours = Quantized::new(&weight, shape, format, double, rounding).unwrap();

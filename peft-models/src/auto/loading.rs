@@ -33,14 +33,17 @@ fn origin(folder: &Path, report: &LoadReport) -> Origin {
 }
 
 /// The weights of a folder, to be kept in these numbers.
-fn open(folder: &Path, Placement { dtype, quantize, .. }: &Placement) -> Result<Checkpoint> {
-    let (checkpoint, dtype) = (Checkpoint::open(folder)?, *dtype);
+fn open(folder: &Path, place: &Placement) -> Result<Checkpoint> {
+    let (checkpoint, dtype) = (Checkpoint::open(folder)?, place.dtype);
     if dtype.rounds(checkpoint.float_type()) {
         tracing::warn!(
             "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
         );
     }
-    checkpoint.with_dtype(dtype).with_quantization(quantize.clone())
+    checkpoint
+        .with_dtype(dtype)
+        .with_quantization(place.quantize.clone())?
+        .with_llm_int8_threshold(place.llm_int8_threshold)
 }
 
 /// Fills a model; what it says of itself keeps its heads from being quantised.

@@ -66,6 +66,9 @@ struct Args {
     /// Keep the linear layers of the base in few bits: nf4, fp4 or int8. Scales of blocks are quantised, too.
     #[arg(long)]
     quantize: Option<QuantFormat>,
+    /// Round what enters a layer in int8, too.
+    #[arg(long)]
+    llm_int8: bool,
     #[arg(long)]
     gradient_checkpointing: bool,
     /// What `synthesise` writes.
@@ -155,6 +158,7 @@ fn run(args: &Args) -> Result<()> {
     let quantize = args.quantize.map(|it| QuantConfig::new(it).double_quant(it != QuantFormat::Int8));
     let dtype = if args.mapped { BaseDtype::Auto } else { BaseDtype::default() };
     let place = Placement::on(&device).with_dtype(dtype).with_quantization(quantize);
+    let place = place.with_llm_int8_threshold(args.llm_int8.then_some(6.0));
     match args.task {
         TaskKind::CausalLm => {
             let (model, _) = auto::load_causal_lm(&args.folder, &place)?;

@@ -110,12 +110,17 @@ pub(super) struct PlaceArgs {
     pub(super) dtype: Option<BaseDtype>,
     #[command(flatten)]
     quant: QuantArgs,
+    /// Round what enters a layer in int8 to int8, too, but for columns with a number of this size: LLM.int8, with 6.0 by its
+    /// authors.
+    #[arg(long, value_name = "SIZE")]
+    pub(super) llm_int8_threshold: Option<f32>,
 }
 
 impl PlaceArgs {
     pub(super) fn placement(&self) -> Result<Placement> {
         let place = Placement::on(&best_device(self.device.as_deref())?);
-        Ok(place.with_dtype(self.dtype.unwrap_or_default()).with_quantization(self.quantization()))
+        let place = place.with_dtype(self.dtype.unwrap_or_default()).with_quantization(self.quantization());
+        Ok(place.with_llm_int8_threshold(self.llm_int8_threshold))
     }
 
     /// In how few bits the base is to be kept.

@@ -243,6 +243,7 @@ impl Args {
         run.init_from = self.init_from.clone().or(run.init_from.take());
         set(&mut run.dtype, &self.place.dtype);
         run.quantization = self.place.quantization().or(run.quantization.take());
+        run.llm_int8_threshold = self.place.llm_int8_threshold.or(run.llm_int8_threshold);
         run.device = self.place.device.clone().or(run.device.take());
 
         let data = &mut run.data;

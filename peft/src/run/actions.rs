@@ -34,7 +34,8 @@ pub fn train(
     [Some(&run.data.train), run.data.eval.as_ref()].into_iter().flatten().try_for_each(|it| task.check_data(it))?;
     let place = Placement::on(&best_device(run.device.as_deref())?)
         .with_dtype(run.dtype)
-        .with_quantization(run.quantization.clone());
+        .with_quantization(run.quantization.clone())
+        .with_llm_int8_threshold(run.llm_int8_threshold);
     for (field, name) in [("model", Some(&run.model)), ("init_from", run.init_from.as_ref())] {
         if name.is_some_and(|it| is_same_folder(Path::new(it), &run.output)) {
             let reason = format!("is the folder of `{field}`, which a run never writes to: take another");

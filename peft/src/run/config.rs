@@ -67,6 +67,9 @@ pub struct RunConfig {
     /// In how few bits the linear layers of the base are kept, if its files do not have them so already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantConfig>,
+    /// From which size on numbers that enter a layer in int8 are not rounded to int8, if they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub llm_int8_threshold: Option<f32>,
 }
 
 impl Default for RunConfig {
@@ -82,6 +85,7 @@ impl Default for RunConfig {
             device: None,
             dtype: BaseDtype::default(),
             quantization: None,
+            llm_int8_threshold: None,
         }
     }
 }

@@ -43,6 +43,26 @@ fn loftq_trains_on_a_base_in_full_precision_and_on_a_quantised_one() {
     eval(&quantised, &["--quantize", "nf4"]).unwrap();
 }
 
+/// The option reaches the run, its file and an evaluation, and is refused where nothing is in int8.
+#[test]
+fn activations_are_rounded_where_it_is_asked_for() {
+    let folder = texts();
+    let (train, base, output) = (at(&folder, "train.jsonl"), base(), at(&folder, "output"));
+    let files = ["train", "--model", &base, "--data", &train, "--output", &output, "--steps", "1"];
+    let error = peft(&[&files[..], &["--quantize", "nf4", "--llm-int8-threshold", "6"]].concat()).unwrap_err();
+    assert!(error.contains("--llm-int8-threshold") && error.contains("no layer is in int8"), "{error}");
+    peft(&[&files[..], &["--quantize", "int8", "--llm-int8-threshold", "6"]].concat()).unwrap();
+    let run = std::fs::read_to_string(Path::new(&output).join("run.yaml")).unwrap();
+    assert!(run.contains("llm_int8_threshold: 6.0"), "{run}");
+    let eval = |more: &[&str]| {
+        peft(
+            &[&["eval", "--model", &base, "--data", &train, "--adapter", &output, "--quantize", "int8"], more].concat(),
+        )
+        .unwrap()
+    };
+    assert_ne!(eval(&["--llm-int8-threshold", "6"]), eval(&[]));
+}
+
 #[test]
 fn an_optimizer_is_chosen_by_its_name() {
     let folder = texts();

@@ -260,6 +260,8 @@ pub(crate) struct Tuner {
     pub(crate) bf16: bool,
     /// In how few bits the base is kept.
     pub(crate) quantize: Option<&'static str>,
+    /// What enters a layer in int8 is rounded, too.
+    llm_int8: bool,
     /// Layers keep what goes in and compute the rest again.
     gradient_checkpointing: bool,
     adapters: usize,
@@ -274,13 +276,14 @@ const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Tuner {
         dora: false,
         bf16: false,
         quantize: None,
+        llm_int8: false,
         gradient_checkpointing: false,
         adapters: 1,
     }
 }
 
 /// Without `-all` the targets are the reference's default ones: layers of the attention.
-pub(crate) const METHODS: [Tuner; 12] = [
+pub(crate) const METHODS: [Tuner; 13] = [
     lora("lora-r8", 8, false),
     lora("lora-r16", 16, false),
     lora("lora-r8-all", 8, true),
@@ -291,6 +294,7 @@ pub(crate) const METHODS: [Tuner; 12] = [
     Tuner { quantize: Some("nf4"), ..lora("lora-r16-all-nf4", 16, true) },
     Tuner { quantize: Some("nf4"), gradient_checkpointing: true, ..lora("lora-r16-all-nf4-again", 16, true) },
     Tuner { quantize: Some("int8"), ..lora("lora-r16-all-int8", 16, true) },
+    Tuner { quantize: Some("int8"), llm_int8: true, ..lora("lora-r16-all-llm-int8", 16, true) },
     Tuner { quantize: Some("nf4"), bf16: true, ..lora("lora-r16-all-nf4-bf16", 16, true) },
     Tuner { kind: "adapters", adapters: 4, ..lora("adapters-4", 8, false) },
 ];
@@ -301,7 +305,7 @@ pub(crate) const COMPARED: [&str; 4] = ["lora-r8", "lora-r8-all", "dora-r8", "ad
 impl Tuner {
     /// Measured only if it is named: not every processor has bf16.
     pub(crate) fn on_demand(&self) -> bool {
-        self.bf16 || self.gradient_checkpointing
+        self.bf16 || self.gradient_checkpointing || self.llm_int8
     }
 
     /// Forwards of several adapters are measured on text; diffusers' models have no list of all linear layers in the
@@ -312,7 +316,7 @@ impl Tuner {
 
     /// The same in single precision on the whole base.
     pub(crate) fn in_f32(&self) -> Self {
-        Self { bf16: false, quantize: None, ..*self }
+        Self { bf16: false, quantize: None, llm_int8: false, ..*self }
     }
 
     /// Arguments of a worker that is to do this in its way `kind`.
@@ -323,6 +327,7 @@ impl Tuner {
         arguments.extend(self.all_linear.then(|| "--all-linear".to_owned()));
         arguments.extend(self.dora.then(|| "--dora".to_owned()));
         arguments.extend(self.bf16.then(|| "--bf16".to_owned()));
+        arguments.extend(self.llm_int8.then(|| "--llm-int8".to_owned()));
         arguments.extend(self.gradient_checkpointing.then(|| "--gradient-checkpointing".to_owned()));
         arguments.extend(self.quantize.into_iter().flat_map(|it| ["--quantize".to_owned(), it.to_owned()]));
         arguments

@@ -1,8 +1,8 @@
-//! Products in bf16 by the tiles of AMX: `TDPBF16PS` (Sapphire Rapids and later).
+//! Products by the tiles of AMX: `TDPBF16PS` of pairs in bf16, `TDPBSSD` of fours in int8 (Sapphire Rapids and later).
 //!
-//! A tile register holds 16 rows of 64 bytes. One instruction multiplies 16 rows of 16 pairs with 16 rows of 16 pairs of
-//! columns, and adds up 16 rows of 16 sums: eight times the work of a vector instruction in the same time. The pairs and panels are
-//! those of [`super::bf16`].
+//! A tile register holds 16 rows of 64 bytes. One instruction multiplies 16 rows of 16 words with 16 rows of words of 16 columns, and
+//! adds up 16 rows of 16 sums: eight times the work of a vector instruction in the same time. A word is a pair or a four; the panels
+//! are those of [`super::bf16`] and [`super::int8`].
 //!
 //! The instructions are written as assembly, since the compiler does not offer them yet. Tiles are private to a thread; a program
 //! has to ask Linux for them, once.
@@ -12,7 +12,7 @@ use super::{Block, Start};
 
 /// Rows of the output that are computed at once: two tiles.
 pub(super) const ROWS: usize = 32;
-/// Pairs of a row of a tile.
+/// Words of a row of a tile.
 pub(super) const PAIRS: usize = 16;
 
 /// Whether the processor has tiles of bf16, and the system lets the program use them.
@@ -30,10 +30,7 @@ pub(super) fn is_available() -> bool {
 ///
 /// The left side has rows for whole tiles, and its runs are multiples of [`PAIRS`].
 pub(super) fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start: Start<'_>) {
-    assert!(is_available(), "the processor has tiles");
-    assert!(left.depth % PAIRS == 0 && left.depth <= left.stride, "whole tiles along a run");
-    let rows = output.rows().next_multiple_of(ROWS);
-    assert!(left.pairs.len() >= (rows - 1) * left.stride + left.depth, "whole tiles down the rows");
+    check(output.rows(), left);
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[allow(unsafe_code)]
     // SAFETY: `request` has asked whether the processor has these instructions.
@@ -42,6 +39,31 @@ pub(super) fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start
     };
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     unreachable!("no tiles here: {} {start:?} {WIDTH}", right.len());
+}
+
+fn check(rows: usize, left: Rows<'_>) {
+    assert!(is_available(), "the processor has tiles");
+    assert!(left.depth % PAIRS == 0 && left.depth <= left.stride, "whole tiles along a run");
+    let rows = rows.next_multiple_of(ROWS);
+    assert!(left.pairs.len() >= (rows - 1) * left.stride + left.depth, "whole tiles down the rows");
+}
+
+/// The sums of fours in int8, as [`tiles`] has them: `write` gets the first row, how many there are, the panel, and the sums.
+pub(super) fn tiles_of_int8(
+    rows: usize,
+    left: Rows<'_>,
+    right: &[u32],
+    write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]]),
+) {
+    check(rows, left);
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[allow(unsafe_code)]
+    // SAFETY: `request` has asked whether the processor has these instructions.
+    unsafe {
+        linux::tiles_of_int8(rows, left, right, write)
+    };
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    unreachable!("no tiles here: {}", right.len() + usize::from(std::mem::size_of_val(write) > 0));
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -58,8 +80,8 @@ mod linux {
     /// Asks for the use of tiles.
     #[allow(unsafe_code)]
     pub(super) fn request() -> bool {
-        /// `TDPBF16PS` and tiles at all, in EDX of leaf 7.
-        const FEATURES: u32 = 1 << 22 | 1 << 24;
+        /// `TDPBF16PS`, `TDPBSSD`, and tiles at all, in EDX of leaf 7.
+        const FEATURES: u32 = 1 << 22 | 1 << 25 | 1 << 24;
         const ARCH_PRCTL: i64 = 158;
         const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
         /// The state of tile registers.
@@ -135,12 +157,41 @@ mod linux {
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 
+    #[allow(unsafe_code)]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn tiles_of_int8(
+        height: usize,
+        left: Rows<'_>,
+        right: &[u32],
+        write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]]),
+    ) {
+        // SAFETY: as in `tiles`, here and below.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE, options(nostack, readonly)) };
+        let mut sums = [[0i32; WIDTH]; ROWS];
+        for at in (0..height).step_by(ROWS) {
+            let rows = &left.pairs[at * left.stride..][..(ROWS - 1) * left.stride + left.depth];
+            for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
+                // SAFETY: see above.
+                unsafe {
+                    multiply_int8(rows.as_ptr(), left.stride, right.as_ptr(), left.depth);
+                    store(sums.as_mut_ptr().cast());
+                }
+                write(at, panel, &sums[..ROWS.min(height - at)]);
+            }
+        }
+        // SAFETY: see above.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+
+    /// A function that multiplies by an instruction.
+    macro_rules! multiply {
+        ($name:ident, $instruction:literal) => {
     /// # Safety
     /// Tiles must be configured; `left` must have 32 rows of `depth` pairs, `stride` apart, and `right` `depth` rows of `WIDTH`
     /// pairs.
     #[allow(unsafe_code)]
     #[inline(always)]
-    unsafe fn multiply(left: *const u32, stride: usize, right: *const u32, depth: usize) {
+    unsafe fn $name(left: *const u32, stride: usize, right: *const u32, depth: usize) {
         // SAFETY: as the caller promises.
         unsafe {
             asm!(
@@ -153,17 +204,17 @@ mod linux {
                 "2:",
                 "tileloadd tmm7, [{b} + {row}]",
                 "tileloadd tmm6, [{upper} + {stride}]",
-                "tdpbf16ps tmm0, tmm6, tmm7",
+                concat!($instruction, " tmm0, tmm6, tmm7"),
                 "tileloadd tmm6, [{lower} + {stride}]",
-                "tdpbf16ps tmm3, tmm6, tmm7",
+                concat!($instruction, " tmm3, tmm6, tmm7"),
                 "tileloadd tmm7, [{b} + {row} + 64]",
-                "tdpbf16ps tmm4, tmm6, tmm7",
+                concat!($instruction, " tmm4, tmm6, tmm7"),
                 "tileloadd tmm6, [{upper} + {stride}]",
-                "tdpbf16ps tmm1, tmm6, tmm7",
+                concat!($instruction, " tmm1, tmm6, tmm7"),
                 "tileloadd tmm7, [{b} + {row} + 128]",
-                "tdpbf16ps tmm2, tmm6, tmm7",
+                concat!($instruction, " tmm2, tmm6, tmm7"),
                 "tileloadd tmm6, [{lower} + {stride}]",
-                "tdpbf16ps tmm5, tmm6, tmm7",
+                concat!($instruction, " tmm5, tmm6, tmm7"),
                 "add {upper}, 64",
                 "add {lower}, 64",
                 "add {b}, {panel}",
@@ -180,6 +231,10 @@ mod linux {
             );
         }
     }
+        };
+    }
+    multiply!(multiply, "tdpbf16ps");
+    multiply!(multiply_int8, "tdpbssd");
 
     /// # Safety
     /// `to` must have room for 32 rows of `WIDTH` numbers.

@@ -16,7 +16,7 @@ use super::matrix::{Number, STEPS, visible};
 use super::output::aligned;
 use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
-use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, product, simd};
+use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, int8, product, simd};
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -39,13 +39,20 @@ fn has_vectors() -> bool {
 
 /// The product of activations, or of a gradient, with a weight, and perhaps a product in single precision beside it.
 ///
-/// In bf16 only if asked for. Few rows take as long as reading the weight does, and stay in single precision.
+/// In bf16 only if asked for, or in int8 if the weight asks for it. Few rows take as long as reading the weight does, and stay in single precision.
 pub(crate) fn with_weight(
     bf16: bool,
     [left, weight]: [FlexTensor; 2],
     beside: Option<[FlexTensor; 2]>,
     onto: Onto,
 ) -> FlexTensor {
+    if let Some(threshold) = int8::threshold(&weight) {
+        let onto = match beside {
+            Some(beside) => Onto::Tensor(product([beside], onto)),
+            None => onto,
+        };
+        return int8::with_rounded(left, weight, threshold, onto);
+    }
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
     if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
         return match beside {
@@ -262,7 +269,7 @@ pub(super) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     #[inline(always)]
-    fn row(&self, at: usize) -> &'a [u32] {
+    pub(super) fn row(&self, at: usize) -> &'a [u32] {
         &self.pairs[at * self.stride..][..self.depth]
     }
 }

@@ -6,6 +6,7 @@
 mod amx;
 pub(crate) mod bf16;
 pub(crate) mod convolution;
+mod int8;
 pub(crate) mod math;
 mod matrix;
 mod output;
