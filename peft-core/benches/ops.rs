@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
-use peft_core::ops::{self, AttentionMask, LowRank, Pairing, RotaryTable, Visibility, plain};
+use peft_core::ops::{self, AttentionMask, Convolution, LowRank, Pairing, RotaryTable, Visibility, plain};
 
 const ROUNDS: usize = 15;
 
@@ -49,6 +49,7 @@ fn compare<const D: usize, const N: usize>(
 fn main() {
     let device = Device::flex();
     let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    let picture = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     // GPT-2's sizes, 4 × 128 tokens.
     let (rows, d_model, d_inner) = (512, 768, 3072);
 
@@ -73,6 +74,17 @@ fn main() {
         |[x]| ops::rms_norm(x, ones(), 1e-5),
         |[x]| plain::rms_norm(x, ones(), 1e-5),
     );
+
+    for (channels, size, groups) in [(320, 64, 1), (640, 32, 1), (1280, 8, 1), (128, 128, 128)] {
+        let how = Convolution { stride: [1, 1], padding: [1, 1], groups };
+        let weight = picture([channels, channels / groups, 3, 3]);
+        compare(
+            &format!("conv2d {channels}x{size}x{size} / {groups}"),
+            [picture([1, channels, size, size])],
+            |[x]| ops::conv2d(x, weight.clone(), None, how),
+            |[x]| plain::conv2d(x, weight.clone(), None, how),
+        );
+    }
 
     for (d_in, d_out) in [(d_model, d_model), (d_model, d_inner), (d_inner, d_model)] {
         let weight = random([d_out, d_in]);

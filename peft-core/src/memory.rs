@@ -1,16 +1,22 @@
 //! How much memory there is.
 
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System, get_current_pid};
 
 /// Bytes that this process may still take: of the machine, or of the group of processes that it is in.
 pub(crate) fn free() -> Option<u64> {
-    let system =
+    let mut system =
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     // Where the system does not say, nothing is refused.
     let free = Some(system.available_memory()).filter(|it| *it > 0)?;
+    // The group of all that is seen, as in a container, and that of this process.
+    let mut groups = vec![system.cgroup_limits()];
+    if let Ok(id) = get_current_pid() {
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), true, ProcessRefreshKind::nothing());
+        groups.push(system.process(id).and_then(sysinfo::Process::cgroup_limits));
+    }
     // What a group calls used has the cache of files in it, which gives way.
-    let of_group = system.cgroup_limits().map(|group| group.total_memory.saturating_sub(group.rss));
-    Some(of_group.map_or(free, |group| group.min(free)))
+    let of_groups = groups.into_iter().flatten().map(|group| group.total_memory.saturating_sub(group.rss));
+    of_groups.chain([free]).min()
 }
 
 /// `5.6 TB`
