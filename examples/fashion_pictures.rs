@@ -8,7 +8,9 @@
 //!
 //! - `pictures/first` and `pictures/second`: five classes each, as `train/<class>/<number>.png` and `test/…`;
 //! - `pictures/canvases/first` and `…/second`: canvases of four pictures, `train/images/<number>.png` with their masks
-//!   `train/masks/<number>.png`. Class 0 is the ground, and a pixel is of a class where its picture is not black.
+//!   `train/masks/<number>.png`. Class 0 is the ground, and a pixel is of a class where its picture is not black;
+//! - `pictures/pairs/first` and `…/second`: canvases with two pictures, `train/<number>.png`, and `train/metadata.jsonl` with
+//!   a caption of each: `a bag left of a coat`, `a coat above a bag`.
 
 #![allow(clippy::print_stdout)]
 
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use image::{GrayImage, Luma};
 use peft::core::{PeftError, Result};
+use serde_json::json;
 
 const SIDE: u32 = 28;
 const CLASSES: [&str; 10] =
@@ -83,6 +86,31 @@ fn canvas(at: usize, pictures: &[&(GrayImage, usize)], classes: &[usize]) -> (Gr
     (canvas, mask)
 }
 
+/// Two pictures beside each other or one above the other, and what a caption says of them.
+fn pair(at: usize, pictures: &[&(GrayImage, usize)]) -> (GrayImage, String) {
+    let side = SIDE * ACROSS as u32;
+    let mut canvas = GrayImage::new(side, side);
+    // In the upper or the lower row, or in the left or the right column.
+    let (places, relation) = match at % 4 {
+        0 => ([(0, 0), (SIDE, 0)], "left of"),
+        1 => ([(0, SIDE), (SIDE, SIDE)], "left of"),
+        2 => ([(0, 0), (0, SIDE)], "above"),
+        _ => ([(SIDE, 0), (SIDE, SIDE)], "above"),
+    };
+    // Unlike steps, so that the same two pictures do not meet again.
+    let chosen = [at * 7919, at * 3217 + 1];
+    let things = [0, 1].map(|of| {
+        let (picture, class) = pictures[chosen[of] % pictures.len()];
+        let (left, top) = places[of];
+        for (x, y, pixel) in picture.enumerate_pixels() {
+            canvas.put_pixel(left + x, top + y, *pixel);
+        }
+        let name = CLASSES[*class];
+        if name.starts_with('a') { format!("an {name}") } else { format!("a {name}") }
+    });
+    (canvas, format!("{} {relation} {}", things[0], things[1]))
+}
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [source, target] = words.as_slice() else {
@@ -90,7 +118,7 @@ fn main() -> Result<()> {
     };
     let (source, target) = (Path::new(source), Path::new(target));
     let halves = [("first", [0, 1, 2, 5, 8]), ("second", [3, 4, 6, 7, 9])];
-    for (part, file, each, canvases) in [("train", "train", 1000, 1000), ("test", "t10k", 200, 100)] {
+    for (part, file, each, canvases, pairs) in [("train", "train", 1000, 1000, 5000), ("test", "t10k", 200, 100, 200)] {
         let pictures = Pictures::read(source, file)?;
         for (half, classes) in &halves {
             let chosen = pictures.of(classes, each);
@@ -106,7 +134,21 @@ fn main() -> Result<()> {
             let names: Vec<&str> = std::iter::once("ground").chain(classes.iter().map(|it| CLASSES[*it])).collect();
             let path = folder.join("classes.txt");
             fs::write(&path, names.join("\n") + "\n").map_err(PeftError::io("write", &path))?;
-            println!("{}: {} pictures, {canvases} canvases", target.join(half).join(part).display(), chosen.len());
+            let folder = target.join("pairs").join(half).join(part);
+            let mut captions = String::new();
+            for at in 0..pairs {
+                let (canvas, caption) = pair(at, &chosen);
+                let name = format!("{at:04}.png");
+                save(&canvas, &folder.join(&name))?;
+                captions += &format!("{}\n", json!({"image": name, "text": caption}));
+            }
+            let path = folder.join("metadata.jsonl");
+            fs::write(&path, captions).map_err(PeftError::io("write", &path))?;
+            let count = chosen.len();
+            println!(
+                "{}: {count} pictures, {canvases} canvases, {pairs} pairs",
+                target.join(half).join(part).display()
+            );
         }
     }
     Ok(())
