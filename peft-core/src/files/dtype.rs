@@ -9,6 +9,7 @@ pub use safetensors::Dtype;
 
 use crate::error::{PeftError, Result};
 use crate::quant::QuantConfig;
+use crate::sharding::ShardedBase;
 
 /// In which numbers the frozen matrices of a base are stored: `dtype` of transformers.
 ///
@@ -97,17 +98,24 @@ pub struct Placement {
     pub dtype: BaseDtype,
     /// In how few bits the linear layers are kept, if they are not stored so already.
     pub quantize: Option<QuantConfig>,
+    /// Who keeps the matrices together with this process, if it does not keep them whole.
+    pub shards: Option<ShardedBase>,
 }
 
 impl Placement {
     /// On a device, in single precision.
     pub fn on(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None }
+        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None, shards: None }
     }
 
     /// With linear layers in fewer bits.
     pub fn with_quantization(self, quantize: impl Into<Option<QuantConfig>>) -> Self {
         Self { quantize: quantize.into(), ..self }
+    }
+
+    /// With matrices in pieces. Every process loads the same model into the base that it keeps together with the others.
+    pub fn with_shards(self, shards: impl Into<Option<ShardedBase>>) -> Self {
+        Self { shards: shards.into(), ..self }
     }
 
     /// With matrices in other numbers.

@@ -33,14 +33,14 @@ fn origin(folder: &Path, report: &LoadReport) -> Origin {
 }
 
 /// The weights of a folder, to be kept in these numbers.
-fn open(folder: &Path, Placement { dtype, quantize, .. }: &Placement) -> Result<Checkpoint> {
+fn open(folder: &Path, Placement { dtype, quantize, shards, .. }: &Placement) -> Result<Checkpoint> {
     let (checkpoint, dtype) = (Checkpoint::open(folder)?, *dtype);
     if dtype.rounds(checkpoint.float_type()) {
         tracing::warn!(
             "weights are rounded to {dtype}: this is another base than the file's; `auto` keeps its numbers"
         );
     }
-    checkpoint.with_dtype(dtype).with_quantization(quantize.clone())
+    checkpoint.with_dtype(dtype).with_shards(shards.clone()).with_quantization(quantize.clone())
 }
 
 /// Fills a model; what it says of itself keeps its heads from being quantised.

@@ -67,6 +67,9 @@ pub struct RunConfig {
     /// In how few bits the linear layers of the base are kept, if its files do not have them so already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantConfig>,
+    /// Whether each of several processes keeps a part of the base, in place of all of it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shard_base: bool,
 }
 
 impl Default for RunConfig {
@@ -82,6 +85,7 @@ impl Default for RunConfig {
             device: None,
             dtype: BaseDtype::default(),
             quantization: None,
+            shard_base: false,
         }
     }
 }

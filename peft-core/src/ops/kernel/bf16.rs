@@ -14,6 +14,7 @@ use super::matrix::{Number, STEPS, visible};
 use super::product::{DEPTH, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
 use super::{Block, Kernel, Matrix, Onto, Start, contiguous, first, product, simd};
+use crate::sharding;
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -32,13 +33,14 @@ pub(crate) fn is_available() -> bool {
 
 /// The product of activations, or of a gradient, with a weight, and perhaps a product in single precision beside it.
 ///
-/// In bf16 only if asked for. Few rows take as long as reading the weight does, and stay in single precision.
+/// A weight in pieces is whole for this product. In bf16 only if asked for. Few rows take as long as reading the weight does, and stay in single precision.
 pub(crate) fn with_weight(
     bf16: bool,
     [left, weight]: [FlexTensor; 2],
     beside: Option<[FlexTensor; 2]>,
     onto: Onto,
 ) -> FlexTensor {
+    let weight = sharding::whole(weight);
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
     if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
         return match beside {
