@@ -50,12 +50,8 @@ impl ShardedBase {
     /// Those of `share`.
     pub fn new(share: impl FnOnce(Arc<Kept>) -> Result<Box<dyn Peers>>) -> Result<Self> {
         let kept = Arc::new(Kept::default());
-        let library = Library {
-            peers: share(kept.clone())?,
-            kept,
-            matrices: RwLock::default(),
-            received: AtomicU64::default(),
-        };
+        let library =
+            Library { peers: share(kept.clone())?, kept, matrices: RwLock::default(), received: AtomicU64::default() };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let inner = Arc::new(Inner {
             number,

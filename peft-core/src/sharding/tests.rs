@@ -159,7 +159,9 @@ fn what_is_read_ahead_is_the_right_matrix() {
     let bases = bases(2);
     let matrices: Vec<Tensor<2>> = (1..6).map(|it| pieces(&bases, [it + 2, 7], DType::F32).remove(0)).collect();
     let wanted: Vec<_> = (1..6).map(|it| numbers((it + 2) * 7)).collect();
-    for order in [[0, 1, 2, 3, 4, 3, 2, 1], [0, 1, 2, 3, 4, 3, 2, 1], [4, 4, 1, 0, 2, 2, 2, 3], [0, 1, 2, 3, 4, 3, 2, 1]] {
+    for order in
+        [[0, 1, 2, 3, 4, 3, 2, 1], [0, 1, 2, 3, 4, 3, 2, 1], [4, 4, 1, 0, 2, 2, 2, 3], [0, 1, 2, 3, 4, 3, 2, 1]]
+    {
         for at in order {
             let found: Vec<f32> = ops::to_f32(matrices[at].clone()).into_data().iter::<f32>().collect();
             assert_eq!(found, wanted[at]);

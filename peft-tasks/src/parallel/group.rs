@@ -122,7 +122,8 @@ fn decoded<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// A group of `world_size` threads of this program, one member each.
 fn local(world_size: usize) -> Vec<Local> {
-    let meeting = Arc::new(Meeting { state: Mutex::default(), kept: Mutex::default(), changed: Condvar::new(), world_size });
+    let meeting =
+        Arc::new(Meeting { state: Mutex::default(), kept: Mutex::default(), changed: Condvar::new(), world_size });
     (0..world_size).map(|rank| Local { rank, meeting: meeting.clone() }).collect()
 }
 

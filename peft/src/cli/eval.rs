@@ -7,7 +7,9 @@ use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::task::Evaluation;
 
 use super::bar::short;
-use super::common::{Adapter, ColumnArgs, PlaceArgs, RowArgs, ShardArgs, adapter_sources, most_tasks, reserved_positions};
+use super::common::{
+    Adapter, ColumnArgs, PlaceArgs, RowArgs, ShardArgs, adapter_sources, most_tasks, reserved_positions,
+};
 use super::terminal::say;
 use crate::load::names::model_folder;
 use crate::run::actions;

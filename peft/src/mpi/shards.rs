@@ -90,9 +90,14 @@ fn serve(bases: &Mutex<Vec<Arc<Kept>>>, is_over: &AtomicBool) {
             _ => None,
         };
         let part = part.as_deref().unwrap_or_default();
-        let runs: Vec<&[u8]> = ask.get(2..).unwrap_or_default().as_chunks::<2>().0.iter().map(|[start, end]| {
-            part.get(*start as usize..*end as usize).unwrap_or_default()
-        }).collect();
+        let runs: Vec<&[u8]> = ask
+            .get(2..)
+            .unwrap_or_default()
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|[start, end]| part.get(*start as usize..*end as usize).unwrap_or_default())
+            .collect();
         match runs[..] {
             [run] => other.send_with_tag(run, ANSWER),
             _ => other.send_with_tag(&runs.concat()[..], ANSWER),

@@ -86,7 +86,9 @@ pub fn forward(request: &ForwardRequest, registry: &Registry, place: impl Into<P
 pub fn shards(asked: bool) -> Result<Option<ShardedBase>> {
     let base = if asked { group::sharded_base()? } else { None };
     if asked && base.is_none() {
-        tracing::warn!("`shard_base` changes nothing: one process alone keeps the whole base; start several with mpirun");
+        tracing::warn!(
+            "`shard_base` changes nothing: one process alone keeps the whole base; start several with mpirun"
+        );
     }
     Ok(base)
 }

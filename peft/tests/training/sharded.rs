@@ -3,7 +3,7 @@
 use peft::core::files::checkpoint::{BaseDtype, Placement};
 use peft::core::quant::{FourBit, QuantConfig, QuantFormat};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel, nn};
-use peft::lora::{AdaLoraConfig, LohaConfig, LoraConfig};
+use peft::lora::{AdaLoraConfig, LoHaConfig, LoraConfig};
 use peft::models::auto::{AutoCausalLm, load_causal_lm};
 use peft::tasks::data::sample::Sample;
 use peft::tasks::parallel::group::{run_local, sharded_base};
@@ -142,11 +142,12 @@ fn methods_that_read_the_base() {
         || Box::new(LoraConfig::new(4, 6.0).targets(["embed_tokens", "down_proj"])),
         || {
             let loha = r#"{"r": 2, "target_modules": ["q_proj", "down_proj"]}"#;
-            Box::new(LohaConfig::parse(serde_json::from_str(loha).unwrap()).unwrap())
+            Box::new(LoHaConfig::parse(serde_json::from_str(loha).unwrap()).unwrap())
         },
         || {
             let lora = LoraConfig::new(4, 6.0).all_linear();
-            let schedule = AdaLoraConfig { init_r: 4, target_r: 2, total_step: Some(6), tfinal: 2, ..Default::default() };
+            let schedule =
+                AdaLoraConfig { init_r: 4, target_r: 2, total_step: Some(6), tfinal: 2, ..Default::default() };
             Box::new(AdaLoraConfig { lora, ..schedule })
         },
     ];
