@@ -29,4 +29,6 @@ pub use base::ShardedBase;
 pub use kept::Kept;
 pub use peers::{Peers, Wanted};
 #[cfg(feature = "flex")]
-pub(crate) use tensor::{look_up, whole};
+pub(crate) use tensor::{is_packed, look_up, whole};
+#[cfg(not(feature = "flex"))]
+pub(crate) use without::is_packed;

@@ -110,11 +110,18 @@ fn rows(table: &FlexTensor, rows: &[usize]) -> Option<FlexTensor> {
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait ShardedOps: Backend {
     fn sharded_rows(table: FloatTensor<Self>, rows: Vec<usize>) -> FloatTensor<Self>;
+    /// One number: 1 if the tensor is in codes, whole or in pieces.
+    fn in_codes(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl ShardedOps for Flex {
     fn sharded_rows(table: FlexTensor, rows: Vec<usize>) -> FlexTensor {
         self::rows(&table, &rows).unwrap_or(table)
+    }
+
+    fn in_codes(tensor: FlexTensor) -> FlexTensor {
+        let dtype = sharded(&tensor).map_or(tensor.dtype(), |(base, number)| base.matrix(number).dtype);
+        FlexTensor::from_data(TensorData::from([if quant::is_packed(dtype) { 1.0_f32 } else { 0.0 }]))
     }
 }
 
@@ -123,6 +130,16 @@ impl<C: CheckpointStrategy> ShardedOps for Autodiff<Flex, C> {
     fn sharded_rows(table: FloatTensor<Self>, rows: Vec<usize>) -> FloatTensor<Self> {
         Self::from_inner(Flex::sharded_rows(Self::inner(table), rows))
     }
+
+    fn in_codes(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(Flex::in_codes(Self::inner(tensor)))
+    }
+}
+
+/// Whether a tensor is in codes, whole or in pieces.
+pub(crate) fn is_packed<const D: usize>(tensor: Tensor<D>) -> bool {
+    quant::is_packed(tensor.dtype())
+        && Tensor::<1>::from_dispatch(Dispatch::in_codes(tensor.into_dispatch())).into_data().iter::<f32>().eq([1.0])
 }
 
 /// Rows of a table in pieces, as they are stored.

@@ -11,7 +11,9 @@ use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 use peft::tasks::train::{TrainConfig, Trainer};
 
-use super::runs::{config, samples};
+use tempfile::TempDir;
+
+use super::runs::{config, copy_tree, samples};
 use crate::support::{device, fixtures, numbers};
 
 /// A base, and what is trained on it.
@@ -48,10 +50,21 @@ struct End {
     adapter: Vec<f64>,
 }
 
+/// The model of a case without dropout: threads of one program draw from one generator.
+fn folder(case: &Case) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_tree(&fixtures().join("models").join(case.folder), folder.path());
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(config, text.replace("_pdrop\": 0.1", "_pdrop\": 0.0")).unwrap();
+    folder
+}
+
 fn run(case: &Case, world_size: usize, sharded: bool) -> Vec<(End, u64)> {
+    let folder = folder(case);
     run_local(world_size, |_| {
         let place = place(case, sharded);
-        let (model, _) = load_causal_lm(fixtures().join("models").join(case.folder), &place).unwrap();
+        let (model, _) = load_causal_lm(folder.path(), &place).unwrap();
         let spec = model.spec();
         let mut peft: PeftModel<AutoCausalLm> = PeftModel::with_spec(nn::eval(&model), spec);
         peft.add_adapter_as(DEFAULT_ADAPTER, (case.method)(), 1).unwrap();
