@@ -3,6 +3,7 @@
 //! Gradients are summed, and results gathered, by MPI's own collective operations. Beside them every process says now and
 //! then that it lives, so that the run ends when one of them stands still: MPI itself would wait for ever.
 
+mod messages;
 mod shards;
 
 use std::cell::RefCell;
@@ -13,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::collective::SystemOperation;
-use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
@@ -21,6 +21,7 @@ use peft_core::sharding::{Kept, Peers};
 use peft_core::{PeftError, Result};
 use peft_tasks::parallel::group::ProcessGroup;
 
+use self::messages::{PART, all_gather};
 use self::shards::{MpiPeers, Server};
 
 /// Tag of the messages that say that a process lives. Collective operations do not meet them.
@@ -31,8 +32,6 @@ const DONE: i32 = 18;
 const BEAT: Duration = Duration::from_secs(2);
 /// How long a process may say nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest part of a message: MPI counts elements in 32 bits.
-const PART: usize = 1 << 28;
 
 /// The processes that `mpirun` or `srun` has started.
 #[allow(missing_debug_implementations)] // MPI's own have none
@@ -171,29 +170,4 @@ impl ProcessGroup for Mpi {
         let base = self.server.borrow_mut().add(kept);
         Ok(Box::new(MpiPeers::new(base)))
     }
-}
-
-/// The bytes of every process, by rank.
-fn all_gather(world: &SimpleCommunicator, bytes: &[u8]) -> Vec<Vec<u8>> {
-    let own = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-    let mut sizes = vec![0_i64; world.size() as usize];
-    world.all_gather_into(&own, &mut sizes[..]);
-    let mut all: Vec<Vec<u8>> = sizes.iter().map(|it| Vec::with_capacity(*it as usize)).collect();
-    // In rounds, for the sizes together may be more than MPI counts.
-    let most = PART / sizes.len();
-    let rounds = sizes.iter().map(|it| (*it as usize).div_ceil(most)).max().unwrap_or(0);
-    for round in 0..rounds {
-        let part = |size: usize| size.saturating_sub(round * most).min(most);
-        let counts: Vec<i32> = sizes.iter().map(|it| part(*it as usize) as i32).collect();
-        let places: Vec<i32> = counts.iter().scan(0, |at, it| Some(std::mem::replace(at, *at + it))).collect();
-        let mut received = vec![0_u8; counts.iter().map(|it| *it as usize).sum()];
-        let start = (round * most).min(bytes.len());
-        let sent = &bytes[start..start + part(bytes.len())];
-        let mut parts = PartitionMut::new(&mut received[..], counts.clone(), places.clone());
-        world.all_gather_varcount_into(sent, &mut parts);
-        for ((all, at), count) in all.iter_mut().zip(&places).zip(&counts) {
-            all.extend_from_slice(&received[*at as usize..(at + count) as usize]);
-        }
-    }
-    all
 }

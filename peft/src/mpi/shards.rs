@@ -17,7 +17,7 @@ use mpi::traits::{Communicator, Destination, Source};
 use peft_core::sharding::{Kept, Peers, Wanted};
 use peft_core::{PeftError, Result};
 
-use super::PART;
+use super::messages::{PART, all_gather};
 
 /// Tag of the messages that ask for bytes.
 const ASK: i32 = 19;
@@ -135,7 +135,7 @@ impl Peers for MpiPeers {
     }
 
     fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
-        Ok(super::all_gather(&SimpleCommunicator::world(), &bytes))
+        Ok(all_gather(&SimpleCommunicator::world(), &bytes))
     }
 
     fn read(&self, wanted: Vec<Wanted<'_>>) -> Result<()> {
