@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::iter::once;
 use std::ops::Range;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
@@ -121,17 +123,14 @@ impl ShardedBase {
         let matrices = library.matrices.read().unwrap_or_else(PoisonError::into_inner).clone();
         let lines: Vec<String> = matrices[*agreed..].iter().map(Matrix::to_string).collect();
         let all = library.peers.all_gather(lines.join("\n").into_bytes())?;
-        for (rank, other) in all.iter().enumerate().skip(1).filter(|(_, it)| **it != all[0]) {
+        if let Some((rank, other)) = all.iter().enumerate().skip(1).find(|(_, it)| **it != all[0]) {
             let [first, other] = [&all[0], other].map(|it| String::from_utf8_lossy(it).into_owned());
-            let (mut first, mut other) = (first.lines(), other.lines());
-            let (first, other) = loop {
-                match (first.next(), other.next()) {
-                    (first, other) if first != other => break (first.unwrap_or("nothing"), other.unwrap_or("nothing")),
-                    _ => {}
-                }
-            };
+            let same = first.lines().zip(other.lines()).take_while(|(first, other)| first == other).count();
+            let line = |all: &str| all.lines().nth(same).unwrap_or("nothing").to_owned();
             return Err(PeftError::Invalid(format!(
-                "rank {rank} does not load the base that rank 0 loads: it has {other}, and rank 0 {first}"
+                "rank {rank} does not load the base that rank 0 loads: it has {}, and rank 0 {}",
+                line(&other),
+                line(&first)
             )));
         }
         *agreed = matrices.len();
@@ -187,8 +186,11 @@ impl Library {
             let (into, after) = rest.split_at_mut(size);
             rest = after;
             match other == rank {
-                true => self.kept.read(number, &[0..size], into)?,
-                false if size > 0 => wanted.push(Wanted { rank: other, matrix: number, ranges: vec![0..size], into }),
+                true => self.kept.read(number, from_ref(&(0..size)), into)?,
+                false if size > 0 => {
+                    let ranges = once(0..size).collect();
+                    wanted.push(Wanted { rank: other, matrix: number, ranges, into });
+                }
                 false => {}
             }
         }
