@@ -25,6 +25,7 @@ pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod quant;
+pub mod sharding;
 pub mod spec;
 
 pub use adapter::prompt::{GatedPrompt, KeyValue, Prompt};

@@ -11,6 +11,7 @@ use peft::core::files::checkpoint::{BaseDtype, FloatType, Placement, model_tenso
 use peft::core::forward::gradient_checkpointing;
 use peft::core::nn::Dropout;
 use peft::core::ops;
+use peft::core::quant::{FourBit, QuantConfig, QuantFormat};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, PeftConfig, PeftModel};
 use peft::device::device;
 use peft::ia3::Ia3Config;
@@ -21,6 +22,7 @@ use peft::models::common::config::RawConfig;
 use peft::models::common::mask;
 use peft::models::text::decoder::gpt2::{Gpt2Config, Gpt2LmHeadModel};
 use peft::tasks::data::Sample;
+use peft::tasks::parallel::group::{run_local, sharded_base};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
 
@@ -328,4 +330,62 @@ fn a_base_in_groups_stays_packed() {
     step();
     let kept = HELD.get() - before;
     assert!(kept < 20_000, "a step leaves {kept} bytes behind");
+}
+
+/// Of a base in pieces a process holds its part. A product makes one matrix whole, and neither the step nor what it keeps for
+/// its backward pass holds any.
+#[test]
+fn a_base_in_pieces_takes_its_share() {
+    alone!();
+    let folder = tempfile::tempdir().unwrap();
+    let json = r#"{"model_type": "llama", "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4,
+        "num_hidden_layers": 6, "tie_word_embeddings": true, "vocab_size": 1003}"#;
+    std::fs::write(folder.path().join("config.json"), json).unwrap();
+    let model = AutoCausalLm::from_config(&RawConfig::read(folder.path()).unwrap(), &device("flex").unwrap()).unwrap();
+    let size = (model.num_params() * size_of::<f32>()) as f64;
+    let largest = (1003 * 96 * size_of::<f32>()) as f64 / size;
+    write_tensors(folder.path().join("model.safetensors"), model_tensors(&model), FloatType::F32).unwrap();
+    let task = || LanguageModelling::padded(vec![Sample::language(vec![5, 17, 3])], 0).unwrap();
+    // Shares of a whole base in single precision: held after loading, at most while it was loaded, kept for the backward pass,
+    // at most in a step, and left behind by it.
+    let held = |sharded: bool, format: Option<QuantFormat>| {
+        let device = device("flex").unwrap();
+        let place = Placement::on(&device).with_quantization(format.map(QuantConfig::new));
+        let place = place.with_shards(if sharded { sharded_base().unwrap() } else { None });
+        let before = HELD.get();
+        PEAK.set(before);
+        let (model, _) = load_causal_lm(folder.path(), place).unwrap();
+        let base = [HELD.get() - before, PEAK.get() - before];
+        let mut peft = PeftModel::with_spec(model.clone(), model.spec());
+        peft.add_adapter_as(DEFAULT_ADAPTER, LoraConfig::new(2, 4.0).all_linear(), 0).unwrap();
+        let task = task();
+        let before = HELD.get();
+        PEAK.set(before);
+        // The first step: what would be read ahead is not known yet, so this thread asks for all that it holds.
+        let loss = task.loss_sum(peft.model(), &[0], &device).unwrap();
+        let state = HELD.get() - before;
+        drop(loss.backward());
+        let step = [state, PEAK.get() - before, HELD.get() - before];
+        [base[0], base[1], step[0], step[1], step[2]].map(|it| it as f64 / size)
+    };
+    for (format, bits) in [(None, 32.0), (Some(QuantFormat::FourBit(FourBit::Nf4)), 4.5)] {
+        let whole = run_local(2, |_| held(false, format)).remove(0);
+        for world_size in [2, 3] {
+            for [base, loading, state, peak, left] in run_local(world_size, |_| held(true, format)) {
+                // The table stays in single precision.
+                let split = largest + (1.0 - largest) * bits / 32.0;
+                let (saved, wanted) = ((whole[0] - base) / split, 1.0 - 1.0 / world_size as f64);
+                let what =
+                    format!("{format:?} in {world_size}: {base} {loading} {state} {peak} {left}, whole {whole:?}");
+                assert!(
+                    (saved - wanted).abs() < 0.05,
+                    "{saved} of the matrices are left to others, not {wanted}; {what}"
+                );
+                assert!(format.is_some() || loading - base < whole[1] - whole[0] + 0.02, "{what}");
+                assert!(state < whole[2] + 0.02, "{what}");
+                assert!(peak < whole[3] + largest + 0.05, "{what}");
+                assert!(left < whole[4] + 0.02, "{what}");
+            }
+        }
+    }
 }

@@ -51,7 +51,7 @@ fn bits(data: &TensorData) -> Vec<u32> {
 }
 
 #[track_caller]
-fn assert_same(what: &str, kept: &[Stored], wanted: &[Stored]) {
+pub(crate) fn assert_same(what: &str, kept: &[Stored], wanted: &[Stored]) {
     let keys = |stored: &[Stored]| stored.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
     assert_eq!(keys(kept), keys(wanted), "{what}");
     for (kept, wanted) in kept.iter().zip(wanted) {
@@ -112,7 +112,7 @@ fn every_recorded_case_computes_the_same_bits_last_third() {
     recorded_cases(2, 3);
 }
 
-fn load(folder: &Path, place: &Placement) -> PeftModel<AutoCausalLm> {
+pub(crate) fn load(folder: &Path, place: &Placement) -> PeftModel<AutoCausalLm> {
     let (model, _) = auto::load_causal_lm(folder, place).unwrap();
     PeftModel::new(model)
 }
@@ -130,7 +130,7 @@ fn step<M: CausalLm>(peft: &PeftModel<M>) -> Vec<Stored> {
 }
 
 /// What an adapter makes of a base: its start, a step with dropout, and the logits live, disabled, and merged.
-fn outcome(mut peft: PeftModel<AutoCausalLm>, tuner: Box<dyn PeftConfig>) -> Vec<Stored> {
+pub(crate) fn outcome(mut peft: PeftModel<AutoCausalLm>, tuner: Box<dyn PeftConfig>) -> Vec<Stored> {
     peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 3).unwrap();
     let mut found = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
     laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();

@@ -12,6 +12,7 @@ mod diffusion;
 mod files;
 mod generation;
 mod half_precision;
+mod in_pieces;
 mod laws;
 mod layers;
 mod library;

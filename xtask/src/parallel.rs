@@ -49,9 +49,11 @@ fn all(peft: &Peft, place: &Path) -> Result<(), String> {
     base::prepare(peft, place)?;
     equal(peft, place)?;
     goes_on(peft, place)?;
+    sharded(peft, place)?;
     refused(peft, place)?;
-    falls(peft, place, "KILL", "signal 9")?;
-    falls(peft, place, "STOP", "was not heard of")
+    falls(peft, place, "KILL", "signal 9", "")?;
+    falls(peft, place, "STOP", "was not heard of", "")?;
+    falls(peft, place, "STOP", "was not heard of", " --shard-base")
 }
 
 /// The run of these tests, `rows` a step for each process.
@@ -120,6 +122,37 @@ fn equal(peft: &Peft, place: &Path) -> Result<(), String> {
     }
 }
 
+/// A base in pieces gives, digit by digit, what the same processes compute with a whole one.
+fn sharded(peft: &Peft, place: &Path) -> Result<(), String> {
+    let settings = ["", " --quantize nf4 --gradient-checkpointing", " --dtype bfloat16 --dora"];
+    for (at, more) in settings.into_iter().enumerate() {
+        for processes in [2, 3] {
+            let [whole, pieces] = ["whole", "pieces"].map(|it| format!("{it}-{at}-{processes}"));
+            let run = |output: &str| train(6 / processes, 20, output) + more;
+            succeeds(in_processes(peft, place, processes, &run(&whole))?)?;
+            succeeds(in_processes(peft, place, processes, &(run(&pieces) + " --shard-base"))?)?;
+            let [whole, pieces] = [losses(&place.join(whole))?, losses(&place.join(pieces))?];
+            if whole.is_empty() || whole != pieces {
+                return Err(format!("{processes} processes{more}: losses are {pieces:?}, of a whole base {whole:?}"));
+            }
+        }
+    }
+    let eval = "eval --model tiny-gpt --adapter whole-0-2 --data text.jsonl --batch-size 2";
+    let alone = peft.expect(place, eval)?;
+    for processes in [2, 3] {
+        let pieces = succeeds(in_processes(peft, place, processes, &format!("{eval} --shard-base"))?)?;
+        if alone.stdout != pieces.stdout {
+            return Err(format!("eval prints {}, with a base in {processes} pieces {}", alone.stdout, pieces.stdout));
+        }
+    }
+    let noted = peft.expect(place, &format!("{eval} --shard-base"))?;
+    if !noted.stderr.contains("one process alone keeps the whole base") {
+        return Err(format!("a base in one piece is worth a note:\n{}", noted.shown()));
+    }
+    println!("a base in pieces gives the losses of a whole one, in 2 and in 3 processes");
+    Ok(())
+}
+
 /// A run that goes on in another number of processes, with the same rows a step.
 fn goes_on(peft: &Peft, place: &Path) -> Result<(), String> {
     succeeds(in_processes(peft, place, 2, &train(3, 20, "moved"))?)?;
@@ -146,9 +179,9 @@ fn refused(peft: &Peft, place: &Path) -> Result<(), String> {
 }
 
 /// A process that gets a signal in the middle ends the run, which goes on from its last checkpoint.
-fn falls(peft: &Peft, place: &Path, signal: &str, said: &str) -> Result<(), String> {
-    let output = format!("fallen-{signal}");
-    let mut command = mpirun(peft, place, 2, &train(3, LONG, &output));
+fn falls(peft: &Peft, place: &Path, signal: &str, said: &str, more: &str) -> Result<(), String> {
+    let output = format!("fallen-{signal}{}", more.replace(' ', ""));
+    let mut command = mpirun(peft, place, 2, &(train(3, LONG, &output) + more));
     let errors = place.join(format!("{output}.txt"));
     let file = fs::File::create(&errors).map_err(|error| format!("cannot create {}: {error}", errors.display()))?;
     let mut run = command.stdout(Stdio::null()).stderr(file).spawn().map_err(|error| format!("no mpirun: {error}"))?;
@@ -166,7 +199,7 @@ fn falls(peft: &Peft, place: &Path, signal: &str, said: &str) -> Result<(), Stri
         checkpoints.flatten().filter_map(|it| it.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()).max();
     let last: usize = last.ok_or("the run left no checkpoint")?;
     peft.expect(place, &(train(6, last + 2, &output) + " --resume"))?;
-    println!("SIG{signal} to one of two ends both in {seconds:.1} s; the run goes on from step {last}");
+    println!("SIG{signal} to one of two{more} ends both in {seconds:.1} s; the run goes on from step {last}");
     Ok(())
 }
 

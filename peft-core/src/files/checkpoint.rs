@@ -1,5 +1,6 @@
 //! The weights of Hugging Face folders: whole checkpoints, sharded or not, and models filled from them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use crate::files::safetensors::{
     Stored, TensorFile, check_finite, serialize, write_atomically, write_tensors, write_together,
 };
 use crate::quant::{GroupedConfig, Packed, QuantConfig, QuantFormat, Quantized, Rounding, packed_tensor};
+use crate::sharding::ShardedBase;
 use crate::spec::{
     MapParams, ModelSpec, ParamSpec, PathStack, VisitParams, contains_module, is_suffix, map_params, visit_params,
 };
@@ -39,6 +41,7 @@ pub struct Checkpoint {
     quantize: Option<QuantConfig>,
     /// From which size on activations are not rounded to int8, where they are.
     threshold: Option<f32>,
+    shards: Option<ShardedBase>,
     /// How words of codes are filled, if there are such.
     groups: Option<GroupedConfig>,
 }
@@ -121,6 +124,7 @@ impl Checkpoint {
             dtype: BaseDtype::default(),
             quantize: None,
             threshold: None,
+            shards: None,
         })
     }
 
@@ -171,6 +175,12 @@ impl Checkpoint {
     /// From which size on numbers that enter a layer of this format are not rounded, where they are.
     pub(super) fn threshold_of(&self, format: QuantFormat) -> Option<f32> {
         self.threshold.filter(|_| format == QuantFormat::Int8)
+    }
+
+    /// The checkpoint of whose matrices this process keeps a part, when it is loaded. See [`crate::sharding`].
+    pub fn with_shards(mut self, shards: Option<ShardedBase>) -> Self {
+        self.shards = shards;
+        self
     }
 
     /// How words of codes are filled, in a checkpoint of GPTQ or AWQ.
@@ -305,9 +315,13 @@ impl Checkpoint {
             found: &found,
             spec: spec.iter().map(|it| (it.path(), &**it)).collect(),
             described,
+            pieces: RefCell::default(),
             error: None,
         };
         let model = map_params(model, &mut fill);
+        if fill.error.is_none() {
+            fill.error = self.shards.as_ref().and_then(|it| it.agree().err());
+        }
         match fill.error {
             Some(error) => Err(error),
             None => Ok((model, LoadReport { missing: absent, unexpected: spare, misshapen: Vec::new() })),
@@ -343,6 +357,8 @@ struct Fill<'a> {
     found: &'a HashMap<String, String>,
     spec: HashMap<String, &'a ParamSpec>,
     described: &'a ModelSpec,
+    /// Matrices in pieces, by their keys: several parameters may be one.
+    pieces: RefCell<HashMap<String, usize>>,
     error: Option<PeftError>,
 }
 
@@ -375,7 +391,32 @@ fn supported(data: TensorData, device: &Device) -> Result<TensorData> {
 }
 
 impl Fill<'_> {
-    /// The matrix in codes, if it is stored so or is to become so.
+    /// The matrix as no plain tensor, if it is in codes or in pieces or is to become so.
+    fn carried(&self, key: &str, file: &TensorFile, spec: &ParamSpec, device: &Device) -> Result<Option<Tensor<2>>> {
+        match self.packed(key, file, spec, device)? {
+            Some(packed) => Ok(Some(packed)),
+            None => self.in_pieces(key, file, spec, device),
+        }
+    }
+
+    /// The matrix in pieces, of which only the rows of this process are read.
+    fn in_pieces(&self, key: &str, file: &TensorFile, spec: &ParamSpec, device: &Device) -> Result<Option<Tensor<2>>> {
+        let Some(shards) = self.checkpoint.shards.as_ref().filter(|_| may_be_half(spec)) else { return Ok(None) };
+        let Ok(shape) = <[usize; 2]>::try_from(spec.shape.as_slice()) else { return Ok(None) };
+        let Some(rows) = shards.rows(shape[0]) else { return Ok(None) };
+        let known = self.pieces.borrow().get(key).copied();
+        let matrix = match known {
+            Some(matrix) => matrix,
+            None => {
+                let (part, _, dtype) = file.rows(key, rows, self.checkpoint.dtype)?.into_parts();
+                shards.add(key, shape, dtype, part)
+            }
+        };
+        self.pieces.borrow_mut().insert(key.to_owned(), matrix);
+        shards.tensor(matrix, device).map(Some)
+    }
+
+    /// The matrix in codes, if it is stored so or is to become so; perhaps in pieces.
     fn packed(&self, key: &str, file: &TensorFile, spec: &ParamSpec, device: &Device) -> Result<Option<Tensor<2>>> {
         let is_turned = spec.owner == "Gpt2Linear";
         let as_seen = |matrix: Tensor<2>| if is_turned { matrix.transpose() } else { matrix };
@@ -385,7 +426,7 @@ impl Fill<'_> {
                     format!("`{key}` is quantised, but `{}` is no layer that computes with codes", spec.module);
                 return Err(PeftError::bad_file(file.path(), reason));
             }
-            let matrix = self.checkpoint.with_quantised(key, |it| packed_tensor(&it, device))?;
+            let matrix = self.checkpoint.with_quantised(key, |it| self.kept(key, &it, device))?;
             return Ok(Some(as_seen(matrix)));
         }
         let Some(config) = self.checkpoint.quantize.as_ref().filter(|_| may_be_packed(spec)) else { return Ok(None) };
@@ -407,7 +448,16 @@ impl Fill<'_> {
         let quantized = Quantized::new(&numbers, shape, config.format, config.double_quant, Rounding::Single);
         let quantized = quantized.map_err(|error| error.in_file(file.path()))?;
         let threshold = self.checkpoint.threshold_of(config.format);
-        packed_tensor(&Packed { threshold, ..quantized.view() }, device).map(|it| Some(as_seen(it)))
+        let matrix = Packed { threshold, ..quantized.view() };
+        self.kept(key, &matrix, device).map(|it| Some(as_seen(it)))
+    }
+
+    /// A packed matrix, whole or in pieces.
+    fn kept(&self, key: &str, matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> {
+        match &self.checkpoint.shards {
+            Some(shards) => shards.packed(key, matrix, device),
+            None => packed_tensor(matrix, device),
+        }
     }
 }
 
@@ -419,11 +469,11 @@ impl MapParams for Fill<'_> {
         };
         let (Some(file), Some(spec)) = (self.checkpoint.file(key), self.spec.get(&path)) else { return param };
         let device = param.lazy_device();
-        if let Some(packed) = self.packed(key, file, spec, &device).transpose() {
-            return match packed {
+        if let Some(carried) = self.carried(key, file, spec, &device).transpose() {
+            return match carried {
                 Ok(matrix) => {
                     let id = param.id;
-                    // A packed matrix has two axes, and so has the parameter.
+                    // Such a matrix has two axes, and so has the parameter.
                     param.transform_for_load(Tensor::from_dispatch(matrix.into_dispatch()), id)
                 }
                 Err(error) => {

@@ -9,6 +9,7 @@ pub use safetensors::Dtype;
 
 use crate::error::{PeftError, Result};
 use crate::quant::QuantConfig;
+use crate::sharding::ShardedBase;
 
 /// In which numbers the frozen matrices of a base are stored: `dtype` of transformers.
 ///
@@ -99,12 +100,15 @@ pub struct Placement {
     pub quantize: Option<QuantConfig>,
     /// If what enters a layer in int8 is rounded to int8, too: from which size on numbers are not.
     pub llm_int8_threshold: Option<f32>,
+    /// Who keeps the matrices together with this process, if it does not keep them whole.
+    pub shards: Option<ShardedBase>,
 }
 
 impl Placement {
     /// On a device, in single precision.
     pub fn on(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: BaseDtype::default(), quantize: None, llm_int8_threshold: None }
+        let (device, dtype) = (device.clone(), BaseDtype::default());
+        Self { device, dtype, quantize: None, llm_int8_threshold: None, shards: None }
     }
 
     /// With linear layers in fewer bits.
@@ -116,6 +120,11 @@ impl Placement {
     /// authors take 6.
     pub fn with_llm_int8_threshold(self, threshold: impl Into<Option<f32>>) -> Self {
         Self { llm_int8_threshold: threshold.into(), ..self }
+    }
+
+    /// With matrices in pieces. Every process loads the same model into the base that it keeps together with the others.
+    pub fn with_shards(self, shards: impl Into<Option<ShardedBase>>) -> Self {
+        Self { shards: shards.into(), ..self }
     }
 
     /// With matrices in other numbers.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,10 +120,13 @@ impl TensorFile {
 
     /// A tensor as floats, cast once.
     pub fn floats(&self, key: &str) -> Result<TensorData> {
-        let (info, bytes) = self.tensor(key)?;
-        let values = self.cast(key, info, bytes)?;
-        self.forget(info);
-        Ok(TensorData::new(values, info.shape.clone()))
+        self.floats_of(self.part(key, None)?)
+    }
+
+    fn floats_of(&self, part: Part<'_>) -> Result<TensorData> {
+        let values = self.cast(&part)?;
+        self.forget(&part);
+        Ok(TensorData::new(values, part.shape))
     }
 
     /// A tensor in the numbers that a base is stored in. Where the file has those, they are the file's own memory.
@@ -130,17 +134,28 @@ impl TensorFile {
     /// # Errors
     /// Also if a number is too large for half precision.
     pub fn numbers(&self, key: &str, dtype: BaseDtype) -> Result<TensorData> {
-        let (info, bytes) = self.tensor(key)?;
-        let wanted = dtype.of(info.dtype);
+        self.numbers_of(self.part(key, None)?, dtype)
+    }
+
+    /// The same for some rows of a matrix. Others are not read.
+    ///
+    /// # Errors
+    /// As [`numbers`](Self::numbers), or if it has no such rows.
+    pub fn rows(&self, key: &str, rows: Range<usize>, dtype: BaseDtype) -> Result<TensorData> {
+        self.numbers_of(self.part(key, Some(rows))?, dtype)
+    }
+
+    fn numbers_of(&self, part: Part<'_>, dtype: BaseDtype) -> Result<TensorData> {
+        let Part { key, stored, ref shape, bytes, start } = part;
+        let wanted = dtype.of(stored);
         let is_whole = bytes.as_ptr().align_offset(wanted.size()) == 0 && cfg!(target_endian = "little");
-        if dtype != BaseDtype::Float32 && is_dtype(info.dtype, wanted) && is_whole {
-            let start = self.data_start + info.data_offsets.0;
+        if dtype != BaseDtype::Float32 && is_dtype(stored, wanted) && is_whole {
             mapped::look_after(&self.map);
             let shared = bytes::Bytes::from_owner(Shared(self.map.clone())).slice(start..start + bytes.len());
             let bytes = burn::tensor::Bytes::from_shared(shared, AllocationProperty::File);
-            return Ok(TensorData::from_bytes(bytes, info.shape.clone(), wanted));
+            return Ok(TensorData::from_bytes(bytes, shape.clone(), wanted));
         }
-        let floats = self.floats(key)?;
+        let floats = self.floats_of(part)?;
         if wanted == DType::F16 {
             let largest = f16::MAX.to_f32();
             let beyond = |it: &f32| it.is_finite() && it.abs() > largest;
@@ -154,18 +169,17 @@ impl TensorFile {
 
     /// Gives back the memory that a tensor of the file takes once it is read, so that a checkpoint of several shards is
     /// never in memory beside the model that it fills. Reading it again takes it from the file again.
-    fn forget(&self, info: &TensorInfo) {
+    fn forget(&self, part: &Part<'_>) {
         #[cfg(unix)]
         {
-            let (start, end) = info.data_offsets;
-            let range = (self.data_start + start, end - start);
+            let range = (part.start, part.bytes.len());
             // SAFETY: the map is of a file and read only, so pages that are given back have nothing to lose. It is advice:
             // where it is not taken, pages stay until somebody else needs the memory.
             #[allow(unsafe_code)]
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.0, range.1) };
         }
         #[cfg(not(unix))]
-        let _ = info;
+        let _ = part;
     }
 
     /// A tensor as integers.
@@ -195,8 +209,24 @@ impl TensorFile {
         Ok((info, &self.map[self.data_start + start..self.data_start + end]))
     }
 
-    fn cast(&self, key: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
-        Ok(match info.dtype {
+    fn part<'a>(&'a self, key: &'a str, rows: Option<Range<usize>>) -> Result<Part<'a>> {
+        let (info, mut bytes) = self.tensor(key)?;
+        let mut shape = info.shape.clone();
+        let mut start = self.data_start + info.data_offsets.0;
+        if let Some(rows) = rows {
+            let found = shape.first_mut().filter(|it| rows.start <= rows.end && rows.end <= **it);
+            let all = found.ok_or_else(|| PeftError::bad_file(&self.path, format!("`{key}` has no rows {rows:?}")))?;
+            let row = bytes.len() / (*all).max(1);
+            *all = rows.len();
+            start += rows.start * row;
+            bytes = &bytes[rows.start * row..rows.end * row];
+        }
+        Ok(Part { key, stored: info.dtype, shape, bytes, start })
+    }
+
+    fn cast(&self, part: &Part<'_>) -> Result<Vec<f32>> {
+        let Part { key, stored, bytes, .. } = *part;
+        Ok(match stored {
             Dtype::F32 => each(bytes, f32::from_le_bytes),
             Dtype::F16 => each(bytes, |it| f16::from_le_bytes(it).to_f32()),
             Dtype::BF16 => each(bytes, |it| bf16::from_le_bytes(it).to_f32()),
@@ -210,6 +240,16 @@ impl TensorFile {
     fn wrong_dtype(&self, key: &str, found: Dtype, wanted: &str) -> PeftError {
         PeftError::bad_file(&self.path, format!("`{key}` is stored as {found:?}; {wanted} can be read"))
     }
+}
+
+/// A tensor of a file, or some of its rows.
+struct Part<'a> {
+    key: &'a str,
+    stored: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+    /// Where the bytes begin in the file.
+    start: usize,
 }
 
 /// A map that tensors keep alive.

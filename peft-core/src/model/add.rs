@@ -12,7 +12,7 @@ use crate::error::{PeftError, Result};
 use crate::files::safetensors::Stored;
 use crate::model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel};
 use crate::plan::plan::Plan;
-use crate::quant::is_packed;
+use crate::sharding::is_packed;
 use crate::spec::{ModelSpec, ParamSpec, PathStack, VisitParams, visit_params};
 
 /// A base that takes in an adapter, and what the adapter will do to it.
@@ -153,7 +153,7 @@ fn check_precision<M: Module>(planned: &Planned<M>) -> Result<()> {
     impl VisitParams for FindPacked<'_> {
         fn float<const D: usize>(&mut self, at: &PathStack, param: &Param<Tensor<D>>) {
             // One that is not there yet comes from no file.
-            if self.found.is_none() && !at.in_adapters() && param.is_initialized() && is_packed(param.base().dtype()) {
+            if self.found.is_none() && !at.in_adapters() && param.is_initialized() && is_packed(param.base()) {
                 self.found = Some(at.path()).filter(|it| self.among.contains(it.as_str()));
             }
         }

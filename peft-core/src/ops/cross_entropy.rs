@@ -55,6 +55,7 @@ mod fused {
     use crate::ops::kernel::bf16::with_weight;
     use crate::ops::kernel::{self, Kernel, Onto, contiguous, math, numbers, transposed};
     use crate::ops::labels::IGNORE_INDEX;
+    use crate::sharding;
 
     /// Logits that exist at a time: 64 MB. Fewer, and the products spend their time on packing the weight.
     /// Few in tests, which should see more than one chunk.
@@ -119,6 +120,8 @@ mod fused {
         Settings { smoothing, bf16 }: Settings,
         [to_hidden, to_weight]: [bool; 2],
     ) -> (FlexTensor, f32, Option<FlexTensor>, Option<FlexTensor>) {
+        // Once for all chunks.
+        let weight = &sharding::whole(weight.clone());
         let [rows, d_model] = hidden.shape().dims::<2>();
         let classes = weight.shape()[0];
         let known = |label: &&i64| **label != IGNORE_INDEX && (**label < 0 || **label >= classes as i64);

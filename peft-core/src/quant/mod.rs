@@ -25,9 +25,9 @@ pub(crate) use int8::steps_per;
 pub use packed::{Packed, QuantFormat, Quantized, Rounding};
 pub use scales::Scales;
 #[cfg(feature = "flex")]
-pub(crate) use tensor::{is_packed, view, widen};
+pub(crate) use tensor::{carried, cpu, is_packed, packed_words, view, widen};
 #[cfg(feature = "flex")]
-pub use tensor::{packed_tensor, quantized, widened};
+pub use tensor::{packed_tensor, quantized};
 
 /// Without that backend nothing is packed.
 #[cfg(not(feature = "flex"))]

@@ -3,7 +3,7 @@
 //! Such a tensor has the shape of its matrix, and bytes that only this module understands. Its element type is
 //! [`DType::Flex32`], which the CPU backend does not compute with: axes may be exchanged, and whatever looks at numbers
 //! panics. (`DType::QFloat` would be the name for it, but sends every operation to Burn's own quantised tensors.)
-//! [`widened`] gives the numbers.
+//! [`to_f32`](crate::ops::to_f32) gives the numbers. Matrices [in pieces](crate::sharding) travel in the same way.
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::{FlexTensor, Layout};
@@ -91,11 +91,35 @@ impl Places {
 /// # Errors
 /// If the device is not the CPU backend `flex`: no other computes with packed matrices.
 pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> {
+    let plain = cpu(device, || format!("a base in {}", matrix.format.name()))?;
+    let words = packed_words(matrix);
+    let count = words.len() * 8;
+    let data = TensorData::from_bytes(Bytes::from_elems(words), [count], DType::U8);
+    Ok(carried(data, [matrix.lines, matrix.width], &plain))
+}
+
+/// The device without gradients, if it computes with what is no plain tensor.
+///
+/// # Errors
+/// If it is not the CPU backend `flex`: `what` cannot be there.
+pub(crate) fn cpu(device: &Device, what: impl FnOnce() -> String) -> Result<Device> {
     let plain = device.clone().without_autodiff();
-    if !matches!(plain.as_dispatch(), DispatchDevice::Flex(_)) {
-        let what = format!("a base in {} on {device:?}", matrix.format.name());
-        return Err(PeftError::unsupported(what, "only the CPU backend `flex` computes with it: take --device flex"));
+    if matches!(plain.as_dispatch(), DispatchDevice::Flex(_)) {
+        return Ok(plain);
     }
+    let what = format!("{} on {device:?}", what());
+    Err(PeftError::unsupported(what, "only the CPU backend `flex` computes with it: take --device flex"))
+}
+
+/// Bytes as a tensor with the shape of the matrix that they stand for.
+pub(crate) fn carried(bytes: TensorData, [lines, width]: [usize; 2], device: &Device) -> Tensor<2> {
+    let carrier = Tensor::<1, Int>::from_data(bytes, (device, DType::U8));
+    let packed = Dispatch::pack(carrier.into_dispatch(), lines, width);
+    Tensor::from_dispatch(packed)
+}
+
+/// A packed matrix as the bytes of its tensor.
+pub(crate) fn packed_words(matrix: &Packed<'_>) -> Vec<u64> {
     let beside = Beside::of(matrix);
     let places = Places::new(matrix.codes.len(), matrix.scales.len(), matrix.width, beside);
     // Words, so that numbers of four bytes are where they may be read.
@@ -141,11 +165,7 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
         put(places.nested, zeros);
         put(places.values, bytemuck::cast_slice(of_column.unwrap_or_default()));
     }
-    let count = words.len() * 8;
-    let data = TensorData::from_bytes(Bytes::from_elems(words), [count], DType::U8);
-    let carrier = Tensor::<1, Int>::from_data(data, (&plain, DType::U8));
-    let packed = Dispatch::pack(carrier.into_dispatch(), matrix.lines, matrix.width);
-    Ok(Tensor::from_dispatch(packed))
+    words
 }
 
 /// A matrix in fewer bits. `double` quantises the scales of blocks, too; rows have one scale each, which stays as it is.
@@ -165,16 +185,11 @@ pub fn quantized(matrix: &Tensor<2>, format: QuantFormat, double: bool, rounding
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait QuantOps: Backend {
     fn pack(carrier: IntTensor<Self>, lines: usize, width: usize) -> FloatTensor<Self>;
-    fn widen(packed: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl QuantOps for Flex {
     fn pack(carrier: FlexTensor, lines: usize, width: usize) -> FlexTensor {
         FlexTensor::from_arc(carrier.data_arc(), Layout::contiguous(Shape::new([lines, width])), DType::Flex32)
-    }
-
-    fn widen(packed: FlexTensor) -> FlexTensor {
-        widen(packed)
     }
 }
 
@@ -196,10 +211,6 @@ pub(crate) fn widen(packed: FlexTensor) -> FlexTensor {
 impl<C: CheckpointStrategy> QuantOps for Autodiff<Flex, C> {
     fn pack(carrier: IntTensor<Self>, lines: usize, width: usize) -> FloatTensor<Self> {
         Self::from_inner(Flex::pack(carrier, lines, width))
-    }
-
-    fn widen(packed: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::from_inner(Flex::widen(Self::inner(packed)))
     }
 }
 
@@ -248,9 +259,4 @@ pub(crate) fn view(tensor: &FlexTensor) -> Packed<'_> {
         },
         block,
     }
-}
-
-/// The numbers of a packed tensor, in single precision.
-pub fn widened<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::widen(tensor.into_dispatch()))
 }

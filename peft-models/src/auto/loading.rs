@@ -42,6 +42,7 @@ fn open(folder: &Path, place: &Placement) -> Result<Checkpoint> {
     }
     checkpoint
         .with_dtype(dtype)
+        .with_shards(place.shards.clone())
         .with_quantization(place.quantize.clone())?
         .with_llm_int8_threshold(place.llm_int8_threshold)
 }

@@ -81,7 +81,7 @@ fn load<C: ModelConfig, M: Module>(
     let config = C::from_raw(&raw).map_err(|error| error.in_file(raw.path()))?;
     let model = new(&config, &place.device)?;
     let checkpoint = Checkpoint::open(folder)?.with_dtype(place.dtype);
-    let checkpoint = checkpoint.with_quantization(place.quantize.clone())?;
+    let checkpoint = checkpoint.with_shards(place.shards.clone()).with_quantization(place.quantize.clone())?;
     let mut checkpoint = checkpoint.with_llm_int8_threshold(place.llm_int8_threshold)?;
     for param in ModelSpec::of(&model).iter() {
         if let Some(key) = renamed(&param.path()) {

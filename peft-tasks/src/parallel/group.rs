@@ -11,6 +11,7 @@ use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use peft_core::sharding::{Kept, Peers, ShardedBase, Wanted};
 use peft_core::{PeftError, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,6 +43,16 @@ pub trait ProcessGroup {
     /// # Errors
     /// If another process is gone.
     fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>>;
+
+    /// Lets the others read what this process keeps of a [base in pieces](peft_core::sharding), as long as the group lives,
+    /// and gives what reads theirs.
+    ///
+    /// # Errors
+    /// If this group cannot do that, or another process is gone.
+    fn share(&self, kept: Arc<Kept>) -> Result<Box<dyn Peers>> {
+        let _ = kept;
+        Err(PeftError::unsupported("a base in pieces", "this kind of process group does not read other processes"))
+    }
 }
 
 thread_local! {
@@ -63,6 +74,16 @@ pub fn within<T>(group: Rc<dyn ProcessGroup>, work: impl FnOnce() -> T) -> T {
 /// The group that this thread works in, if it has more than one process.
 pub fn current() -> Option<Rc<dyn ProcessGroup>> {
     CURRENT.with_borrow(Clone::clone).filter(|it| it.world_size() > 1)
+}
+
+/// A base of which the processes of this group keep a part each, for
+/// [`Placement::with_shards`](peft_core::files::checkpoint::Placement::with_shards). A process that is alone keeps all of it,
+/// as ever.
+///
+/// # Errors
+/// If the group cannot do that.
+pub fn sharded_base() -> Result<Option<ShardedBase>> {
+    current().map(|group| ShardedBase::new(|kept| group.share(kept))).transpose()
 }
 
 /// Whether this process writes files and tells how a run goes: rank 0 does, and whoever is alone.
@@ -101,7 +122,8 @@ fn decoded<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// A group of `world_size` threads of this program, one member each.
 fn local(world_size: usize) -> Vec<Local> {
-    let meeting = Arc::new(Meeting { state: Mutex::new(Table::default()), changed: Condvar::new(), world_size });
+    let meeting =
+        Arc::new(Meeting { state: Mutex::default(), kept: Mutex::default(), changed: Condvar::new(), world_size });
     (0..world_size).map(|rank| Local { rank, meeting: meeting.clone() }).collect()
 }
 
@@ -124,6 +146,8 @@ pub fn run_local<T: Send>(world_size: usize, work: impl Fn(Rc<dyn ProcessGroup>)
 /// Where threads lay down what they have until all are there.
 struct Meeting {
     state: Mutex<Table>,
+    /// What everyone keeps of bases in pieces: one row for each of those.
+    kept: Mutex<Vec<Vec<Option<Arc<Kept>>>>>,
     changed: Condvar,
     world_size: usize,
 }
@@ -142,6 +166,31 @@ struct Table {
 struct Local {
     rank: usize,
     meeting: Arc<Meeting>,
+}
+
+/// Reads what other threads keep: it is in the memory of the same program.
+struct LocalPeers {
+    rank: usize,
+    meeting: Arc<Meeting>,
+    kept: Vec<Arc<Kept>>,
+}
+
+impl Peers for LocalPeers {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.meeting.world_size
+    }
+
+    fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        Ok(self.meeting.exchange(self.rank, bytes)?.to_vec())
+    }
+
+    fn read(&self, wanted: Vec<Wanted<'_>>) -> Result<()> {
+        wanted.into_iter().try_for_each(|it| self.kept[it.rank].read(it.matrix, &it.ranges, it.into))
+    }
 }
 
 impl Drop for Local {
@@ -219,6 +268,23 @@ impl ProcessGroup for Local {
     fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let own = if self.rank == 0 { bytes } else { Vec::new() };
         Ok(self.meeting.exchange(self.rank, own)?[0].clone())
+    }
+
+    fn share(&self, kept: Arc<Kept>) -> Result<Box<dyn Peers>> {
+        let lock = || self.meeting.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = {
+            let mut rows = lock();
+            // All share as many bases, in the same order.
+            let row = rows.iter().position(|it| it[self.rank].is_none()).unwrap_or(rows.len());
+            if row == rows.len() {
+                rows.push(vec![None; self.meeting.world_size]);
+            }
+            rows[row][self.rank] = Some(kept);
+            row
+        };
+        self.meeting.exchange(self.rank, Vec::new())?;
+        let kept = lock()[row].iter().flatten().cloned().collect();
+        Ok(Box::new(LocalPeers { rank: self.rank, meeting: self.meeting.clone(), kept }))
     }
 }
 

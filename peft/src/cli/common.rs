@@ -129,6 +129,15 @@ impl PlaceArgs {
     }
 }
 
+/// Who keeps the base.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ShardArgs {
+    /// Each of several processes keeps a part of every matrix of the base and reads the rest when it is needed: the same
+    /// numbers, and a fraction of the memory. Of the CPU backend.
+    #[arg(long)]
+    pub(super) shard_base: bool,
+}
+
 /// In how few bits a base is kept.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct QuantArgs {

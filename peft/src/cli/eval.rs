@@ -7,7 +7,9 @@ use peft_tasks::data::text_data::TextData;
 use peft_tasks::tasks::task::Evaluation;
 
 use super::bar::short;
-use super::common::{Adapter, ColumnArgs, PlaceArgs, RowArgs, adapter_sources, most_tasks, reserved_positions};
+use super::common::{
+    Adapter, ColumnArgs, PlaceArgs, RowArgs, ShardArgs, adapter_sources, most_tasks, reserved_positions,
+};
 use super::terminal::say;
 use crate::load::names::model_folder;
 use crate::run::actions;
@@ -60,6 +62,8 @@ pub(super) struct Args {
     batch_size: usize,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    shard: ShardArgs,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
@@ -89,7 +93,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<()> {
     let request = EvalRequest { data, adapters, batch_size: args.batch_size, options };
     let base = model_folder(&args.model)?;
     let task = registry.tasks.chosen(args.task.as_deref(), &request.adapters, &base)?.name();
-    print(&actions::evaluate(task, &base, &request, registry, &args.place.placement()?)?)
+    let place = args.place.placement()?.with_shards(actions::shards(args.shard.shard_base)?);
+    print(&actions::evaluate(task, &base, &request, registry, &place)?)
 }
 
 fn print(evaluation: &Evaluation) -> Result<()> {

@@ -10,7 +10,7 @@ use peft_tasks::train::{Optim, Start};
 use serde_json::{Map, Value};
 
 use super::bar::Bar;
-use super::common::{ColumnArgs, PlaceArgs, RowArgs, peak_memory};
+use super::common::{ColumnArgs, PlaceArgs, RowArgs, ShardArgs, peak_memory};
 use super::dreambooth::DreamBoothArgs;
 use super::terminal::{complain, part};
 use crate::run::actions;
@@ -196,6 +196,8 @@ pub(super) struct Args {
     seed: Option<u64>,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    shard: ShardArgs,
 }
 
 impl Args {
@@ -244,6 +246,7 @@ impl Args {
         set(&mut run.dtype, &self.place.dtype);
         run.quantization = self.place.quantization().or(run.quantization.take());
         run.llm_int8_threshold = self.place.llm_int8_threshold.or(run.llm_int8_threshold);
+        run.shard_base |= self.shard.shard_base;
         run.device = self.place.device.clone().or(run.device.take());
 
         let data = &mut run.data;

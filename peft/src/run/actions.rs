@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use peft_core::files::checkpoint::{Placement, Stored};
+use peft_core::sharding::ShardedBase;
 use peft_core::{PeftError, Result};
+use peft_tasks::parallel::group;
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::{RunFolder, Start};
 
@@ -35,7 +37,8 @@ pub fn train(
     let place = Placement::on(&best_device(run.device.as_deref())?)
         .with_dtype(run.dtype)
         .with_quantization(run.quantization.clone())
-        .with_llm_int8_threshold(run.llm_int8_threshold);
+        .with_llm_int8_threshold(run.llm_int8_threshold)
+        .with_shards(shards(run.shard_base)?);
     for (field, name) in [("model", Some(&run.model)), ("init_from", run.init_from.as_ref())] {
         if name.is_some_and(|it| is_same_folder(Path::new(it), &run.output)) {
             let reason = format!("is the folder of `{field}`, which a run never writes to: take another");
@@ -75,6 +78,20 @@ pub fn evaluate(
 pub fn forward(request: &ForwardRequest, registry: &Registry, place: impl Into<Placement>) -> Result<Vec<Stored>> {
     let task = registry.tasks.get(&request.task)?;
     task.pass(request, &context(registry, &request.model, &place.into()))
+}
+
+/// A base that the processes of this run keep together, if it is `asked` for and there are several.
+///
+/// # Errors
+/// If the process group cannot do that.
+pub fn shards(asked: bool) -> Result<Option<ShardedBase>> {
+    let base = if asked { group::sharded_base()? } else { None };
+    if asked && base.is_none() {
+        tracing::warn!(
+            "`shard_base` changes nothing: one process alone keeps the whole base; start several with mpirun"
+        );
+    }
+    Ok(base)
 }
 
 fn context<'a>(registry: &'a Registry, base: &'a Path, place: &'a Placement) -> RunContext<'a> {

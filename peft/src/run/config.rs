@@ -70,6 +70,9 @@ pub struct RunConfig {
     /// From which size on numbers that enter a layer in int8 are not rounded to int8, if they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_int8_threshold: Option<f32>,
+    /// Whether each of several processes keeps a part of the base, in place of all of it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shard_base: bool,
 }
 
 impl Default for RunConfig {
@@ -86,6 +89,7 @@ impl Default for RunConfig {
             dtype: BaseDtype::default(),
             quantization: None,
             llm_int8_threshold: None,
+            shard_base: false,
         }
     }
 }

@@ -8,4 +8,5 @@ mod reference_steps;
 mod resume;
 mod run;
 mod runs;
+mod sharded;
 mod tasks;

@@ -17,6 +17,7 @@ use super::output::aligned;
 use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
 use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, int8, product, simd};
+use crate::sharding;
 
 /// Rows of a tile.
 const ROWS: usize = 8;
@@ -39,13 +40,15 @@ fn has_vectors() -> bool {
 
 /// The product of activations, or of a gradient, with a weight, and perhaps a product in single precision beside it.
 ///
-/// In bf16 only if asked for, or in int8 if the weight asks for it. Few rows take as long as reading the weight does, and stay in single precision.
+/// A weight in pieces is whole for this product. In bf16 only if asked for, or in int8 if the weight asks for it. Few rows take as
+/// long as reading the weight does, and stay in single precision.
 pub(crate) fn with_weight(
     bf16: bool,
     [left, weight]: [FlexTensor; 2],
     beside: Option<[FlexTensor; 2]>,
     onto: Onto,
 ) -> FlexTensor {
+    let weight = sharding::whole(weight);
     if let Some(threshold) = int8::threshold(&weight) {
         let onto = match beside {
             Some(beside) => Onto::Tensor(product([beside], onto)),

@@ -10,10 +10,12 @@ use super::matrix::{Number, Widen};
 use super::output::pieces;
 use super::simd::simd;
 use super::storage::{PIECE, contiguous, tensor, transposed};
-use crate::quant;
+use crate::{quant, sharding};
 
-/// A weight in single precision: itself, or what halves are exactly, for one product at a time. It lies as the weight does.
+/// A weight in single precision: itself, or what halves and codes are exactly, for one product at a time. It lies as the
+/// weight does.
 pub(crate) fn to_f32(weight: FlexTensor) -> FlexTensor {
+    let weight = sharding::whole(weight);
     let widen = match weight.dtype() {
         DType::BF16 => widened::<half::bf16>,
         DType::F16 => widened::<f16>,

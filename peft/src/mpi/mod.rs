@@ -3,6 +3,10 @@
 //! Gradients are summed, and results gathered, by MPI's own collective operations. Beside them every process says now and
 //! then that it lives, so that the run ends when one of them stands still: MPI itself would wait for ever.
 
+mod messages;
+mod shards;
+
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,12 +14,15 @@ use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::collective::SystemOperation;
-use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
+use peft_core::sharding::{Kept, Peers};
 use peft_core::{PeftError, Result};
 use peft_tasks::parallel::group::ProcessGroup;
+
+use self::messages::{PART, all_gather};
+use self::shards::{MpiPeers, Server};
 
 /// Tag of the messages that say that a process lives. Collective operations do not meet them.
 const LIVES: i32 = 17;
@@ -25,8 +32,6 @@ const DONE: i32 = 18;
 const BEAT: Duration = Duration::from_secs(2);
 /// How long a process may say nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest part of a message: MPI counts elements in 32 bits.
-const PART: usize = 1 << 28;
 
 /// The processes that `mpirun` or `srun` has started.
 #[allow(missing_debug_implementations)] // MPI's own have none
@@ -34,6 +39,8 @@ pub struct Mpi {
     world: SimpleCommunicator,
     done: Arc<AtomicBool>,
     watch: Option<JoinHandle<()>>,
+    /// Answers for what this process keeps of a base.
+    server: RefCell<Server>,
     // The last to be dropped: it ends MPI.
     _universe: Universe,
 }
@@ -58,7 +65,7 @@ impl Mpi {
             let done = done.clone();
             thread::spawn(move || watch(&done))
         });
-        Ok(Self { world, done, watch, _universe: universe })
+        Ok(Self { world, done, watch, server: RefCell::default(), _universe: universe })
     }
 
     /// What messages of this process begin with: `rank 1 on node7`.
@@ -75,6 +82,12 @@ impl Mpi {
 
 impl Drop for Mpi {
     fn drop(&mut self) {
+        let server = self.server.get_mut();
+        // Others may still read what this process keeps.
+        if server.is_running() && !thread::panicking() {
+            self.world.barrier();
+        }
+        server.end();
         self.done.store(true, Ordering::Relaxed);
         if let Some(watch) = self.watch.take() {
             let _ = watch.join();
@@ -116,7 +129,12 @@ fn watch(done: &AtomicBool) {
             }
             if !ended[at] && heard[at].elapsed() > PATIENCE {
                 let seconds = PATIENCE.as_secs();
-                eprintln!("error: rank {rank} was not heard of for {seconds} s, so the run ends: look at its machine");
+                #[allow(clippy::print_stderr)] // the last word of a process: nobody is left to hand an error to
+                {
+                    eprintln!(
+                        "error: rank {rank} was not heard of for {seconds} s, so the run ends: look at its machine"
+                    );
+                }
                 world.abort(1);
             }
         }
@@ -142,27 +160,7 @@ impl ProcessGroup for Mpi {
     }
 
     fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
-        let own = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-        let mut sizes = vec![0_i64; self.world_size()];
-        self.world.all_gather_into(&own, &mut sizes[..]);
-        let mut all: Vec<Vec<u8>> = sizes.iter().map(|it| Vec::with_capacity(*it as usize)).collect();
-        // In rounds, for the sizes together may be more than MPI counts.
-        let most = PART / sizes.len();
-        let rounds = sizes.iter().map(|it| (*it as usize).div_ceil(most)).max().unwrap_or(0);
-        for round in 0..rounds {
-            let part = |size: usize| size.saturating_sub(round * most).min(most);
-            let counts: Vec<i32> = sizes.iter().map(|it| part(*it as usize) as i32).collect();
-            let places: Vec<i32> = counts.iter().scan(0, |at, it| Some(std::mem::replace(at, *at + it))).collect();
-            let mut received = vec![0_u8; counts.iter().map(|it| *it as usize).sum()];
-            let start = (round * most).min(bytes.len());
-            let sent = &bytes[start..start + part(bytes.len())];
-            let mut parts = PartitionMut::new(&mut received[..], counts.clone(), places.clone());
-            self.world.all_gather_varcount_into(sent, &mut parts);
-            for ((all, at), count) in all.iter_mut().zip(&places).zip(&counts) {
-                all.extend_from_slice(&received[*at as usize..(at + count) as usize]);
-            }
-        }
-        Ok(all)
+        Ok(all_gather(&self.world, &bytes))
     }
 
     fn broadcast(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
@@ -172,5 +170,9 @@ impl ProcessGroup for Mpi {
         bytes.resize(size as usize, 0);
         bytes.chunks_mut(PART).for_each(|it| first.broadcast_into(it));
         Ok(bytes)
+    }
+    fn share(&self, kept: Arc<Kept>) -> Result<Box<dyn Peers>> {
+        let base = self.server.borrow_mut().add(kept);
+        Ok(Box::new(MpiPeers::new(base)))
     }
 }
