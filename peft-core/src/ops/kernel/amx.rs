@@ -41,20 +41,18 @@ pub(super) fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start
     unreachable!("no tiles here: {} {start:?} {WIDTH}", right.len());
 }
 
+/// What takes the sums of rows: the first one of them, the panel, and the sums.
+pub(super) type Write<'a> = &'a mut dyn FnMut(usize, usize, &[[i32; WIDTH]]);
+
 fn check(rows: usize, left: Rows<'_>) {
     assert!(is_available(), "the processor has tiles");
-    assert!(left.depth % PAIRS == 0 && left.depth <= left.stride, "whole tiles along a run");
+    assert!(left.depth.is_multiple_of(PAIRS) && left.depth <= left.stride, "whole tiles along a run");
     let rows = rows.next_multiple_of(ROWS);
     assert!(left.pairs.len() >= (rows - 1) * left.stride + left.depth, "whole tiles down the rows");
 }
 
-/// The sums of fours in int8, as [`tiles`] has them: `write` gets the first row, how many there are, the panel, and the sums.
-pub(super) fn tiles_of_int8(
-    rows: usize,
-    left: Rows<'_>,
-    right: &[u32],
-    write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]]),
-) {
+/// The sums of fours in int8, as [`tiles`] has them.
+pub(super) fn tiles_of_int8(rows: usize, left: Rows<'_>, right: &[u32], write: Write<'_>) {
     check(rows, left);
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[allow(unsafe_code)]
@@ -71,7 +69,7 @@ mod linux {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    use super::{Block, PAIRS, ROWS, Rows, Start, WIDTH};
+    use super::{Block, PAIRS, ROWS, Rows, Start, WIDTH, Write};
     use crate::ops::kernel::product::write_row;
 
     /// Rows of a tile.
@@ -159,12 +157,7 @@ mod linux {
 
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn tiles_of_int8(
-        height: usize,
-        left: Rows<'_>,
-        right: &[u32],
-        write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]]),
-    ) {
+    pub(super) fn tiles_of_int8(height: usize, left: Rows<'_>, right: &[u32], write: Write<'_>) {
         // SAFETY: as in `tiles`, here and below.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE, options(nostack, readonly)) };
         let mut sums = [[0i32; WIDTH]; ROWS];

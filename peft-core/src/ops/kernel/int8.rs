@@ -14,6 +14,7 @@ use half::f16;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
+use super::amx::Write;
 use super::bf16::{Rows, WIDTH};
 use super::output::aligned;
 use super::product::in_parts;
@@ -274,7 +275,7 @@ fn pack(panel: &mut [u32], matrix: &Packed<'_>, lines: std::ops::Range<usize>) {
 }
 
 /// The sums of fours by vector instructions, as [`amx::tiles_of_int8`] has them.
-fn vectors(rows: usize, left: Rows<'_>, right: &[u32], write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]])) {
+fn vectors(rows: usize, left: Rows<'_>, right: &[u32], write: Write<'_>) {
     assert!(has_vectors(), "the processor has int8 products");
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code)]
@@ -292,19 +293,14 @@ mod x86 {
 
     use pulp::bytemuck;
 
-    use super::{Rows, VECTOR_ROWS, WIDTH};
+    use super::{Rows, VECTOR_ROWS, WIDTH, Write};
 
     const VECTORS: usize = 3;
     /// 128 four times: what makes a number with a sign one without.
     const SHIFT: i32 = 0x8080_8080_u32 as i32;
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(super) fn vectors(
-        height: usize,
-        left: Rows<'_>,
-        right: &[u32],
-        write: &mut dyn FnMut(usize, usize, &[[i32; WIDTH]]),
-    ) {
+    pub(super) fn vectors(height: usize, left: Rows<'_>, right: &[u32], write: Write<'_>) {
         for at in (0..height).step_by(VECTOR_ROWS) {
             for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
                 let right = right.as_chunks::<16>().0.as_chunks::<VECTORS>().0;
@@ -315,7 +311,7 @@ mod x86 {
                 // The instruction wants numbers without a sign on the left: 128 more, and 128 times the right side less.
                 let mut more = [_mm512_setzero_si512(); VECTORS];
                 for (term, right) in right.iter().enumerate() {
-                    let right: [__m512i; VECTORS] = right.map(|it| bytemuck::cast(it));
+                    let right: [__m512i; VECTORS] = right.map(bytemuck::cast);
                     for (more, y) in more.iter_mut().zip(right) {
                         *more = _mm512_dpbusd_epi32(*more, _mm512_set1_epi32(SHIFT), y);
                     }
