@@ -1,31 +1,10 @@
 //! Convolutions over height and width.
 
 use burn::tensor::Tensor;
-use burn::tensor::ops::ConvOptions;
 
+use super::convolution::Convolution;
 #[cfg(feature = "flex")]
 use super::kernel;
-
-/// How the kernels of a convolution move over a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Convolution {
-    /// By so many rows and columns.
-    pub stride: [usize; 2],
-    /// So many zeros above and below, and at either side.
-    pub padding: [usize; 2],
-    /// So many groups of channels, each with kernels of its own.
-    pub groups: usize,
-}
-
-impl Convolution {
-    /// Rows and columns of the output: none where the kernel does not fit in.
-    pub fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
-        std::array::from_fn(|axis| {
-            let room = (input[axis] + 2 * self.padding[axis]).checked_sub(kernel[axis]);
-            room.map_or(0, |it| it / self.stride[axis] + 1)
-        })
-    }
-}
 
 /// The convolution of pictures: torch's `conv2d` without a dilation.
 ///
@@ -42,12 +21,6 @@ pub fn conv2d(input: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, how:
     super::plain::conv2d(input, weight, bias, how)
 }
 
-impl From<Convolution> for ConvOptions<2> {
-    fn from(how: Convolution) -> Self {
-        Self::new(how.stride, how.padding, [1, 1], how.groups)
-    }
-}
-
 #[cfg(feature = "flex")]
 pub(crate) mod fused {
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -60,7 +33,8 @@ pub(crate) mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
 
-    use super::{Convolution, kernel};
+    use super::kernel;
+    use crate::ops::convolution::Convolution;
     use crate::ops::kernel::convolution::{convolution, input_gradient, weight_gradient};
 
     /// An empty picture or kernel is left to Burn, which knows what comes out.

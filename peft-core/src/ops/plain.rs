@@ -8,7 +8,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor, activation};
 
-use super::conv::Convolution;
+use super::convolution::Convolution;
 use super::labels::IGNORE_INDEX;
 
 /// See [`crate::ops::gelu`].

@@ -7,7 +7,7 @@
 //! The instructions are written as assembly, since the compiler does not offer them yet. Tiles are private to a thread; a program
 //! has to ask Linux for them, once.
 
-use super::bf16::{Rows, WIDTH};
+use super::words::{Rows, WIDTH, Write};
 use super::{Block, Start};
 
 /// Rows of the output that are computed at once: two tiles.
@@ -40,9 +40,6 @@ pub(super) fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     unreachable!("no tiles here: {} {start:?} {WIDTH}", right.len());
 }
-
-/// What takes the sums of rows: the first one of them, the panel, and the sums.
-pub(super) type Write<'a> = &'a mut dyn FnMut(usize, usize, &[[i32; WIDTH]]);
 
 fn check(rows: usize, left: Rows<'_>) {
     assert!(is_available(), "the processor has tiles");

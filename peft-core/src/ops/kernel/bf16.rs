@@ -16,15 +16,12 @@ use super::matrix::{Number, STEPS, visible};
 use super::output::aligned;
 use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
+use super::words::{Rows, WIDTH};
 use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, int8, product, simd};
 use crate::sharding;
 
 /// Rows of a tile.
 const ROWS: usize = 8;
-/// Vectors in a row of a tile.
-const VECTORS: usize = 3;
-const LANES: usize = 16;
-pub(super) const WIDTH: usize = VECTORS * LANES;
 
 /// Whether the processor has one of the two.
 pub(crate) fn is_available() -> bool {
@@ -262,21 +259,6 @@ fn multiply_by(unit: Unit, output: Block<'_>, left: Matrix<'_>, right: Right<'_>
     LEFT.set(memory);
 }
 
-/// A run of pairs of every row of the left side.
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) pairs: &'a [u32],
-    pub(super) stride: usize,
-    pub(super) depth: usize,
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    pub(super) fn row(&self, at: usize) -> &'a [u32] {
-        &self.pairs[at * self.stride..][..self.depth]
-    }
-}
-
 /// The tiles of packed panels, over all rows of the output, which has the columns of these panels only.
 fn tiles(output: &mut Block<'_>, left: Rows<'_>, right: &[u32], start: Start<'_>) {
     #[cfg(target_arch = "x86_64")]
@@ -295,8 +277,9 @@ mod x86 {
 
     use pulp::bytemuck;
 
-    use super::{Block, LANES, ROWS, Rows, Start, VECTORS, WIDTH};
+    use super::{Block, ROWS, Rows, Start, WIDTH};
     use crate::ops::kernel::product::write_row;
+    use crate::ops::kernel::words::{LANES, VECTORS};
 
     /// The same bits; the standard library has no safe conversion to this type.
     #[allow(unsafe_code)]

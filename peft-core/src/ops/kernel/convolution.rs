@@ -14,7 +14,7 @@ use super::patches::Patches;
 use super::product::{Pair, Start, multiply, multiply_alone};
 use super::right::Right;
 use super::{Matrix, contiguous, math, numbers, tensor};
-use crate::ops::conv::Convolution;
+use crate::ops::convolution::Convolution;
 
 /// Sizes of a convolution. A group of channels goes through kernels of its own.
 #[derive(Debug, Clone, Copy)]

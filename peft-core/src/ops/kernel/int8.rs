@@ -14,10 +14,9 @@ use half::f16;
 use pulp::bytemuck;
 use rayon::prelude::*;
 
-use super::amx::Write;
-use super::bf16::{Rows, WIDTH};
 use super::output::aligned;
 use super::product::in_parts;
+use super::words::{Rows, WIDTH, Write};
 use super::{Block, Kernel, Onto, Start, amx, contiguous, numbers, product, simd, tensor};
 use crate::quant::{self, Packed, QuantFormat, steps_per};
 

@@ -17,6 +17,7 @@ mod right;
 mod simd;
 mod storage;
 mod widen;
+mod words;
 
 pub(crate) use matrix::Matrix;
 pub(crate) use output::{Block, Memory, first, pieces};

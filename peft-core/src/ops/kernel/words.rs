@@ -1,0 +1,26 @@
+//! What products of words share: pairs of numbers in bf16 and fours in int8, each in 32 bits.
+
+/// Vectors in a row of a tile.
+pub(super) const VECTORS: usize = 3;
+/// Words of a vector.
+pub(super) const LANES: usize = 16;
+/// Columns of a panel.
+pub(super) const WIDTH: usize = VECTORS * LANES;
+
+/// What takes the sums of rows: the first one of them, the panel, and the sums.
+pub(super) type Write<'a> = &'a mut dyn FnMut(usize, usize, &[[i32; WIDTH]]);
+
+/// A run of words of every row of the left side: pairs in bf16, or fours in int8.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) pairs: &'a [u32],
+    pub(super) stride: usize,
+    pub(super) depth: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    pub(super) fn row(&self, at: usize) -> &'a [u32] {
+        &self.pairs[at * self.stride..][..self.depth]
+    }
+}
