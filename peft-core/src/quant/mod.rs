@@ -29,12 +29,6 @@ pub(crate) use tensor::{carried, cpu, is_packed, packed_words, view, widen};
 #[cfg(feature = "flex")]
 pub use tensor::{packed_tensor, quantized};
 
-/// Without that backend nothing is packed.
-#[cfg(not(feature = "flex"))]
-pub(crate) fn is_packed(_dtype: burn::tensor::DType) -> bool {
-    false
-}
-
 /// Only the CPU backend computes with packed matrices.
 ///
 /// # Errors
