@@ -23,6 +23,7 @@ mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;
+mod order;
 pub mod plan;
 pub mod quant;
 pub mod sharding;

@@ -1,20 +1,20 @@
 //! Files of a base that are mapped into memory and larger than it: what is read next is asked for while this is computed.
 //!
-//! Matrices are read in the same order in every step, forwards and then backwards. The order is learned: which matrix came after
-//! two others. The system reads the next few from the disk meanwhile, and lets go of what was used least recently, which for an
+//! The order is learned ([`Order`]). The system reads the next few from the disk meanwhile, and lets go of what was used least recently, which for an
 //! order that turns round is what is needed last.
 
 // Only the backend `flex` reads numbers where they lie.
 #![cfg_attr(not(feature = "flex"), allow(dead_code))]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::Mmap;
 
 use crate::memory::free;
+use crate::order::Order;
 
 /// Bytes that are asked for ahead of time: a few layers of a large model.
 const AHEAD: usize = 256 << 20;
@@ -33,18 +33,18 @@ struct Streamed {
     order: ReadingOrder,
 }
 
-/// Looks after a mapped file whose numbers are used where they lie, if it takes more than half of the memory that is free.
-pub(crate) fn look_after(map: &std::sync::Arc<Mmap>) {
-    let is_large = free().is_some_and(|free| map.len() as u64 > free / 2);
+/// Looks after a mapped file whose numbers are used where they lie, if it takes more than half of the memory that is free. Once for
+/// each map: it asks the system.
+pub(crate) fn look_after(map: &Arc<Mmap>) {
+    if free().is_none_or(|free| map.len() as u64 <= free / 2) {
+        return;
+    }
     let start = map.as_ptr().addr();
     let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
     files.retain(|it| it.map.strong_count() > 0);
-    let is_known = files.iter().any(|it| it.place.start == start);
-    if is_large && !is_known {
-        let place = start..start + map.len();
-        files.push(Streamed { map: std::sync::Arc::downgrade(map), place, order: ReadingOrder::default() });
-        IS_USED.store(true, Ordering::Relaxed);
-    }
+    let place = start..start + map.len();
+    files.push(Streamed { map: Arc::downgrade(map), place, order: ReadingOrder::default() });
+    IS_USED.store(true, Ordering::Relaxed);
 }
 
 /// Says that numbers are about to be read. What is in no such file is passed over.
@@ -69,11 +69,8 @@ pub(crate) fn will_read(bytes: &[u8]) {
 /// The order in which parts of a file are read.
 #[derive(Debug, Default)]
 struct ReadingOrder {
-    /// The last two.
-    last: Option<[Range<usize>; 2]>,
-    first: Option<Range<usize>>,
-    /// What came after two others: one alone does not say whether the way leads forwards or back.
-    after: HashMap<[usize; 2], Range<usize>>,
+    /// Where they begin, and how long they are.
+    order: Order<[usize; 2]>,
     /// What was asked for lately.
     asked: VecDeque<usize>,
 }
@@ -81,26 +78,14 @@ struct ReadingOrder {
 impl ReadingOrder {
     /// Notes that a part is read, and says which ones to ask for.
     fn read(&mut self, part: Range<usize>) -> Vec<Range<usize>> {
-        let Some([before, last]) = self.last.take() else {
-            match self.first.take() {
-                Some(first) => self.last = Some([first, part]),
-                None => self.first = Some(part),
-            }
-            return Vec::new();
-        };
-        self.after.insert([before.start, last.start], part.clone());
-        let mut pair = [last.start, part.start];
-        self.last = Some([last, part]);
-        let (mut wanted, mut bytes) = (Vec::new(), 0);
-        while let Some(next) = self.after.get(&pair)
-            && wanted.len() < MATRICES
-            && bytes + next.len() <= AHEAD
-        {
-            bytes += next.len();
-            wanted.push(next.clone());
-            pair = [pair[1], next.start];
-        }
-        wanted.retain(|it| !self.asked.contains(&it.start));
+        self.order.used([part.start, part.len()]);
+        let mut bytes = 0;
+        let near = self.order.following().take(MATRICES).take_while(|[_, length]| {
+            bytes += length;
+            bytes <= AHEAD
+        });
+        let wanted = near.filter(|[start, _]| !self.asked.contains(start));
+        let wanted: Vec<_> = wanted.map(|[start, length]| start..start + length).collect();
         self.asked.extend(wanted.iter().map(|it| it.start));
         while self.asked.len() > MATRICES {
             self.asked.pop_front();

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use burn::tensor::{AllocationProperty, DType, TensorData};
 use half::{bf16, f16};
@@ -23,6 +23,8 @@ use crate::mapped;
 pub struct TensorFile {
     path: PathBuf,
     map: Arc<Mmap>,
+    /// Whether somebody has been told that its numbers are used where they lie.
+    looked_after: Once,
     data_start: usize,
     metadata: Metadata,
     /// The keys of the file, by the names that they are known under; empty where these are the same.
@@ -48,7 +50,8 @@ impl TensorFile {
         SafeTensors::deserialize(&map).map_err(reason)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(reason)?;
         let data_start = header + size_of::<u64>();
-        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start, metadata, names: HashMap::new() })
+        let (map, looked_after) = (Arc::new(map), Once::new());
+        Ok(Self { path: path.to_path_buf(), map, looked_after, data_start, metadata, names: HashMap::new() })
     }
 
     /// The same file, whose tensors are known under other names.
@@ -150,7 +153,7 @@ impl TensorFile {
         let wanted = dtype.of(stored);
         let is_whole = bytes.as_ptr().align_offset(wanted.size()) == 0 && cfg!(target_endian = "little");
         if dtype != BaseDtype::Float32 && is_dtype(stored, wanted) && is_whole {
-            mapped::look_after(&self.map);
+            self.looked_after.call_once(|| mapped::look_after(&self.map));
             let shared = bytes::Bytes::from_owner(Shared(self.map.clone())).slice(start..start + bytes.len());
             let bytes = burn::tensor::Bytes::from_shared(shared, AllocationProperty::File);
             return Ok(TensorData::from_bytes(bytes, shape.clone(), wanted));

@@ -13,9 +13,9 @@ use burn::tensor::{Bytes, DType};
 use super::ahead::{Ahead, Whole};
 use super::kept::Kept;
 use super::matrix::{Matrix, share};
-use super::order::Order;
 use super::peers::{Peers, Wanted};
 use crate::error::{PeftError, Result};
+use crate::order::Order;
 
 /// A base that several processes keep together, each a part of every matrix.
 ///
@@ -27,7 +27,7 @@ pub(super) struct Inner {
     /// What its tensors know it by.
     number: u64,
     library: Arc<Library>,
-    order: Mutex<Order>,
+    order: Mutex<Order<usize>>,
     ahead: OnceLock<Ahead>,
     /// Matrices that all processes have agreed upon.
     agreed: Mutex<usize>,

@@ -7,7 +7,7 @@
 //! [`ShardedBase`] knows the matrices of one base, and [`Peers`] is how it reads what other processes keep. Such a matrix is
 //! a tensor like any other frozen one, which holds no numbers (`tensor`). A product, a loss and whatever reads a base in
 //! single precision make it whole first and let it go at once; the backward pass does so again. Rows of a table are read
-//! one by one. While a product is computed, the matrix that was used next the last time is read already (`ahead`, `order`).
+//! one by one. While a product is computed, the matrix that was used next the last time is read already (`ahead`, `crate::order`).
 
 // Without the CPU backend nothing is in pieces.
 #![cfg_attr(not(feature = "flex"), allow(dead_code))]
@@ -16,7 +16,6 @@ mod ahead;
 mod base;
 mod kept;
 mod matrix;
-mod order;
 mod peers;
 #[cfg(feature = "flex")]
 mod tensor;

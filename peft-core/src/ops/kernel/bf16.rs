@@ -47,11 +47,7 @@ pub(crate) fn with_weight(
 ) -> FlexTensor {
     let weight = sharding::whole(weight);
     if let Some(threshold) = int8::threshold(&weight) {
-        let onto = match beside {
-            Some(beside) => Onto::Tensor(product([beside], onto)),
-            None => onto,
-        };
-        return int8::with_rounded(left, weight, threshold, onto);
+        return int8::with_rounded(left, weight, threshold, onto_product(beside, onto));
     }
     let ([rows, inner], [_, columns]) = (left.shape().dims::<2>(), weight.shape().dims::<2>());
     if !bf16 || rows < ROWS || inner == 0 || columns < THIN {
@@ -60,16 +56,21 @@ pub(crate) fn with_weight(
             None => product([[left, weight]], onto),
         };
     }
-    let onto = match beside {
-        Some(beside) => Onto::Tensor(product([beside], onto)),
-        None => onto,
-    };
+    let onto = onto_product(beside, onto);
     let (left, weight) = (contiguous(left), visible(weight));
     let (left, weight) = (Matrix::of(&left), Right::of(&weight));
     #[allow(unsafe_code)]
     // SAFETY: a product writes all of its output.
     unsafe {
         onto.with([rows, columns], |output, start| multiply(output, left, weight, start))
+    }
+}
+
+/// What is added to, with a product in single precision added already.
+fn onto_product(beside: Option<[FlexTensor; 2]>, onto: Onto) -> Onto {
+    match beside {
+        Some(beside) => Onto::Tensor(product([beside], onto)),
+        None => onto,
     }
 }
 

@@ -293,8 +293,8 @@ mod x86 {
     use pulp::bytemuck;
 
     use super::{Rows, VECTOR_ROWS, WIDTH, Write};
+    use crate::ops::kernel::words::{LANES, VECTORS};
 
-    const VECTORS: usize = 3;
     /// 128 four times: what makes a number with a sign one without.
     const SHIFT: i32 = 0x8080_8080_u32 as i32;
 
@@ -302,7 +302,7 @@ mod x86 {
     pub(super) fn vectors(height: usize, left: Rows<'_>, right: &[u32], write: Write<'_>) {
         for at in (0..height).step_by(VECTOR_ROWS) {
             for (panel, right) in right.chunks_exact(left.depth * WIDTH).enumerate() {
-                let right = right.as_chunks::<16>().0.as_chunks::<VECTORS>().0;
+                let right = right.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
                 let terms = right.len();
                 let row = |row: usize| &left.row((at + row).min(height - 1))[..terms];
                 let rows: [&[u32]; VECTOR_ROWS] = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
