@@ -13,7 +13,7 @@ import pathlib
 import random
 import sys
 
-CAP = int(os.environ.get("ROWS", "0")) or None
+CAP = int(os.environ.get("ROWS") or 0) or None
 DOMAIN = "perl"  # the section that the small T5 never sees before its prefix does
 
 

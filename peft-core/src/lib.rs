@@ -45,6 +45,7 @@ pub use files::folder::{
     write_folder_with_encoder,
 };
 pub use forward::gradient_checkpointing;
+pub use memory::total_memory;
 pub use model::peft_model::{AdapterInfo, DEFAULT_ADAPTER, PeftModel, REFERENCE_VERSION};
 pub use model::state;
 pub use model::status::{AdapterStatus, LayerStatus, ModelStatus};

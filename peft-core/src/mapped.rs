@@ -1,7 +1,7 @@
 //! Files of a base that are mapped into memory and larger than it: what is read next is asked for while this is computed.
 //!
-//! The order is learned ([`Order`]). The system reads the next few from the disk meanwhile, and lets go of what was used least recently, which for an
-//! order that turns round is what is needed last.
+//! The order is learned ([`Order`]). The system reads the next few from the disk meanwhile, and lets go of what was used least
+//! recently, which for an order that turns round is what is needed last.
 
 // Only the backend `flex` reads numbers where they lie.
 #![cfg_attr(not(feature = "flex"), allow(dead_code))]
@@ -21,9 +21,25 @@ const AHEAD: usize = 256 << 20;
 /// Matrices that are asked for ahead of time.
 const MATRICES: usize = 8;
 
-/// Whether there is a file to look after.
+/// Whether the files are too large for the memory that there is.
 static IS_USED: AtomicBool = AtomicBool::new(false);
-static FILES: Mutex<Vec<Streamed>> = Mutex::new(Vec::new());
+static FILES: Mutex<Files> = Mutex::new(Files(Vec::new()));
+
+/// Mapped files whose numbers are used where they lie: the shards of a base, or of several.
+struct Files(Vec<Streamed>);
+
+impl Files {
+    /// Takes one more, and says whether they take more than half of the memory that is free: all together, for the shards of a
+    /// base are small.
+    fn add(&mut self, map: &Arc<Mmap>, free: Option<u64>) -> bool {
+        self.0.retain(|it| it.map.strong_count() > 0);
+        let start = map.as_ptr().addr();
+        let place = start..start + map.len();
+        self.0.push(Streamed { map: Arc::downgrade(map), place, order: ReadingOrder::default() });
+        let together: u64 = self.0.iter().map(|it| it.place.len() as u64).sum();
+        free.is_some_and(|free| together > free / 2)
+    }
+}
 
 /// A mapped file, while somebody reads it.
 struct Streamed {
@@ -33,18 +49,11 @@ struct Streamed {
     order: ReadingOrder,
 }
 
-/// Looks after a mapped file whose numbers are used where they lie, if it takes more than half of the memory that is free. Once for
-/// each map: it asks the system.
+/// Looks after a mapped file whose numbers are used where they lie, if such files take more than half of the memory that is
+/// free. Once for each map: it asks the system.
 pub(crate) fn look_after(map: &Arc<Mmap>) {
-    if free().is_none_or(|free| map.len() as u64 <= free / 2) {
-        return;
-    }
-    let start = map.as_ptr().addr();
-    let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    files.retain(|it| it.map.strong_count() > 0);
-    let place = start..start + map.len();
-    files.push(Streamed { map: Arc::downgrade(map), place, order: ReadingOrder::default() });
-    IS_USED.store(true, Ordering::Relaxed);
+    let is_used = FILES.lock().unwrap_or_else(PoisonError::into_inner).add(map, free());
+    IS_USED.store(is_used, Ordering::Relaxed);
 }
 
 /// Says that numbers are about to be read. What is in no such file is passed over.
@@ -54,7 +63,7 @@ pub(crate) fn will_read(bytes: &[u8]) {
     }
     let start = bytes.as_ptr().addr();
     let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(file) = files.iter_mut().find(|it| it.place.contains(&start)) else { return };
+    let Some(file) = files.0.iter_mut().find(|it| it.place.contains(&start)) else { return };
     let Some(map) = file.map.upgrade() else { return };
     let at = start - file.place.start;
     for next in file.order.read(at..at + bytes.len()) {
@@ -96,6 +105,8 @@ impl ReadingOrder {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     /// Forwards and back, twice: from the second time on, what comes next is asked for before it is read, and nothing else.
@@ -123,6 +134,24 @@ mod tests {
     #[test]
     fn other_memory_is_passed_over() {
         will_read(&[0; 64]);
+    }
+
+    /// Shards are looked after as the one file that they could be, while they are in use.
+    #[test]
+    fn files_count_together() {
+        let shard = || {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(&[1; 1000]).expect("room on the disk");
+            #[allow(unsafe_code)]
+            // SAFETY: nobody else has this file.
+            Arc::new(unsafe { Mmap::map(&file) }.expect("a map"))
+        };
+        let (mut files, [first, second, third]) = (Files(Vec::new()), [shard(), shard(), shard()]);
+        assert!(!files.add(&first, Some(3000)));
+        assert!(files.add(&second, Some(3000)));
+        drop([first, second]);
+        assert!(!files.add(&third, Some(3000)));
+        assert!(!files.add(&third, None));
     }
 
     #[test]

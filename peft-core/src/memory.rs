@@ -19,6 +19,14 @@ pub(crate) fn free() -> Option<u64> {
     of_groups.chain([free]).min()
 }
 
+/// Bytes of the machine, or of the group of processes that this one is in.
+pub fn total_memory() -> Option<u64> {
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let total = Some(system.total_memory()).filter(|it| *it > 0)?;
+    Some(system.cgroup_limits().map_or(total, |group| total.min(group.total_memory)))
+}
+
 /// `5.6 TB`
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB"];

@@ -14,10 +14,10 @@
 //! | `mpi` | several processes that train together (feature `mpi`) |
 //! | [`memory`] | tells the allocator what training is like |
 
-#[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")))]
+#[cfg(not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch", feature = "cube-cpu")))]
 compile_error!(
     "peft needs a backend: switch on at least one of its features `flex` (CPU), `wgpu` (GPUs), `vulkan` (`wgpu` with \
-     SPIR-V), `cuda` (NVIDIA) and `tch` (libtorch)"
+     SPIR-V), `metal` (`wgpu` with MSL), `cuda` (NVIDIA), `tch` (libtorch) and `cube-cpu` (kernels for cards on the CPU)"
 );
 
 #[cfg(feature = "cli")]

@@ -17,7 +17,11 @@ const MEDIA: [&str; 2] = ["image", "audio"];
 /// What the tests of the whole need (`required-features` in peft's manifest).
 const TESTED: [&str; 7] = ["flex", "lora", "ia3", "prompt", "cli", "image", "audio"];
 
-const BACKENDS: [&str; 5] = ["flex", "wgpu", "vulkan", "cuda", "tch"];
+const BACKENDS: [&str; 7] = ["flex", "wgpu", "vulkan", "metal", "cuda", "tch", "cube-cpu"];
+
+pub(crate) fn is_backend(name: &str) -> bool {
+    BACKENDS.contains(&name)
+}
 
 /// What `peft` may be built from, selected so that their dependencies are there in every combination.
 const SELECTED: [&str; 4] = ["peft", "peft-lora", "peft-ia3", "peft-prompt"];

@@ -24,12 +24,12 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
-usage: cargo xtask check [--quick] [--device wgpu]
+usage: cargo xtask check [--quick] [--device NAME]
 
   check            crate graph, modules, format, clippy, features, docs, tests, support table, examples, a crate outside
                    the workspace, book, break, parallel, demo, bench; cheapest first, stops at the first failure
     --quick        leaves out what needs a release build: the demo and a smoke test of the bench
-    --device wgpu  runs the tests of the numbers on that device, and nothing else
+    --device NAME  runs the tests of the numbers on that device, and nothing else: wgpu, cube-cpu, tch, cuda:1, …
 
   support          writes the support table of the book from the tests that passed; --check compares
 
@@ -104,8 +104,8 @@ impl Options {
             match word {
                 "--quick" => options.quick = true,
                 "--device" => match words.next() {
-                    Some("wgpu") => options.device = Some("wgpu".to_owned()),
-                    Some(other) => return Err(format!("`--device {other}` is unknown; take wgpu")),
+                    Some(name) if features::is_backend(backend_of(name)) => options.device = Some(name.to_owned()),
+                    Some(other) => return Err(format!("`--device {other}` is unknown; `peft devices` lists names")),
                     None => return Err("`--device` needs a name".to_owned()),
                 },
                 other => return Err(format!("`{other}` is unknown")),
@@ -115,10 +115,15 @@ impl Options {
     }
 }
 
+/// The feature that a device needs: `cuda` of `cuda:1`.
+fn backend_of(device: &str) -> &str {
+    device.split_once(':').map_or(device, |(backend, _)| backend)
+}
+
 fn check(options: &Options) -> Result<(), String> {
     let mut steps = Steps { done: Vec::new() };
     if let Some(device) = &options.device {
-        let mut test = cargo(&["test", "-p", "peft", "--features", device, "--test", "main"]);
+        let mut test = cargo(&["test", "-p", "peft", "--features", backend_of(device), "--test", "main"]);
         steps.run_command(&format!("tests on {device}"), test.env("PEFT_TEST_DEVICE", device))?;
         return steps.summarise();
     }

@@ -854,7 +854,8 @@ fn products_with(w: &Tensor<2>, layout: Layout, dims: [usize; 3]) -> Vec<u32> {
 #[test]
 fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
     for dtype in [DType::BF16, DType::F16] {
-        for dims in [[3, 5, 7], [33, 34, 35], [70, 800, 49]] {
+        // One row as in a step of decoding, a few as in a beam, and many.
+        for dims in [[1, 100, 40], [3, 5, 7], [9, 130, 50], [33, 34, 35], [70, 800, 49]] {
             let [_, d_in, d_out] = dims;
             for (layout, shape) in [(Layout::OutIn, [d_out, d_in]), (Layout::InOut, [d_in, d_out])] {
                 // As it lies in a file, and a part of something larger.

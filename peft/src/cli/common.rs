@@ -100,7 +100,7 @@ impl ColumnArgs {
 /// Where the base goes.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct PlaceArgs {
-    /// flex, wgpu, cuda, tch: among those compiled in.
+    /// auto, flex, cuda, cuda:1, wgpu, tch, …: `peft devices` lists those of this machine [default: auto]
     #[arg(long)]
     pub(super) device: Option<String>,
     /// What the frozen matrices of the base are kept in: float32; auto, as they are in its file, so that bf16 and f16 take

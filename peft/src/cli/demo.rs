@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// A few steps only, to see that everything works.
     #[arg(long)]
     quick: bool,
-    /// flex, wgpu, cuda, tch: among those compiled in.
+    /// auto, flex, cuda, cuda:1, wgpu, tch, …: `peft devices` lists those of this machine [default: auto]
     #[arg(long)]
     device: Option<String>,
 }

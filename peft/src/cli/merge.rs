@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Replace a checkpoint that is in the output folder already. Other files there stay.
     #[arg(long)]
     overwrite: bool,
-    /// flex, wgpu, cuda, tch: among those compiled in.
+    /// auto, flex, cuda, cuda:1, wgpu, tch, …: `peft devices` lists those of this machine [default: auto]
     #[arg(long)]
     device: Option<String>,
     #[command(flatten)]

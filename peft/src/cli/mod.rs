@@ -19,10 +19,12 @@ mod common;
 mod convert;
 #[cfg(feature = "lora")]
 mod demo;
+mod devices;
 mod dreambooth;
 mod eval;
 #[cfg(feature = "lora")]
 mod export;
+mod faults;
 mod flags;
 mod forward;
 mod generate;
@@ -82,6 +84,8 @@ enum Command {
     Export(export::Args),
     /// List the methods of this build: papers, parameters, defaults.
     Methods(methods::Args),
+    /// List the devices that this build finds on this machine.
+    Devices(devices::Args),
     /// Compute one forward pass from files to files, to compare with Python.
     Forward(forward::Args),
 }
@@ -114,7 +118,7 @@ pub fn run(registry: Registry) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(|| terminal::Log)
         .try_init();
-    let code = match (process.within(|| cli.command.run(&registry)), matches.subcommand()) {
+    let code = match (process.within(|| faults::as_error(|| cli.command.run(&registry))), matches.subcommand()) {
         (Ok(code), _) => return code,
         (Err(error), Some((_, given))) => terminal::failed(&flags::with_flags(error, given)),
         (Err(error), None) => terminal::failed(&error),
@@ -169,6 +173,7 @@ impl Command {
             #[cfg(feature = "lora")]
             Self::Export(args) => export::run(&args, registry),
             Self::Methods(args) => methods::run(&args, registry),
+            Self::Devices(args) => devices::run(&args),
             Self::Forward(args) => forward::run(&args, registry),
         };
         done.map(|()| ExitCode::SUCCESS)

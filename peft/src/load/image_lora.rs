@@ -1,7 +1,8 @@
 //! LoRA files of image programs, read into folders of PEFT: those of diffusers in three generations, and kohya's.
 //!
 //! One file holds the factors of all parts of a pipeline. Whose they are is told by the beginnings of keys, and which layer
-//! by the paths of the model: kohya writes underscores for dots, which only the model can undo.
+//! by the paths of the model: kohya writes underscores for dots, which only the model can undo, and for SDXL the names of
+//! another program ([`ldm_names`]).
 //!
 //! Sources: `_convert_unet_lora_key` and `_convert_text_encoder_lora_key` in `diffusers/loaders/lora_conversion_utils.py`,
 //! `convert_unet_state_dict_to_peft` in `diffusers/utils/state_dict_utils.py` (0.42).
@@ -15,6 +16,8 @@ use peft_core::spec::keys::KEY_PREFIX;
 use peft_core::{ModelSpec, Names, ParamSpec, PeftConfig, PeftError, REFERENCE_VERSION, Result, write_folder_in};
 use peft_lora::LoraConfig;
 use serde_json::{Map, Value};
+
+use super::ldm_names::ldm_names;
 
 /// The name under which diffusers keeps a LoRA of a pipeline.
 pub const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
@@ -140,11 +143,13 @@ struct Places<'a> {
 impl<'a> Places<'a> {
     fn new(part: &Part<'a>) -> Self {
         let layers = || part.spec.layers().map(|it| &**it);
-        Self {
-            part: part.name,
-            by_path: layers().map(|it| (it.module.as_str(), it)).collect(),
-            by_underscores: layers().map(|it| (it.module.replace('.', "_"), it)).collect(),
+        let by_path: HashMap<_, _> = layers().map(|it| (it.module.as_str(), it)).collect();
+        let mut by_underscores: HashMap<_, _> = layers().map(|it| (it.module.replace('.', "_"), it)).collect();
+        if part.name == "unet" {
+            let names = ldm_names(layers().map(|it| it.module.as_str()));
+            by_underscores.extend(names.map(|(name, path)| (name.replace('.', "_"), by_path[path])));
         }
+        Self { part: part.name, by_path, by_underscores }
     }
 
     /// The layer that a key without its end means.

@@ -5,6 +5,8 @@ pub mod any_model;
 pub mod configure;
 #[cfg(feature = "lora")]
 pub mod image_lora;
+#[cfg(feature = "lora")]
+mod ldm_names;
 pub mod names;
 #[cfg(feature = "image")]
 pub mod pipeline;

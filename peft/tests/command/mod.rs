@@ -4,6 +4,7 @@ mod adapters;
 mod captions;
 mod damaged_base;
 mod data_forms;
+mod devices;
 mod inputs;
 mod labels;
 mod methods;

@@ -71,6 +71,44 @@ fn folders_of_peft_go_to_diffusers_and_back() {
     }
 }
 
+/// For SDXL kohya counts blocks through, as the program does that the first models were trained with.
+#[test]
+fn kohya_has_other_names_for_sdxl() {
+    let model = crate::support::fixtures().join("models/unet-sdxl");
+    let raw = peft::models::common::config::RawConfig::read(&model).unwrap();
+    let unet = registry().architectures.denoiser(&raw, &device()).unwrap();
+    let spec = peft::core::Adaptable::spec(&unet);
+    let names = [
+        ("input_blocks_3_1_proj_in", "down_blocks.1.attentions.0.proj_in"),
+        (
+            "output_blocks_1_1_transformer_blocks_0_attn2_to_v",
+            "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v",
+        ),
+        ("label_emb_0_0", "add_embedding.linear_1"),
+    ];
+    let mut tensors = Vec::new();
+    for (name, path) in names {
+        let layer = spec.layers().find(|it| it.module == path).unwrap();
+        let (d_in, d_out) = layer.features();
+        let mut push = |end: &str, shape: [usize; 2]| {
+            let data = burn::tensor::TensorData::new(vec![0.5_f32; shape[0] * shape[1]], shape);
+            tensors.push(Stored { key: format!("lora_unet_{name}.{end}.weight"), data });
+        };
+        push("lora_down", [2, d_in]);
+        push("lora_up", [d_out, 2]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sdxl.safetensors");
+    write_tensors(&file, tensors, FloatType::F32).unwrap();
+    let parts = [peft::load::image_lora::Part { name: "unet", spec: &spec }];
+    peft::load::image_lora::unpack(&file, &parts, &folder.path().join("peft")).unwrap();
+    let written = TensorFile::open(folder.path().join("peft/unet/adapter_model.safetensors")).unwrap();
+    let keys = written.keys();
+    for (_, path) in names {
+        assert!(keys.iter().any(|it| *it == format!("base_model.model.{path}.lora_A.weight")), "{path} of {keys:?}");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_lora_of_the_pipeline_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,8 +5,6 @@
 //! brought into pairs first, a pair in 32 bits with the first term below. It takes numbers that are too small to be normal
 //! for zero. The scheme is that of [`super::product`]. Where there is AMX, its tiles multiply the same pairs: see [`super::amx`].
 
-use std::cell::RefCell;
-
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use pulp::bytemuck;
@@ -16,7 +14,7 @@ use super::matrix::{Number, STEPS, visible};
 use super::output::aligned;
 use super::product::{DEPTH, PACKING, PANEL, PANELS, RUN, THIN, in_parts, turned};
 use super::right::{Right, of_any};
-use super::words::{Rows, WIDTH};
+use super::words::{LEFT, Rows, WIDTH};
 use super::{Block, Kernel, Matrix, Onto, Start, amx, contiguous, int8, product, simd};
 use crate::sharding;
 
@@ -184,11 +182,6 @@ fn pair_columns<T: Number + Default>(panel: &mut [u32], matrix: &Matrix<'_, T>) 
             row[at] = pair(terms[0], terms.get(1).copied().unwrap_or_default());
         }
     }
-}
-
-thread_local! {
-    /// The left side in pairs: kept, so that no product has to touch new pages.
-    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// How a processor takes pairs.

@@ -15,8 +15,8 @@ use pulp::bytemuck;
 use rayon::prelude::*;
 
 use super::output::aligned;
-use super::product::in_parts;
-use super::words::{Rows, WIDTH, Write};
+use super::product::{PANEL, in_parts};
+use super::words::{LEFT, Rows, WIDTH, Write};
 use super::{Block, Kernel, Onto, Start, amx, contiguous, numbers, product, simd, tensor};
 use crate::quant::{self, Packed, QuantFormat, steps_per};
 
@@ -156,19 +156,21 @@ impl Rounded {
         let [tile_rows, tile_words] = way.tile();
         let words = self.inner.div_ceil(FOUR).next_multiple_of(tile_words);
         let rows = self.largest.len();
-        let mut memory = Vec::new();
+        let mut memory = LEFT.take();
         let left = aligned(&mut memory, rows.next_multiple_of(tile_rows) * words);
         let left: &mut [u32] = bytemuck::cast_slice_mut(left);
         let lines = left.par_chunks_mut(words).zip(self.codes.par_chunks(self.inner));
         lines.for_each(|(to, from)| {
-            bytemuck::cast_slice_mut::<_, i8>(to)[..self.inner].copy_from_slice(from);
+            let to = bytemuck::cast_slice_mut::<_, i8>(to);
+            to[..self.inner].copy_from_slice(from);
+            to[self.inner..].fill(0);
         });
         let left = &*left;
         /// Packing a panel takes as long as so many rows of its products.
         const PACKING: usize = 160;
         in_parts(output, [tile_rows, WIDTH], PACKING, |mut output, row, column| {
             let columns = output.columns();
-            let mut memory = Vec::new();
+            let mut memory = PANEL.take();
             let panels = aligned(&mut memory, columns.div_ceil(WIDTH) * WIDTH * words);
             let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
             for (at, panel) in panels.chunks_exact_mut(words * WIDTH).enumerate() {
@@ -195,7 +197,9 @@ impl Rounded {
                 Way::Tiles => amx::tiles_of_int8(height, rows, panels, &mut write),
                 _ => vectors(height, rows, panels, &mut write),
             }
+            PANEL.set(memory);
         });
+        LEFT.set(memory);
     }
 
     fn one_by_one(&self, output: Block<'_>, matrix: &Packed<'_>, start: Start<'_>) {

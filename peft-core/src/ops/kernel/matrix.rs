@@ -4,7 +4,8 @@ use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Element;
 use half::{bf16, f16};
-use pulp::bytemuck::Pod;
+use pulp::Simd;
+use pulp::bytemuck::{self, Pod};
 
 use super::simd::Kernel;
 
@@ -30,6 +31,11 @@ pub(super) trait Number: Copy {
         buffer
     }
     fn widen(self) -> f32;
+    /// A vector's worth of numbers.
+    #[inline(always)]
+    fn vector<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
+        widened_one_by_one(simd, numbers)
+    }
     /// Bits of the nearest bf16.
     fn bf16_bits(self) -> u32;
 }
@@ -80,10 +86,37 @@ impl Number for f16 {
         let number = (f32::from_bits(size) * SHIFT).to_bits();
         f32::from_bits(sign | number | if size >= BEYOND { f32::INFINITY.to_bits() } else { 0 })
     }
+    /// One instruction has AVX-512 for it, which is the only one with so many lanes.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn vector<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
+        use std::arch::x86_64::{__m256i, __m512, _mm512_cvtph_ps};
+        let _ = simd;
+        match numbers.first_chunk::<16>() {
+            Some(numbers) if S::F32_LANES == 16 => {
+                let halves: __m256i = bytemuck::cast(*numbers);
+                #[allow(unsafe_code)]
+                // SAFETY: these vectors are those of AVX-512.
+                let wide: __m512 = unsafe { _mm512_cvtph_ps(halves) };
+                bytemuck::cast(wide)
+            }
+            _ => widened_one_by_one(simd, numbers),
+        }
+    }
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
         self.widen().bf16_bits()
     }
+}
+
+#[inline(always)]
+fn widened_one_by_one<S: Simd, T: Number>(simd: S, numbers: &[T]) -> S::f32s {
+    let mut vector = simd.splat_f32s(0.0);
+    let lanes: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut vector));
+    for (to, x) in lanes.iter_mut().zip(numbers) {
+        *to = x.widen();
+    }
+    vector
 }
 
 /// Numbers in single precision.

@@ -468,11 +468,7 @@ impl WithSimd for Thin<'_, '_> {
         let Self { output, left, right, start } = self;
         let Matrix { columns, strides: [down, along], .. } = right;
         let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
-        match start {
-            Start::Zero => output.fill(0.0),
-            Start::Row(row) => output.fill_rows(row),
-            Start::Output => {}
-        }
+        begin(output, start);
         if along == 1 {
             for at in 0..output.rows() {
                 let output = output.row(at, 0..columns);
@@ -489,14 +485,81 @@ impl WithSimd for Thin<'_, '_> {
     }
 }
 
+/// Writes what sums are added to.
+fn begin(output: &mut Block<'_>, start: Start<'_>) {
+    match start {
+        Start::Zero => output.fill(0.0),
+        Start::Row(row) => output.fill_rows(row),
+        Start::Output => {}
+    }
+}
+
 /// A product with few rows on the left and a right side in half precision.
 fn thin_half<T: Number>(output: &mut Block<'_>, left: Matrix<'_>, right: Matrix<'_, T>, start: Start<'_>) {
-    let along = right.strides[1] == 1;
-    let lines = if along { right } else { right.transposed() };
-    let length = lines.columns;
-    thin_lines(output, left, [lines.rows, length], along, start, |at, to| {
-        simd(Widen(to, &lines.numbers[at * lines.strides[0]..][..length]));
+    if right.strides[1] != 1 {
+        Arch::new().dispatch(ThinHalf { output, left, right, start });
+        return;
+    }
+    thin_lines(output, left, [right.rows, right.columns], true, start, |at, to| {
+        simd(Widen(to, &right.numbers[at * right.strides[0]..][..right.columns]));
     });
+}
+
+/// The same where the columns of the right side lie without gaps, as in a step of decoding: it takes as long as the weight takes to
+/// come from memory, so numbers are widened in registers. Sums are those of [`Thin`], bit for bit.
+struct ThinHalf<'a, 'b, T> {
+    output: &'a mut Block<'b>,
+    left: Matrix<'a>,
+    right: Matrix<'a, T>,
+    start: Start<'a>,
+}
+
+impl<T: Number> WithSimd for ThinHalf<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { output, left, right, start } = self;
+        let row = |at: usize| &left.numbers[at * left.strides[0]..][..left.columns];
+        begin(output, start);
+        let (rows, fours) = (output.rows(), output.rows() / 4 * 4);
+        for column in 0..right.columns {
+            let line = &right.numbers[column * right.strides[1]..][..left.columns];
+            for first in (0..fours).step_by(4) {
+                let ys = [row(first), row(first + 1), row(first + 2), row(first + 3)];
+                for (at, sum) in (first..).zip(dots_of_half(simd, line, ys)) {
+                    output.row(at, column..column + 1)[0] += sum;
+                }
+            }
+            for at in fours..rows {
+                let [sum] = dots_of_half(simd, line, [row(at)]);
+                output.row(at, column..column + 1)[0] += sum;
+            }
+        }
+    }
+}
+
+/// The products of a line in half precision with rows.
+#[inline(always)]
+fn dots_of_half<S: Simd, T: Number, const N: usize>(simd: S, line: &[T], ys: [&[f32]; N]) -> [f32; N] {
+    let whole = line.len() / S::F32_LANES;
+    let y_vectors = vectors::<S, N>(ys, whole);
+    let mut sums = [simd.splat_f32s(0.0); N];
+    for (at, x) in line.chunks_exact(S::F32_LANES).enumerate() {
+        let x = T::vector(simd, x);
+        for (sum, y) in sums.iter_mut().zip(&y_vectors) {
+            *sum = simd.mul_add_e_f32s(x, y[at], *sum);
+        }
+    }
+    let tail = whole * S::F32_LANES;
+    let mut totals = [0.0; N];
+    for ((total, sum), y) in totals.iter_mut().zip(&sums).zip(&ys) {
+        let mut rest = 0.0;
+        for (x, y) in line[tail..].iter().zip(&y[tail..]) {
+            rest += x.widen() * y;
+        }
+        *total = simd.reduce_sum_f32s(*sum) + rest;
+    }
+    totals
 }
 
 /// A product with few rows on the left and a right side that is written out when it is read.

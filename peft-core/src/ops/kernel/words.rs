@@ -1,5 +1,12 @@
 //! What products of words share: pairs of numbers in bf16 and fours in int8, each in 32 bits.
 
+use std::cell::RefCell;
+
+thread_local! {
+    /// The left side in words: kept, so that no product has to touch new pages.
+    pub(super) static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Vectors in a row of a tile.
 pub(super) const VECTORS: usize = 3;
 /// Words of a vector.

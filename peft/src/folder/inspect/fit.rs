@@ -49,7 +49,7 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig, regis
         // Such an adapter is applied to a model whose head is its own.
         raw.json.insert("tie_word_embeddings".into(), json!(false));
     }
-    let device = crate::device::devices().last().and_then(|it| crate::device::device(it).ok()).unwrap_or_default();
+    let device = crate::device::cpu_device().unwrap_or_default();
     let told = |task: KnownTask<'_>| {
         let model = task.unallocated(&registry.architectures, &raw, &device);
         match model.and_then(|model| check(model, folder, &registry.methods)) {
