@@ -239,6 +239,17 @@ impl Checkpoint {
         }
     }
 
+    /// The numbers that a matrix of codes means, `[out, in]`, in single precision.
+    ///
+    /// # Errors
+    /// If the key holds no codes, or what lies beside them is damaged.
+    pub fn widened(&self, key: &str) -> Result<TensorData> {
+        if !self.is_quantised(key) {
+            return Err(PeftError::bad_file(&self.folder, format!("`{key}` is not in codes")));
+        }
+        self.with_quantised(key, |matrix| Ok(TensorData::new(matrix.widened(), [matrix.lines, matrix.width])))
+    }
+
     fn key_of(&self, path: &str) -> Option<&str> {
         let is_meant = |key: &&str| *key == path || is_suffix(path, key) || is_suffix(key, path);
         let alias = self.aliases.get(path).map(String::as_str);

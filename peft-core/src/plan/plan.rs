@@ -20,7 +20,7 @@ use crate::ops;
 use crate::plan::init::{Init, stable_hash};
 use crate::plan::memory::check_memory;
 use crate::spec::{
-    Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, map_params, visit_params,
+    Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, map_params, short_name, visit_params,
 };
 
 /// Makes the adapter of one parameter: what a method puts into a [`PlanRow`].
@@ -218,7 +218,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups: BTreeMap<(String, &str), usize> = BTreeMap::new();
         for row in &self.rows {
-            let module = row.param.module.rsplit('.').next().unwrap_or(&row.param.module);
+            let module = short_name(&row.param.module);
             let leaf =
                 if row.param.name == "weight" { module.to_owned() } else { format!("{module}.{}", row.param.name) };
             *groups.entry((leaf, row.label.as_str())).or_default() += 1;

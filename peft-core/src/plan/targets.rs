@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PeftError, Result, nearest};
-use crate::spec::{ModelSpec, ParamKind, ParamSpec, contains_module, enclosing, is_suffix};
+use crate::spec::{ModelSpec, ParamKind, ParamSpec, contains_module, enclosing, is_suffix, short_name};
 
 /// The name that stands for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -183,7 +183,7 @@ impl Selection {
     fn nothing_matched(&self, field: &'static str, targets: &Names, spec: &ModelSpec) -> PeftError {
         let mut leaves: Vec<String> = Vec::new();
         for param in spec.layers() {
-            let leaf = param.module.rsplit('.').next().unwrap_or(&param.module).to_owned();
+            let leaf = short_name(&param.module).to_owned();
             if !leaves.contains(&leaf) {
                 leaves.push(leaf);
             }
@@ -434,6 +434,13 @@ mod tests {
         assert!(!is_suffix("h.0.attn.c_attn", "attn"));
         assert!(!is_suffix("h.0.xc_attn", "c_attn"));
         assert!(is_suffix("c_attn", "c_attn"));
+    }
+
+    #[test]
+    fn a_number_is_no_name() {
+        assert_eq!(short_name("mid_block.attentions.0.attn1.to_out.0"), "to_out.0");
+        assert_eq!(short_name("h.0.attn.c_attn"), "c_attn");
+        assert_eq!(["0", "net.2", "lm_head"].map(short_name), ["0", "net.2", "lm_head"]);
     }
 
     #[test]

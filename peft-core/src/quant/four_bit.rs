@@ -139,9 +139,95 @@ pub(super) fn widen_codes(pairs: &[[f32; 2]; 256], codes: &[u8], place: usize, o
     }
 }
 
+/// Whether [`permute`] is there for so many codes from `place` on.
+#[inline(always)]
+pub(super) fn has_permutations(place: usize, count: usize) -> bool {
+    #[cfg(all(target_arch = "x86_64", feature = "flex"))]
+    return place.is_multiple_of(2) && count >= RUN && std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(all(target_arch = "x86_64", feature = "flex")))]
+    return place + count == usize::MAX;
+}
+
+/// Codes that are widened at once: two in each lane of a vector.
+const RUN: usize = 32;
+
+/// The numbers of codes, of which the first is the upper half of a byte, by a table of all sixteen.
+///
+/// # Panics
+/// If the processor cannot: see [`has_permutations`].
+#[inline(always)]
+pub(super) fn permute(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+    #[cfg(all(target_arch = "x86_64", feature = "flex"))]
+    #[allow(unsafe_code)]
+    {
+        assert!(std::arch::is_x86_feature_detected!("avx512f"), "the processor permutes lanes");
+        // SAFETY: it has the instructions.
+        unsafe { x86::permute(table, codes, out) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", feature = "flex")))]
+    unreachable!("no permutations here: {}", table.len() + codes.len() + out.len());
+}
+
+#[cfg(all(target_arch = "x86_64", feature = "flex"))]
+mod x86 {
+    use std::arch::x86_64::{
+        __m128i, __m512, __m512i, _mm512_cvtepu8_epi32, _mm512_permutex2var_ps, _mm512_permutexvar_ps,
+        _mm512_srli_epi32,
+    };
+
+    use pulp::bytemuck;
+
+    use super::RUN;
+
+    /// Lanes of two vectors in turn: those of the second one are counted from 16 on.
+    const IN_TURN: [[u32; 16]; 2] = [
+        [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23],
+        [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31],
+    ];
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn permute(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+        let [first, second]: [__m512i; 2] = bytemuck::cast(IN_TURN);
+        let (lanes, (runs, rest)): (__m512, _) = (bytemuck::cast(*table), out.as_chunks_mut::<RUN>());
+        let (whole, last) = codes.as_chunks::<{ RUN / 2 }>();
+        let count = runs.len();
+        for (out, codes) in runs.iter_mut().zip(whole) {
+            let codes: __m512i = _mm512_cvtepu8_epi32(bytemuck::cast::<_, __m128i>(*codes));
+            // Of a lane's number only the lowest four bits count.
+            let upper = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), lanes);
+            let lower = _mm512_permutexvar_ps(codes, lanes);
+            let numbers = [_mm512_permutex2var_ps(upper, first, lower), _mm512_permutex2var_ps(upper, second, lower)];
+            *out = bytemuck::cast(numbers);
+        }
+        let codes = whole.get(count..).unwrap_or_default().as_flattened().iter().chain(last);
+        for (to, code) in rest.chunks_mut(2).zip(codes) {
+            let both = [table[usize::from(code >> 4)], table[usize::from(code & 15)]];
+            to.copy_from_slice(&both[..to.len()]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every number of codes, from every even place: what one look after the other gives.
+    #[test]
+    fn permutations_give_the_values_of_the_codes() {
+        let codes: Vec<u8> = (0..200_u32).map(|it| (it * 97 % 256) as u8).collect();
+        let table: [f32; 16] = std::array::from_fn(|it| it as f32 - 7.5);
+        for place in [0, 2, 34] {
+            for count in [32, 33, 62, 64, 95, 96, 300] {
+                if !has_permutations(place, count) {
+                    continue;
+                }
+                let (mut found, mut wanted) = (vec![0.0; count], vec![0.0; count]);
+                permute(&table, &codes[place / 2..], &mut found);
+                widen_codes(&pairs(&table), &codes, place, &mut wanted);
+                assert_eq!(found, wanted, "{count} from {place}");
+            }
+        }
+    }
 
     /// The code of a number by the definition: the nearest value.
     #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::four_bit::{BLOCK, FourBit, widen_codes};
+use super::four_bit::{BLOCK, FourBit, has_permutations, permute, widen_codes};
 use super::grouped::{GroupBits, Grouped, Groups};
 use super::int8;
 use super::scales::{DoubleQuantized, Scales, dynamic_map};
@@ -44,6 +44,17 @@ pub enum Rounding {
     Bf16,
     /// f16.
     F16,
+}
+
+impl Rounding {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        match self {
+            Self::Single => x,
+            Self::Bf16 => bf16::from_f32(x).to_f32(),
+            Self::F16 => f16::from_f32(x).to_f32(),
+        }
+    }
 }
 
 /// A matrix `[lines, width]` as a checkpoint stores it, in codes.
@@ -88,13 +99,18 @@ impl Packed<'_> {
                     let place = start + at;
                     let count = (self.block - place % self.block).min(out.len() - at);
                     let part = &mut out[at..at + count];
-                    widen_codes(pairs, self.codes, place, part);
                     let scale = self.scales.of(place / self.block);
-                    for x in part {
-                        *x *= scale;
+                    let number = |value: f32| self.rounding.of(value * scale);
+                    // A block has sixteen numbers: where a vector holds them, codes choose among its lanes.
+                    if !has_permutations(place, part.len()) {
+                        widen_codes(pairs, self.codes, place, part);
+                        part.iter_mut().for_each(|x| *x = number(*x));
+                    } else {
+                        permute(&kind.values().map(number), &self.codes[place / 2..], part);
                     }
                     at += count;
                 }
+                return;
             }
             QuantFormat::Grouped(bits) => {
                 if let Some(groups) = &self.groups {
@@ -104,10 +120,8 @@ impl Packed<'_> {
                 }
             }
         }
-        match self.rounding {
-            Rounding::Single => {}
-            Rounding::Bf16 => out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
-            Rounding::F16 => out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        if self.rounding != Rounding::Single {
+            out.iter_mut().for_each(|x| *x = self.rounding.of(*x));
         }
     }
 

@@ -16,5 +16,5 @@ pub use model::{Adaptable, ModelSpec, PromptShape, base_reference};
 pub(crate) use other_names::key_of;
 pub use param::{ParamKind, ParamSpec};
 pub use path::{PathStack, contains_module, is_suffix};
-pub(crate) use path::{enclosing, join};
+pub(crate) use path::{enclosing, join, short_name};
 pub use walk::{MapParams, VisitParams, map_params, visit_params};

@@ -14,6 +14,16 @@ pub fn is_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// What a layer is called among its neighbours: the end of its path, and more of it if that is a number, as in `to_out.0`.
+pub(crate) fn short_name(path: &str) -> &str {
+    let is_number = |name: &str| name.bytes().all(|it| it.is_ascii_digit());
+    let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
+    match path.strip_suffix(name).and_then(|head| head.strip_suffix('.')) {
+        Some(head) if is_number(name) => &path[head.rfind('.').map_or(0, |it| it + 1)..],
+        _ => name,
+    }
+}
+
 /// A path and all that it lies in, inside out.
 pub(crate) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |it| it.rsplit_once('.').map(|(head, _)| head))

@@ -19,7 +19,8 @@ pub struct PictureConfig {
     /// Steps from noise to picture.
     pub steps: usize,
     /// How much farther than without the prompt a step goes in its direction; at 1 and below, the negative prompt has no part.
-    pub guidance_scale: f64,
+    /// By default 7.5, and 5 for SDXL.
+    pub guidance_scale: Option<f64>,
     /// Height in pixels; by default that of the pictures that the model was trained on.
     pub height: Option<usize>,
     /// Width in pixels, likewise.
@@ -35,7 +36,7 @@ pub struct PictureConfig {
 impl Default for PictureConfig {
     /// The pipelines' defaults.
     fn default() -> Self {
-        Self { steps: 50, guidance_scale: 7.5, height: None, width: None, seed: 0, clip_skip: 0, tiling: false }
+        Self { steps: 50, guidance_scale: None, height: None, width: None, seed: 0, clip_skip: 0, tiling: false }
     }
 }
 
@@ -141,7 +142,8 @@ impl<D: Denoiser> StableDiffusion<D> {
             return Err(PeftError::Invalid("there is no prompt".to_owned()));
         }
 
-        let guided = config.guidance_scale > 1.0;
+        let guidance_scale = config.guidance_scale.unwrap_or(if self.text_encoder_2.is_some() { 5.0 } else { 7.5 });
+        let guided = guidance_scale > 1.0;
         let positive = self.encoded(prompts, config.clip_skip, device)?;
         let conditions = match guided {
             false => positive,
@@ -163,7 +165,7 @@ impl<D: Denoiser> StableDiffusion<D> {
             Tensor::<4>::from_data(TensorData::new(generator.normal(count), shape), device)
         };
         let first = noise().mul_scalar(scheduler.init_noise_sigma());
-        let guidance = guided.then_some(config.guidance_scale);
+        let guidance = guided.then_some(guidance_scale);
         denoise(&self.denoiser, scheduler.as_mut(), first, &conditions, sizes, guidance, &mut noise, seen)
     }
 

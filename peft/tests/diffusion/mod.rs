@@ -21,8 +21,13 @@ fn recorded(name: &str) -> PathBuf {
 
 /// The recorded pipeline with these adapters.
 fn pipeline(adapters: &[PathBuf]) -> StableDiffusion<AutoDenoiser> {
+    pipeline_of("pipeline", adapters)
+}
+
+/// Another one.
+fn pipeline_of(folder: &str, adapters: &[PathBuf]) -> StableDiffusion<AutoDenoiser> {
     let adapters: Vec<AdapterSource> = adapters.iter().map(AdapterSource::new).collect();
     let registry = registry();
     let place = Placement::from(&device());
-    load_pipeline(&recorded("pipeline"), &adapters, &registry.architectures, &registry.methods, &place).unwrap()
+    load_pipeline(&recorded(folder), &adapters, &registry.architectures, &registry.methods, &place).unwrap()
 }

@@ -7,7 +7,7 @@ use peft::tasks::data::clip_tokenizer::ClipTokenizer;
 use peft::tasks::generate::pictures::PictureConfig;
 use serde_json::Value;
 
-use super::{pipeline, recorded};
+use super::{pipeline, pipeline_of, recorded};
 use crate::support::{assert_close, device, expected};
 
 const PROMPTS: [&str; 2] = ["a photo of sks dog", "  A  Photo, of 2 cats!  "];
@@ -17,9 +17,13 @@ fn config() -> PictureConfig {
 }
 
 fn check(name: &str, kind: SchedulerKind, negative: Option<&str>, config: &PictureConfig) {
-    let wanted = expected(&recorded("pipeline/expected.safetensors"));
-    let mut pipeline = pipeline(&[]);
-    pipeline.scheduler = with_scheduler(&recorded("pipeline"), kind).unwrap();
+    check_in("pipeline", name, kind, negative, config);
+}
+
+fn check_in(folder: &str, name: &str, kind: SchedulerKind, negative: Option<&str>, config: &PictureConfig) {
+    let wanted = expected(&recorded(folder).join("expected.safetensors"));
+    let mut pipeline = pipeline_of(folder, &[]);
+    pipeline.scheduler = with_scheduler(&recorded(folder), kind).unwrap();
     let latents = pipeline.latents(&PROMPTS, negative, config, &device(), |_, _| Ok(())).unwrap();
     assert_close("latents", &latents.into_data(), &wanted[&format!("{name}.latents")]);
 
@@ -49,7 +53,7 @@ fn pndm() {
 
 #[test]
 fn ddim_without_guidance() {
-    check("ddim", SchedulerKind::Ddim, None, &PictureConfig { guidance_scale: 1.0, ..config() });
+    check("ddim", SchedulerKind::Ddim, None, &PictureConfig { guidance_scale: Some(1.0), ..config() });
 }
 
 #[test]
@@ -60,8 +64,18 @@ fn dpm_with_a_negative_prompt_and_another_size() {
 
 #[test]
 fn euler_ancestral_with_a_layer_less() {
-    let config = PictureConfig { guidance_scale: 3.0, clip_skip: 1, ..config() };
+    let config = PictureConfig { guidance_scale: Some(3.0), clip_skip: 1, ..config() };
     check("euler_a", SchedulerKind::EulerAncestral, None, &config);
+}
+
+/// Two text encoders, of which the second is padded with another token, its pooled text, and the sizes of the picture.
+#[test]
+fn sdxl() {
+    let check = |name, negative, config| check_in("pipeline-xl", name, SchedulerKind::Euler, negative, &config);
+    check("plain", None, config());
+    check("unguided", None, PictureConfig { guidance_scale: Some(1.0), ..config() });
+    let size = PictureConfig { height: Some(24), width: Some(16), ..config() };
+    check("negative", Some("2 cats"), PictureConfig { guidance_scale: Some(3.0), ..size });
 }
 
 #[test]
