@@ -39,13 +39,13 @@ impl ClipTokenizer {
         let folder = folder.as_ref();
         let config = object(&folder.join("tokenizer_config.json"))?;
         let special = object(&folder.join("special_tokens_map.json"))?;
-        let tokenizer = match folder.join(TOKENIZER_FILE).is_file() {
-            true => Tokenizer::load(folder)?,
-            false => Tokenizer::from_bytes(&assembled(folder)?, SpecialTokens::default())
-                .map_err(|error| PeftError::bad_file(folder, error))?,
-        };
         let named = [&special, &config].into_iter().find_map(|it| token(it.get("pad_token")?));
         let pad = named.unwrap_or(END);
+        let tokenizer = match folder.join(TOKENIZER_FILE).is_file() {
+            true => Tokenizer::load(folder)?,
+            false => Tokenizer::from_bytes(&assembled(folder, pad)?, SpecialTokens::default())
+                .map_err(|error| PeftError::bad_file(folder, error))?,
+        };
         let pad = tokenizer.inner().token_to_id(pad).ok_or_else(|| {
             PeftError::bad_file(folder, format!("its padding token {pad:?} is not in the vocabulary"))
         })?;
@@ -83,8 +83,9 @@ fn token(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// The `tokenizer.json` that the two files amount to.
-fn assembled(folder: &Path) -> Result<Vec<u8>> {
+/// The `tokenizer.json` that the two files amount to. What pads is a special token, in a text, too: to the second tokenizer of
+/// SDXL, which pads with `!`, every exclamation mark is padding.
+fn assembled(folder: &Path, pad: &str) -> Result<Vec<u8>> {
     let (vocab_path, merges_path) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !vocab_path.is_file() || !merges_path.is_file() {
         let reason = format!("it has neither `{TOKENIZER_FILE}` nor `vocab.json` with `merges.txt`");
@@ -105,10 +106,14 @@ fn assembled(folder: &Path) -> Result<Vec<u8>> {
         .filter(|(at, it)| !it.is_empty() && (*at > 0 || !it.starts_with("#version")))
         .map(|it| it.1)
         .collect();
-    let added = [(BEGIN, begin), (END, end)].map(|(content, id)| {
+    let mut special = vec![(BEGIN, begin), (END, end)];
+    // One that the vocabulary lacks is refused by name later.
+    special.extend(id(pad).ok().filter(|_| ![BEGIN, END].contains(&pad)).map(|id| (pad, id)));
+    let added = special.into_iter().map(|(content, id)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true})
     });
+    let added: Vec<Value> = added.collect();
     let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let tokenizer = json!({

@@ -118,7 +118,11 @@ pub fn run(registry: Registry) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(|| terminal::Log)
         .try_init();
-    let code = match (process.within(|| faults::as_error(|| cli.command.run(&registry))), matches.subcommand()) {
+    // Before anything is read or downloaded.
+    let device = matches.subcommand().and_then(|(_, it)| it.try_get_one::<String>("device").ok().flatten());
+    let work =
+        || device.map_or(Ok(()), |it| crate::device::device(it).map(drop)).and_then(|()| cli.command.run(&registry));
+    let code = match (process.within(|| faults::as_error(work)), matches.subcommand()) {
         (Ok(code), _) => return code,
         (Err(error), Some((_, given))) => terminal::failed(&flags::with_flags(error, given)),
         (Err(error), None) => terminal::failed(&error),

@@ -146,8 +146,9 @@ impl<'a> Places<'a> {
         let by_path: HashMap<_, _> = layers().map(|it| (it.module.as_str(), it)).collect();
         let mut by_underscores: HashMap<_, _> = layers().map(|it| (it.module.replace('.', "_"), it)).collect();
         if part.name == "unet" {
-            let names = ldm_names(layers().map(|it| it.module.as_str()));
-            by_underscores.extend(names.map(|(name, path)| (name.replace('.', "_"), by_path[path])));
+            let paths: Vec<&str> = by_path.keys().copied().collect();
+            by_underscores
+                .extend(ldm_names(&paths).into_iter().map(|(name, path)| (name.replace('.', "_"), by_path[path])));
         }
         Self { part: part.name, by_path, by_underscores }
     }

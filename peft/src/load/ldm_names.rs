@@ -8,16 +8,16 @@
 //! diffusers 0.42.
 
 /// The layers of a noise predictor, by the paths of diffusers, with these names.
-pub(super) fn ldm_names<'a>(paths: impl Iterator<Item = &'a str> + Clone) -> impl Iterator<Item = (String, &'a str)> {
-    let of_first = paths.clone().filter_map(|path| path.strip_prefix("down_blocks.0.resnets."));
+pub(super) fn ldm_names<'a>(paths: &[&'a str]) -> Vec<(String, &'a str)> {
+    let of_first = paths.iter().filter_map(|path| path.strip_prefix("down_blocks.0.resnets."));
     let layers =
         of_first.filter_map(|rest| rest.split('.').next()?.parse().ok()).max().map_or(0, |last: usize| last + 1);
-    let attentions = paths.clone().filter_map(|path| {
+    let attentions = paths.iter().filter_map(|path| {
         let (block, rest) = path.strip_prefix("up_blocks.")?.split_once('.')?;
         rest.starts_with("attentions.").then(|| block.parse().ok())?
     });
     let names = Names { layers, with_attention: attentions.collect() };
-    paths.filter_map(move |path| Some((names.of(path)?, path)))
+    paths.iter().filter_map(|path| Some((names.of(path)?, *path))).collect()
 }
 
 struct Names {
@@ -110,7 +110,7 @@ mod tests {
             ("output_blocks.8.0.in_layers.2", "up_blocks.2.resnets.2.conv1"),
             ("out.2", "conv_out"),
         ];
-        let names: Vec<_> = ldm_names(pairs.iter().map(|it| it.1)).collect();
+        let names = ldm_names(&pairs.map(|it| it.1));
         assert_eq!(names, pairs.map(|(name, path)| (name.to_owned(), path)));
     }
 
@@ -118,7 +118,6 @@ mod tests {
     #[test]
     fn an_upsampler_behind_residuals() {
         let paths = ["down_blocks.0.resnets.1.conv1", "up_blocks.0.resnets.2.conv1", "up_blocks.0.upsamplers.0.conv"];
-        let names: Vec<_> = ldm_names(paths.into_iter()).map(|it| it.0).collect();
-        assert_eq!(names[2], "output_blocks.2.1.conv");
+        assert_eq!(ldm_names(&paths)[2].0, "output_blocks.2.1.conv");
     }
 }

@@ -18,7 +18,8 @@ fn devices_are_listed_by_the_names_that_they_are_asked_for() {
 #[test]
 fn a_device_that_is_not_there_is_refused_before_anything_is_read() {
     let refused = |device: &str| {
-        peft(&["train", "--model", "no-such-folder", "--data", "none.jsonl", "--device", device]).unwrap_err()
+        peft(&["train", "--model", "no-such-folder", "--data", "none.jsonl", "--output", "none", "--device", device])
+            .unwrap_err()
     };
     assert!(refused("npu").contains("is no device"), "{}", refused("npu"));
     assert!(refused("flex:1").contains("without a number"), "{}", refused("flex:1"));
