@@ -7,6 +7,8 @@
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 
+use super::packed::Rounding;
+
 /// Numbers that share a scale, unless a file says another number.
 pub const BLOCK: usize = 64;
 
@@ -151,33 +153,35 @@ pub(super) fn has_permutations(place: usize, count: usize) -> bool {
 /// Codes that are widened at once: two in each lane of a vector.
 const RUN: usize = 32;
 
-/// The numbers of codes, of which the first is the upper half of a byte, by a table of all sixteen.
+/// The numbers of codes, of which the first is the upper half of a byte: values with a scale, rounded. All sixteen are computed once.
 ///
 /// # Panics
 /// If the processor cannot: see [`has_permutations`].
 #[inline(always)]
-pub(super) fn permute(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+pub(super) fn permute(values: &[f32; 16], scale: f32, rounding: Rounding, codes: &[u8], out: &mut [f32]) {
     #[cfg(all(target_arch = "x86_64", feature = "flex"))]
     #[allow(unsafe_code)]
     {
         assert!(std::arch::is_x86_feature_detected!("avx512f"), "the processor permutes lanes");
         // SAFETY: it has the instructions.
-        unsafe { x86::permute(table, codes, out) };
+        unsafe { x86::permute(values, scale, rounding, codes, out) };
     }
     #[cfg(not(all(target_arch = "x86_64", feature = "flex")))]
-    unreachable!("no permutations here: {}", table.len() + codes.len() + out.len());
+    unreachable!("no permutations here: {values:?} {scale} {rounding:?} {}", codes.len() + out.len());
 }
 
 #[cfg(all(target_arch = "x86_64", feature = "flex"))]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m512, __m512i, _mm512_cvtepu8_epi32, _mm512_permutex2var_ps, _mm512_permutexvar_ps,
-        _mm512_srli_epi32,
+        __m128i, __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_epi32, _mm512_and_si512,
+        _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph,
+        _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_srli_epi32,
     };
 
     use pulp::bytemuck;
 
-    use super::RUN;
+    use super::{RUN, Rounding};
 
     /// Lanes of two vectors in turn: those of the second one are counted from 16 on.
     const IN_TURN: [[u32; 16]; 2] = [
@@ -186,9 +190,10 @@ mod x86 {
     ];
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn permute(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+    pub(super) fn permute(values: &[f32; 16], scale: f32, rounding: Rounding, codes: &[u8], out: &mut [f32]) {
         let [first, second]: [__m512i; 2] = bytemuck::cast(IN_TURN);
-        let (lanes, (runs, rest)): (__m512, _) = (bytemuck::cast(*table), out.as_chunks_mut::<RUN>());
+        let lanes = rounded(_mm512_mul_ps(bytemuck::cast(*values), _mm512_set1_ps(scale)), rounding);
+        let (runs, rest) = out.as_chunks_mut::<RUN>();
         let (whole, last) = codes.as_chunks::<{ RUN / 2 }>();
         let count = runs.len();
         for (out, codes) in runs.iter_mut().zip(whole) {
@@ -199,10 +204,29 @@ mod x86 {
             let numbers = [_mm512_permutex2var_ps(upper, first, lower), _mm512_permutex2var_ps(upper, second, lower)];
             *out = bytemuck::cast(numbers);
         }
+        if rest.is_empty() {
+            return;
+        }
+        let table: [f32; 16] = bytemuck::cast(lanes);
         let codes = whole.get(count..).unwrap_or_default().as_flattened().iter().chain(last);
         for (to, code) in rest.chunks_mut(2).zip(codes) {
             let both = [table[usize::from(code >> 4)], table[usize::from(code & 15)]];
             to.copy_from_slice(&both[..to.len()]);
+        }
+    }
+
+    /// Numbers that are none do not come here: a scale that is none is refused when it is read.
+    #[target_feature(enable = "avx512f")]
+    fn rounded(x: __m512, rounding: Rounding) -> __m512 {
+        match rounding {
+            Rounding::Single => x,
+            Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)),
+            Rounding::Bf16 => {
+                let bits = _mm512_castps_si512(x);
+                let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(bits)))
+            }
         }
     }
 }
@@ -215,16 +239,16 @@ mod tests {
     #[test]
     fn permutations_give_the_values_of_the_codes() {
         let codes: Vec<u8> = (0..200_u32).map(|it| (it * 97 % 256) as u8).collect();
-        let table: [f32; 16] = std::array::from_fn(|it| it as f32 - 7.5);
-        for place in [0, 2, 34] {
-            for count in [32, 33, 62, 64, 95, 96, 300] {
+        for (rounding, scale) in [(Rounding::Single, 0.013), (Rounding::Bf16, 0.0371), (Rounding::F16, 3.3e-5)] {
+            for (place, count) in [(0, 32), (2, 33), (34, 62), (0, 64), (6, 95), (34, 96), (2, 300)] {
                 if !has_permutations(place, count) {
                     continue;
                 }
                 let (mut found, mut wanted) = (vec![0.0; count], vec![0.0; count]);
-                permute(&table, &codes[place / 2..], &mut found);
-                widen_codes(&pairs(&table), &codes, place, &mut wanted);
-                assert_eq!(found, wanted, "{count} from {place}");
+                permute(&NF4, scale, rounding, &codes[place / 2..], &mut found);
+                widen_codes(&pairs(&NF4), &codes, place, &mut wanted);
+                wanted.iter_mut().for_each(|x| *x = rounding.of(*x * scale));
+                assert_eq!(found, wanted, "{count} from {place}, {rounding:?}");
             }
         }
     }

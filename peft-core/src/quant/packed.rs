@@ -48,7 +48,7 @@ pub enum Rounding {
 
 impl Rounding {
     #[inline(always)]
-    fn of(self, x: f32) -> f32 {
+    pub(super) fn of(self, x: f32) -> f32 {
         match self {
             Self::Single => x,
             Self::Bf16 => bf16::from_f32(x).to_f32(),
@@ -100,13 +100,12 @@ impl Packed<'_> {
                     let count = (self.block - place % self.block).min(out.len() - at);
                     let part = &mut out[at..at + count];
                     let scale = self.scales.of(place / self.block);
-                    let number = |value: f32| self.rounding.of(value * scale);
                     // A block has sixteen numbers: where a vector holds them, codes choose among its lanes.
-                    if !has_permutations(place, part.len()) {
-                        widen_codes(pairs, self.codes, place, part);
-                        part.iter_mut().for_each(|x| *x = number(*x));
+                    if has_permutations(place, part.len()) {
+                        permute(kind.values(), scale, self.rounding, &self.codes[place / 2..], part);
                     } else {
-                        permute(&kind.values().map(number), &self.codes[place / 2..], part);
+                        widen_codes(pairs, self.codes, place, part);
+                        part.iter_mut().for_each(|x| *x = self.rounding.of(*x * scale));
                     }
                     at += count;
                 }
