@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 
-use super::packed::Rounding;
+use super::rounding::Rounding;
 
 /// Numbers that share a scale, unless a file says another number.
 pub const BLOCK: usize = 64;

@@ -11,6 +11,7 @@ pub mod four_bit;
 pub mod grouped;
 pub mod int8;
 pub mod packed;
+pub mod rounding;
 pub mod scales;
 #[cfg(feature = "flex")]
 mod tensor;
@@ -22,7 +23,8 @@ pub use four_bit::FourBit;
 pub use grouped::{GroupBits, Grouped, GroupedConfig, Groups};
 #[cfg(feature = "flex")]
 pub(crate) use int8::steps_per;
-pub use packed::{Packed, QuantFormat, Quantized, Rounding};
+pub use packed::{Packed, QuantFormat, Quantized};
+pub use rounding::Rounding;
 pub use scales::Scales;
 #[cfg(feature = "flex")]
 pub(crate) use tensor::{carried, cpu, is_packed, packed_words, view, widen};

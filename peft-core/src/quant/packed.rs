@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::four_bit::{BLOCK, FourBit, has_permutations, permute, widen_codes};
 use super::grouped::{GroupBits, Grouped, Groups};
 use super::int8;
+use super::rounding::Rounding;
 use super::scales::{DoubleQuantized, Scales, dynamic_map};
 use crate::error::{PeftError, Result};
 
@@ -30,29 +29,6 @@ impl QuantFormat {
             Self::Int8 => "int8",
             Self::Grouped(GroupBits::Four) => "int4 in groups",
             Self::Grouped(GroupBits::Eight) => "int8 in groups",
-        }
-    }
-}
-
-/// What the reference rounds widened numbers to: the type that the matrix had before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rounding {
-    /// Single precision.
-    #[default]
-    Single,
-    /// bf16.
-    Bf16,
-    /// f16.
-    F16,
-}
-
-impl Rounding {
-    #[inline(always)]
-    pub(super) fn of(self, x: f32) -> f32 {
-        match self {
-            Self::Single => x,
-            Self::Bf16 => bf16::from_f32(x).to_f32(),
-            Self::F16 => f16::from_f32(x).to_f32(),
         }
     }
 }

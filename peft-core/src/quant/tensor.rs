@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 use super::four_bit::FourBit;
 use super::grouped::{GroupBits, Groups};
-use super::packed::{Packed, QuantFormat, Quantized, Rounding};
+use super::packed::{Packed, QuantFormat, Quantized};
+use super::rounding::Rounding;
 use super::scales::{NESTED_BLOCK, Scales};
 use crate::error::{PeftError, Result};
 
