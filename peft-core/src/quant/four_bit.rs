@@ -151,6 +151,7 @@ pub(super) fn has_permutations(place: usize, count: usize) -> bool {
 }
 
 /// Codes that are widened at once: two in each lane of a vector.
+#[cfg(all(target_arch = "x86_64", feature = "flex"))]
 const RUN: usize = 32;
 
 /// The numbers of codes, of which the first is the upper half of a byte: values with a scale, rounded. All sixteen are computed once.
