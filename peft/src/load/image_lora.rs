@@ -2,7 +2,7 @@
 //!
 //! One file holds the factors of all parts of a pipeline. Whose they are is told by the beginnings of keys, and which layer
 //! by the paths of the model: kohya writes underscores for dots, which only the model can undo, and for SDXL the names of
-//! another program ([`ldm_names`]).
+//! another program (`ldm_names.rs`).
 //!
 //! Sources: `_convert_unet_lora_key` and `_convert_text_encoder_lora_key` in `diffusers/loaders/lora_conversion_utils.py`,
 //! `convert_unet_state_dict_to_peft` in `diffusers/utils/state_dict_utils.py` (0.42).
