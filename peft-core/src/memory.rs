@@ -4,8 +4,7 @@ use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshK
 
 /// Bytes that this process may still take: of the machine, or of the group of processes that it is in.
 pub(crate) fn free() -> Option<u64> {
-    let mut system =
-        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let mut system = system();
     // Where the system does not say, nothing is refused.
     let free = Some(system.available_memory()).filter(|it| *it > 0)?;
     // The group of all that is seen, as in a container, and that of this process.
@@ -21,10 +20,13 @@ pub(crate) fn free() -> Option<u64> {
 
 /// Bytes of the machine, or of the group of processes that this one is in.
 pub fn total_memory() -> Option<u64> {
-    let system =
-        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let system = system();
     let total = Some(system.total_memory()).filter(|it| *it > 0)?;
     Some(system.cgroup_limits().map_or(total, |group| total.min(group.total_memory)))
+}
+
+fn system() -> System {
+    System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()))
 }
 
 /// `5.6 TB`

@@ -220,7 +220,7 @@ impl Drop for TempFolder {
 fn build_worker(device: &str) -> Result<PathBuf, String> {
     let mut cargo = crate::cargo(&["build", "--release", "-p", "peft", "--bench", "measure"]);
     cargo.arg("--message-format=json-render-diagnostics");
-    let backend = device.split(':').next().unwrap_or(device);
+    let backend = crate::backend_of(device);
     if !matches!(backend, "flex" | "cpu") {
         cargo.args(["--features", backend]);
     }
