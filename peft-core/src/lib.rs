@@ -17,6 +17,7 @@ pub mod erased;
 mod error;
 pub mod files;
 pub mod forward;
+pub mod launches;
 pub mod laws;
 mod mapped;
 mod memory;

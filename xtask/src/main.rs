@@ -123,7 +123,9 @@ fn backend_of(device: &str) -> &str {
 fn check(options: &Options) -> Result<(), String> {
     let mut steps = Steps { done: Vec::new() };
     if let Some(device) = &options.device {
-        let mut test = cargo(&["test", "-p", "peft", "--features", backend_of(device), "--test", "main"]);
+        let features = format!("peft/{}", backend_of(device));
+        let selected = ["test", "-p", "peft", "-p", "peft-core", "--features", &features, "--lib", "--test", "main"];
+        let mut test = cargo(&selected);
         steps.run_command(&format!("tests on {device}"), test.env("PEFT_TEST_DEVICE", device))?;
         return steps.summarise();
     }

@@ -23,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) text: Option<Text>,
     /// Whether products with weights are in bf16.
     pub(crate) bf16: bool,
+    /// Whether operations are composed of Burn's own, kernels of ours or not.
+    pub(crate) composed: bool,
     /// What is drawn at random is recorded, or was.
     pub(super) tape: Option<Rc<RefCell<Tape>>>,
     /// How many layers keep their inputs only and are computed again in the backward pass; `None` if none is to.
@@ -30,7 +32,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    const NONE: Self = Self { rows: None, text: None, bf16: false, tape: None, checkpointed: None };
+    const NONE: Self = Self { rows: None, text: None, bf16: false, composed: false, tape: None, checkpointed: None };
 
     /// Whether draws are neither recorded nor replayed.
     pub(crate) fn draws_anew(&self) -> bool {
@@ -67,12 +69,18 @@ pub(crate) struct Snapshot {
     names: Option<Vec<Name>>,
     text: Option<Text>,
     bf16: bool,
+    composed: bool,
 }
 
 impl Snapshot {
     /// Of now.
     pub(crate) fn take() -> Self {
-        read(|it| Self { names: it.rows.as_ref().map(|it| it.names()), text: it.text.clone(), bf16: it.bf16 })
+        read(|it| Self {
+            names: it.rows.as_ref().map(|it| it.names()),
+            text: it.text.clone(),
+            bf16: it.bf16,
+            composed: it.composed,
+        })
     }
 
     /// Enters it again, where draws give what was drawn then. What was wrong with rows was noted then, and layers inside a
@@ -83,6 +91,7 @@ impl Snapshot {
                 rows: self.names.map(|names| Rc::new(Rows::new(names))),
                 text: self.text,
                 bf16: self.bf16,
+                composed: self.composed,
                 tape: Some(Rc::new(RefCell::new(Tape::Replaying(drawn.into_iter())))),
                 checkpointed: now.checkpointed.take(),
             };

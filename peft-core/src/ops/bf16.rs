@@ -1,6 +1,6 @@
 //! Mixed precision: products with weights in bf16.
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::context;
 use crate::error::{PeftError, Result};
@@ -8,8 +8,8 @@ use crate::error::{PeftError, Result};
 /// Whether `device` has products in bf16.
 ///
 /// # Errors
-/// If it has not: so far the CPU backend has them, on processors with AVX512_BF16 (Zen 4, Cooper Lake, Sapphire Rapids
-/// and later).
+/// If it has not: the CPU backend has them on processors with AVX512_BF16 (Zen 4, Cooper Lake, Sapphire Rapids and later),
+/// cards where their driver does. WGSL has no bf16.
 pub fn check_bf16(device: &Device) -> Result<()> {
     let missing = |reason: &str| Err(PeftError::unsupported("bf16", reason));
     #[cfg(feature = "flex")]
@@ -25,8 +25,10 @@ pub fn check_bf16(device: &Device) -> Result<()> {
             };
         }
     }
-    let _ = device;
-    missing("only the CPU backend multiplies in bf16 so far; leave it out")
+    match device.supports_dtype(DType::BF16) {
+        true => Ok(()),
+        false => missing("this device has no bf16; leave it out, or use one that has (`cuda`, `vulkan`)"),
+    }
 }
 
 /// Runs a forward whose products with weights are in bf16, and so are those of its backward pass that give the gradient
@@ -45,7 +47,12 @@ pub fn within_bf16<R>(device: &Device, run: impl FnOnce() -> R) -> Result<R> {
 }
 
 /// Whether products with weights are in bf16.
-#[cfg(feature = "flex")]
 pub(crate) fn is_on() -> bool {
     context::read(|it| it.bf16)
+}
+
+/// `input · weight` in bf16, whose sums are in single precision.
+pub(super) fn product(input: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let dtype = input.dtype();
+    input.cast(DType::BF16).matmul(weight.cast(DType::BF16)).cast(dtype)
 }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
 use super::kernel;
-use super::plain;
+use super::{bf16, plain};
 use crate::ops::Layout;
 
 /// `x W + b` with leading axes folded into one, so that it is a single matrix product.
@@ -30,10 +30,18 @@ pub fn linear<const D: usize>(
     output.reshape(dims)
 }
 
-fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+/// The weight is `[in, out]`.
+pub(super) fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if kernel::fits(&input) && kernel::fits_weight(&weight) && bias.as_ref().is_none_or(kernel::fits) {
         return fused::product(input, weight, bias);
+    }
+    if bf16::is_on() {
+        let output = bf16::product(input, weight);
+        return match bias {
+            Some(bias) => output + bias.unsqueeze(),
+            None => output,
+        };
     }
     plain::linear(input, super::to_f32(weight), bias)
 }

@@ -47,7 +47,7 @@ pub fn linear_low_rank(
     {
         return fused::linear(input, weight, bias, update);
     }
-    low_rank_update(plain::linear(input.clone(), super::to_f32(weight), bias), input, update)
+    low_rank_update(super::linear::product(input.clone(), weight, bias), input, update)
 }
 
 /// `output + scale · (drop(input) Aᵀ) Bᵀ`: what LoRA adds to a layer that is computed already.

@@ -4,12 +4,17 @@
 //! reaches every model at once.
 
 mod activation;
+mod adamw;
 mod attention;
 pub(crate) mod bf16;
 mod conv;
 mod convolution;
 mod cross_entropy;
+#[cfg(feature = "cube")]
+mod cube;
 mod dropout;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod fits;
 mod group_norm;
 mod interpolate;
 #[cfg(feature = "flex")]
@@ -29,6 +34,7 @@ mod to_f32;
 mod upsample;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
+pub use adamw::{AdamWStep, adamw_step, has_adamw_step};
 #[doc(hidden)]
 pub use attention::attention_plain;
 pub use attention::{AttentionMask, Visibility, attention, attention_capped, soft_cap};

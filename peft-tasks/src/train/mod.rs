@@ -1,5 +1,6 @@
 //! Training: the step loop and what it needs.
 
+mod adamw;
 mod adamw_8bit;
 pub mod batches;
 mod checkpoint;

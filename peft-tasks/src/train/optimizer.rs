@@ -7,12 +7,13 @@
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamGroup, ParamId};
-use burn::optim::{AdamWConfig, AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
+use burn::optim::{AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 use peft_core::adapter::slots;
 use peft_core::model::state;
 use peft_core::{PeftError, PeftModel, Result};
 
+use crate::train::adamw::FusedAdamW;
 use crate::train::adamw_8bit::AdamW8bit;
 use crate::train::config::{Optim, TrainConfig};
 
@@ -28,20 +29,13 @@ pub fn optimizer<M: Module>(
     if config.lora_fa {
         return lora_fa(config, peft, name);
     }
-    let adamw = |decay: f64| {
-        AdamWConfig::new()
-            .with_beta_1(config.adam_beta1 as f32)
-            .with_beta_2(config.adam_beta2 as f32)
-            .with_epsilon(config.adam_epsilon as f32)
-            .with_weight_decay(decay as f32)
-            .build()
-    };
+    let adamw = |decay: f64| FusedAdamW::new([config.adam_beta1, config.adam_beta2], config.adam_epsilon, decay);
     let in_8_bits = |decay: f64| AdamW8bit {
         beta_1: config.adam_beta1,
         beta_2: config.adam_beta2,
         epsilon: config.adam_epsilon,
         decay,
-        whole: adamw(decay),
+        whole: adamw(decay).composed(),
     };
     let Some(ratio) = config.loraplus_lr_ratio else {
         let optimizer = match config.optim {

@@ -2,13 +2,14 @@
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use peft_core::forward::{self, gradient_checkpointing};
 use peft_core::model::state as tensors;
 use peft_core::{Result, ops};
 
 use crate::parallel::group::ProcessGroup;
 use crate::tasks::task::{Task, scalar};
+use crate::train::clip::Loss;
 use crate::train::config::TrainConfig;
 use crate::train::shared;
 
@@ -57,26 +58,26 @@ impl<'a, T: ?Sized> Pass<'a, T> {
         model: &M,
         batches: &[Vec<usize>],
         asked: impl FnOnce() -> bool,
-    ) -> Result<(f64, GradientsParams, bool)>
+    ) -> Result<(Loss, GradientsParams, bool)>
     where
         T: Task<M>,
     {
-        let (loss, gradients) = self.own_gradients(model, batches)?;
-        match self.group {
-            None => Ok((loss, gradients, false)),
-            Some(group) => shared::sum(group, model, loss, gradients, asked()),
-        }
+        let (losses, gradients) = self.own_gradients(model, batches)?;
+        let Some(group) = self.group else { return Ok((Loss::Pending(losses), gradients, false)) };
+        let loss = losses.iter().map(scalar).sum();
+        let (loss, gradients, asked) = shared::sum(group, model, loss, gradients, asked())?;
+        Ok((Loss::Known(loss), gradients, asked))
     }
 
     /// The part of this process.
-    fn own_gradients<M: Module>(&self, model: &M, batches: &[Vec<usize>]) -> Result<(f64, GradientsParams)>
+    fn own_gradients<M: Module>(&self, model: &M, batches: &[Vec<usize>]) -> Result<(Vec<Tensor<1>>, GradientsParams)>
     where
         T: Task<M>,
     {
         // Of all processes: the sum over them is the mean.
         let targets: usize = batches.iter().map(|items| self.task.targets(self.virtual_tokens, items)).sum();
         let mut accumulator = GradientsAccumulator::new();
-        let mut loss = 0.0;
+        let mut losses = Vec::new();
         // What adapters add is there once, however many compute. The first process has rows of every batch.
         let adds_to_loss = self.adds_to_loss && self.group.is_none_or(|it| it.rank() == 0);
         for items in batches.iter().map(|it| self.share(it)).filter(|it| !it.is_empty()) {
@@ -90,10 +91,10 @@ impl<'a, T: ?Sized> Pass<'a, T> {
             if let Some(own) = adds_to_loss.then(|| tensors::loss(model)).flatten() {
                 mean = mean + own.div_scalar(batches.len() as f64);
             }
-            loss += scalar(&mean);
+            losses.push(mean.clone().inner());
             let gradients = GradientsParams::from_grads(mean.backward(), model);
             accumulator.accumulate(model, gradients);
         }
-        Ok((loss, accumulator.grads()))
+        Ok((losses, accumulator.grads()))
     }
 }

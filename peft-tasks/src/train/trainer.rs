@@ -15,7 +15,7 @@ use crate::parallel::group::{self, ProcessGroup};
 use crate::tasks::interruption::stoppable;
 use crate::tasks::task::{Evaluation, Task};
 use crate::train::batches::Steps;
-use crate::train::clip::clip_grad_norm;
+use crate::train::clip::read_and_clip;
 use crate::train::config::TrainConfig;
 use crate::train::folder::{RunFolder, Start};
 use crate::train::identity;
@@ -242,8 +242,8 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             let (batches, lr) = (steps.batches(state.step)?, schedule.rate(state.step));
             let (loss, mut gradients, stop_asked) = pass.gradients(&model, batches, || progress.stop_asked())?;
             let is_first = state.step == first;
+            let (loss, grad_norm) = read_and_clip(&model, &mut gradients, loss, config.max_grad_norm);
             check_finite("loss", loss, state.step, is_first, config.save_steps > 0)?;
-            let grad_norm = clip_grad_norm(&model, &mut gradients, config.max_grad_norm);
             check_finite("gradient", grad_norm, state.step, is_first, config.save_steps > 0)?;
             model = learner.step(lr, model, gradients, state.step, self.peft)?;
             let (tokens, seconds) = (pass.tokens(batches), begun.elapsed().as_secs_f64());

@@ -1,8 +1,8 @@
 //! One process, one measurement: the worker that `cargo xtask bench` starts.
 //!
 //! It loads a model from a folder and says `loaded SECONDS TRAINABLE`. For every line that it then reads it does one
-//! step and says `step SECONDS VALUE`. When its input ends it says `peak BYTES` and leaves. Whoever writes the lines
-//! decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is the
+//! step and says `step SECONDS VALUE`. Where the line is `count` and not `step`, it says before that what the step launched
+//! on a card, `launches ALL {NAME: COUNT}`. When its input ends it says `peak BYTES` and leaves. Whoever writes the lines decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is the
 //! memory of a process that did nothing else.
 
 // The worker talks to its caller through standard output.
@@ -22,6 +22,8 @@ use clap::{Parser, ValueEnum};
 use peft::core::files::checkpoint::{BaseDtype, FloatType, Placement, model_tensors, write_tensors};
 use peft::core::files::safetensors::Stored;
 use peft::core::files::shards::{ShardSize, ShardWriter};
+use peft::core::launches::LaunchCounter;
+use peft::core::ops::plain as composed;
 use peft::core::quant::{QuantConfig, QuantFormat};
 use peft::core::{Adaptable, DEFAULT_ADAPTER, ModelSpec, PeftError, PeftModel, Result, nn};
 use peft::lora::LoraConfig;
@@ -95,6 +97,9 @@ struct Args {
     modules_to_save: Vec<String>,
     #[arg(long, default_value = "flex")]
     device: String,
+    /// Without the kernels for cards: every operation composed of Burn's own.
+    #[arg(long)]
+    composed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -140,7 +145,8 @@ fn main() -> ExitCode {
     }
     // As the command does, so that a step costs here what it costs a user.
     peft::memory::keep_pages();
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    match if args.composed { composed::only(|| run(&args)) } else { run(&args) } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -312,7 +318,7 @@ impl Bench<'_> {
 
     fn loaded<M: Module>(&self, model: &M) -> Turns {
         println!("loaded {} {}", self.load, trainable(model));
-        let mut turns = Turns { begun: Instant::now() };
+        let mut turns = Turns { begun: Instant::now(), device: self.device.clone(), counter: None };
         turns.wait();
         turns
     }
@@ -424,20 +430,31 @@ fn trainable<M: Module>(model: &M) -> usize {
 /// Steps only when the caller says so.
 struct Turns {
     begun: Instant,
+    device: Device,
+    counter: Option<LaunchCounter>,
 }
 
 impl Turns {
     fn wait(&mut self) {
         let mut line = String::new();
         let read = std::io::stdin().read_line(&mut line);
-        if read.is_err() || line.trim() != "step" {
-            println!("peak {}", peak_memory().unwrap_or(0));
-            std::process::exit(0);
+        match line.trim() {
+            "step" if read.is_ok() => {}
+            "count" => self.counter = Some(failing(LaunchCounter::start(&self.device))),
+            _ => {
+                println!("peak {}", peak_memory().unwrap_or(0));
+                std::process::exit(0);
+            }
         }
         self.begun = Instant::now();
     }
 
     fn done(&mut self, value: f64) {
+        if let Some(counter) = self.counter.take() {
+            let launches = failing(counter.finish());
+            let all: usize = launches.values().sum();
+            println!("launches {all} {}", serde_json::json!(launches));
+        }
         println!("step {} {value}", self.begun.elapsed().as_secs_f64());
         self.wait();
     }
@@ -447,6 +464,14 @@ impl Observer for Turns {
     fn step(&mut self, record: &TrainRecord, _total: usize) {
         self.done(record.loss);
     }
+}
+
+/// The worker has no one to give an error to but who reads its output.
+fn failing<T>(result: Result<T>) -> T {
+    result.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        std::process::exit(1)
+    })
 }
 
 /// Bytes that the process has held at most, where the system tells.

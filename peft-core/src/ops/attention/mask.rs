@@ -3,10 +3,14 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "cube")]
+use burn::tensor::Device;
 use burn::tensor::{Bool, Tensor};
 
 #[cfg(feature = "flex")]
 use super::seen::Seen;
+#[cfg(feature = "cube")]
+use super::vectors::Vectors;
 use super::visibility::{Visibility, rows};
 
 /// Which keys a query may see, what becomes of the scores of the others, and what is added to the scores.
@@ -32,6 +36,8 @@ struct Made {
     dense: OnceLock<Dense>,
     #[cfg(feature = "flex")]
     seen: OnceLock<Arc<Seen>>,
+    #[cfg(feature = "cube")]
+    vectors: OnceLock<Vectors>,
 }
 
 /// A mask as tables, `[batch or 1, 1, q_len or 1, kv_len]`.
@@ -112,7 +118,7 @@ impl AttentionMask {
         })
     }
 
-    #[cfg(feature = "flex")]
+    #[cfg(any(feature = "flex", feature = "cube"))]
     pub(super) fn fully_masked_is_zero(&self) -> bool {
         self.fully_masked_is_zero
     }
@@ -124,5 +130,12 @@ impl AttentionMask {
             return None;
         }
         Some(self.made.seen.get_or_init(|| Arc::new(Seen::new(self.set.as_ref(), self.added.as_ref()))).clone())
+    }
+
+    /// Its vectors on a card, for so many keys.
+    #[cfg(feature = "cube")]
+    pub(super) fn vectors(&self, keys: usize, device: &Device) -> Vectors {
+        let make = || Vectors::new(self.set.as_ref(), self.added.as_ref(), keys as i64, device);
+        self.made.vectors.get_or_init(make).clone()
     }
 }

@@ -1,11 +1,17 @@
 //! Scaled dot-product attention.
 
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod fused;
 mod mask;
 mod scaled;
 #[cfg(feature = "flex")]
 mod seen;
+#[cfg(feature = "cube")]
+mod tiled;
+#[cfg(feature = "cube")]
+mod vectors;
 mod visibility;
 
 pub use mask::AttentionMask;

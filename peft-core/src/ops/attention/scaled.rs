@@ -5,6 +5,8 @@ use burn::tensor::{Tensor, activation};
 #[cfg(feature = "flex")]
 use super::fused;
 use super::mask::AttentionMask;
+#[cfg(feature = "cube")]
+use super::tiled;
 #[cfg(feature = "flex")]
 use crate::ops::dropout::Seed;
 use crate::ops::dropout::dropout as drop;
@@ -65,6 +67,10 @@ fn fused_or_composed(
             };
             return fused::attention(query, key, value, mask, settings);
         }
+    }
+    #[cfg(feature = "cube")]
+    if tiled::fits([&query, &key, &value], mask, cap) {
+        return tiled::attention([query, key, value], mask, scale, cap, dropout);
     }
     attention_plain(query, key, value, mask, scale, cap, dropout)
 }

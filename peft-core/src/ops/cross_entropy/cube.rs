@@ -1,0 +1,188 @@
+//! The loss of a head on cards: a cube of units for each row of logits.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape, Slice};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::chunked::{HeadLossOps, Settings};
+use crate::ops::cube::{self, max_of_cube, sum_of_cube};
+use crate::ops::labels::IGNORE_INDEX;
+
+/// Logits that exist at a time: 128 MB in f32. Few in tests, which should see more than one chunk.
+const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 1 << 25 };
+
+/// Logits become the slopes of the sum of losses, and each row says its loss and whether it counts.
+#[cube(launch, address_type = "dynamic")]
+fn loss_kernel<F: Float>(
+    logits: &Tensor<F>,
+    labels: &Tensor<i32>,
+    slopes: &mut Tensor<F>,
+    losses: &mut Tensor<f32>,
+    first: usize,
+    rows: usize,
+    classes: usize,
+    smoothing: f32,
+    // WGSL has no word for it.
+    nan: f32,
+    #[comptime] units: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if CUBE_POS >= rows {
+        terminate!();
+    }
+    let start = CUBE_POS * classes;
+    let unit = UNIT_POS as usize;
+    let label = labels[first + CUBE_POS];
+    let mut largest = f32::new(-3e38f32);
+    let mut sum = 0.0f32;
+    let mut total = 0.0f32;
+    for at in range_stepped(unit, classes, units) {
+        let x = f32::cast_from(logits[start + at]);
+        if x > largest {
+            sum *= f32::exp(largest - x);
+            largest = x;
+        }
+        sum += f32::exp(x - largest);
+        total += x;
+    }
+    let most = max_of_cube(largest, units);
+    let sum = sum_of_cube(sum * f32::exp(largest - most), units);
+    let total = sum_of_cube(total, units);
+    let counts = label != comptime!(IGNORE_INDEX as i32).runtime();
+    let is_class = label >= 0 && (label as usize) < classes;
+    let share = smoothing / f32::cast_from(classes);
+    if unit == 0 {
+        let at = (first + CUBE_POS) * 2;
+        let mut loss = 0.0f32;
+        let mut one = 0.0f32;
+        if counts {
+            one = 1.0f32;
+            let mut chosen = nan;
+            if is_class {
+                chosen = f32::cast_from(logits[start + label as usize]);
+            }
+            loss = f32::ln(sum) + most - (1.0f32 - smoothing) * chosen - share * total;
+        }
+        losses[at] = loss;
+        losses[at + 1] = one;
+    }
+    // Slopes may lie where logits were.
+    sync_cube();
+    for at in range_stepped(unit, classes, units) {
+        let mut slope = 0.0f32;
+        if counts {
+            slope = f32::exp(f32::cast_from(logits[start + at]) - most) / sum - share;
+            if is_class {
+                if at == label as usize {
+                    slope -= 1.0f32 - smoothing;
+                }
+            }
+        }
+        slopes[start + at] = F::cast_from(slope);
+    }
+}
+
+/// The loss, and where they are wanted the gradients of the mean by hidden states and weight.
+fn loss(
+    hidden: CubeTensor,
+    weight: CubeTensor,
+    labels: CubeTensor,
+    Settings { smoothing, bf16, to_weight }: Settings,
+    grads: bool,
+) -> (CubeTensor, Option<CubeTensor>, Option<CubeTensor>) {
+    let (hidden, labels) = (into_contiguous(hidden), into_contiguous(labels));
+    let ([rows, d_model], classes) = (hidden.shape().dims::<2>(), weight.shape()[0]);
+    let (client, device) = (hidden.client.clone(), hidden.device.clone());
+    // Once for all chunks.
+    let weight = cube::for_product(weight, &hidden, bf16);
+    let losses = cube::empty_of(DType::F32, Shape::new([rows, 2]), client.clone(), device);
+    let chunk = (CHUNK / classes.max(1)).max(1);
+    let (mut to_hidden, mut sum_to_weight) = (Vec::new(), None);
+    for first in (0..rows).step_by(chunk) {
+        let count = chunk.min(rows - first);
+        let part = match count == rows {
+            true => hidden.clone(),
+            false => {
+                CubeBackend::float_slice(hidden.clone(), &[Slice::from(first..first + count), Slice::from(0..d_model)])
+            }
+        };
+        let operand = cube::for_product(part, &hidden, bf16);
+        let logits = CubeBackend::float_matmul(operand.clone(), CubeBackend::float_swap_dims(weight.clone(), 0, 1));
+        let logits = into_contiguous(logits);
+        let dim = cube::cube_for_row(&logits, classes);
+        let slopes = cube::empty_contiguous(logits.shape(), &logits);
+        loss_kernel::launch(
+            &client,
+            cube::cubes(&logits, count),
+            dim,
+            cube::address_type(&[&logits, &losses]),
+            logits.clone().into_tensor_arg(),
+            labels.clone().into_tensor_arg(),
+            slopes.clone().into_tensor_arg(),
+            losses.clone().into_tensor_arg(),
+            first,
+            count,
+            classes,
+            smoothing,
+            f32::NAN,
+            dim.num_elems() as usize,
+            cube::element(&logits),
+        );
+        if grads {
+            to_hidden.push(CubeBackend::float_matmul(slopes.clone(), weight.clone()));
+        }
+        if grads && to_weight {
+            let term = CubeBackend::float_matmul(CubeBackend::float_swap_dims(slopes, 0, 1), operand);
+            sum_to_weight = Some(match sum_to_weight {
+                Some(sum) => CubeBackend::float_add(sum, term),
+                None => term,
+            });
+        }
+    }
+    let sums = CubeBackend::float_sum_dim(losses, 0);
+    let column = |at: usize| {
+        let one = CubeBackend::float_slice(sums.clone(), &[Slice::from(0..1), Slice::from(at..at + 1)]);
+        CubeBackend::float_reshape(one, Shape::new([1]))
+    };
+    let kept = column(1);
+    let mean = CubeBackend::float_div(column(0), kept.clone());
+    let share = |grad: CubeTensor, dtype: DType| {
+        let kept = CubeBackend::float_reshape(kept.clone(), Shape::new([1, 1]));
+        let grad = CubeBackend::float_cast(grad, DType::F32.into());
+        CubeBackend::float_cast(CubeBackend::float_div(grad, kept), dtype.into())
+    };
+    let dtype = hidden.dtype;
+    let to_hidden = (!to_hidden.is_empty()).then(|| {
+        let whole = if to_hidden.len() == 1 { to_hidden.remove(0) } else { CubeBackend::float_cat(to_hidden, 0) };
+        share(whole, dtype)
+    });
+    (mean, to_hidden, sum_to_weight.map(|it| share(it, dtype)))
+}
+
+impl HeadLossOps for CubeBackend {
+    fn head_loss(hidden: CubeTensor, weight: CubeTensor, labels: CubeTensor, settings: Settings) -> CubeTensor {
+        loss(hidden, weight, labels, settings, false).0
+    }
+
+    fn head_loss_and_grads(
+        hidden: CubeTensor,
+        weight: CubeTensor,
+        labels: CubeTensor,
+        settings: Settings,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let zeros = |like: &CubeTensor| CubeBackend::float_zeros(like.shape(), &like.device, like.dtype.into());
+        let (no_hidden, no_weight) = (hidden.clone(), weight.clone());
+        let (mean, to_hidden, to_weight) = loss(hidden, weight, labels, settings, true);
+        let to_weight = match to_weight {
+            Some(grad) => grad,
+            None if settings.to_weight => zeros(&no_weight),
+            None => mean.clone(),
+        };
+        (mean, to_hidden.unwrap_or_else(|| zeros(&no_hidden)), to_weight)
+    }
+}
