@@ -1,9 +1,9 @@
 //! One process, one measurement: the worker that `cargo xtask bench` starts.
 //!
 //! It loads a model from a folder and says `loaded SECONDS TRAINABLE`. For every line that it then reads it does one
-//! step and says `step SECONDS VALUE`. When its input ends it says `peak BYTES` and leaves. Whoever writes the lines
-//! decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is the
-//! memory of a process that did nothing else.
+//! step and says `step SECONDS VALUE`. When its input ends it says `peak BYTES CARD_BYTES` and leaves. Whoever writes the
+//! lines decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is
+//! the memory of a process that did nothing else.
 
 // The worker talks to its caller through standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -312,7 +312,7 @@ impl Bench<'_> {
 
     fn loaded<M: Module>(&self, model: &M) -> Turns {
         println!("loaded {} {}", self.load, trainable(model));
-        let mut turns = Turns { begun: Instant::now() };
+        let mut turns = Turns { begun: Instant::now(), device: self.device.clone() };
         turns.wait();
         turns
     }
@@ -424,6 +424,7 @@ fn trainable<M: Module>(model: &M) -> usize {
 /// Steps only when the caller says so.
 struct Turns {
     begun: Instant,
+    device: Device,
 }
 
 impl Turns {
@@ -431,13 +432,20 @@ impl Turns {
         let mut line = String::new();
         let read = std::io::stdin().read_line(&mut line);
         if read.is_err() || line.trim() != "step" {
-            println!("peak {}", peak_memory().unwrap_or(0));
+            // What a pool holds at the end: it keeps what it needed at its peak. 0 where there is none.
+            let card = self.device.memory_pool_usage().map_or(0, |it| it.bytes_reserved);
+            println!("peak {} {card}", peak_memory().unwrap_or(0));
             std::process::exit(0);
         }
         self.begun = Instant::now();
     }
 
     fn done(&mut self, value: f64) {
+        // A card may still work at the end of the step when its loss is there.
+        if let Err(error) = self.device.sync() {
+            eprintln!("error: the device failed: {error}");
+            std::process::exit(1);
+        }
         println!("step {} {value}", self.begun.elapsed().as_secs_f64());
         self.wait();
     }
