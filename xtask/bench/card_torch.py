@@ -5,7 +5,7 @@ Says a name and a value a line: versions (`torch 2.11.0`, `peft missing`), what 
 """
 
 import glob
-import importlib
+import importlib.metadata
 import os
 import sys
 import time
@@ -20,6 +20,7 @@ def main():
         say(name, version(name))
     import torch
 
+    say("torch", torch.__version__)
     is_card = torch.cuda.is_available()
     say("device", "cuda" if is_card else "cpu")
     say("cuda", torch.version.cuda or "none")
@@ -40,10 +41,11 @@ def main():
 
 
 def version(name):
+    """Without importing it: that takes seconds, and the first training step shows whether it can be."""
     try:
-        return importlib.import_module(name).__version__
-    except Exception as error:
-        return "missing" if isinstance(error, ModuleNotFoundError) and error.name == name else f"broken: {error!r}"
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def measure(torch, name, dtype, device):

@@ -232,25 +232,26 @@ fn synthesise(args: &Args, device: &Device) -> Result<()> {
     write_tensors(args.folder.join(name), tensors, args.float)
 }
 
+/// How many random numbers there are before they repeat: drawing all of a large model takes minutes. A prime, so that no
+/// two rows of a matrix are the same.
+const PERIOD: usize = 1_048_583;
+
 /// The same tensor by tensor, so that a model may be larger than memory: norms of 1, biases of 0, the rest small.
 fn synthesise_decoder(args: &Args, spec: &ModelSpec, device: &Device) -> Result<()> {
     let entries = spec.iter().map(|it| (it.path(), it.shape_on_disk())).collect();
     let mut writer = ShardWriter::new(&args.folder, entries, args.float, ShardSize(5_000_000_000));
+    let drawn = Tensor::<1>::random([PERIOD], Distribution::Normal(0.0, 0.02), device).into_data();
+    let drawn = drawn.try_into_vec::<f32>().map_err(|it| PeftError::Invalid(format!("{it:?}")))?;
+    let mut drawn = drawn.iter().copied().cycle();
     for param in spec.iter() {
         let (key, shape) = (param.path(), param.shape_on_disk());
-        let data = match shape.as_slice() {
-            [length] if key.ends_with(".weight") => Tensor::<1>::ones([*length], device).into_data(),
-            [length] => Tensor::<1>::zeros([*length], device).into_data(),
-            _ => {
-                let count = shape.iter().product::<usize>();
-                let values = Tensor::<1>::random([count], Distribution::Normal(0.0, 0.02), device).into_data();
-                TensorData::new(
-                    values.try_into_vec::<f32>().map_err(|it| PeftError::Invalid(format!("{it:?}")))?,
-                    shape,
-                )
-            }
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = match shape.as_slice() {
+            [_] if key.ends_with(".weight") => vec![1.0; count],
+            [_] => vec![0.0; count],
+            _ => drawn.by_ref().take(count).collect(),
         };
-        writer.write(Stored { key, data })?;
+        writer.write(Stored { key, data: TensorData::new(values, shape) })?;
     }
     writer.finish()?;
     Ok(())

@@ -64,15 +64,14 @@ fn features(backends: &[&str], plain: bool) -> String {
     let mut features = vec!["lora", "cli", "flex"];
     features.extend(backends);
     // Burn's defaults for cards. They are of no use for the processor.
-    if !plain && backends.iter().any(|it| !matches!(*it, "flex" | "cpu")) {
+    if !plain && backends.iter().any(|it| *it != "flex") {
         features.extend(["fusion", "autotune"]);
     }
     let mut seen = Vec::new();
     features.retain(|it| {
-        !matches!(*it, "cpu") && !seen.contains(it) && {
-            seen.push(*it);
-            true
-        }
+        let is_new = !seen.contains(it);
+        seen.push(*it);
+        is_new
     });
     features.join(",")
 }
@@ -233,7 +232,7 @@ mod tests {
     fn a_worker_has_what_its_devices_need() {
         assert_eq!(features(&["cuda", "vulkan"], false), "lora,cli,flex,cuda,vulkan,fusion,autotune");
         assert_eq!(features(&["cuda", "cuda", "flex"], true), "lora,cli,flex,cuda");
-        assert_eq!(features(&["flex", "cpu"], false), "lora,cli,flex");
+        assert_eq!(features(&["flex"], false), "lora,cli,flex");
     }
 
     #[test]

@@ -79,21 +79,21 @@ pub(crate) fn programs(devices: usize, with_torch: bool) -> Vec<Program> {
     (0..devices).map(Program::Ours).chain(torch).collect()
 }
 
-/// Lines and programs in the order in which they are measured: for the first lines the pairs that everybody asks for, then
-/// what takes longer, then all the others.
-pub(crate) fn order(lines: usize, programs: &[Program]) -> Vec<(usize, Program)> {
+/// Lines and programs in the order in which they are measured, of lines in the order of their importance: for the first of
+/// them the pairs that everybody asks for, then what takes longer, then all the others.
+pub(crate) fn order(lines: &[usize], programs: &[Program]) -> Vec<(usize, Program)> {
     let is_main = |it: &Program| matches!(it, Program::Ours(0) | Program::Torch);
-    let main = || programs.iter().copied().filter(is_main);
     // Compiling takes longest.
-    let compiled = |it: &Program| *it == Program::TorchCompiled;
-    let others = || programs.iter().copied().filter(|it| !is_main(it) && !compiled(it));
-    let last = || programs.iter().copied().filter(compiled);
-    let first = lines.min(FIRST);
+    let is_last = |it: &Program| *it == Program::TorchCompiled;
+    let main = || programs.iter().copied().filter(is_main);
+    let others = || programs.iter().copied().filter(|it| !is_main(it) && !is_last(it));
+    let last = || programs.iter().copied().filter(is_last);
+    let (first, rest) = lines.split_at(lines.len().min(FIRST));
     let mut order: Vec<(usize, Program)> = Vec::new();
-    order.extend((0..first).flat_map(|line| main().map(move |it| (line, it))));
-    order.extend((0..first).flat_map(|line| others().chain(last()).map(move |it| (line, it))));
-    order.extend((first..lines).flat_map(|line| main().chain(others()).map(move |it| (line, it))));
-    order.extend((first..lines).flat_map(|line| last().map(move |it| (line, it))));
+    order.extend(first.iter().flat_map(|line| main().map(move |it| (*line, it))));
+    order.extend(first.iter().flat_map(|line| others().chain(last()).map(move |it| (*line, it))));
+    order.extend(rest.iter().flat_map(|line| main().chain(others()).map(move |it| (*line, it))));
+    order.extend(rest.iter().flat_map(|line| last().map(move |it| (*line, it))));
     order
 }
 
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn every_program_does_every_line_once_and_the_important_ones_first() {
         let programs = programs(2, true);
-        let order = order(32, &programs);
+        let order = order(&(0..32).collect::<Vec<_>>(), &programs);
         assert_eq!(order.len(), 32 * 4);
         for line in 0..32 {
             assert!(programs.iter().all(|it| order.iter().filter(|one| **one == (line, *it)).count() == 1), "{line}");
@@ -132,6 +132,6 @@ mod tests {
     #[test]
     fn without_torch_there_is_nothing_of_torch() {
         assert_eq!(super::programs(1, false), [Program::Ours(0)]);
-        assert_eq!(order(2, &[Program::Ours(0)]), [(0, Program::Ours(0)), (1, Program::Ours(0))]);
+        assert_eq!(order(&[1, 0], &[Program::Ours(0)]), [(1, Program::Ours(0)), (0, Program::Ours(0))]);
     }
 }

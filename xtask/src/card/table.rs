@@ -99,7 +99,7 @@ impl Table {
         }
         for (name, peak) in [("bf16", self.peaks.bf16), ("tf32", self.peaks.tf32), ("f32", self.peaks.f32)] {
             if let Some(peak) = peak {
-                let _ = writeln!(text, "- peak of torch's products in {name}: {:.1} TFLOP/s", peak / 1e12);
+                let _ = writeln!(text, "- peak of torch's products in {name}: {:.2} TFLOP/s", peak / 1e12);
             }
         }
         text += "\nA cell has tokens a second, the peak of memory in GB, and the share of the measured peak of products: that of \
@@ -285,7 +285,7 @@ mod tests {
             "| gpt2-124m | 4 × 512 | r 8 | bf16 | 4,096, 1.00 GB, 25.0 % [2] | … | failed [1] | – |"
         );
         let text = table.markdown();
-        assert!(text.contains("- a card\n- peak of torch's products in bf16: 8.0 TFLOP/s\n"), "{text}");
+        assert!(text.contains("- a card\n- peak of torch's products in bf16: 8.00 TFLOP/s\n"), "{text}");
         assert!(text.ends_with("\n[1] no compiler\n\n[2] another loss\n"), "{text}");
         assert_eq!(table.ours(), 2);
     }

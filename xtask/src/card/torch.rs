@@ -49,13 +49,16 @@ impl Probe {
         let path = |name| values.get(name).map(PathBuf::from);
         let names = ["python", "torch", "cuda", "transformers", "peft", "triton"];
         let about = names.iter().filter_map(|name| Some(format!("{name} {}", values.get(name)?)));
-        let is_whole =
-            |name: &&str| values.get(name).is_some_and(|it| !it.starts_with("missing") && !it.starts_with("broken"));
-        let lacks: Vec<String> = ["torch", "transformers", "peft"]
+        let is_there = |name: &str| values.get(name).is_some_and(|it| *it != "missing");
+        let mut lacks: Vec<String> = ["torch", "transformers", "peft"]
             .iter()
-            .filter(|it| !is_whole(it))
-            .map(|it| format!("{it} is {}", values.get(it).unwrap_or(&"missing")))
+            .filter(|it| !is_there(it))
+            .map(|it| format!("{it} is missing"))
             .collect();
+        // The script says it behind the import.
+        if lacks.is_empty() && !values.contains_key("device") {
+            lacks.push("torch cannot be imported".to_owned());
+        }
         Self {
             about: about.collect::<Vec<_>>().join(", "),
             missing: (!lacks.is_empty()).then(|| format!("in this Python {}", lacks.join(", "))),
@@ -93,13 +96,10 @@ mod tests {
     #[test]
     fn packages_that_are_missing_are_named() {
         let missing = |said: &str| Probe::parse(said).missing.expect("something is missing");
-        assert_eq!(
-            missing("torch 2.11\ntransformers missing\npeft missing\ndevice cuda"),
-            "in this Python transformers is missing, peft is missing"
-        );
+        let two = "torch 2.11\ntransformers missing\npeft missing\ndevice cuda";
+        assert_eq!(missing(two), "in this Python transformers is missing, peft is missing");
         assert!(missing("").contains("torch is missing"));
-        assert!(
-            missing("torch 2.11\ntransformers 5.23\npeft broken: ImportError('x')").contains("broken: ImportError")
-        );
+        let broken = "torch 2.11\ntransformers 5.23\npeft 0.21\nTraceback (most recent call last):";
+        assert_eq!(missing(broken), "in this Python torch cannot be imported");
     }
 }

@@ -89,7 +89,7 @@ pub(crate) fn run(options: &Visit) -> Result<(), String> {
         doubts: BTreeMap::new(),
     };
     visitor.smoke(&mut table)?;
-    for (line, program) in plan::order(table.lines.len(), &programs) {
+    for (line, program) in plan::order(&visitor.lines(&table), &programs) {
         visitor.fill(&mut table, line, program)?;
     }
     println!("\n{}", table.markdown());
@@ -218,6 +218,17 @@ impl Visitor<'_> {
             self.attempt(command, &name, |runner, _| Ok(runner.first_value)).map(|it| it.0)
         });
         Some(loss)
+    }
+
+    /// Lines in the order of their importance; those behind that none of our devices can take.
+    fn lines(&self, table: &Table) -> Vec<usize> {
+        let is_taken = |line: &usize| {
+            let bf16 = table.lines[*line].0.method.bf16;
+            self.options.devices.iter().any(|it| !self.refused.contains_key(&(it.clone(), bf16)))
+        };
+        let (mut taken, others): (Vec<usize>, Vec<usize>) = (0..table.lines.len()).partition(is_taken);
+        taken.extend(others);
+        taken
     }
 
     /// Measures a cell and writes the table.
