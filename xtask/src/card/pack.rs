@@ -1,5 +1,6 @@
 //! The folder that is carried to the machine with the card: built, packed, measured and, if asked for, tried here.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,9 @@ pub(crate) fn run(pack: &Pack) -> Result<(), String> {
     println!("{}", told(packed, &sizes));
     within_limit(packed, &sizes)?;
     println!("packed: {}", archive.display());
+    if let Some((major, minor)) = glibc_of(&bin)? {
+        println!("the machine needs glibc {major}.{minor} or later (`ldd --version`), and {}", libraries(&bin)?);
+    }
     if pack.rehearse { rehearse(pack, &archive) } else { Ok(()) }
 }
 
@@ -120,6 +124,46 @@ fn copy_wheels(from: &Path, to: &Path) -> Result<(), String> {
         }
     }
     if any { Ok(()) } else { Err(format!("{} has no wheels (*.whl)", from.display())) }
+}
+
+/// The shared libraries that these programs name; those of drivers are looked for when they run.
+fn libraries(bin: &Path) -> Result<String, String> {
+    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", bin.display());
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(bin).map_err(cannot)? {
+        let output = Command::new("readelf").arg("-d").arg(entry.map_err(cannot)?.path()).output();
+        let output = output.map_err(|error| format!("cannot start readelf: {error}"))?;
+        names.extend(needed(&String::from_utf8_lossy(&output.stdout)));
+    }
+    Ok(names.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+/// Names of libraries in what `readelf -d` says, in whatever language.
+fn needed(said: &str) -> Vec<String> {
+    let name = |line: &str| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned());
+    said.lines().filter(|it| it.contains("(NEEDED)")).filter_map(name).collect()
+}
+
+/// The newest version of glibc that one of these programs names.
+fn glibc_of(bin: &Path) -> Result<Option<(u32, u32)>, String> {
+    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", bin.display());
+    let mut newest = None;
+    for entry in fs::read_dir(bin).map_err(cannot)? {
+        newest = newest.max(glibc_in(&fs::read(entry.map_err(cannot)?.path()).map_err(cannot)?));
+    }
+    Ok(newest)
+}
+
+fn glibc_in(program: &[u8]) -> Option<(u32, u32)> {
+    let mark = b"GLIBC_";
+    let starts = program.windows(mark.len()).enumerate().filter(|it| it.1 == mark).map(|it| it.0 + mark.len());
+    let version = |at: usize| {
+        let text = program[at..].iter().take_while(|it| it.is_ascii_digit() || **it == b'.').map(|it| char::from(*it));
+        let text: String = text.collect();
+        let mut parts = text.split('.').map(|it| it.parse().ok());
+        Some((parts.next()??, parts.next()??))
+    };
+    starts.filter_map(version).max()
 }
 
 fn do_it(command: &mut Command) -> Result<(), String> {
@@ -268,6 +312,19 @@ mod tests {
         assert_eq!(sizes(&path).unwrap(), [("run.sh".to_owned(), 1)]);
         assert_eq!(clear(&path), Ok(()));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_newest_glibc_is_found() {
+        assert_eq!(glibc_in(b"\0GLIBC_2.9\0GLIBC_2.35\0GLIBC_2.2.5\0GLIBC_PRIVATE\0"), Some((2, 35)));
+        assert_eq!(glibc_in(b"no such thing"), None);
+    }
+
+    #[test]
+    fn libraries_are_found() {
+        let said = " 0x0000000000000001 (NEEDED)             Shared library: [libstdc++.so.6]\n\
+            \x20 0x000000000000000e (SONAME)             Library soname: [libx.so]\n";
+        assert_eq!(needed(said), ["libstdc++.so.6"]);
     }
 
     #[test]

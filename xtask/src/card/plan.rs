@@ -22,8 +22,9 @@ pub(crate) enum Program {
 const R8: Tuner = lora("r 8", 8, false);
 const R32_ALL: Tuner = lora("r 32, all linear", 32, true);
 
-/// How many lines come first with all programs.
+/// How many lines come first, and for how many of them what takes longest is tried then, too.
 const FIRST: usize = 6;
+const FIRST_COMPILED: usize = 3;
 
 /// All lines, the most important first.
 pub(crate) fn works(shapes: Shapes) -> Vec<Work> {
@@ -89,11 +90,13 @@ pub(crate) fn order(lines: &[usize], programs: &[Program]) -> Vec<(usize, Progra
     let others = || programs.iter().copied().filter(|it| !is_main(it) && !is_last(it));
     let last = || programs.iter().copied().filter(is_last);
     let (first, rest) = lines.split_at(lines.len().min(FIRST));
+    let (soon, late) = lines.split_at(lines.len().min(FIRST_COMPILED));
     let mut order: Vec<(usize, Program)> = Vec::new();
     order.extend(first.iter().flat_map(|line| main().map(move |it| (*line, it))));
-    order.extend(first.iter().flat_map(|line| others().chain(last()).map(move |it| (*line, it))));
+    order.extend(first.iter().flat_map(|line| others().map(move |it| (*line, it))));
+    order.extend(soon.iter().flat_map(|line| last().map(move |it| (*line, it))));
     order.extend(rest.iter().flat_map(|line| main().chain(others()).map(move |it| (*line, it))));
-    order.extend(rest.iter().flat_map(|line| last().map(move |it| (*line, it))));
+    order.extend(late.iter().flat_map(|line| last().map(move |it| (*line, it))));
     order
 }
 
@@ -126,7 +129,9 @@ mod tests {
         assert_eq!(order[..3], [(0, Program::Ours(0)), (0, Program::Torch), (1, Program::Ours(0))]);
         let at = |what| order.iter().position(|it| *it == what);
         assert!(at((5, Program::Torch)) < at((0, Program::TorchCompiled)));
-        assert!(at((5, Program::TorchCompiled)) < at((6, Program::Ours(0))));
+        assert!(at((5, Program::Ours(1))) < at((0, Program::TorchCompiled)));
+        assert!(at((2, Program::TorchCompiled)) < at((6, Program::Ours(0))));
+        assert!(at((31, Program::Ours(1))) < at((3, Program::TorchCompiled)));
     }
 
     #[test]

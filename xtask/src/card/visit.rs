@@ -55,7 +55,8 @@ pub(crate) fn run(options: &Visit) -> Result<(), String> {
     let site = unpack_wheels(options, &folder, &work.0, &logs, &clock, &mut about);
     let torch = ask_torch(options, &folder, site.as_deref(), &logs, &clock);
     about.push(torch.about.clone());
-    about.extend(torch.missing.iter().map(|it| format!("no comparison with torch: {it}")));
+    let missing = torch.missing.iter().filter(|_| options.python.is_some());
+    about.extend(missing.map(|it| format!("no comparison with torch: {it}")));
     about.extend(torch.troubles.iter().map(|it| format!("not measured: {it}")));
     for line in &about {
         println!("{line}");
@@ -233,9 +234,6 @@ impl Visitor<'_> {
 
     /// Measures a cell and writes the table.
     fn fill(&mut self, table: &mut Table, line: usize, program: Program) -> Result<(), String> {
-        if self.clock.is_over() {
-            return Ok(());
-        }
         let work = table.lines[line].0.clone();
         let column = table.programs.iter().find(|it| it.0 == program).map(|it| it.1.clone()).unwrap_or_default();
         let key = (column.clone(), work.method.bf16);
@@ -244,6 +242,9 @@ impl Visitor<'_> {
         let known =
             missing.or_else(|| self.refused.get(&key).cloned()).or_else(|| hopeless(table, program, work.method.bf16));
         let is_tried = known.is_none();
+        if is_tried && self.clock.is_over() {
+            return Ok(());
+        }
         let outcome = known.map_or_else(|| self.measure(&work, program, &column), Err);
         if is_tried {
             let kind = if work.method.bf16 { "bf16" } else { "f32" };
@@ -328,7 +329,8 @@ impl Visitor<'_> {
         });
         outcome.map_err(|error| {
             if Instant::now() >= until {
-                return format!("not done within {:.0} s", begun.elapsed().as_secs_f64());
+                let why = if self.clock.left().is_zero() { ", when the time of the visit was over" } else { "" };
+                return format!("not done within {:.0} s{why}", begun.elapsed().as_secs_f64());
             }
             let said = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
             last_words(&said).unwrap_or(error)
