@@ -443,7 +443,7 @@ fn agreement(losses: &[f64], reference: Option<&[f64]>, torch: Option<f64>, bf16
     }
 }
 
-/// A program that failed twice for the same reason, and never did anything else, will do so again.
+/// A program that failed on two shapes for the same reason, and never did anything else, will do so again.
 fn hopeless(table: &Table, program: Program, bf16: bool) -> Option<String> {
     let column = table.programs.iter().position(|it| it.0 == program)?;
     let mut reasons = Vec::new();
@@ -455,9 +455,9 @@ fn hopeless(table: &Table, program: Program, bf16: bool) -> Option<String> {
             Cell::Waiting => {}
         }
     }
-    let (_, first) = reasons.first()?;
-    let is_same = reasons.len() >= 2 && reasons.iter().all(|it| it.1 == *first);
-    (is_same && reasons.iter().any(|it| it.0 != reasons[0].0)).then(|| (*first).clone())
+    let (shape, first) = *reasons.first()?;
+    let is_same = reasons.iter().all(|it| it.1 == first);
+    (is_same && reasons.iter().any(|it| it.0 != shape)).then(|| first.clone())
 }
 
 /// Marks our cells of a line whose first loss is not torch's.
