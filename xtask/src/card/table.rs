@@ -22,6 +22,7 @@ pub(crate) struct Measured {
     pub(crate) seen_bytes: u64,
     pub(crate) cold_start: f64,
     pub(crate) first_loss: f64,
+    pub(crate) trainable: u64,
     /// Operations of a step.
     pub(crate) flops: Option<f64>,
     /// Something about it is doubtful.
@@ -188,6 +189,7 @@ impl Table {
                         ("share_of_peak", number(it.share(peak))),
                         ("cold_start_seconds", Value::Number(it.cold_start)),
                         ("first_loss", Value::Number(it.first_loss)),
+                        ("trainable", Value::Count(it.trainable)),
                     ]);
                     fields.extend(it.doubt.iter().map(|it| ("doubt", text(it))));
                 }
@@ -245,6 +247,7 @@ mod tests {
             seen_bytes,
             cold_start: 1.0,
             first_loss: 4.6,
+            trainable: 10,
             flops: Some(1e12),
             doubt: None,
         }

@@ -266,7 +266,7 @@ impl Visitor<'_> {
             }
             Err(reason) => Cell::Failed(reason),
         };
-        compare_losses(table, line);
+        compare_work(table, line);
         table.write(&self.results)
     }
 
@@ -303,6 +303,7 @@ impl Visitor<'_> {
             seen_bytes: self.card.as_ref().map_or(0, CardMemory::taken),
             cold_start: outcome.cold_start,
             first_loss,
+            trainable,
             flops: flops::of_step(shape, trainable),
             doubt: None,
         })
@@ -460,22 +461,24 @@ fn hopeless(table: &Table, program: Program, bf16: bool) -> Option<String> {
     (is_same && reasons.iter().any(|it| it.0 != shape)).then(|| first.clone())
 }
 
-/// Marks our cells of a line whose first loss is not torch's.
-fn compare_losses(table: &mut Table, line: usize) {
+/// Marks our cells of a line that did other work than torch.
+fn compare_work(table: &mut Table, line: usize) {
     let programs: Vec<Program> = table.programs.iter().map(|it| it.0).collect();
     let (work, cells) = &mut table.lines[line];
     let torch = programs.iter().position(|it| *it == Program::Torch).and_then(|at| match &cells[at] {
-        Cell::Measured(it) => Some(it.first_loss),
+        Cell::Measured(it) => Some((it.first_loss, it.trainable)),
         _ => None,
     });
-    let Some(torch) = torch else { return };
+    let Some((loss, trainable)) = torch else { return };
     let tolerance = Peer::PeftTorch.tolerance(&work.method);
     for (program, cell) in programs.iter().zip(cells) {
-        if let (Program::Ours(_), Cell::Measured(it)) = (program, cell) {
-            let far = (it.first_loss - torch).abs() / torch.abs();
-            if far.is_nan() || far > tolerance {
-                it.doubt = Some(format!("other work than torch's: the first loss is {}, not {torch}", it.first_loss));
-            }
+        let (Program::Ours(_), Cell::Measured(it)) = (program, cell) else { continue };
+        let far = (it.first_loss - loss).abs() / loss.abs();
+        if it.trainable != trainable {
+            it.doubt =
+                Some(format!("other work than torch's: {} parameters are trained, not {trainable}", it.trainable));
+        } else if far.is_nan() || far > tolerance {
+            it.doubt = Some(format!("other work than torch's: the first loss is {}, not {loss}", it.first_loss));
         }
     }
 }
@@ -695,6 +698,7 @@ mod tests {
             seen_bytes: 0,
             cold_start: 1.0,
             first_loss,
+            trainable: 10,
             flops: None,
             doubt: None,
         })
@@ -724,16 +728,25 @@ mod tests {
     fn other_work_than_torchs_is_marked() {
         let mut it = table();
         *it.cell(0, Program::Ours(0)) = measured(10.9);
-        compare_losses(&mut it, 0);
+        compare_work(&mut it, 0);
         *it.cell(0, Program::Torch) = measured(10.8);
-        compare_losses(&mut it, 0);
+        compare_work(&mut it, 0);
         assert!(
             matches!(it.cell(0, Program::Ours(0)), Cell::Measured(Measured { doubt: Some(why), .. }) if why.contains("10.8"))
         );
+        if let Cell::Measured(torch) = it.cell(0, Program::Torch) {
+            torch.trainable = 11;
+        }
+        compare_work(&mut it, 0);
+        let doubt = match it.cell(0, Program::Ours(0)) {
+            Cell::Measured(it) => it.doubt.clone().unwrap_or_default(),
+            _ => String::new(),
+        };
+        assert!(doubt.contains("10 parameters are trained, not 11"), "{doubt}");
         // The same distance is within the rounding of bf16.
         *it.cell(1, Program::Ours(0)) = measured(10.9);
         *it.cell(1, Program::Torch) = measured(10.8);
-        compare_losses(&mut it, 1);
+        compare_work(&mut it, 1);
         assert!(matches!(it.cell(1, Program::Ours(0)), Cell::Measured(Measured { doubt: None, .. })));
     }
 
