@@ -2,7 +2,7 @@
 
 One process, one measurement, and the same conversation as `peft/benches/measure` has: it says
 `loaded SECONDS TRAINABLE`, does a step for every line `step` that it reads and says `step SECONDS VALUE`, and at the
-end of its input `peak BYTES`.
+end of its input `peak BYTES CARD_BYTES`.
 """
 
 import argparse
@@ -23,6 +23,8 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
     device = torch.device(args.device)
 
     begun = time.perf_counter()
@@ -41,8 +43,10 @@ def main():
             break
         begun = time.perf_counter()
         value = next(steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         say(f"step {time.perf_counter() - begun} {value}")
-    say(f"peak {peak_bytes()}")
+    say(f"peak {peak_bytes()} {torch.cuda.max_memory_reserved() if device.type == 'cuda' else 0}")
 
 
 def load_model(args):
@@ -70,7 +74,8 @@ def load_model(args):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
         )
-    return kind.from_pretrained(args.folder, dtype=torch.float32, quantization_config=quantized)
+    dtype = torch.bfloat16 if args.bf16_base else torch.float32
+    return kind.from_pretrained(args.folder, dtype=dtype, quantization_config=quantized)
 
 
 def batch(model, args):
@@ -200,6 +205,10 @@ def parse():
     parser.add_argument("--all-linear", action="store_true")
     parser.add_argument("--dora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    # As one does on a card: the base is kept in half precision, too.
+    parser.add_argument("--bf16-base", action="store_true")
+    # Products of single precision on the tensor cores of a card.
+    parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--adapters", type=int, default=1)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)

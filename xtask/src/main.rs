@@ -1,14 +1,16 @@
 //! The chores of this workspace, in plain Rust and with hardly a dependency, so that they start at once.
 //!
 //! `cargo xtask check` is what continuous integration runs, and what you run before you send a change. `cargo xtask
-//! bench` measures training steps, alone or beside other programs. `cargo xtask support` writes the book's support
-//! table. `cargo xtask docs` checks and runs the book. `cargo xtask break` kills, fills, damages and lies. `cargo xtask
-//! modules` finds cycles of modules. `cargo xtask features` and `cargo xtask downstream` are steps of the check.
+//! bench` measures training steps, alone or beside other programs. `cargo xtask card` packs what measures them on a
+//! machine with a card. `cargo xtask support` writes the book's support table. `cargo xtask docs` checks and runs the
+//! book. `cargo xtask break` kills, fills, damages and lies. `cargo xtask modules` finds cycles of modules. `cargo xtask
+//! features` and `cargo xtask downstream` are steps of the check.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod break_it;
+mod card;
 mod docs;
 mod examples;
 mod features;
@@ -34,6 +36,9 @@ usage: cargo xtask check [--quick] [--device NAME]
   support          writes the support table of the book from the tests that passed; --check compares
 
   bench            measures; `cargo xtask bench --help` says what and how
+
+  card             packs what a machine with a card needs to measure itself, without Rust and without a network;
+                   `cargo xtask card --help` says what
 
   break            kills runs, fills disks, damages files and lies to downloads: `cargo xtask break --help` says how often
 
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((word, rest)) if word == "bench" => bench::run(rest),
+        Some((word, rest)) if word == "card" => card::run(rest),
         Some((word, rest)) if word == "break" => break_it::run(rest),
         Some((word, rest)) if word == "support" => support::run(rest),
         Some((word, rest)) if word == "docs" => docs::run(rest),

@@ -2,8 +2,9 @@
 //!
 //! It loads a model from a folder and says `loaded SECONDS TRAINABLE`. For every line that it then reads it does one
 //! step and says `step SECONDS VALUE`. Where the line is `count` and not `step`, it says before that what the step launched
-//! on a card, `launches ALL {NAME: COUNT}`. When its input ends it says `peak BYTES` and leaves. Whoever writes the lines decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is the
-//! memory of a process that did nothing else.
+//! on a card, `launches ALL {NAME: COUNT}`. When its input ends it says `peak BYTES CARD_BYTES` and leaves. Whoever writes
+//! the lines decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is
+//! the memory of a process that did nothing else.
 
 // The worker talks to its caller through standard output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -238,25 +239,26 @@ fn synthesise(args: &Args, device: &Device) -> Result<()> {
     write_tensors(args.folder.join(name), tensors, args.float)
 }
 
+/// How many random numbers there are before they repeat: drawing all of a large model takes minutes. A prime, so that no
+/// two rows of a matrix are the same.
+const PERIOD: usize = 1_048_583;
+
 /// The same tensor by tensor, so that a model may be larger than memory: norms of 1, biases of 0, the rest small.
 fn synthesise_decoder(args: &Args, spec: &ModelSpec, device: &Device) -> Result<()> {
     let entries = spec.iter().map(|it| (it.path(), it.shape_on_disk())).collect();
     let mut writer = ShardWriter::new(&args.folder, entries, args.float, ShardSize(5_000_000_000));
+    let drawn = Tensor::<1>::random([PERIOD], Distribution::Normal(0.0, 0.02), device).into_data();
+    let drawn = drawn.try_into_vec::<f32>().map_err(|it| PeftError::Invalid(format!("{it:?}")))?;
+    let mut drawn = drawn.iter().copied().cycle();
     for param in spec.iter() {
         let (key, shape) = (param.path(), param.shape_on_disk());
-        let data = match shape.as_slice() {
-            [length] if key.ends_with(".weight") => Tensor::<1>::ones([*length], device).into_data(),
-            [length] => Tensor::<1>::zeros([*length], device).into_data(),
-            _ => {
-                let count = shape.iter().product::<usize>();
-                let values = Tensor::<1>::random([count], Distribution::Normal(0.0, 0.02), device).into_data();
-                TensorData::new(
-                    values.try_into_vec::<f32>().map_err(|it| PeftError::Invalid(format!("{it:?}")))?,
-                    shape,
-                )
-            }
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = match shape.as_slice() {
+            [_] if key.ends_with(".weight") => vec![1.0; count],
+            [_] => vec![0.0; count],
+            _ => drawn.by_ref().take(count).collect(),
         };
-        writer.write(Stored { key, data })?;
+        writer.write(Stored { key, data: TensorData::new(values, shape) })?;
     }
     writer.finish()?;
     Ok(())
@@ -442,7 +444,9 @@ impl Turns {
             "step" if read.is_ok() => {}
             "count" => self.counter = Some(failing(LaunchCounter::start(&self.device))),
             _ => {
-                println!("peak {}", peak_memory().unwrap_or(0));
+                // What a pool holds at the end: it keeps what it needed at its peak. 0 where there is none.
+                let card = self.device.memory_pool_usage().map_or(0, |it| it.bytes_reserved);
+                println!("peak {} {card}", peak_memory().unwrap_or(0));
                 std::process::exit(0);
             }
         }
@@ -454,6 +458,11 @@ impl Turns {
             let launches = failing(counter.finish());
             let all: usize = launches.values().sum();
             println!("launches {all} {}", serde_json::json!(launches));
+        }
+        // A card may still work at the end of the step when its loss is there.
+        if let Err(error) = self.device.sync() {
+            eprintln!("error: the device failed: {error}");
+            std::process::exit(1);
         }
         println!("step {} {value}", self.begun.elapsed().as_secs_f64());
         self.wait();

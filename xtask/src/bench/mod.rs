@@ -7,17 +7,18 @@
 //! disturbs both.
 
 mod options;
-mod report;
-mod runner;
-mod shapes;
+pub(crate) mod programs;
+pub(crate) mod report;
+pub(crate) mod runner;
+pub(crate) mod shapes;
 
 use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use options::Options;
+use programs::{Programs, Torch};
 use report::{Compared, Measured};
 use runner::Runner;
 use shapes::{Peer, Shape, Tuner};
@@ -28,14 +29,22 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         return Ok(());
     }
     let options = Options::parse(arguments).map_err(|reason| format!("{reason}\n\n{}", options::USAGE))?;
-    let bench = Bench { worker: build_worker(&options.device)?, options };
+    let worker = build_worker(&options.device)?;
+    let torch = options.python.clone().map(|python| Torch {
+        python,
+        script: torch_script(),
+        device: options.torch_device().to_owned(),
+        as_on_cards: false,
+    });
+    let programs = Programs { worker, device: options.device.clone(), threads: options.threads, torch };
+    let bench = Bench { programs, options };
     report::machine(bench.options.threads);
     if bench.options.compare { bench.compare() } else { bench.measure() }
 }
 
 struct Bench {
     options: Options,
-    worker: PathBuf,
+    programs: Programs,
 }
 
 impl Bench {
@@ -95,95 +104,25 @@ impl Bench {
 
     /// Our program, loaded and past its first step.
     fn ours(&self, shape: &Shape, method: &Tuner, folder: &Path) -> Result<Runner, String> {
-        let mut command = self.worker(shape, folder);
-        command.args(method.arguments(method.kind));
+        let command = self.programs.ours(shape, method, folder);
         Runner::start(command, &format!("ours ({}, {})", shape.name, method.name))
     }
 
     fn peer(&self, shape: &Shape, method: &Tuner, peer: Peer, folder: &Path) -> Result<Runner, String> {
-        let mut command = match (peer, &self.options.python) {
-            (Peer::PeftTorch | Peer::PeftTorchCompiled, Some(python)) => {
-                let mut command = Command::new(python);
-                command.arg(crate::root().join("xtask").join("bench").join("peft_torch.py"));
-                command.args(self.work(shape, folder)).args(method.arguments(method.kind));
-                command.args(["--device", self.options.torch_device()]);
-                command.args(["--threads", &self.options.threads.to_string()]);
-                command.args((peer == Peer::PeftTorchCompiled).then_some("--compile"));
-                // What it says about itself is of no interest, and it has nothing to look up.
-                command.envs([
-                    ("HF_HUB_OFFLINE", "1"),
-                    ("PYTHONWARNINGS", "ignore"),
-                    ("TOKENIZERS_PARALLELISM", "false"),
-                ]);
-                command
-            }
-            (Peer::PeftTorch | Peer::PeftTorchCompiled, None) => {
-                return Err(format!("`{}` needs `--python PATH`", peer.name()));
-            }
-            (Peer::OursF32, _) => {
-                let mut command = self.worker(shape, folder);
-                command.args(method.in_f32().arguments(method.kind));
-                command
-            }
-            (Peer::BurnLora, _) => {
-                let mut command = self.worker(shape, folder);
-                command.args(method.arguments("burn-lora"));
-                command
-            }
-            (Peer::Full, _) => {
-                let mut command = self.worker(shape, folder);
-                command.args(["--method", "full"]);
-                command
-            }
-        };
-        self.limit_threads(&mut command);
+        let command = self.programs.peer(shape, method, peer, folder)?;
         Runner::start(command, &format!("{} ({}, {})", peer.name(), shape.name, method.name))
     }
 
-    fn worker(&self, shape: &Shape, folder: &Path) -> Command {
-        let mut command = Command::new(&self.worker);
-        command.args(self.work(shape, folder)).args(["--device", &self.options.device]);
-        self.limit_threads(&mut command);
-        command
-    }
-
-    fn limit_threads(&self, command: &mut Command) {
-        let threads = self.options.threads.to_string();
-        command.envs(["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"].map(|it| (it, &threads)));
-    }
-
-    fn work(&self, shape: &Shape, folder: &Path) -> Vec<OsString> {
-        let text = |it: &str| OsString::from(it);
-        let mut work = vec![
-            text("--folder"),
-            folder.as_os_str().to_owned(),
-            text("--task"),
-            text(shape.task),
-            text("--batch"),
-            text(&shape.batch.to_string()),
-            text("--seq"),
-            text(&shape.seq.to_string()),
-            text("--size"),
-            text(&shape.size.to_string()),
-        ];
-        work.extend(shape.targets.into_iter().flat_map(|it| [text("--targets"), text(it)]));
-        work.extend(shape.saved.into_iter().flat_map(|it| [text("--modules-to-save"), text(it)]));
-        work
-    }
-
-    /// A checkpoint of the shape with random weights, which goes away with the value.
+    /// A checkpoint of the shape with random weights.
     fn synthesise(&self, shape: &Shape) -> Result<TempFolder, String> {
         let folder = env::temp_dir().join(format!("peft-bench-{}-{}", std::process::id(), shape.name));
-        fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        let folder = TempFolder(folder);
-        let config = folder.0.join("config.json");
-        fs::write(&config, shape.config).map_err(|error| format!("cannot write {}: {error}", config.display()))?;
-        let mut command = self.worker(shape, &folder.0);
-        let status = command.args(["--method", "synthesise", "--float", shape.float]).status();
-        match status {
+        let folder = TempFolder::new(folder)?;
+        write_config(shape, &folder.0)?;
+        let mut command = self.programs.synthesise(shape, &folder.0);
+        match command.status() {
             Ok(status) if status.success() => Ok(folder),
             Ok(status) => Err(format!("the weights of {} could not be made: {status}", shape.name)),
-            Err(error) => Err(format!("cannot start {}: {error}", self.worker.display())),
+            Err(error) => Err(format!("cannot start {}: {error}", self.programs.worker.display())),
         }
     }
 
@@ -207,7 +146,22 @@ fn check_same_work(ours: &Runner, theirs: &Runner, peer: Peer, same: f64) -> Res
     Ok(())
 }
 
-struct TempFolder(PathBuf);
+/// What a checkpoint of the shape begins with.
+pub(crate) fn write_config(shape: &Shape, folder: &Path) -> Result<(), String> {
+    let config = folder.join("config.json");
+    fs::write(&config, shape.config).map_err(|error| format!("cannot write {}: {error}", config.display()))
+}
+
+/// A folder that goes away with the value.
+#[derive(Debug)]
+pub(crate) struct TempFolder(pub(crate) PathBuf);
+
+impl TempFolder {
+    pub(crate) fn new(path: PathBuf) -> Result<Self, String> {
+        fs::create_dir_all(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+}
 
 impl Drop for TempFolder {
     fn drop(&mut self) {
@@ -216,14 +170,29 @@ impl Drop for TempFolder {
     }
 }
 
-/// Builds the worker and asks cargo where it put it.
+/// The other side of a comparison with torch.
+pub(crate) fn torch_script() -> PathBuf {
+    crate::root().join("xtask").join("bench").join("peft_torch.py")
+}
+
 fn build_worker(device: &str) -> Result<PathBuf, String> {
-    let mut cargo = crate::cargo(&["build", "--release", "-p", "peft", "--bench", "measure"]);
-    cargo.arg("--message-format=json-render-diagnostics");
+    let mut cargo = worker_build();
     let backend = crate::backend_of(device);
     if !matches!(backend, "flex" | "cpu") {
         cargo.args(["--features", backend]);
     }
+    built(cargo)
+}
+
+/// What builds the worker, with the features of the command; more words may follow.
+pub(crate) fn worker_build() -> Command {
+    let mut cargo = crate::cargo(&["build", "--release", "-p", "peft", "--bench", "measure"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    cargo
+}
+
+/// Builds the worker and asks cargo where it put it.
+pub(crate) fn built(mut cargo: Command) -> Result<PathBuf, String> {
     let output = cargo.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot start cargo: {error}"))?;
     if !output.status.success() {
         return Err(format!("the worker does not build: {}", output.status));

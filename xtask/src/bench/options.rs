@@ -12,7 +12,7 @@ usage: cargo xtask bench [options]
   --json FILE      writes the rows as JSON, after every row
   --device NAME    flex (default), wgpu, cuda, tch: builds the worker with that backend
   --shape NAME     gpt2-124m, smollm2-135m, bert-base, vit-base, swin-tiny, segformer-b0, sd15-unet, whisper-base, and
-                   only if named smollm2-135m-1024, -2048, -4096, llama-1.1b, llama-7b; may be repeated
+                   only if named smollm2-135m-1024, -2048, -4096, llama-1.1b, llama-3.2-3b, llama-7b; may be repeated
   --method NAME    lora-r8, lora-r16, lora-r8-all, lora-r16-all, dora-r8, lora-r16-all-nf4, lora-r16-all-int8, adapters-4,
                    and only if named lora-r8-bf16, lora-r16-all-bf16, lora-r16-all-nf4-bf16, lora-r16-all-llm-int8, lora-r16-all-nf4-again
                    (which keeps little of a layer and computes it again in the backward); may be repeated
@@ -24,7 +24,7 @@ usage: cargo xtask bench [options]
   --quick          tiny shapes and one step: shows in seconds that everything runs, and measures nothing
 
 Shapes are built from their configurations with random weights in the folder for temporary files (about 0.5 GB a shape,
-3.4 GB for sd15-unet, 2.2 GB for llama-1.1b, 13.5 GB for llama-7b). A quantised base is compared with bitsandbytes.
+3.4 GB for sd15-unet, 2.2 GB for llama-1.1b, 6.4 GB for llama-3.2-3b, 13.5 GB for llama-7b). A quantised base is compared with bitsandbytes.
 Times are medians; with --compare two programs are in memory at once.";
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn everything_is_measured_unless_something_is_named() {
         let all = parse("").unwrap();
-        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len() - 5, METHODS.len() - 5, 5));
+        assert_eq!((all.shapes.len(), all.methods.len(), all.steps), (SHAPES.len() - 6, METHODS.len() - 5, 5));
         let some = parse("--quick --shape bert-tiny --method dora-r8 --method lora-r8 --steps 3").unwrap();
         assert_eq!(some.shapes.iter().map(|it| it.name).collect::<Vec<_>>(), ["bert-tiny"]);
         assert_eq!(some.methods.iter().map(|it| it.name).collect::<Vec<_>>(), ["lora-r8", "dora-r8"]);

@@ -22,8 +22,7 @@ pub(crate) fn json(rows: impl Iterator<Item = Vec<(&'static str, Value)>>) -> St
     let object = |fields: Vec<(&'static str, Value)>| {
         let fields = fields.into_iter().map(|(name, value)| {
             let value = match value {
-                // Names of ours: nothing in them needs to be escaped.
-                Value::Text(text) => format!("\"{text}\""),
+                Value::Text(text) => quoted(&text),
                 Value::Number(number) if number.is_finite() => format!("{number:.6}"),
                 Value::Number(_) => "null".to_owned(),
                 Value::Count(count) => count.to_string(),
@@ -33,6 +32,19 @@ pub(crate) fn json(rows: impl Iterator<Item = Vec<(&'static str, Value)>>) -> St
         format!("  {{{}}}", fields.collect::<Vec<_>>().join(", "))
     };
     format!("[\n{}\n]\n", rows.map(object).collect::<Vec<_>>().join(",\n"))
+}
+
+/// Text as JSON has it; what a program said in its last moments may hold anything.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => quoted.extend(['\\', char]),
+            char if char < ' ' => quoted += &format!("\\u{:04x}", u32::from(char)),
+            char => quoted.push(char),
+        }
+    }
+    quoted + "\""
 }
 
 /// One program alone.
@@ -209,7 +221,7 @@ fn gigabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -236,9 +248,19 @@ mod tests {
     }
 
     #[test]
+    fn text_is_escaped() {
+        assert_eq!(quoted("a \"b\" c\\d\n"), r#""a \"b\" c\\d\u000a""#);
+    }
+
+    #[test]
     fn a_comparison_has_these_fields_and_no_others() {
-        let outcome =
-            |seconds: f64, peak_bytes| Outcome { load: 0.1, cold_start: 1.0, seconds: vec![seconds], peak_bytes };
+        let outcome = |seconds: f64, peak_bytes| Outcome {
+            load: 0.1,
+            cold_start: 1.0,
+            seconds: vec![seconds],
+            peak_bytes,
+            card_bytes: 0,
+        };
         let row = Compared::new(&SHAPES[0], &METHODS[0], "flex", Peer::Full, &outcome(1.5, 10), &outcome(2.0, 20));
         let expected = concat!(
             "[\n  {\"shape\": \"gpt2-124m\", \"backend\": \"flex\", \"method\": \"lora-r8\", \"ours_seconds\": 1.500000, ",

@@ -1,8 +1,10 @@
 //! A worker process and the conversation with it, which `peft/benches/measure/main.rs` describes.
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// A running worker, loaded and warmed up.
 #[derive(Debug)]
@@ -11,7 +13,10 @@ pub(crate) struct Runner {
     child: Child,
     /// Closed when the worker is to leave.
     input: Option<ChildStdin>,
-    output: Lines<BufReader<ChildStdout>>,
+    /// What it says, line by line; a thread listens, so that waiting can have an end.
+    output: Receiver<io::Result<String>>,
+    /// When it is given up.
+    until: Option<Instant>,
     pub(crate) trainable: u64,
     /// Loss or logit of the first step.
     pub(crate) first_value: f64,
@@ -30,21 +35,32 @@ pub(crate) struct Outcome {
     /// Seconds of each step after the first.
     pub(crate) seconds: Vec<f64>,
     pub(crate) peak_bytes: u64,
+    /// What it had reserved on the card; 0 where that is not known.
+    pub(crate) card_bytes: u64,
 }
 
 impl Runner {
     /// Starts a worker and has it load and do its first step, which is not counted.
-    pub(crate) fn start(mut command: Command, name: &str) -> Result<Self, String> {
+    pub(crate) fn start(command: Command, name: &str) -> Result<Self, String> {
+        Self::start_until(command, name, None)
+    }
+
+    /// The same, with an end to all waiting: at `until` the worker is ended.
+    pub(crate) fn start_until(mut command: Command, name: &str, until: Option<Instant>) -> Result<Self, String> {
         let begun = Instant::now();
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
-        let output = output.map(|it| BufReader::new(it).lines()).ok_or("a worker without output")?;
+        let lines = BufReader::new(output.ok_or("a worker without output")?).lines();
+        let (heard, output) = mpsc::channel();
+        // Ends when the worker does, or when nobody listens any more.
+        thread::spawn(move || lines.into_iter().all(|line| heard.send(line).is_ok()));
         let mut runner = Self {
             name: name.to_owned(),
             child,
             input,
             output,
+            until,
             trainable: 0,
             first_value: f64::NAN,
             load: f64::NAN,
@@ -69,23 +85,48 @@ impl Runner {
         Ok(value)
     }
 
+    /// Steps that are not counted: programs for cards try their kernels in the first few.
+    pub(crate) fn warm_up(&mut self, steps: usize) -> Result<(), String> {
+        let counted = self.seconds.len();
+        for _ in 0..steps {
+            self.step()?;
+        }
+        self.seconds.truncate(counted);
+        Ok(())
+    }
+
     /// Has the worker leave.
     pub(crate) fn finish(mut self) -> Result<Outcome, String> {
         drop(self.input.take());
-        let [peak] = self.hear("peak")?;
+        let [peak, card] = self.hear("peak")?;
         let status = self.child.wait().map_err(|error| format!("{} is lost: {error}", self.name))?;
         if !status.success() {
             return Err(format!("{} failed: {status}", self.name));
         }
         let seconds = std::mem::take(&mut self.seconds);
-        Ok(Outcome { load: self.load, cold_start: self.cold_start, seconds, peak_bytes: peak as u64 })
+        Ok(Outcome {
+            load: self.load,
+            cold_start: self.cold_start,
+            seconds,
+            peak_bytes: peak as u64,
+            card_bytes: card as u64,
+        })
     }
 
     fn hear<const N: usize>(&mut self, word: &str) -> Result<[f64; N], String> {
-        let line = match self.output.next() {
-            Some(Ok(line)) => line,
-            Some(Err(error)) => return Err(format!("{} cannot be heard: {error}", self.name)),
-            None => return Err(format!("{} left early; its own message is above", self.name)),
+        // Without an end: longer than anybody waits.
+        let patience = self
+            .until
+            .map_or(Duration::from_secs(u64::from(u32::MAX)), |until| until.saturating_duration_since(Instant::now()));
+        let line = match self.output.recv_timeout(patience) {
+            Ok(Ok(line)) => line,
+            Ok(Err(error)) => return Err(format!("{} cannot be heard: {error}", self.name)),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(format!("{} did not say `{word}` in the time that it had", self.name));
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(format!("{} left early; its own message is above", self.name));
+            }
         };
         numbers(&line, word).ok_or_else(|| format!("{} says `{line}`, expected `{word}`", self.name))
     }
@@ -109,6 +150,34 @@ fn numbers<const N: usize>(line: &str, word: &str) -> Option<[f64; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A worker that says `lines` at once, and then hears nothing.
+    #[cfg(unix)]
+    fn worker(lines: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{lines}; exec sleep 100")]);
+        command
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_worker_that_says_nothing_is_given_up_in_time() {
+        let begun = Instant::now();
+        let until = Some(begun + Duration::from_millis(200));
+        let error = Runner::start_until(worker("echo loaded 1 2"), "a sleeper", until).unwrap_err();
+        assert_eq!(error, "a sleeper did not say `step` in the time that it had");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn steps_that_warm_up_are_not_counted() {
+        let said = "echo loaded 1 2; echo step 9 4; echo step 8 4; echo step 7 3; echo step 1 2";
+        let mut runner = Runner::start(worker(said), "a worker").unwrap();
+        runner.warm_up(2).unwrap();
+        runner.step().unwrap();
+        assert_eq!((runner.first_value, runner.trainable, &runner.seconds[..]), (4.0, 2, &[1.0][..]));
+    }
 
     #[test]
     fn a_line_is_a_word_and_its_numbers() {

@@ -1,7 +1,7 @@
 //! What is measured: shapes of models, methods, and who else does the same.
 
 /// A model and a batch. Dropout is off everywhere, so that two programs can be held against each other.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
     pub(crate) task: &'static str,
@@ -57,12 +57,19 @@ const LLAMA_1_1B: &str = r#"{"model_type": "llama", "architectures": ["LlamaForC
     "num_key_value_heads": 4, "max_position_embeddings": 2048, "rope_theta": 10000, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": false, "attention_dropout": 0.0}"#;
 
+/// Llama 3.2's.
+const LLAMA_3B: &str = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
+    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+    "num_key_value_heads": 8, "max_position_embeddings": 131072, "rope_theta": 500000, "rms_norm_eps": 1e-5,
+    "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192}, "hidden_act": "silu", "tie_word_embeddings": true,
+    "attention_dropout": 0.0}"#;
 const LLAMA_7B: &str = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 32, "max_position_embeddings": 2048, "rope_theta": 10000, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": false, "attention_dropout": 0.0}"#;
 
-pub(crate) const SHAPES: [Shape; 13] = [
+pub(crate) const SHAPES: [Shape; 14] = [
     text("gpt2-124m", "causal-lm", 4, 128, GPT2_124M),
     text("smollm2-135m", "causal-lm", 2, 256, SMOLLM2_135M),
     text(
@@ -79,6 +86,7 @@ pub(crate) const SHAPES: [Shape; 13] = [
     Shape { on_demand: true, ..text("smollm2-135m-2048", "causal-lm", 1, 2048, SMOLLM2_135M) },
     Shape { on_demand: true, ..text("smollm2-135m-4096", "causal-lm", 1, 4096, SMOLLM2_135M) },
     Shape { on_demand: true, float: "bfloat16", ..text("llama-1.1b", "causal-lm", 1, 512, LLAMA_1_1B) },
+    Shape { on_demand: true, float: "bfloat16", ..text("llama-3.2-3b", "causal-lm", 1, 512, LLAMA_3B) },
     Shape { on_demand: true, float: "bfloat16", ..text("llama-7b", "causal-lm", 1, 512, LLAMA_7B) },
     pictures(
         "vit-base",
@@ -267,7 +275,7 @@ pub(crate) struct Tuner {
     adapters: usize,
 }
 
-const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Tuner {
+pub(crate) const fn lora(name: &'static str, rank: usize, all_linear: bool) -> Tuner {
     Tuner {
         name,
         kind: "lora",
@@ -312,6 +320,11 @@ impl Tuner {
     /// reference.
     pub(crate) fn fits(&self, shape: &Shape) -> bool {
         (self.kind == "lora" || shape.is_text()) && !(self.all_linear && shape.task == "unet")
+    }
+
+    /// The same in mixed precision.
+    pub(crate) fn in_bf16(&self) -> Self {
+        Self { bf16: true, ..*self }
     }
 
     /// The same in single precision on the whole base.
