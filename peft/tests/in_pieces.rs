@@ -6,7 +6,7 @@ use peft::tasks::parallel::group::{run_local, sharded_base};
 
 use crate::half_precision::{assert_same, halved, load, outcome};
 use crate::laws::{MODELS, rows};
-use crate::support::{device, expected, fixtures, forward, request};
+use crate::support::{expected, fixtures, forward, processor, request};
 
 /// As files have it, in pieces.
 fn pieces(place: Placement) -> Placement {
@@ -28,9 +28,9 @@ fn recorded_cases_compute_the_same_bits() {
         let file = fixtures().join("cases").join(name).join("expected.safetensors");
         let has_gradients = expected(&file).keys().any(|it| it.starts_with("grad."));
         for request in [live, merged].into_iter().chain(has_gradients.then_some(trained)) {
-            let place = Placement::on(&device()).with_dtype(BaseDtype::Auto);
+            let place = Placement::on(&processor()).with_dtype(BaseDtype::Auto);
             let wanted = forward(&request, &place);
-            let found = run_local(2, |_| forward(&request, pieces(Placement::on(&device()))));
+            let found = run_local(2, |_| forward(&request, pieces(Placement::on(&processor()))));
             for found in found {
                 match (found, &wanted) {
                     (Ok(found), Ok(wanted)) => assert_same(name, &found, wanted),
@@ -53,9 +53,9 @@ fn every_method_starts_and_trains_with_the_same_bits() {
         for float in [FloatType::F32, FloatType::BF16] {
             let folder = halved(names.model, float);
             for row in rows() {
-                let wanted = outcome(load(folder.path(), &Placement::on(&device())), (row.config)(names));
+                let wanted = outcome(load(folder.path(), &Placement::on(&processor())), (row.config)(names));
                 let found = run_local(2, |group| {
-                    let mut base = Some(load(folder.path(), &pieces(Placement::on(&device()))));
+                    let mut base = Some(load(folder.path(), &pieces(Placement::on(&processor()))));
                     let own = base.take_if(|_| group.rank() == 0);
                     let found = own.map(|it| outcome(it, (row.config)(names)));
                     group.all_gather(Vec::new()).unwrap();

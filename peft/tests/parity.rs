@@ -14,7 +14,8 @@ use peft::run::ForwardRequest;
 use serde_json::Value;
 
 use crate::support::{
-    assert_close, assert_gradient_close, case, device, distance, expected, find, fixtures, forward, numbers, request,
+    assert_close, assert_gradient_close, case, device, device_for, distance, expected, find, fixtures, forward,
+    numbers, processor, request,
 };
 
 /// Named tests for recorded cases: one table a family of methods or models.
@@ -80,12 +81,13 @@ const HEAD_MOVES_WHEN_MERGED: [&str; 5] =
 
 fn check(name: &str) {
     let request = request(name);
-    let adapters: Vec<String> = case(name).adapters;
+    let case = case(name);
+    let (adapters, device) = (case.adapters, device_for(&case.model));
     let wanted = expected(&fixtures().join("cases").join(name).join("expected.safetensors"));
     let outputs = ["logits", "sample", "last_hidden_state"];
     let output = outputs.into_iter().find(|it| wanted.contains_key(*it)).unwrap();
 
-    let live = forward(&request, &device()).unwrap();
+    let live = forward(&request, &device).unwrap();
     assert_close(output, find(&live, output), &wanted[output]);
     if let Some(loss) = wanted.get("loss") {
         assert_close("loss", find(&live, "loss"), loss);
@@ -98,7 +100,7 @@ fn check(name: &str) {
         .map(|(key, _)| key)
         .collect();
     if !gradients.is_empty() {
-        let trained = forward(&ForwardRequest { grads: true, ..request.clone() }, &device()).unwrap();
+        let trained = forward(&ForwardRequest { grads: true, ..request.clone() }, &device).unwrap();
         let ours: BTreeSet<String> =
             trained.iter().map(|it| it.key.clone()).filter(|it| it.starts_with("grad.")).collect();
         // The first adapter is called `default` here; the fixture names its folder.
@@ -118,18 +120,20 @@ fn check(name: &str) {
         }
         // Layers that are computed again give the numbers of layers that are kept.
         let request = ForwardRequest { grads: true, ..request.clone() };
-        let again = gradient_checkpointing::scope(&request, |request| forward(request, &device())).unwrap().unwrap();
+        let again = gradient_checkpointing::scope(&request, |request| forward(request, &device)).unwrap().unwrap();
         assert_eq!(again.len(), trained.len());
+        // Threads of libtorch and units of a card do not add in one order.
+        let recomputed = if device == processor() { 1e-5 } else { 3e-5 };
         for it in &again {
             let error = distance(&it.data, find(&trained, &it.key));
-            assert!(error <= 1e-5, "{} of layers that are computed again: relative error {error:.2e}", it.key);
+            assert!(error <= recomputed, "{} of layers that are computed again: relative error {error:.2e}", it.key);
         }
     }
 
     let merged_key = format!("merged.{output}");
     if let Some(merged) = wanted.get(&merged_key) {
         let merged = if HEAD_MOVES_WHEN_MERGED.contains(&name) { &wanted[output] } else { merged };
-        let folded = forward(&ForwardRequest { merge: true, ..request }, &device()).unwrap();
+        let folded = forward(&ForwardRequest { merge: true, ..request }, &device).unwrap();
         assert_close(&merged_key, find(&folded, output), merged);
     }
 }
@@ -137,45 +141,45 @@ fn check(name: &str) {
 /// The weights that merging changes, and the folder that is written back: the reference's keys, shapes and fields.
 fn check_weights_and_folder(name: &str) {
     let case = case(name);
-    let folder = fixtures().join("models").join(&case.model);
+    let (folder, device) = (fixtures().join("models").join(&case.model), device_for(&case.model));
     let adapters: Vec<PathBuf> = case.adapters.iter().map(|it| fixtures().join("cases").join(name).join(it)).collect();
     match case.task.as_str() {
         "causal-lm" => {
-            weights_and_folder(name, auto::load_causal_lm(folder, &device()).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_causal_lm(folder, &device).unwrap().0, &adapters);
         }
         "seq-cls" => {
             let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
-            weights_and_folder(name, auto::load_sequence_classifier(folder, &device(), &options).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_sequence_classifier(folder, &device, &options).unwrap().0, &adapters);
         }
         "token-cls" => {
             let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
-            weights_and_folder(name, auto::load_token_classifier(folder, &device(), &options).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_token_classifier(folder, &device, &options).unwrap().0, &adapters);
         }
         "masked-lm" => {
-            weights_and_folder(name, auto::load_masked_lm(folder, &device()).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_masked_lm(folder, &device).unwrap().0, &adapters);
         }
         "question-answering" => {
-            weights_and_folder(name, auto::load_question_answerer(folder, &device(), 0).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_question_answerer(folder, &device, 0).unwrap().0, &adapters);
         }
         "image-cls" => {
             let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
-            weights_and_folder(name, auto::load_image_classifier(folder, &device(), &options).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_image_classifier(folder, &device, &options).unwrap().0, &adapters);
         }
         "semantic-seg" => {
             let options = head_of(&adapters.iter().map(AdapterSource::new).collect::<Vec<_>>());
-            weights_and_folder(name, auto::load_semantic_segmenter(folder, &device(), &options).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_semantic_segmenter(folder, &device, &options).unwrap().0, &adapters);
         }
         "image-to-text" => {
-            weights_and_folder(name, auto::load_image_to_text(folder, &device()).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_image_to_text(folder, &device).unwrap().0, &adapters);
         }
         "seq2seq-lm" => {
-            weights_and_folder(name, auto::load_seq2seq_lm(folder, &device()).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_seq2seq_lm(folder, &device).unwrap().0, &adapters);
         }
-        "unet" => weights_and_folder(name, auto::load_denoiser(folder, &device()).unwrap().0, &adapters),
+        "unet" => weights_and_folder(name, auto::load_denoiser(folder, &device).unwrap().0, &adapters),
         "speech-to-text" => {
-            weights_and_folder(name, auto::load_speech_seq2seq(folder, &device()).unwrap().0, &adapters);
+            weights_and_folder(name, auto::load_speech_seq2seq(folder, &device).unwrap().0, &adapters);
         }
-        _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device()).unwrap().0, &adapters),
+        _ => weights_and_folder(name, auto::load_feature_extractor(folder, &device).unwrap().0, &adapters),
     }
 }
 

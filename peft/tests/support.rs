@@ -27,6 +27,18 @@ pub(crate) fn device() -> Device {
     peft::device::device(&name).expect("the test device is compiled in")
 }
 
+/// The CPU, whatever the device of the other tests, for what there is nowhere else.
+pub(crate) fn processor() -> Device {
+    Device::flex()
+}
+
+/// The device for a model of the fixtures: only the CPU computes with codes.
+pub(crate) fn device_for(model: &str) -> Device {
+    let config = fixtures().join("models").join(model).join("config.json");
+    let is_packed = std::fs::read_to_string(config).is_ok_and(|it| it.contains("quantization_config"));
+    if is_packed { processor() } else { device() }
+}
+
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct Case {
     pub(crate) model: String,

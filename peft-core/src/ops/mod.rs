@@ -28,6 +28,7 @@ mod norm;
 pub mod plain;
 mod rotary;
 mod split;
+mod squares;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod to_f32;
@@ -52,5 +53,6 @@ pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
 pub use split::split;
+pub use squares::squares_onto;
 pub use to_f32::{embedding, to_f32};
 pub use upsample::upsample_nearest;

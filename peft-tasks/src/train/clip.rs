@@ -3,6 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use peft_core::ops;
 
 /// The loss of a step.
 pub(crate) enum Loss {
@@ -23,7 +24,7 @@ pub(crate) fn read_and_clip<M: Module>(model: &M, gradients: &mut GradientsParam
     impl ModuleVisitor for Squares<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.get::<D>(param.id) {
-                self.sums.push((gradient.clone() * gradient).sum());
+                ops::squares_onto(&mut self.sums, gradient);
             }
         }
     }

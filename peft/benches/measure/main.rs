@@ -2,7 +2,7 @@
 //!
 //! It loads a model from a folder and says `loaded SECONDS TRAINABLE`. For every line that it then reads it does one
 //! step and says `step SECONDS VALUE`. Where the line is `count` and not `step`, it says before that what the step launched
-//! on a card, `launches ALL {NAME: COUNT}`. When its input ends it says `peak BYTES CARD_BYTES` and leaves. Whoever writes
+//! on a card, `launches COUNT NAME; COUNT NAME`. When its input ends it says `peak BYTES CARD_BYTES` and leaves. Whoever writes
 //! the lines decides whose turn it is, so that two programs can be measured step by step in turn, and the memory of each is
 //! the memory of a process that did nothing else.
 
@@ -456,8 +456,8 @@ impl Turns {
     fn done(&mut self, value: f64) {
         if let Some(counter) = self.counter.take() {
             let launches = failing(counter.finish());
-            let all: usize = launches.values().sum();
-            println!("launches {all} {}", serde_json::json!(launches));
+            let launches: Vec<_> = launches.iter().map(|(name, count)| format!("{count} {name}")).collect();
+            println!("launches {}", launches.join("; "));
         }
         // A card may still work at the end of the step when its loss is there.
         if let Err(error) = self.device.sync() {

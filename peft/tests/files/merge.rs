@@ -16,7 +16,7 @@ use peft::run::ForwardRequest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{assert_close, case, device, expected, find, fixtures, forward, registry, request};
+use crate::support::{assert_close, case, device, device_for, expected, find, fixtures, forward, registry, request};
 
 fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
@@ -27,7 +27,8 @@ fn merge_case(name: &str, output: &Path) -> Result<MergeReport> {
     let ForwardRequest { model, task, adapters, .. } = request(name);
     let output = output.to_path_buf();
     let task = (task != "feature-extraction").then_some(task);
-    merge(&MergeRequest { base: model, adapters, output, task, ..MergeRequest::default() }, registry(), &device())
+    let request = MergeRequest { base: model, adapters, output, task, ..MergeRequest::default() };
+    merge(&request, registry(), &device_for(&case(name).model))
 }
 
 fn config(folder: &Path) -> Value {
@@ -92,7 +93,7 @@ fn a_merged_folder_computes_what_the_live_model_does() {
         models.push(recorded.model.clone());
         merged += 1;
         let plain = ForwardRequest { model: output.path().join("merged"), adapters: Vec::new(), ..request(&name) };
-        let got = forward(&plain, &device()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let got = forward(&plain, &device_for(&recorded.model)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let wanted = expected(&fixtures().join("cases").join(&name).join("expected.safetensors"));
         let outputs = ["logits", "sample", "last_hidden_state"];
         let logits = *outputs.iter().find(|it| wanted.contains_key(**it)).unwrap();

@@ -14,7 +14,7 @@ use peft::tasks::train::{TrainConfig, Trainer};
 use tempfile::TempDir;
 
 use super::runs::{config, copy_tree, samples};
-use crate::support::{device, fixtures, numbers};
+use crate::support::{fixtures, numbers, processor};
 
 /// A base, and what is trained on it.
 struct Case {
@@ -34,7 +34,8 @@ fn case(folder: &'static str, dtype: BaseDtype) -> Case {
 }
 
 fn place(case: &Case, sharded: bool) -> Placement {
-    let place = Placement::on(&device()).with_dtype(case.dtype).with_quantization(case.quantize.map(QuantConfig::new));
+    let place =
+        Placement::on(&processor()).with_dtype(case.dtype).with_quantization(case.quantize.map(QuantConfig::new));
     place.with_shards(if sharded { sharded_base().unwrap() } else { None })
 }
 
@@ -76,7 +77,7 @@ fn run(case: &Case, world_size: usize, sharded: bool) -> Vec<(End, u64)> {
             save_steps: 0,
             ..config(6)
         };
-        let before = task.evaluate(peft.model(), 3, &device()).unwrap().loss;
+        let before = task.evaluate(peft.model(), 3, &processor()).unwrap().loss;
         let outcome = Trainer::new(&mut peft, &task, training).eval(&task).run().unwrap();
         let after = outcome.evaluation.unwrap().loss;
         let tensors = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();

@@ -39,7 +39,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let programs = Programs { worker, device: options.device.clone(), threads: options.threads, torch };
     let bench = Bench { programs, options };
     report::machine(bench.options.threads);
-    if bench.options.compare { bench.compare() } else { bench.measure() }
+    match (bench.options.launches, bench.options.compare) {
+        (true, _) => bench.count_launches(),
+        (false, true) => bench.compare(),
+        (false, false) => bench.measure(),
+    }
 }
 
 struct Bench {
@@ -61,6 +65,28 @@ impl Bench {
                 rows.push(Measured::new(shape, method, &self.options.device, &runner.finish()?));
                 rows[rows.len() - 1].print();
                 self.write(&report::json(rows.iter().map(Measured::fields)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// With a few tokens: how many kernels there are does not depend on it, as long as scores and logits are not cut.
+    fn count_launches(&self) -> Result<(), String> {
+        println!("| shape | method | ours | Burn's only | most often |\n| --- | --- | ---: | ---: | --- |");
+        for shape in self.options.shapes.iter().filter(|it| it.is_text()) {
+            let shape = Shape { batch: 1, seq: 16, ..**shape };
+            let folder = self.synthesise(&shape)?;
+            for method in self.options.methods.iter().filter(|it| it.fits(&shape)) {
+                let count = |composed: bool| {
+                    let mut command = self.programs.ours(&shape, method, &folder.0);
+                    command.args(composed.then_some("--composed"));
+                    let mut runner = Runner::start(command, &format!("ours ({}, {})", shape.name, method.name))?;
+                    let launches = runner.count()?;
+                    runner.finish().map(|_| launches)
+                };
+                let ((ours, kernels), (composed, _)) = (count(false)?, count(true)?);
+                let kernels: Vec<_> = kernels.iter().take(8).map(|(name, count)| format!("{count} {name}")).collect();
+                println!("| {} | {} | {ours} | {composed} | {} |", shape.name, method.name, kernels.join(", "));
             }
         }
         Ok(())

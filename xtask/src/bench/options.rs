@@ -21,6 +21,8 @@ usage: cargo xtask bench [options]
                    peft-torch-compiled; may be repeated
   --steps N        steps that count, after one that warms up [default: 5]
   --threads N      threads of each program [default: all cores]
+  --launches       counts the kernels that a step launches on a card, with those of this program and with Burn's only;
+                   --device must be one of `cuda`, `vulkan`, `metal`, `wgpu` and `cube-cpu`
   --quick          tiny shapes and one step: shows in seconds that everything runs, and measures nothing
 
 Shapes are built from their configurations with random weights in the folder for temporary files (about 0.5 GB a shape,
@@ -30,6 +32,7 @@ Times are medians; with --compare two programs are in memory at once.";
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) compare: bool,
+    pub(crate) launches: bool,
     pub(crate) python: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
     pub(crate) device: String,
@@ -42,7 +45,7 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let (mut compare, mut quick, mut python, mut json) = (false, false, None, None);
+        let (mut compare, mut launches, mut quick, mut python, mut json) = (false, false, false, None, None);
         let (mut device, mut steps, mut threads) = ("flex".to_owned(), None, None);
         let (mut shapes, mut methods, mut peers) = (Vec::new(), Vec::new(), Vec::new());
         let mut words = arguments.iter().map(String::as_str);
@@ -50,6 +53,7 @@ impl Options {
             let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
             match word {
                 "--compare" => compare = true,
+                "--launches" => launches = true,
                 "--quick" => quick = true,
                 "--python" => python = Some(PathBuf::from(value()?)),
                 "--json" => json = Some(PathBuf::from(value()?)),
@@ -75,6 +79,7 @@ impl Options {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             compare,
+            launches,
             python,
             json,
             device,

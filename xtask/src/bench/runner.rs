@@ -85,6 +85,18 @@ impl Runner {
         Ok(value)
     }
 
+    /// Has the worker do a step and count what it launches on a card: how many kernels, and how many of each, most first.
+    pub(crate) fn count(&mut self) -> Result<(u64, Vec<(String, u64)>), String> {
+        let gone = |error| format!("{} is gone: {error}", self.name);
+        self.input.as_mut().ok_or("a worker without input")?.write_all(b"count\n").map_err(gone)?;
+        let line = self.line("launches")?;
+        let unclear = || format!("{} said `{line}`", self.name);
+        let kernels = launches(&line).ok_or_else(unclear)?;
+        let all = kernels.iter().map(|it| it.1).sum();
+        let [_, _] = self.hear("step")?;
+        Ok((all, kernels))
+    }
+
     /// Steps that are not counted: programs for cards try their kernels in the first few.
     pub(crate) fn warm_up(&mut self, steps: usize) -> Result<(), String> {
         let counted = self.seconds.len();
@@ -114,21 +126,24 @@ impl Runner {
     }
 
     fn hear<const N: usize>(&mut self, word: &str) -> Result<[f64; N], String> {
+        let line = self.line(word)?;
+        numbers(&line, word).ok_or_else(|| format!("{} says `{line}`, expected `{word}`", self.name))
+    }
+
+    /// What it says next, which should begin with a word.
+    fn line(&mut self, word: &str) -> Result<String, String> {
         // Without an end: longer than anybody waits.
         let patience = self
             .until
             .map_or(Duration::from_secs(u64::from(u32::MAX)), |until| until.saturating_duration_since(Instant::now()));
-        let line = match self.output.recv_timeout(patience) {
-            Ok(Ok(line)) => line,
-            Ok(Err(error)) => return Err(format!("{} cannot be heard: {error}", self.name)),
+        match self.output.recv_timeout(patience) {
+            Ok(Ok(line)) => Ok(line),
+            Ok(Err(error)) => Err(format!("{} cannot be heard: {error}", self.name)),
             Err(RecvTimeoutError::Timeout) => {
-                return Err(format!("{} did not say `{word}` in the time that it had", self.name));
+                Err(format!("{} did not say `{word}` in the time that it had", self.name))
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(format!("{} left early; its own message is above", self.name));
-            }
-        };
-        numbers(&line, word).ok_or_else(|| format!("{} says `{line}`, expected `{word}`", self.name))
+            Err(RecvTimeoutError::Disconnected) => Err(format!("{} left early; its own message is above", self.name)),
+        }
     }
 }
 
@@ -145,6 +160,15 @@ fn numbers<const N: usize>(line: &str, word: &str) -> Option<[f64; N]> {
     let rest = line.strip_prefix(word)?;
     let numbers: Option<Vec<f64>> = rest.split_whitespace().map(|it| it.parse().ok()).collect();
     numbers?.try_into().ok()
+}
+
+/// How often each kernel was launched, most often first.
+fn launches(line: &str) -> Option<Vec<(String, u64)>> {
+    let kernels = line.strip_prefix("launches ")?.split("; ");
+    let kernel = |it: &str| it.split_once(' ').and_then(|(count, name)| Some((name.to_owned(), count.parse().ok()?)));
+    let mut kernels: Vec<(String, u64)> = kernels.map(kernel).collect::<Option<_>>()?;
+    kernels.sort_by_key(|it| std::cmp::Reverse(it.1));
+    Some(kernels)
 }
 
 #[cfg(test)]
@@ -167,6 +191,13 @@ mod tests {
         let error = Runner::start_until(worker("echo loaded 1 2"), "a sleeper", until).unwrap_err();
         assert_eq!(error, "a sleeper did not say `step` in the time that it had");
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn kernels_are_counted_by_name() {
+        let counted = launches("launches 3 matmul; 12 norm<f32, 4>").unwrap();
+        assert_eq!(counted, [("norm<f32, 4>".to_owned(), 12), ("matmul".to_owned(), 3)]);
+        assert!(launches("launches none").is_none() && launches("step 1 2").is_none());
     }
 
     #[cfg(unix)]

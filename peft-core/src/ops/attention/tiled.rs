@@ -114,11 +114,12 @@ pub(super) fn attention(
         dropout: dropout > 0.0,
     };
     let settings = Settings { form, scale: scale as f32, cap: cap.unwrap_or(1.0) as f32, dropout: dropout as f32 };
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], &device));
+    // What is not there is not read.
+    let bias = bias.unwrap_or_else(|| Tensor::empty([1, 1, 1, 1], &device));
     let drawn = if dropout > 0.0 {
         context::draw(|| Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device))
     } else {
-        Tensor::zeros([2], &device)
+        Tensor::empty([2], &device)
     };
     Tensor::from_dispatch(Dispatch::attend_tiled(
         query.into_dispatch(),

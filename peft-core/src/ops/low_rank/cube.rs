@@ -1,0 +1,159 @@
+//! The kernel that adds a product of low rank to what is there, on cards: a unit for each vector of the output.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+use super::beside::{LowRankBesideOps, Settings};
+use crate::ops::cube;
+
+/// `output + bias + scale · low · right`, where `right` is `[rank, columns]`, or `[columns, rank]` if it is turned.
+#[cube(launch, address_type = "dynamic")]
+fn add_kernel<F: Float, N: Size>(
+    output: &Tensor<Vector<F, N>>,
+    bias: &Tensor<f32>,
+    low: &Tensor<f32>,
+    right: &Tensor<f32>,
+    sum: &mut Tensor<Vector<f32, N>>,
+    columns: usize,
+    rank: usize,
+    scale: f32,
+    #[comptime] has_bias: bool,
+    #[comptime] turned: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= sum.len() {
+        terminate!();
+    }
+    let width = sum.vector_size();
+    let vectors = columns / width;
+    let row = ABSOLUTE_POS / vectors;
+    let column = ABSOLUTE_POS % vectors * width;
+    let mut added = Vector::<f32, N>::new(0.0f32);
+    for term in 0..rank {
+        let left = low[row * rank + term];
+        let mut factors = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for at in 0..width {
+            let mut place = term * columns + column + at;
+            if turned {
+                place = (column + at) * rank + term;
+            }
+            factors.insert(at, right[place]);
+        }
+        added += factors * Vector::new(left);
+    }
+    let mut total = Vector::<f32, N>::cast_from(output[ABSOLUTE_POS]) + added * Vector::new(scale);
+    if has_bias {
+        let mut biases = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for at in 0..width {
+            biases.insert(at, bias[column + at]);
+        }
+        total += biases;
+    }
+    sum[ABSOLUTE_POS] = total;
+}
+
+fn add(
+    output: CubeTensor,
+    bias: Option<CubeTensor>,
+    low: &CubeTensor,
+    right: CubeTensor,
+    scale: f32,
+    turned: bool,
+) -> CubeTensor {
+    let [output, low, right] = [output, low.clone(), right].map(into_contiguous);
+    let ([rows, columns], rank) = (output.shape().dims::<2>(), low.shape()[1]);
+    let (client, device) = (output.client.clone(), output.device.clone());
+    let sum = cube::empty_of(DType::F32, Shape::new([rows, columns]), client.clone(), device);
+    let vector = cube::vector_size(&[&output, &sum]);
+    let vectors = rows * columns / vector;
+    if vectors == 0 {
+        return sum;
+    }
+    let (dim, has_bias) = (CubeDim::new(&client, vectors), bias.is_some());
+    let bias = into_contiguous(bias.unwrap_or_else(|| low.clone()));
+    add_kernel::launch(
+        &client,
+        calculate_cube_count_elemwise(&client, vectors, dim),
+        dim,
+        cube::address_type(&[&output, &sum, &right, &low]),
+        vector,
+        output.clone().into_tensor_arg(),
+        bias.into_tensor_arg(),
+        low.into_tensor_arg(),
+        right.into_tensor_arg(),
+        sum.clone().into_tensor_arg(),
+        columns,
+        rank,
+        scale,
+        has_bias,
+        turned,
+        cube::element(&output),
+    );
+    sum
+}
+
+fn turned(tensor: CubeTensor) -> CubeTensor {
+    CubeBackend::float_swap_dims(tensor, 0, 1)
+}
+
+/// The product with a weight, in the type that it is computed in.
+fn with_weight(input: &CubeTensor, weight: CubeTensor, bf16: bool) -> CubeTensor {
+    let weight = cube::for_product(weight, input, bf16);
+    CubeBackend::float_matmul(cube::for_product(input.clone(), input, bf16), weight)
+}
+
+impl LowRankBesideOps for CubeBackend {
+    fn low_rank_beside_kept(
+        input: CubeTensor,
+        weight: CubeTensor,
+        bias: CubeTensor,
+        a: CubeTensor,
+        b: CubeTensor,
+        settings: Settings,
+    ) -> (CubeTensor, CubeTensor) {
+        let low = CubeBackend::float_matmul(input.clone(), turned(a));
+        let output = with_weight(&input, weight, settings.bf16);
+        let bias = settings.has_bias.then_some(bias);
+        (add(output, bias, &low, b, settings.scale, true), low)
+    }
+
+    fn low_rank_beside(
+        input: CubeTensor,
+        weight: CubeTensor,
+        bias: CubeTensor,
+        a: CubeTensor,
+        b: CubeTensor,
+        settings: Settings,
+    ) -> CubeTensor {
+        Self::low_rank_beside_kept(input, weight, bias, a, b, settings).0
+    }
+
+    fn low_rank_beside_grads(
+        grad: CubeTensor,
+        input: CubeTensor,
+        weight: CubeTensor,
+        a: CubeTensor,
+        b: CubeTensor,
+        low: CubeTensor,
+        Settings { scale, bf16, to_input, .. }: Settings,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let thin = CubeBackend::float_mul_scalar(CubeBackend::float_matmul(grad.clone(), b), scale.into());
+        let to_b = CubeBackend::float_matmul(turned(grad.clone()), low);
+        let to_b = CubeBackend::float_mul_scalar(to_b, scale.into());
+        let to_a = CubeBackend::float_matmul(turned(thin.clone()), input.clone());
+        let to_input = match to_input {
+            true => add(with_weight(&grad, turned(weight), bf16), None, &thin, a, 1.0, false),
+            false => cube::empty(Shape::new([1]), &input),
+        };
+        (to_input, to_a, to_b)
+    }
+}
