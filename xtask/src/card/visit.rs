@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Visit) -> Result<(), String> {
     let folder = options.folder.canonicalize();
     let folder = folder.map_err(|error| format!("cannot find {}: {error}", options.folder.display()))?;
     let work = TempFolder::new(env::temp_dir().join(format!("peft-card-{}", std::process::id())))?;
-    // Kernels and what was tried out are kept for the next process.
+    // Asks to keep kernels, and what was tried out, for the next process.
     let settings = "[compilation]\ncache = true\n\n[environment]\npath = \"local\"\n";
     let settings_at = work.0.join("cubecl.toml");
     fs::write(&settings_at, settings).map_err(|error| format!("cannot write {}: {error}", settings_at.display()))?;
@@ -184,7 +184,7 @@ impl Visitor<'_> {
                             line
                         }
                         Err(reason) => {
-                            // What was compiled in the time is kept, so that the next model may be done in it.
+                            // A driver may keep what it compiled in the time, so that the next model may be done in it.
                             let is_late = reason.starts_with(NOT_DONE);
                             if !is_late || !late.insert(key.clone()) {
                                 self.refused.insert(key, format!("in the smoke test: {reason}"));
