@@ -3,7 +3,7 @@
 //! First what the machine is, then the peak of its products, then a smoke test on tiny models, then the lines of the
 //! table. A program that fails, or takes too long, costs its own cell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -32,6 +32,8 @@ const STEPS: (usize, usize) = (3, 10);
 const STEP_SECONDS: f64 = 6.0;
 /// Nothing begins with fewer seconds than these.
 const LEAST_SECONDS: u64 = 5;
+/// How the reason begins of what was given up.
+const NOT_DONE: &str = "not done within";
 /// Steps of the smoke test whose losses are compared: the first shows the forward, the others the backward.
 const SMOKE_STEPS: usize = 3;
 
@@ -46,7 +48,7 @@ pub(crate) fn run(options: &Visit) -> Result<(), String> {
     let folder = options.folder.canonicalize();
     let folder = folder.map_err(|error| format!("cannot find {}: {error}", options.folder.display()))?;
     let work = TempFolder::new(env::temp_dir().join(format!("peft-card-{}", std::process::id())))?;
-    // Kernels and what was tried out are kept for the next process.
+    // Asks to keep kernels, and what was tried out, for the next process.
     let settings = "[compilation]\ncache = true\n\n[environment]\npath = \"local\"\n";
     let settings_at = work.0.join("cubecl.toml");
     fs::write(&settings_at, settings).map_err(|error| format!("cannot write {}: {error}", settings_at.display()))?;
@@ -153,6 +155,7 @@ struct Visitor<'a> {
 impl Visitor<'_> {
     /// Tiny models on every device: losses of some steps against those of the processor, the first against torch's.
     fn smoke(&mut self, table: &mut Table) -> Result<(), String> {
+        let mut late = BTreeSet::new();
         for shape in plan::smoke_shapes() {
             let method = plan::smoke_method(false);
             let reference = self.losses("flex", &shape, &method, SMOKE_STEPS);
@@ -181,7 +184,11 @@ impl Visitor<'_> {
                             line
                         }
                         Err(reason) => {
-                            self.refused.insert(key, format!("in the smoke test: {reason}"));
+                            // A driver may keep what it compiled in the time, so that the next model may be done in it.
+                            let is_late = reason.starts_with(NOT_DONE);
+                            if !is_late || !late.insert(key.clone()) {
+                                self.refused.insert(key, format!("in the smoke test: {reason}"));
+                            }
                             format!("failed: {reason}")
                         }
                     };
@@ -331,7 +338,7 @@ impl Visitor<'_> {
         outcome.map_err(|error| {
             if Instant::now() >= until {
                 let why = if self.clock.left().is_zero() { ", when the time of the visit was over" } else { "" };
-                return format!("not done within {:.0} s{why}", begun.elapsed().as_secs_f64());
+                return format!("{NOT_DONE} {:.0} s{why}", begun.elapsed().as_secs_f64());
             }
             let said = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
             last_words(&said).unwrap_or(error)
@@ -583,7 +590,7 @@ fn finish(command: &mut Command, log: &Path, until: Instant) -> Result<(), Strin
                 // It may have ended by now.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("not done within {:.0} s", begun.elapsed().as_secs_f64()));
+                return Err(format!("{NOT_DONE} {:.0} s", begun.elapsed().as_secs_f64()));
             }
         }
     }
