@@ -25,6 +25,12 @@ pub fn check_bf16(device: &Device) -> Result<()> {
             };
         }
     }
+    #[cfg(feature = "cube-cpu")]
+    if super::cube::is_processor(device) {
+        return missing(
+            "Burn's products in bf16 do not fit into the cache of a processor; `--device flex` has its own",
+        );
+    }
     match device.supports_dtype(DType::BF16) {
         true => Ok(()),
         false => missing("this device has no bf16; leave it out, or use one that has (`cuda`, `vulkan`)"),

@@ -6,11 +6,15 @@ use burn::backend::DispatchDevice;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::FloatTensorOps;
+#[cfg(feature = "cube-cpu")]
+use burn::tensor::Device;
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::cubecl;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
+#[cfg(feature = "cube-cpu")]
+use cubecl::RuntimeId;
 use cubecl::client::Client;
 use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
@@ -26,6 +30,13 @@ pub(super) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
     let device = tensor.device().without_autodiff();
     matches!(device.as_dispatch(), DispatchDevice::Cube(_))
         && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Whether kernels for cards run on the processor there.
+#[cfg(feature = "cube-cpu")]
+pub(super) fn is_processor(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(it) if it.runtime() == RuntimeId::Cpu)
 }
 
 /// A tensor of that shape whose numbers are anything, on the device and in the type of another.

@@ -18,7 +18,7 @@ use crate::erased::{Ranked, with_rank};
 use crate::error::Result;
 use crate::ops;
 use crate::plan::init::{Init, stable_hash};
-use crate::plan::memory::check_memory;
+use crate::plan::memory::check_memory_of_new;
 use crate::spec::{
     Layout, MapParams, ModelSpec, ParamKind, ParamSpec, PathStack, VisitParams, map_params, short_name, visit_params,
 };
@@ -169,7 +169,11 @@ impl Plan {
     pub fn check_memory(&self, device: &Device) -> Result<()> {
         let rows = self.rows.iter().map(|it| it.parameters as u64);
         let elements = rows.fold(self.shared_elements as u64, u64::saturating_add);
-        check_memory(&format!("the adapter ({} on {} parameters)", self.method, self.rows.len()), elements, device)
+        check_memory_of_new(
+            &format!("the adapter ({} on {} parameters)", self.method, self.rows.len()),
+            elements,
+            device,
+        )
     }
 
     /// Trainable elements over all elements, base and adapter, as `print_trainable_parameters` counts.

@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use super::AdamWStep;
+use super::settings::AdamWStep;
 use crate::ops::cube::{self, Elementwise};
 
 #[derive(CubeLaunch, CubeType, Clone, Copy)]

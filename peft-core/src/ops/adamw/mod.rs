@@ -2,23 +2,11 @@
 
 #[cfg(feature = "cube")]
 mod cube;
+mod settings;
 
 use burn::tensor::Tensor;
 
-/// What a step of AdamW multiplies by.
-#[derive(Debug, Clone, Copy)]
-pub struct AdamWStep {
-    /// The learning rate.
-    pub rate: f32,
-    /// What is left of a moment, of the first and of the second one.
-    pub betas: [f32; 2],
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// The share of the parameter that decays in a step, before the rate.
-    pub decay: f32,
-    /// Which step this is for the parameter, from 1.
-    pub time: i32,
-}
+pub use settings::AdamWStep;
 
 /// Whether the device of a parameter has a kernel for [`adamw_step`]. Where it has none, Burn's optimizer does the same in more
 /// passes.

@@ -8,7 +8,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 
-use super::LowRank;
+use super::update::LowRank;
 use crate::ops::fits::no_second_gradient;
 use crate::ops::{bf16, cube};
 

@@ -11,7 +11,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use super::LowRank;
+use super::update::LowRank;
 use crate::ops::bf16;
 use crate::ops::dropout::Seed;
 use crate::ops::kernel::bf16::with_weight;

@@ -6,6 +6,7 @@ mod beside;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+mod update;
 
 use burn::tensor::Tensor;
 
@@ -14,19 +15,7 @@ use super::dropout::dropout;
 use super::kernel;
 use super::layout::Layout;
 use super::plain;
-
-/// A low-rank update `scale · (drop(x) Aᵀ) Bᵀ` and how it is applied.
-#[derive(Debug)]
-pub struct LowRank {
-    /// `[rank, in]`
-    pub a: Tensor<2>,
-    /// `[out, rank]`
-    pub b: Tensor<2>,
-    /// What the product is multiplied by.
-    pub scale: f64,
-    /// Share of the input of `a` that is dropped; 0 is none.
-    pub dropout: f64,
-}
+pub use update::LowRank;
 
 /// `x W + b + scale · (drop(x) Aᵀ) Bᵀ`: a linear layer with what LoRA adds to it.
 ///

@@ -10,8 +10,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::Pairing;
 use super::fused::RotaryOps;
+use super::pairing::Pairing;
 use crate::ops::cube;
 
 /// The result lies as `[batch, seq, heads, d_head]`, as projections write and read it.

@@ -4,8 +4,8 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::Pairing;
 use super::fused::RotaryOps;
+use super::pairing::Pairing;
 use crate::ops::kernel::{self, Kernel, Rows};
 
 /// One head at one position; a direction of −1 turns back.

@@ -8,7 +8,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
-use super::{Pairing, RotaryTable};
+use super::pairing::Pairing;
 
 #[backend_extension(
     Flex: cfg(feature = "flex"),
@@ -57,7 +57,7 @@ impl<B: RotaryOps, C: CheckpointStrategy> RotaryOps for Autodiff<B, C> {
     }
 }
 
-pub(crate) fn rotate(input: Tensor<4>, table: &RotaryTable) -> Tensor<4> {
-    let (cos, sin) = (table.cos.clone().into_dispatch(), table.sin.clone().into_dispatch());
-    Tensor::from_dispatch(Dispatch::turn_pairs(input.into_dispatch(), cos, sin, table.pairing, 1.0))
+pub(crate) fn rotate(input: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>, pairing: Pairing) -> Tensor<4> {
+    let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
+    Tensor::from_dispatch(Dispatch::turn_pairs(input.into_dispatch(), cos, sin, pairing, 1.0))
 }

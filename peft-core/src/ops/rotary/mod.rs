@@ -6,20 +6,13 @@ mod cube;
 mod flex;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod fused;
+mod pairing;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 #[cfg(any(feature = "flex", feature = "cube"))]
 use super::fits::fits;
-
-/// How a checkpoint pairs the coordinates that are rotated together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pairing {
-    /// `(i, i + d/2)`: LLaMA, Qwen2 and relatives, as stored on the hub.
-    HalfSplit,
-    /// `(2i, 2i + 1)`: GPT-J.
-    Neighbours,
-}
+pub use pairing::Pairing;
 
 /// Cosines and sines of a batch of positions.
 #[derive(Debug, Clone)]
@@ -52,8 +45,10 @@ impl RotaryTable {
     /// - input, output: `[batch, heads, seq, d_head]`
     pub fn rotate(&self, input: Tensor<4>) -> Tensor<4> {
         #[cfg(any(feature = "flex", feature = "cube"))]
-        if fits(&input) && [&self.cos, &self.sin].into_iter().all(|it| fits(it) && it.dtype() == DType::F32) {
-            return fused::rotate(input, self);
+        if fits(&input)
+            && [&self.cos, &self.sin].into_iter().all(|it| fits(it) && it.dtype() == burn::tensor::DType::F32)
+        {
+            return fused::rotate(input, self.cos.clone(), self.sin.clone(), self.pairing);
         }
         self.rotate_plain(input)
     }
