@@ -1,5 +1,7 @@
 //! Activation functions on cards: one pass over the numbers, forward and backward.
 
+use std::f32::consts::FRAC_1_SQRT_2;
+
 use burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
@@ -16,7 +18,7 @@ fn share<N: Size>(x: Vector<f32, N>, #[comptime] curve: Curve) -> Vector<f32, N>
     let one = Vector::new(1.0f32);
     match curve {
         Curve::Gelu => {
-            let root_half = Vector::new(0.707_106_78f32);
+            let root_half = Vector::new(FRAC_1_SQRT_2);
             Vector::new(0.5f32) * (one + Vector::erf(x * root_half))
         }
         Curve::GeluTanh => sigmoid::<N>(twice_inner::<N>(x)),
@@ -36,7 +38,7 @@ fn slope_of_share<N: Size>(x: Vector<f32, N>, s: Vector<f32, N>, #[comptime] cur
         }
         Curve::GeluTanh => {
             let inner = one + Vector::new(0.134_145f32) * x * x;
-            s * (one - s) * Vector::new(1.595_769_1f32) * inner
+            s * (one - s) * Vector::new(1.595_769f32) * inner
         }
         Curve::QuickGelu => s * (one - s) * Vector::new(1.702f32),
         Curve::Silu => s * (one - s),
@@ -52,7 +54,7 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 /// ½ (1 + tanh u) is σ(2u), which keeps its relative accuracy in the tail.
 #[cube]
 fn twice_inner<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    Vector::new(1.595_769_1f32) * (x + Vector::new(0.044_715f32) * x * x * x)
+    Vector::new(1.595_769f32) * (x + Vector::new(0.044_715f32) * x * x * x)
 }
 
 #[cube(launch, address_type = "dynamic")]

@@ -188,6 +188,7 @@ fn kept(drawn: &Tensor<f32>, row: &Row, place: &Place, numbers: &Numbers, key: u
 /// The largest score of a row, and what every exponential is multiplied by: one over their sum, or zero for a row that
 /// sees nothing and gives nothing.
 #[cube]
+#[allow(clippy::collapsible_if, reason = "the outer of two conditions is decided when the kernel is compiled")]
 fn largest_and_factor<F: Float>(
     scores: &Tensor<F>,
     start: usize,
@@ -450,8 +451,7 @@ impl Attention {
     fn to_bias(&self, slopes: CubeTensor, rows: usize) -> CubeTensor {
         let slopes = CubeBackend::float_cast(self.untile(slopes, rows), DType::F32.into());
         let bias = self.bias.shape();
-        let sum =
-            (0..4).filter(|axis| bias[*axis] == 1).fold(slopes, |sum, axis| CubeBackend::float_sum_dim(sum, axis));
+        let sum = (0..4).filter(|axis| bias[*axis] == 1).fold(slopes, CubeBackend::float_sum_dim);
         CubeBackend::float_mul_scalar(sum, (1.0 / self.settings.scale).into())
     }
 }

@@ -51,6 +51,7 @@ pub(super) struct Settings {
     Autodiff,
     Fusion: cfg(all(feature = "cube", feature = "fusion"))
 )]
+#[allow(clippy::too_many_arguments, reason = "an extension takes its tensors one by one")]
 pub(super) trait TiledAttentionOps: Backend {
     #[fusion(dtype = query, shape = query)]
     fn attend_tiled(

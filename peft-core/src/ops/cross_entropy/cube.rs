@@ -77,10 +77,8 @@ fn loss_kernel<F: Float>(
         let mut slope = 0.0f32;
         if counts {
             slope = f32::exp(f32::cast_from(logits[start + at]) - most) / sum - share;
-            if is_class {
-                if at == label as usize {
-                    slope -= 1.0f32 - smoothing;
-                }
+            if is_class && at == label as usize {
+                slope -= 1.0f32 - smoothing;
             }
         }
         slopes[start + at] = F::cast_from(slope);
