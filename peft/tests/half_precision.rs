@@ -121,8 +121,9 @@ pub(crate) fn load(folder: &Path, place: &Placement) -> PeftModel<AutoCausalLm> 
 fn step<M: CausalLm>(peft: &PeftModel<M>) -> Vec<Stored> {
     let rows = [[5, 17, 3, 88, 41, 9], [60, 2, 77, 13, 1, 30]];
     let task = LanguageModelling::padded(rows.map(|it| Sample::language(it.to_vec())).into(), 0).unwrap();
-    device().seed(7);
-    let loss = task.loss_sum(peft.model(), &[0, 1], &device()).unwrap();
+    let device = peft.device();
+    device.seed(7);
+    let loss = task.loss_sum(peft.model(), &[0, 1], &device).unwrap();
     let gradients = loss.backward();
     let mut found = peft.adapter_gradients(DEFAULT_ADAPTER, &gradients).unwrap();
     found.push(Stored { key: "loss".into(), data: loss.into_data() });
@@ -131,13 +132,15 @@ fn step<M: CausalLm>(peft: &PeftModel<M>) -> Vec<Stored> {
 
 /// What an adapter makes of a base: its start, a step with dropout, and the logits live, disabled, and merged.
 pub(crate) fn outcome(mut peft: PeftModel<AutoCausalLm>, tuner: Box<dyn PeftConfig>) -> Vec<Stored> {
+    // Perhaps not the device of the other tests.
+    let device = peft.device().without_autodiff();
     peft.add_adapter_as(DEFAULT_ADAPTER, tuner, 3).unwrap();
     let mut found = peft.adapter_tensors(DEFAULT_ADAPTER).unwrap();
-    laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device()).unwrap();
+    laws::disturb(&mut peft, DEFAULT_ADAPTER, 0.1, &device).unwrap();
     found.extend(step(&peft));
     let mut logits = |key: &str, model: AutoCausalLm| {
         let model = peft::core::nn::set_training(model, false);
-        let ids = Tensor::from_data(TensorData::from([[5i64, 17, 3, 88, 41, 9]]), &device());
+        let ids = Tensor::from_data(TensorData::from([[5i64, 17, 3, 88, 41, 9]]), &device);
         found.push(Stored { key: key.into(), data: model.logits(&ModelInput::ids(ids), None).into_data() });
     };
     logits("live", peft.model().valid());
