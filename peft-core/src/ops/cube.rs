@@ -6,16 +6,12 @@ use burn::backend::DispatchDevice;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::FloatTensorOps;
-#[cfg(feature = "cube-cpu")]
-use burn::tensor::Device;
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{CubeBackend, CubeDevice};
-#[cfg(feature = "cube-cpu")]
 use cubecl::RuntimeId;
-use cubecl::client::Client;
 use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 use cubecl::tensor_vector_size_parallel;
@@ -33,8 +29,7 @@ pub(super) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Whether kernels for cards run on the processor there.
-#[cfg(feature = "cube-cpu")]
-pub(super) fn is_processor(device: &Device) -> bool {
+pub(crate) fn is_processor(device: &Device) -> bool {
     let device = device.clone().without_autodiff();
     matches!(device.as_dispatch(), DispatchDevice::Cube(it) if it.runtime() == RuntimeId::Cpu)
 }
@@ -49,9 +44,33 @@ pub(super) fn empty_contiguous(shape: Shape, like: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, like.dtype)
 }
 
-/// A tensor of that shape and type whose numbers are anything.
-pub(super) fn empty_of(dtype: DType, shape: Shape, client: Client, device: CubeDevice) -> CubeTensor {
-    empty_device_contiguous_dtype(client, device, shape, dtype)
+/// The same in single precision.
+pub(super) fn empty_f32(shape: Shape, like: &CubeTensor) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, DType::F32)
+}
+
+/// Zeros in the shape, in the type and on the device of another tensor.
+pub(super) fn zeros_like(like: &CubeTensor) -> CubeTensor {
+    CubeBackend::float_zeros(like.shape(), &like.device, like.dtype.into())
+}
+
+/// The sum of what there is already and one more term.
+pub(super) fn added(sum: Option<CubeTensor>, term: CubeTensor) -> CubeTensor {
+    match sum {
+        Some(sum) => CubeBackend::float_add(sum, term),
+        None => term,
+    }
+}
+
+/// Parts one behind the other along an axis; a single one is not copied.
+pub(super) fn joined(mut parts: Vec<CubeTensor>, axis: usize) -> CubeTensor {
+    if parts.len() == 1 { parts.remove(0) } else { CubeBackend::float_cat(parts, axis) }
+}
+
+/// The tensor with its last two axes exchanged.
+pub(super) fn turned(tensor: CubeTensor) -> CubeTensor {
+    let rank = tensor.shape().num_dims();
+    CubeBackend::float_swap_dims(tensor, rank - 2, rank - 1)
 }
 
 /// A weight or an input in the type that a product computes in: that of the inputs, or bf16.

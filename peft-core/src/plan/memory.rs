@@ -55,7 +55,7 @@ fn is_here(device: &Device) -> bool {
         #[cfg(feature = "tch")]
         DispatchDevice::LibTorch(device) => *device == burn::backend::libtorch::LibTorchDevice::Cpu,
         #[cfg(feature = "cube")]
-        DispatchDevice::Cube(device) => device.runtime() == burn_cubecl::cubecl::RuntimeId::Cpu,
+        DispatchDevice::Cube(_) => crate::ops::is_processor(device),
         #[allow(unreachable_patterns, reason = "the last of the backends that were chosen")]
         _ => false,
     }

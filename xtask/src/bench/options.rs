@@ -106,8 +106,7 @@ fn number(word: &str, value: &str) -> Result<usize, String> {
     }
 }
 
-/// Those that are named, in the order of the list; all of them if none is.
-/// Those of these names; without a name all that are not on demand.
+/// Those of these names, in the order of the list; without a name all that are not on demand.
 fn pick<'a, T>(
     what: &str,
     names: &[&str],

@@ -10,6 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::tiled::{Form, Settings, TiledAttentionOps};
+use super::visibility::Visibility;
 use crate::ops::cube::{self, factor_of_place, max_of_cube, sum_of_cube};
 
 /// Scores that exist at a time: 64 MB in half precision. Few in tests, which should see more than one tile.
@@ -19,10 +20,8 @@ const TILE: usize = if cfg!(test) { 1 << 15 } else { 1 << 25 };
 /// are no numbers. Every score that there may be disappears in it all the same.
 const LOWEST: f32 = -1e30;
 
-/// [`Visibility::EVERYONE`](super::Visibility::EVERYONE), as a kernel reads it.
-const EVERYONE: i32 = -1;
-/// [`Visibility::EVERYTHING`](super::Visibility::EVERYTHING)
-const EVERYTHING: i32 = -3;
+const EVERYONE: i32 = Visibility::EVERYONE as i32;
+const EVERYTHING: i32 = Visibility::EVERYTHING as i32;
 
 /// Where the rows of a tile stand: `[batch, heads, rows]`, of which the first is this query.
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
@@ -387,7 +386,7 @@ impl Attention {
     }
 
     fn scores(&self, query: &CubeTensor) -> CubeTensor {
-        into_contiguous(CubeBackend::float_matmul(query.clone(), turned(self.key.clone())))
+        into_contiguous(CubeBackend::float_matmul(query.clone(), cube::turned(self.key.clone())))
     }
 
     /// The weights of a tile, from its scores.
@@ -456,26 +455,6 @@ impl Attention {
     }
 }
 
-fn turned(tensor: CubeTensor) -> CubeTensor {
-    CubeBackend::float_swap_dims(tensor, 2, 3)
-}
-
-/// Parts one below the other, along the rows.
-fn joined(mut parts: Vec<CubeTensor>) -> CubeTensor {
-    if parts.len() == 1 { parts.remove(0) } else { CubeBackend::float_cat(parts, 2) }
-}
-
-fn added(sum: Option<CubeTensor>, term: CubeTensor) -> Option<CubeTensor> {
-    Some(match sum {
-        Some(sum) => CubeBackend::float_add(sum, term),
-        None => term,
-    })
-}
-
-fn zeros(like: &CubeTensor) -> CubeTensor {
-    CubeBackend::float_zeros(like.shape(), &like.device, like.dtype.into())
-}
-
 impl TiledAttentionOps for CubeBackend {
     fn attend_tiled(
         query: CubeTensor,
@@ -490,14 +469,14 @@ impl TiledAttentionOps for CubeBackend {
     ) -> CubeTensor {
         let attention = Attention::new(&query, [key, value, bias, drawn], [queries, keys, dense], settings);
         if query.shape().num_elements() == 0 || attention.keys == 0 {
-            return zeros(&query);
+            return cube::zeros_like(&query);
         }
         let outputs = attention.tiles().map(|tile| {
             let scores = attention.scores(&attention.tile(&query, tile));
             let weights = attention.weights(scores, tile);
             attention.untile(CubeBackend::float_matmul(weights, attention.value.clone()), tile.1)
         });
-        joined(outputs.collect())
+        cube::joined(outputs.collect(), 2)
     }
 
     fn attend_tiled_grads(
@@ -515,22 +494,27 @@ impl TiledAttentionOps for CubeBackend {
         let own = [key.clone(), value.clone(), bias.clone(), drawn];
         let attention = Attention::new(&query, own, [queries, keys, dense], settings);
         if query.shape().num_elements() == 0 || attention.keys == 0 {
-            return (zeros(&query), zeros(&key), zeros(&value), zeros(&bias));
+            return (
+                cube::zeros_like(&query),
+                cube::zeros_like(&key),
+                cube::zeros_like(&value),
+                cube::zeros_like(&bias),
+            );
         }
         let (mut to_query, mut to_bias_rows) = (Vec::new(), Vec::new());
         let (mut to_key, mut to_value, mut to_bias) = (None, None, None);
         for tile in attention.tiles() {
             let (query, grad) = (attention.tile(&query, tile), attention.tile(&grad, tile));
             let scores = attention.scores(&query);
-            let grads = CubeBackend::float_matmul(grad.clone(), turned(value.clone()));
+            let grads = CubeBackend::float_matmul(grad.clone(), cube::turned(value.clone()));
             let [weights, slopes] = attention.slopes(scores, grads, tile);
-            to_value = added(to_value, CubeBackend::float_matmul(turned(weights), grad));
+            to_value = Some(cube::added(to_value, CubeBackend::float_matmul(cube::turned(weights), grad)));
             to_query.push(attention.untile(CubeBackend::float_matmul(slopes.clone(), key.clone()), tile.1));
-            to_key = added(to_key, CubeBackend::float_matmul(turned(slopes.clone()), query));
+            to_key = Some(cube::added(to_key, CubeBackend::float_matmul(cube::turned(slopes.clone()), query)));
             if settings.form.bias {
                 let part = attention.to_bias(slopes, tile.1);
                 if bias.shape()[2] == 1 {
-                    to_bias = added(to_bias, part);
+                    to_bias = Some(cube::added(to_bias, part));
                 } else {
                     to_bias_rows.push(part);
                 }
@@ -538,10 +522,10 @@ impl TiledAttentionOps for CubeBackend {
         }
         let to_bias = match to_bias {
             Some(sum) => sum,
-            None if to_bias_rows.is_empty() => zeros(&bias),
-            None => joined(to_bias_rows),
+            None if to_bias_rows.is_empty() => cube::zeros_like(&bias),
+            None => cube::joined(to_bias_rows, 2),
         };
-        let none = |grad: Option<CubeTensor>, like: &CubeTensor| grad.unwrap_or_else(|| zeros(like));
-        (joined(to_query), none(to_key, &key), none(to_value, &value), to_bias)
+        let none = |grad: Option<CubeTensor>, like: &CubeTensor| grad.unwrap_or_else(|| cube::zeros_like(like));
+        (cube::joined(to_query, 2), none(to_key, &key), none(to_value, &value), to_bias)
     }
 }

@@ -71,8 +71,6 @@ fn loss_kernel<F: Float>(
         losses[at] = loss;
         losses[at + 1] = one;
     }
-    // Slopes may lie where logits were.
-    sync_cube();
     for at in range_stepped(unit, classes, units) {
         let mut slope = 0.0f32;
         if counts {
@@ -95,10 +93,10 @@ fn loss(
 ) -> (CubeTensor, Option<CubeTensor>, Option<CubeTensor>) {
     let (hidden, labels) = (into_contiguous(hidden), into_contiguous(labels));
     let ([rows, d_model], classes) = (hidden.shape().dims::<2>(), weight.shape()[0]);
-    let (client, device) = (hidden.client.clone(), hidden.device.clone());
+    let client = hidden.client.clone();
     // Once for all chunks.
     let weight = cube::for_product(weight, &hidden, bf16);
-    let losses = cube::empty_of(DType::F32, Shape::new([rows, 2]), client.clone(), device);
+    let losses = cube::empty_f32(Shape::new([rows, 2]), &hidden);
     let chunk = (CHUNK / classes.max(1)).max(1);
     let (mut to_hidden, mut sum_to_weight) = (Vec::new(), None);
     for first in (0..rows).step_by(chunk) {
@@ -110,7 +108,7 @@ fn loss(
             }
         };
         let operand = cube::for_product(part, &hidden, bf16);
-        let logits = CubeBackend::float_matmul(operand.clone(), CubeBackend::float_swap_dims(weight.clone(), 0, 1));
+        let logits = CubeBackend::float_matmul(operand.clone(), cube::turned(weight.clone()));
         let logits = into_contiguous(logits);
         let dim = cube::cube_for_row(&logits, classes);
         let slopes = cube::empty_contiguous(logits.shape(), &logits);
@@ -135,11 +133,8 @@ fn loss(
             to_hidden.push(CubeBackend::float_matmul(slopes.clone(), weight.clone()));
         }
         if grads && to_weight {
-            let term = CubeBackend::float_matmul(CubeBackend::float_swap_dims(slopes, 0, 1), operand);
-            sum_to_weight = Some(match sum_to_weight {
-                Some(sum) => CubeBackend::float_add(sum, term),
-                None => term,
-            });
+            let term = CubeBackend::float_matmul(cube::turned(slopes), operand);
+            sum_to_weight = Some(cube::added(sum_to_weight, term));
         }
     }
     let sums = CubeBackend::float_sum_dim(losses, 0);
@@ -155,10 +150,7 @@ fn loss(
         CubeBackend::float_cast(CubeBackend::float_div(grad, kept), dtype.into())
     };
     let dtype = hidden.dtype;
-    let to_hidden = (!to_hidden.is_empty()).then(|| {
-        let whole = if to_hidden.len() == 1 { to_hidden.remove(0) } else { CubeBackend::float_cat(to_hidden, 0) };
-        share(whole, dtype)
-    });
+    let to_hidden = (!to_hidden.is_empty()).then(|| share(cube::joined(to_hidden, 0), dtype));
     (mean, to_hidden, sum_to_weight.map(|it| share(it, dtype)))
 }
 
@@ -173,14 +165,13 @@ impl HeadLossOps for CubeBackend {
         labels: CubeTensor,
         settings: Settings,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let zeros = |like: &CubeTensor| CubeBackend::float_zeros(like.shape(), &like.device, like.dtype.into());
         let (no_hidden, no_weight) = (hidden.clone(), weight.clone());
         let (mean, to_hidden, to_weight) = loss(hidden, weight, labels, settings, true);
         let to_weight = match to_weight {
             Some(grad) => grad,
-            None if settings.to_weight => zeros(&no_weight),
+            None if settings.to_weight => cube::zeros_like(&no_weight),
             None => mean.clone(),
         };
-        (mean, to_hidden.unwrap_or_else(|| zeros(&no_hidden)), to_weight)
+        (mean, to_hidden.unwrap_or_else(|| cube::zeros_like(&no_hidden)), to_weight)
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Shape};
+use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
@@ -71,8 +71,8 @@ fn add(
 ) -> CubeTensor {
     let [output, low, right] = [output, low.clone(), right].map(into_contiguous);
     let ([rows, columns], rank) = (output.shape().dims::<2>(), low.shape()[1]);
-    let (client, device) = (output.client.clone(), output.device.clone());
-    let sum = cube::empty_of(DType::F32, Shape::new([rows, columns]), client.clone(), device);
+    let client = output.client.clone();
+    let sum = cube::empty_f32(Shape::new([rows, columns]), &output);
     let vector = cube::vector_size(&[&output, &sum]);
     let vectors = rows * columns / vector;
     if vectors == 0 {
@@ -101,10 +101,6 @@ fn add(
     sum
 }
 
-fn turned(tensor: CubeTensor) -> CubeTensor {
-    CubeBackend::float_swap_dims(tensor, 0, 1)
-}
-
 /// The product with a weight, in the type that it is computed in.
 fn with_weight(input: &CubeTensor, weight: CubeTensor, bf16: bool) -> CubeTensor {
     let weight = cube::for_product(weight, input, bf16);
@@ -120,7 +116,7 @@ impl LowRankBesideOps for CubeBackend {
         b: CubeTensor,
         settings: Settings,
     ) -> (CubeTensor, CubeTensor) {
-        let low = CubeBackend::float_matmul(input.clone(), turned(a));
+        let low = CubeBackend::float_matmul(input.clone(), cube::turned(a));
         let output = with_weight(&input, weight, settings.bf16);
         let bias = settings.has_bias.then_some(bias);
         (add(output, bias, &low, b, settings.scale, true), low)
@@ -147,11 +143,11 @@ impl LowRankBesideOps for CubeBackend {
         Settings { scale, bf16, to_input, .. }: Settings,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         let thin = CubeBackend::float_mul_scalar(CubeBackend::float_matmul(grad.clone(), b), scale.into());
-        let to_b = CubeBackend::float_matmul(turned(grad.clone()), low);
+        let to_b = CubeBackend::float_matmul(cube::turned(grad.clone()), low);
         let to_b = CubeBackend::float_mul_scalar(to_b, scale.into());
-        let to_a = CubeBackend::float_matmul(turned(thin.clone()), input.clone());
+        let to_a = CubeBackend::float_matmul(cube::turned(thin.clone()), input.clone());
         let to_input = match to_input {
-            true => add(with_weight(&grad, turned(weight), bf16), None, &thin, a, 1.0, false),
+            true => add(with_weight(&grad, cube::turned(weight), bf16), None, &thin, a, 1.0, false),
             false => cube::empty(Shape::new([1]), &input),
         };
         (to_input, to_a, to_b)

@@ -2,7 +2,7 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Shape};
+use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
@@ -254,14 +254,10 @@ impl NormOps for CubeBackend {
         let [grad, input] = [grad, input].map(into_contiguous);
         let [rows, width] = cube::rows_and_width(&input);
         let runs = rows.div_ceil(RUN).max(1);
-        let numbers = |shape: [usize; 2]| {
-            let (client, device) = (input.client.clone(), input.device.clone());
-            cube::empty_of(DType::F32, Shape::new(shape), client, device)
-        };
+        let numbers = |shape: [usize; 2]| cube::empty_f32(Shape::new(shape), &input);
         let (moments, weights, biases) = (numbers([rows, 2]), numbers([runs, width]), numbers([runs, width]));
         let Some(it) = Rows::new(&[&input, &grad, &weights, &biases]) else {
-            let zeros = || CubeBackend::float_zeros(weight.shape(), &weight.device, weight.dtype.into());
-            return (zeros(), zeros());
+            return (cube::zeros_like(&weight), cube::zeros_like(&weight));
         };
         let (client, element, units) = (input.client.clone(), cube::element(&input), it.units());
         moments_kernel::launch(
