@@ -60,5 +60,7 @@ pub(crate) fn is_on() -> bool {
 /// `input · weight` in bf16, whose sums are in single precision.
 pub(super) fn product(input: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let dtype = input.dtype();
-    input.cast(DType::BF16).matmul(weight.cast(DType::BF16)).cast(dtype)
+    // Codes are no numbers yet.
+    let weight = if weight.dtype() == DType::BF16 { weight } else { super::to_f32(weight).cast(DType::BF16) };
+    input.cast(DType::BF16).matmul(weight).cast(dtype)
 }

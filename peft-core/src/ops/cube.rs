@@ -16,16 +16,26 @@ use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 use cubecl::tensor_vector_size_parallel;
 
-use crate::context;
+use super::to_f32;
+use crate::{context, quant};
 
 /// Whether the kernels can take the tensor: it is on a card, in a type of numbers that they read.
 pub(super) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
-    if context::read(|it| it.composed) {
-        return false;
-    }
-    let device = tensor.device().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Cube(_))
-        && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
+    fits_on(&tensor.device()) && is_number(tensor.dtype())
+}
+
+/// Whether the kernels can take the tensor as the weight of a product: as [`fits`] says, or in codes.
+pub(super) fn fits_weight(tensor: &Tensor<2>) -> bool {
+    fits_on(&tensor.device()) && (is_number(tensor.dtype()) || quant::is_packed(tensor.dtype()))
+}
+
+fn fits_on(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(_)) && !context::read(|it| it.composed)
+}
+
+fn is_number(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// Whether kernels for cards run on the processor there.
@@ -76,6 +86,7 @@ pub(super) fn turned(tensor: CubeTensor) -> CubeTensor {
 /// A weight or an input in the type that a product computes in: that of the inputs, or bf16.
 pub(super) fn for_product(tensor: CubeTensor, inputs: &CubeTensor, bf16: bool) -> CubeTensor {
     let dtype = if bf16 { DType::BF16 } else { inputs.dtype };
+    let tensor = to_f32::cube::widened(tensor, dtype);
     if tensor.dtype == dtype { tensor } else { CubeBackend::float_cast(tensor, dtype.into()) }
 }
 

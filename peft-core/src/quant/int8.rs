@@ -7,7 +7,14 @@ use half::f16;
 /// Steps from 0 to the largest number of a row.
 pub const STEPS: f32 = 127.0;
 /// What the reference multiplies by in place of dividing by 127.
-const ONE_STEP: f32 = 7.874_016e-3;
+pub(super) const ONE_STEP: f32 = 7.874_016e-3;
+
+/// `1 / 127²` as the reference writes it: it forgets a zero, and gets 2e-5 of it more. The same here, since what a code is rounded to
+/// in the next layer hangs on such a difference.
+pub(crate) const ONE_STEP_OF_BOTH: f32 = 6.200_124e-5;
+/// What a step of an activation is multiplied by, where that of the weight is [`ONE_STEP`] already.
+#[cfg(feature = "cube")]
+pub(crate) const ACTIVATION_STEP: f32 = ONE_STEP_OF_BOTH / ONE_STEP;
 
 /// The codes of a matrix, and the largest number of each row. Numbers are rounded to half precision first, as
 /// bitsandbytes does.

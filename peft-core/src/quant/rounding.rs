@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 /// What the reference rounds widened numbers to: the type that the matrix had before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Rounding {
     /// Single precision.
     #[default]

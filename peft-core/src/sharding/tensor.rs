@@ -5,13 +5,13 @@
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, backend_extension};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Shape, Tensor, TensorData};
 use pulp::bytemuck;
 
 use super::base::ShardedBase;
-use crate::error::Result;
+use crate::error::{PeftError, Result};
 use crate::quant::{self, Packed};
 
 /// What the bytes of a tensor in pieces begin with, where those of a packed one have their format.
@@ -36,11 +36,18 @@ impl ShardedBase {
     /// # Errors
     /// If the device is not the CPU backend `flex`: no other computes with it.
     pub(crate) fn tensor(&self, matrix: usize, device: &Device) -> Result<Tensor<2>> {
-        let plain = quant::cpu(device, || "a base in pieces".to_owned())?;
+        let plain = device.clone().without_autodiff();
+        if !matches!(plain.as_dispatch(), DispatchDevice::Flex(_)) {
+            let what = format!("a base in pieces on {device:?}");
+            return Err(PeftError::unsupported(what, "only the CPU backend computes with it: take --device flex"));
+        }
         let carrier = Carrier { words: [SHARDED, self.number(), matrix as u64], _base: self.clone() };
         let size = size_of_val(&carrier.words);
         let bytes = Bytes::from_shared(bytes::Bytes::from_owner(carrier), AllocationProperty::Other);
-        Ok(quant::carried(TensorData::from_bytes(bytes, [size], DType::U8), self.matrix(matrix).shape, &plain))
+        let data = TensorData::from_bytes(bytes, [size], DType::U8);
+        let carrier = Tensor::<1, Int>::from_data(data, (&plain, DType::U8));
+        let shape = self.matrix(matrix).shape;
+        Ok(Tensor::from_dispatch(Dispatch::in_pieces(carrier.into_dispatch(), shape)))
     }
 }
 
@@ -109,12 +116,18 @@ fn rows(table: &FlexTensor, rows: &[usize]) -> Option<FlexTensor> {
 
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait ShardedOps: Backend {
+    /// Bytes with the shape of the matrix that they stand for.
+    fn in_pieces(carrier: IntTensor<Self>, shape: [usize; 2]) -> FloatTensor<Self>;
     fn sharded_rows(table: FloatTensor<Self>, rows: Vec<usize>) -> FloatTensor<Self>;
     /// One number: 1 if the tensor is in codes, whole or in pieces.
     fn in_codes(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl ShardedOps for Flex {
+    fn in_pieces(carrier: FlexTensor, shape: [usize; 2]) -> FlexTensor {
+        FlexTensor::from_arc(carrier.data_arc(), Layout::contiguous(Shape::new(shape)), DType::Flex32)
+    }
+
     fn sharded_rows(table: FlexTensor, rows: Vec<usize>) -> FlexTensor {
         self::rows(&table, &rows).unwrap_or(table)
     }
@@ -127,6 +140,10 @@ impl ShardedOps for Flex {
 
 /// What is in pieces is frozen: no gradient leads to it.
 impl<C: CheckpointStrategy> ShardedOps for Autodiff<Flex, C> {
+    fn in_pieces(carrier: IntTensor<Self>, shape: [usize; 2]) -> FloatTensor<Self> {
+        Self::from_inner(Flex::in_pieces(carrier, shape))
+    }
+
     fn sharded_rows(table: FloatTensor<Self>, rows: Vec<usize>) -> FloatTensor<Self> {
         Self::from_inner(Flex::sharded_rows(Self::inner(table), rows))
     }
@@ -138,8 +155,13 @@ impl<C: CheckpointStrategy> ShardedOps for Autodiff<Flex, C> {
 
 /// Whether a tensor is in codes, whole or in pieces.
 pub(crate) fn is_packed<const D: usize>(tensor: Tensor<D>) -> bool {
-    quant::is_packed(tensor.dtype())
-        && Tensor::<1>::from_dispatch(Dispatch::in_codes(tensor.into_dispatch())).into_data().iter::<f32>().eq([1.0])
+    if !quant::is_packed(tensor.dtype()) {
+        return false;
+    }
+    // Elsewhere nothing is in pieces.
+    let device = tensor.device().without_autodiff();
+    !matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+        || Tensor::<1>::from_dispatch(Dispatch::in_codes(tensor.into_dispatch())).into_data().iter::<f32>().eq([1.0])
 }
 
 /// Rows of a table in pieces, as they are stored.

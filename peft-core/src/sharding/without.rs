@@ -4,11 +4,11 @@ use burn::tensor::{Device, Tensor};
 
 use super::base::ShardedBase;
 use crate::error::{PeftError, Result};
-use crate::quant::Packed;
+use crate::quant::{self, Packed};
 
-/// Without that backend nothing is packed.
-pub(crate) fn is_packed<const D: usize>(_tensor: Tensor<D>) -> bool {
-    false
+/// Whether a tensor is in codes.
+pub(crate) fn is_packed<const D: usize>(tensor: Tensor<D>) -> bool {
+    quant::is_packed(tensor.dtype())
 }
 
 impl ShardedBase {

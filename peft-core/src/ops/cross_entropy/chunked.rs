@@ -51,9 +51,9 @@ pub(super) trait HeadLossOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// Whether the kernels can take these: the weight may be frozen in half precision.
+/// Whether the kernels can take these: the weight may be frozen in half precision or in codes.
 pub(super) fn fits(hidden: &Tensor<2>, weight: &Tensor<2>) -> bool {
-    cube::fits(hidden) && cube::fits(weight) && (weight.dtype() == hidden.dtype() || !weight.is_require_grad())
+    cube::fits(hidden) && cube::fits_weight(weight) && (weight.dtype() == hidden.dtype() || !weight.is_require_grad())
 }
 
 pub(super) fn head_loss(hidden: Tensor<2>, weight: Tensor<2>, labels: Tensor<1, Int>, smoothing: f64) -> Tensor<1> {

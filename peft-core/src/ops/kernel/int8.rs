@@ -18,18 +18,15 @@ use super::output::aligned;
 use super::product::{PANEL, in_parts};
 use super::words::{LEFT, Rows, WIDTH, Write};
 use super::{Block, Kernel, Onto, Start, amx, contiguous, numbers, product, simd, tensor};
-use crate::quant::{self, Packed, QuantFormat, steps_per};
+use crate::quant::{self, ONE_STEP_OF_BOTH, Packed, QuantFormat, steps_per};
 
-/// `1 / 127²` as the reference writes it: it forgets a zero, and gets 2e-5 of it more. The same here, since what a code is rounded to
-/// in the next layer hangs on such a difference.
-const ONE_STEP: f32 = 6.200_124e-5;
 /// Terms of a word.
 const FOUR: usize = 4;
 
 /// From which size on activations in a product with `weight` are left out of rounding, where they are rounded at all: if it
 /// has codes in int8 and says so, and is seen as `[in, out]`, as in a forward.
 pub(super) fn threshold(weight: &FlexTensor) -> Option<f32> {
-    if !quant::is_packed(weight.dtype()) || weight.layout().strides()[1] == 1 {
+    if !quant::is_packed(weight.dtype()) || !quant::is_turned(weight) {
         return None;
     }
     let matrix = quant::view(weight);
@@ -184,7 +181,7 @@ impl Rounded {
                 let width = WIDTH.min(columns - from);
                 for (at, sums) in sums.iter().enumerate() {
                     let at = first + at;
-                    let step = self.largest[row + at] * ONE_STEP;
+                    let step = self.largest[row + at] * ONE_STEP_OF_BOTH;
                     let scales = |it: usize| matrix.scales.of(column + from + it) * step;
                     let mut numbers = [0.0; WIDTH];
                     for (it, to) in numbers[..width].iter_mut().enumerate() {
@@ -211,7 +208,8 @@ impl Rounded {
                 let mut numbers = [0.0; WIDTH];
                 for (at, to) in numbers[..columns].iter_mut().enumerate() {
                     let right = &codes[(column + at) * self.inner..][..self.inner];
-                    *to = simd(Dot(left, right)) as f32 * (matrix.scales.of(column + at) * (largest * ONE_STEP));
+                    *to =
+                        simd(Dot(left, right)) as f32 * (matrix.scales.of(column + at) * (largest * ONE_STEP_OF_BOTH));
                 }
                 super::product::write_row(&mut numbers, &mut output, row, 0..columns, start.from(column));
             }
@@ -371,7 +369,11 @@ mod tests {
                         true => f64::from(*x) * weight * f64::from(scale) / 127.0,
                         false => {
                             let code = (half(*x) * steps_per(largest)).round_ties_even();
-                            f64::from(code) * weight * f64::from(largest) * f64::from(scale) * f64::from(ONE_STEP)
+                            f64::from(code)
+                                * weight
+                                * f64::from(largest)
+                                * f64::from(scale)
+                                * f64::from(ONE_STEP_OF_BOTH)
                         }
                     };
                 }

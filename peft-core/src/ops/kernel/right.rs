@@ -67,7 +67,7 @@ impl<'a> Right<'a> {
             DType::BF16 => Self::Bf16(Matrix::of(tensor)),
             DType::F16 => Self::F16(Matrix::of(tensor)),
             dtype if quant::is_packed(dtype) => {
-                Self::Packed(Part::whole(quant::view(tensor), tensor.layout().strides()[1] == 1))
+                Self::Packed(Part::whole(quant::view(tensor), !quant::is_turned(tensor)))
             }
             _ => Self::Single(Matrix::of(tensor)),
         }

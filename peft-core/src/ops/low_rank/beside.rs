@@ -79,7 +79,7 @@ pub(super) fn fits(input: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1
     let is_single = |it: &Tensor<2>| cube::fits(it) && it.dtype() == DType::F32;
     [input, &update.a, &update.b].into_iter().all(is_single)
         && bias.is_none_or(|it| cube::fits(it) && it.dtype() == DType::F32)
-        && cube::fits(weight)
+        && cube::fits_weight(weight)
         && (weight.dtype() == DType::F32 || !weight.is_require_grad())
         && update.a.dims()[0] <= LARGEST_RANK
         && update.dropout == 0.0

@@ -12,6 +12,7 @@ use cubecl::prelude::*;
 
 use super::beside::{LowRankBesideOps, Settings};
 use crate::ops::cube;
+use crate::ops::linear::cube::with_weight;
 
 /// `output + bias + scale · low · right`, where `right` is `[rank, columns]`, or `[columns, rank]` if it is turned.
 #[cube(launch, address_type = "dynamic")]
@@ -101,12 +102,6 @@ fn add(
     sum
 }
 
-/// The product with a weight, in the type that it is computed in.
-fn with_weight(input: &CubeTensor, weight: CubeTensor, bf16: bool) -> CubeTensor {
-    let weight = cube::for_product(weight, input, bf16);
-    CubeBackend::float_matmul(cube::for_product(input.clone(), input, bf16), weight)
-}
-
 impl LowRankBesideOps for CubeBackend {
     fn low_rank_beside_kept(
         input: CubeTensor,
@@ -117,7 +112,7 @@ impl LowRankBesideOps for CubeBackend {
         settings: Settings,
     ) -> (CubeTensor, CubeTensor) {
         let low = CubeBackend::float_matmul(input.clone(), cube::turned(a));
-        let output = with_weight(&input, weight, settings.bf16);
+        let output = with_weight(input, weight, settings.bf16);
         let bias = settings.has_bias.then_some(bias);
         (add(output, bias, &low, b, settings.scale, true), low)
     }
@@ -147,7 +142,7 @@ impl LowRankBesideOps for CubeBackend {
         let to_b = CubeBackend::float_mul_scalar(to_b, scale.into());
         let to_a = CubeBackend::float_matmul(cube::turned(thin.clone()), input.clone());
         let to_input = match to_input {
-            true => add(with_weight(&grad, cube::turned(weight), bf16), None, &thin, a, 1.0, false),
+            true => add(with_weight(grad, cube::turned(weight), bf16), None, &thin, a, 1.0, false),
             false => cube::empty(Shape::new([1]), &input),
         };
         (to_input, to_a, to_b)

@@ -16,7 +16,7 @@ use crate::ops::bf16;
 use crate::ops::dropout::Seed;
 use crate::ops::kernel::bf16::with_weight;
 use crate::ops::kernel::{self, Onto, transposed};
-use crate::ops::linear::fused::register_parameters;
+use crate::ops::linear::flex::register_parameters;
 
 /// Settings of an update.
 #[derive(Debug, Clone, Copy)]
