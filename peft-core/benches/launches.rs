@@ -7,7 +7,11 @@
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use peft_core::launches::LaunchCounter;
-use peft_core::ops::{self, AttentionMask, Layout, LowRank, Pairing, RotaryTable, Visibility, linear_low_rank, plain};
+use peft_core::ops::{
+    self, AdamWStep, AttentionMask, Layout, LowRank, Pairing, RotaryTable, Visibility, adamw_step, linear_low_rank,
+    plain, together,
+};
+use peft_core::quant::{FourBit, QuantFormat, Rounding, quantized};
 
 fn device() -> Option<Device> {
     match std::env::var("PEFT_TEST_DEVICE").unwrap_or_default().as_str() {
@@ -128,12 +132,42 @@ fn main() {
             }),
         ),
     ];
+    let codes = |x: &Tensor<3>, rows: usize| -> Operation {
+        let format = QuantFormat::FourBit(FourBit::Nf4);
+        let matrix = Tensor::<2>::random([64, 64], Distribution::Default, &device);
+        let packed = Tensor::from_inner(quantized(&matrix, format, true, Rounding::Single).expect("codes"));
+        let x = x.clone();
+        Box::new(move || {
+            let x = x.clone().reshape([32, 64]).slice([0..rows]);
+            ops::linear(x, packed.clone(), None, Layout::OutIn).unsqueeze()
+        })
+    };
+    let operations = [operations, vec![("linear, NF4", codes(&x, 32)), ("linear, NF4, 4 rows", codes(&x, 4))]];
     println!(
         "| operation | ours, forward | backward | Burn's only, forward | backward |\n| --- | ---: | ---: | ---: | ---: |"
     );
-    for (name, operation) in operations {
+    for (name, operation) in operations.into_iter().flatten() {
         let ours = count(&device, &operation);
         let composed = plain::only(|| count(&device, &operation));
         println!("| `{name}` | {} | {} | {} | {} |", ours[0], ours[1], composed[0], composed[1]);
     }
+    // The norm of the gradients and a step of AdamW, for the matrices of 48 adapted layers.
+    let shapes = (0..96).map(|at| if at % 2 == 0 { [8, 64] } else { [64, 8] });
+    let parameters: Vec<Tensor<2>> = shapes.map(|it| Tensor::random(it, Distribution::Default, &device)).collect();
+    let step = || {
+        let mut squares = Vec::new();
+        parameters.iter().for_each(|it| ops::squares_onto(&mut squares, it.clone()));
+        let step = AdamWStep { rate: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, decay: 0.01, time: 1 };
+        let moved = |it: &Tensor<2>| adamw_step(it.clone(), it.clone(), [it.zeros_like(), it.zeros_like()], step).0;
+        (squares, parameters.iter().map(moved).collect::<Vec<_>>())
+    };
+    let launched = |run: &dyn Fn()| {
+        let counter = LaunchCounter::start(&device).expect("a card");
+        run();
+        counter.finish().expect("the device works").values().sum::<usize>()
+    };
+    // Zeros for 192 moments are launches that a later step has not.
+    let zeros = launched(&|| drop(parameters.iter().map(Tensor::zeros_like).collect::<Vec<_>>())) * 2;
+    let (alone, together) = (launched(&|| drop(step())), launched(&|| drop(together(step))));
+    println!("\nAdamW and the norm of 96 matrices: {} together, {} one by one", together - zeros, alone - zeros);
 }

@@ -32,6 +32,7 @@ mod squares;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod to_f32;
+mod together;
 mod upsample;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, silu, silu_mul};
@@ -57,4 +58,5 @@ pub use rotary::{Pairing, RotaryTable};
 pub use split::split;
 pub use squares::squares_onto;
 pub use to_f32::{embedding, to_f32};
+pub use together::together;
 pub use upsample::upsample_nearest;

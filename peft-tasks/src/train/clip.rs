@@ -45,7 +45,7 @@ pub(crate) fn read_and_clip<M: Module>(model: &M, gradients: &mut GradientsParam
     };
     let losses = numbers.len();
     let mut squares = Squares { gradients, sums: Vec::new() };
-    model.visit(&mut squares);
+    ops::together(|| model.visit(&mut squares));
     numbers.append(&mut squares.sums);
     let numbers = read(numbers);
     let loss = known + numbers[..losses].iter().sum::<f64>();

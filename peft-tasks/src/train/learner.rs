@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::module::{Module, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use peft_core::model::state as tensors;
+use peft_core::ops;
 use peft_core::{AfterStep, PeftModel, Result};
 use serde_json::{Map, Value};
 
@@ -69,7 +70,7 @@ impl Learner {
     ) -> Result<M> {
         let name = &self.adapter;
         let seen = self.hook.as_ref().map(|_| tensors::step_gradients(&model, name, &gradients));
-        let model = self.optimizer.step(lr, model, gradients);
+        let model = ops::together(|| self.optimizer.step(lr, model, gradients));
         let (Some(hook), Some(seen)) = (&mut self.hook, seen) else { return Ok(model) };
         let changed = hook.after_step(step, &tensors::tensors(&model, name), &seen)?;
         peft.set_config(name, hook.config())?;

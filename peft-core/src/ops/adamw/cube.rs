@@ -1,4 +1,6 @@
-//! A step of AdamW on cards.
+//! Steps of AdamW on cards: one launch for as many parameters as a kernel takes buffers.
+
+use std::cell::RefCell;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -6,12 +8,13 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
-use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::settings::AdamWStep;
-use crate::ops::cube::{self, Elementwise};
+use crate::ops::cube;
 
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
 struct Factors {
@@ -36,31 +39,144 @@ pub(super) trait AdamWOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
+/// A row of cubes for each parameter. Without old tensors the new ones are what is read, too.
 #[cube(launch, address_type = "dynamic")]
 fn adamw_kernel<N: Size>(
-    parameter: LinearView<'_, Vector<f32, N>>,
-    grad: LinearView<'_, Vector<f32, N>>,
-    first: LinearView<'_, Vector<f32, N>>,
-    second: LinearView<'_, Vector<f32, N>>,
-    mut new_parameter: LinearViewMut<'_, Vector<f32, N>>,
-    mut new_first: LinearViewMut<'_, Vector<f32, N>>,
-    mut new_second: LinearViewMut<'_, Vector<f32, N>>,
+    grads: &Sequence<OwnedTensor<Vector<f32, N>>>,
+    old: &Sequence<OwnedTensor<Vector<f32, N>>>,
+    new: &mut Sequence<OwnedTensor<Vector<f32, N>>>,
     factors: Factors,
+    #[comptime] count: usize,
+    #[comptime] in_place: bool,
 ) {
-    if !new_parameter.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
+    let place = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
+    #[unroll]
+    for which in 0..count {
+        let grad = grads.index(which);
+        if CUBE_POS_Y == comptime!(which as u32) && place < grad.len() {
+            let g = grad[place];
+            let (x, m, v) = if in_place {
+                (
+                    new.index(comptime!(3 * which))[place],
+                    new.index(comptime!(3 * which + 1))[place],
+                    new.index(comptime!(3 * which + 2))[place],
+                )
+            } else {
+                (
+                    old.index(comptime!(3 * which))[place],
+                    old.index(comptime!(3 * which + 1))[place],
+                    old.index(comptime!(3 * which + 2))[place],
+                )
+            };
+            let one = Vector::<f32, N>::new(1.0f32);
+            let (beta_1, beta_2) = (Vector::new(factors.beta_1), Vector::new(factors.beta_2));
+            let m = m * beta_1 + g * (one - beta_1);
+            let v = v * beta_2 + g * g * (one - beta_2);
+            let root = Vector::sqrt(v / Vector::new(factors.correction_2)) + Vector::new(factors.epsilon);
+            let delta = m / Vector::new(factors.correction_1) / root;
+            let moved = x * Vector::new(factors.kept) - delta * Vector::new(factors.rate);
+            new.index_mut(comptime!(3 * which))[place] = moved;
+            new.index_mut(comptime!(3 * which + 1))[place] = m;
+            new.index_mut(comptime!(3 * which + 2))[place] = v;
+        }
     }
-    let one = Vector::<f32, N>::new(1.0f32);
-    let (beta_1, beta_2) = (Vector::new(factors.beta_1), Vector::new(factors.beta_2));
-    let g = grad.read(ABSOLUTE_POS);
-    let m = first.read(ABSOLUTE_POS) * beta_1 + g * (one - beta_1);
-    let v = second.read(ABSOLUTE_POS) * beta_2 + g * g * (one - beta_2);
-    let root = Vector::sqrt(v / Vector::new(factors.correction_2)) + Vector::new(factors.epsilon);
-    let delta = m / Vector::new(factors.correction_1) / root;
-    let kept = parameter.read(ABSOLUTE_POS) * Vector::new(factors.kept);
-    new_parameter.write(ABSOLUTE_POS, kept - delta * Vector::new(factors.rate));
-    new_first.write(ABSOLUTE_POS, m);
-    new_second.write(ABSOLUTE_POS, v);
+}
+
+/// A step that is not launched yet.
+struct Waiting {
+    grad: CubeTensor,
+    /// Parameter and moments, before it and after it.
+    old: [CubeTensor; 3],
+    new: [CubeTensor; 3],
+    in_place: bool,
+    vector: VectorSize,
+    step: AdamWStep,
+}
+
+impl Waiting {
+    /// Whether one launch can do both.
+    fn is_like(&self, other: &Self) -> bool {
+        (self.in_place, self.vector, self.step) == (other.in_place, other.vector, other.step)
+            && self.grad.device == other.grad.device
+    }
+}
+
+thread_local! {
+    static WAITING: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
+}
+
+/// Steps within `run` are launched when it ends.
+pub(in crate::ops) fn together<R>(run: impl FnOnce() -> R) -> R {
+    /// Without a launch if `run` panics: nobody reads what it was for.
+    struct Ended;
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            WAITING.set(None);
+        }
+    }
+    if WAITING.with_borrow(Option::is_some) {
+        return run();
+    }
+    WAITING.set(Some(Vec::new()));
+    let _ended = Ended;
+    let result = run();
+    let mut waiting = WAITING.take().unwrap_or_default();
+    while let Some(first) = waiting.pop() {
+        // In the order in which they came, which is that of memory.
+        let (mut alike, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|it| it.is_like(&first));
+        alike.push(first);
+        launch(alike);
+        waiting = others;
+    }
+    result
+}
+
+/// Above it a kernel is compiled for long.
+const MOST: usize = 32;
+
+/// Steps that are alike.
+fn launch(waiting: Vec<Waiting>) {
+    let Some(Waiting { in_place, vector, step, grad, .. }) = waiting.first() else { return };
+    let (in_place, vector, AdamWStep { betas: [beta_1, beta_2], .. }) = (*in_place, *vector, *step);
+    let client = grad.client.clone();
+    let bindings = client.properties().hardware.max_bindings as usize;
+    // Beside the tensors there is a buffer of scalars and one of shapes.
+    let most = (bindings.saturating_sub(2) / if in_place { 4 } else { 7 }).clamp(1, MOST);
+    for waiting in waiting.chunks(most) {
+        let largest = waiting.iter().map(|it| it.grad.shape().num_elements() / vector).max().unwrap_or(0);
+        let dim = CubeDim::new(&client, largest);
+        let tensors: Vec<&CubeTensor> = waiting.iter().map(|it| &it.grad).collect();
+        let (mut grads, mut old, mut new) = (SequenceArg::new(), SequenceArg::new(), SequenceArg::new());
+        for it in waiting {
+            grads.push(it.grad.clone().into_tensor_arg());
+            it.new.iter().for_each(|it| new.push(it.clone().into_tensor_arg()));
+            if !in_place {
+                it.old.iter().for_each(|it| old.push(it.clone().into_tensor_arg()));
+            }
+        }
+        let factors = FactorsLaunch::new(
+            beta_1,
+            beta_2,
+            1.0 - beta_1.powi(step.time),
+            1.0 - beta_2.powi(step.time),
+            step.rate,
+            step.epsilon,
+            1.0 - step.rate * step.decay,
+        );
+        adamw_kernel::launch(
+            &client,
+            CubeCount::Static(largest.div_ceil(dim.num_elems() as usize) as u32, waiting.len() as u32, 1),
+            dim,
+            cube::address_type(&tensors),
+            vector,
+            grads,
+            old,
+            new,
+            factors,
+            waiting.len(),
+            in_place,
+        );
+    }
 }
 
 impl AdamWOps for CubeBackend {
@@ -71,28 +187,29 @@ impl AdamWOps for CubeBackend {
         second: CubeTensor,
         step: AdamWStep,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let [new, new_first, new_second] = [(); 3].map(|()| cube::empty(parameter.shape(), &parameter));
-        if let Some(it) = Elementwise::new(&[&new, &new_first, &new_second, &parameter, &grad, &first, &second]) {
-            let client = new.client.clone();
-            let [parameter, grad, first, second] =
-                [parameter, grad, first, second].map(|it| it.into_linear_view_like(&new));
-            let [to, to_first, to_second] = [&new, &new_first, &new_second].map(|it| it.clone().into_linear_view());
-            let [beta_1, beta_2] = step.betas;
-            let factors = FactorsLaunch::new(
-                beta_1,
-                beta_2,
-                1.0 - beta_1.powi(step.time),
-                1.0 - beta_2.powi(step.time),
-                step.rate,
-                step.epsilon,
-                1.0 - step.rate * step.decay,
-            );
-            adamw_kernel::launch(
-                &client, it.count, it.dim, it.address, it.vector, parameter, grad, first, second, to, to_first,
-                to_second, factors,
-            );
+        let grad = into_contiguous(grad);
+        let old = [parameter, first, second].map(into_contiguous);
+        let in_place = old.iter().all(CubeTensor::can_mut);
+        let new = match in_place {
+            true => old.clone(),
+            false => old.clone().map(|it| cube::empty_contiguous(it.shape(), &it)),
+        };
+        let outcome = new.clone();
+        let count = grad.shape().num_elements();
+        if count > 0 {
+            let vector = cube::vector_size(&[&grad]);
+            let waiting = Waiting { grad, old, new, in_place, vector, step };
+            let left = WAITING.with_borrow_mut(|all| match all {
+                Some(all) => {
+                    all.push(waiting);
+                    None
+                }
+                None => Some(waiting),
+            });
+            launch(left.into_iter().collect());
         }
-        (new, new_first, new_second)
+        let [parameter, first, second] = outcome;
+        (parameter, first, second)
     }
 }
 

@@ -6,6 +6,8 @@ mod settings;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+pub(super) use cube::together;
 pub use settings::AdamWStep;
 
 /// Whether the device of a parameter has a kernel for [`adamw_step`]. Where it has none, Burn's optimizer does the same in more

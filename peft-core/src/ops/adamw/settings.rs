@@ -1,7 +1,7 @@
 //! What a step of AdamW is told.
 
 /// What a step of AdamW multiplies by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
     /// The learning rate.
     pub rate: f32,

@@ -1,4 +1,6 @@
-//! Sums of squares on cards: one cube of units, for what is no larger than the gradient of an adapter.
+//! Sums of squares on cards: parts of every tensor, a launch for as many tensors as a kernel takes buffers, and then all parts.
+
+use std::cell::RefCell;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -9,12 +11,13 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 
 use crate::ops::cube::{self, sum_of_cube, sum_of_vector};
 
-/// Numbers that one cube sums up in little time. More go the way of Burn's reductions, in several passes.
-const LARGEST: usize = 1 << 22;
+/// Parts of a tensor, each of them summed up by a cube.
+const PARTS: usize = 16;
 
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(all(feature = "cube", feature = "fusion")))]
 pub(super) trait SquaresOps: Backend {
@@ -22,53 +25,155 @@ pub(super) trait SquaresOps: Backend {
     fn add_squares(sum: FloatTensor<Self>, tensor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
+/// A row of cubes for each tensor; a part for each cube.
 #[cube(launch, address_type = "dynamic")]
-fn squares_kernel<N: Size>(
-    sum: &Tensor<f32>,
-    tensor: &Tensor<Vector<f32, N>>,
-    output: &mut Tensor<f32>,
-    vectors: usize,
+fn parts_kernel<N: Size>(
+    tensors: &Sequence<OwnedTensor<Vector<f32, N>>>,
+    parts: &mut Tensor<f32>,
+    first: usize,
+    #[comptime] count: usize,
     #[comptime] units: usize,
 ) {
+    let start = CUBE_POS_X as usize * units + UNIT_POS as usize;
+    let step = CUBE_COUNT_X as usize * units;
     let mut squares = Vector::<f32, N>::new(0.0f32);
-    for at in range_stepped(UNIT_POS as usize, vectors, units) {
-        squares += tensor[at] * tensor[at];
+    #[unroll]
+    for which in 0..count {
+        let tensor = tensors.index(which);
+        if CUBE_POS_Y == comptime!(which as u32) {
+            for at in range_stepped(start, tensor.len(), step) {
+                squares += tensor[at] * tensor[at];
+            }
+        }
     }
     let total = sum_of_cube(sum_of_vector::<N>(squares), units);
+    if UNIT_POS == 0 {
+        parts[first + (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize] = total;
+    }
+}
+
+/// One cube adds all parts to what there is.
+#[cube(launch, address_type = "dynamic")]
+fn sum_kernel(sum: &Tensor<f32>, parts: &Tensor<f32>, output: &mut Tensor<f32>, #[comptime] units: usize) {
+    let mut own = 0.0f32;
+    for at in range_stepped(UNIT_POS as usize, parts.len(), units) {
+        own += parts[at];
+    }
+    let total = sum_of_cube(own, units);
     if UNIT_POS == 0 {
         output[0] = sum[0] + total;
     }
 }
 
+/// Sums that are not launched yet: of what there is and of tensors, which all go into one.
+struct Waiting {
+    sum: CubeTensor,
+    output: CubeTensor,
+    tensors: Vec<CubeTensor>,
+}
+
+thread_local! {
+    static WAITING: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
+}
+
+/// Sums within `run` are launched when it ends.
+pub(in crate::ops) fn together<R>(run: impl FnOnce() -> R) -> R {
+    /// Without a launch if `run` panics: nobody reads what it was for.
+    struct Ended;
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            WAITING.set(None);
+        }
+    }
+    if WAITING.with_borrow(Option::is_some) {
+        return run();
+    }
+    WAITING.set(Some(Vec::new()));
+    let _ended = Ended;
+    let result = run();
+    WAITING.take().unwrap_or_default().into_iter().for_each(launch);
+    result
+}
+
+/// Above it a kernel is compiled for long.
+const MOST: usize = 64;
+
+fn launch(Waiting { sum, output, tensors }: Waiting) {
+    let client = sum.client.clone();
+    let parts = cube::empty_f32(Shape::new([tensors.len() * PARTS]), &sum);
+    // Beside the tensors there are the parts, a buffer of scalars and one of shapes.
+    let bindings = client.properties().hardware.max_bindings as usize;
+    let most = bindings.saturating_sub(3).clamp(1, MOST);
+    let mut by_vector: Vec<(VectorSize, Vec<CubeTensor>)> = Vec::new();
+    for tensor in tensors {
+        let vector = cube::vector_size(&[&tensor]);
+        match by_vector.iter_mut().find(|it| it.0 == vector) {
+            Some((_, all)) => all.push(tensor),
+            None => by_vector.push((vector, vec![tensor])),
+        }
+    }
+    let mut first = 0;
+    for (vector, tensors) in &by_vector {
+        for tensors in tensors.chunks(most) {
+            let largest = tensors.iter().map(|it| it.shape().num_elements() / vector).max().unwrap_or(0);
+            let dim = cube::cube_for_row(&sum, largest.div_ceil(PARTS));
+            parts_kernel::launch(
+                &client,
+                CubeCount::Static(PARTS as u32, tensors.len() as u32, 1),
+                dim,
+                cube::address_type(&tensors.iter().collect::<Vec<_>>()),
+                *vector,
+                tensors.iter().map(|it| it.clone().into_tensor_arg()).collect(),
+                parts.clone().into_tensor_arg(),
+                first,
+                tensors.len(),
+                dim.num_elems() as usize,
+            );
+            first += tensors.len() * PARTS;
+        }
+    }
+    let dim = cube::cube_for_row(&sum, parts.shape().num_elements());
+    sum_kernel::launch(
+        &client,
+        CubeCount::Static(1, 1, 1),
+        dim,
+        cube::address_type(&[&parts]),
+        sum.into_tensor_arg(),
+        parts.into_tensor_arg(),
+        output.into_tensor_arg(),
+        dim.num_elems() as usize,
+    );
+}
+
+fn is_same(a: &CubeTensor, b: &CubeTensor) -> bool {
+    a.handle.memory.descriptor() == b.handle.memory.descriptor()
+}
+
 impl SquaresOps for CubeBackend {
     fn add_squares(sum: CubeTensor, tensor: CubeTensor) -> CubeTensor {
         let tensor = into_contiguous(tensor);
-        let count = tensor.shape().num_elements();
-        if count == 0 {
+        if tensor.shape().num_elements() == 0 {
             return sum;
         }
-        let vector = cube::vector_size(&[&tensor]);
-        let (client, dim) = (tensor.client.clone(), cube::cube_for_row(&tensor, count / vector));
-        let output = cube::empty_contiguous(Shape::new([1]), &sum);
-        squares_kernel::launch(
-            &client,
-            CubeCount::Static(1, 1, 1),
-            dim,
-            cube::address_type(&[&tensor]),
-            vector,
-            sum.into_tensor_arg(),
-            tensor.into_tensor_arg(),
-            output.clone().into_tensor_arg(),
-            count / vector,
-            dim.num_elems() as usize,
-        );
-        output
+        WAITING.with_borrow_mut(|all| {
+            // What is added to a sum that waits is one more term of it.
+            if let Some(waiting) = all.iter_mut().flatten().find(|it| is_same(&it.output, &sum)) {
+                waiting.tensors.push(tensor);
+                return sum;
+            }
+            let output = cube::empty_contiguous(Shape::new([1]), &sum);
+            let waiting = Waiting { sum, output: output.clone(), tensors: vec![tensor] };
+            match all {
+                Some(all) => all.push(waiting),
+                None => launch(waiting),
+            }
+            output
+        })
     }
 }
 
 pub(super) fn fits<const D: usize>(tensor: &BurnTensor<D>) -> bool {
-    let is_small = tensor.dims().iter().product::<usize>() <= LARGEST;
-    is_small && cube::fits(tensor) && tensor.dtype() == DType::F32 && !tensor.device().is_autodiff()
+    cube::fits(tensor) && tensor.dtype() == DType::F32 && !tensor.device().is_autodiff()
 }
 
 pub(super) fn add_squares<const D: usize>(sum: BurnTensor<1>, tensor: BurnTensor<D>) -> BurnTensor<1> {

@@ -5,6 +5,9 @@ mod cube;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+pub(super) use cube::together;
+
 /// Adds the sum of the squares of a tensor to numbers whose sum is looked for: onto the last of them where the device has a
 /// kernel that reads the tensor once and writes one number, elsewhere as one more.
 pub fn squares_onto<const D: usize>(sums: &mut Vec<Tensor<1>>, tensor: Tensor<D>) {

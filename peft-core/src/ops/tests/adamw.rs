@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{assert_close, is_on_flex, numbers, values};
-use crate::ops::{self};
+use crate::ops::{self, AdamWStep};
 
 /// The kernel of cards against Burn's optimizer.
 #[test]
@@ -30,5 +30,56 @@ fn a_step_of_adamw_is_that_of_burn() {
         let [first, second] = moments;
         assert_close("the first moment", &values(first), &values(state.momentum.moment_1));
         assert_close("the second moment", &values(second), &values(state.momentum.moment_2));
+    }
+}
+
+/// Many parameters together are each for itself, those that others look at stay what they are, and rates keep apart.
+#[test]
+fn steps_together_are_those_of_each_parameter() {
+    let parameters: Vec<Tensor<2>> = (0..90).map(|at| numbers([1 + at % 5, 1 + at * 7 % 40], at)).collect();
+    if !parameters.iter().all(ops::has_adamw_step) {
+        assert!(is_on_flex() || std::env::var("PEFT_TEST_DEVICE").as_deref() == Ok("tch"));
+        return;
+    }
+    let run = |keeps: bool| {
+        let mut all: Vec<_> =
+            parameters.iter().map(|it| (it.clone() * 1.0, [it.zeros_like(), it.zeros_like()])).collect();
+        let mut kept = Vec::new();
+        for time in 1..4 {
+            let step = |at: usize, (parameter, moments): (Tensor<2>, [Tensor<2>; 2])| {
+                let rate = if at % 3 == 0 { 0.1 } else { 0.01 };
+                let step = AdamWStep { rate, betas: [0.9, 0.99], epsilon: 1e-6, decay: 0.1, time };
+                let grad = numbers(parameter.dims(), at + 100 * time as usize);
+                // A view of a gradient, as products give.
+                ops::adamw_step(parameter, grad.transpose().transpose(), moments, step)
+            };
+            if keeps {
+                kept = all.iter().map(|(it, _)| (it.clone(), values(it.clone()))).collect();
+                all = ops::together(|| all.into_iter().enumerate().map(|(at, it)| step(at, it)).collect());
+            } else {
+                all = all.into_iter().enumerate().map(|(at, it)| step(at, it)).collect();
+            }
+        }
+        for (tensor, before) in kept {
+            assert_eq!(values(tensor), before, "a parameter that was looked at has changed");
+        }
+        let numbers =
+            |(parameter, [first, second]): (Tensor<2>, [Tensor<2>; 2])| [parameter, first, second].map(values);
+        all.into_iter().map(numbers).collect::<Vec<_>>()
+    };
+    let (alone, together) = (run(false), run(true));
+    assert_eq!(alone, together);
+    let in_place: Vec<_> = ops::together(|| {
+        let step = AdamWStep { rate: 0.1, betas: [0.9, 0.99], epsilon: 1e-6, decay: 0.1, time: 1 };
+        let moved =
+            |it: &Tensor<2>| ops::adamw_step(it.clone() * 1.0, it.clone(), [it.zeros_like(), it.zeros_like()], step).0;
+        parameters.iter().map(moved).collect()
+    });
+    for (before, after) in parameters.iter().zip(in_place) {
+        for (x, y) in values(before.clone()).into_iter().zip(values(after)) {
+            // The first step of Adam is the rate in the direction of the gradient, which is the parameter here.
+            let wanted = x * (1.0 - 0.01) - 0.1 * x / (x.abs() + 1e-6);
+            assert!((y - wanted).abs() < 1e-5, "{y} is not {wanted}");
+        }
     }
 }

@@ -7,14 +7,19 @@ use crate::ops::{self};
 
 #[test]
 fn sums_of_squares_are_those_of_all_numbers() {
-    let mut sums = Vec::new();
-    let parts: [Tensor<2>; 3] = [numbers([3, 17], 1), numbers([40, 64], 2), numbers([1, 1], 3)];
+    // More than a kernel takes, rows that vectors divide and others, and views, which are no contiguous tensors.
+    let parts: Vec<Tensor<2>> = (0..150).map(|at| numbers([1 + at % 7, 1 + at * 5 % 66], at)).collect();
+    let parts = [parts, vec![numbers([40, 64], 2).transpose(), numbers([300, 128], 3), numbers([1, 1], 4)]].concat();
     let wanted: f64 = parts.iter().flat_map(|it| values(it.clone())).map(|x| f64::from(x) * f64::from(x)).sum();
-    // A view is no contiguous tensor.
-    let [a, b, c] = parts;
-    for part in [a, b.transpose(), c] {
-        ops::squares_onto(&mut sums, part);
+    let add = || {
+        // What there is already counts, too.
+        let mut sums = vec![numbers([1], 9)];
+        let before: f64 = values(sums[0].clone()).into_iter().map(f64::from).sum();
+        parts.iter().for_each(|part| ops::squares_onto(&mut sums, part.clone()));
+        (sums, before)
+    };
+    for (sums, before) in [add(), ops::together(add)] {
+        let sum = sums.into_iter().flat_map(values).map(f64::from).sum::<f64>() - before;
+        assert!((sum - wanted).abs() < 1e-5 * wanted, "{sum} is not {wanted}");
     }
-    let sum: f64 = sums.into_iter().flat_map(values).map(f64::from).sum();
-    assert!((sum - wanted).abs() < 1e-5 * wanted, "{sum} is not {wanted}");
 }
