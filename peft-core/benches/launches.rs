@@ -1,12 +1,12 @@
 //! How many kernels an operation launches on a card, forward and backward: with ours, and composed of Burn's.
 //!
-//! `PEFT_TEST_DEVICE=cube-cpu cargo bench -p peft-core --features cube-cpu --bench launches`
+//! `PEFT_TEST_DEVICE=cube-cpu cargo bench -p peft-core --features cube-cpu --bench launches`; with `-- --names` it names them, too.
 
 // It prints a table.
 #![allow(clippy::print_stdout)]
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use peft_core::launches::LaunchCounter;
+use peft_core::launches::{LaunchCounter, Launches};
 use peft_core::ops::{
     self, AdamWStep, AttentionMask, Layout, LowRank, Pairing, RotaryTable, Visibility, adamw_step, linear_low_rank,
     plain, together,
@@ -28,17 +28,16 @@ fn device() -> Option<Device> {
 type Operation = Box<dyn Fn() -> Tensor<3>>;
 
 /// Launches of a forward, and of the backward behind it.
-fn count(device: &Device, operation: &Operation) -> [usize; 2] {
+fn count(device: &Device, operation: &Operation) -> [Launches; 2] {
     // What is made once, such as the vectors of a mask, is made here.
     operation().sum().backward();
-    let sum = |counter: LaunchCounter| counter.finish().expect("the device works").values().sum();
     let counter = LaunchCounter::start(device).expect("a card");
     let output = operation();
-    let forward = sum(counter);
+    let forward = counter.finish().expect("the device works");
     let slopes = output.sum();
     let counter = LaunchCounter::start(device).expect("a card");
     slopes.backward();
-    [forward, sum(counter)]
+    [forward, counter.finish().expect("the device works")]
 }
 
 fn main() {
@@ -93,7 +92,7 @@ fn main() {
             "rotate",
             Box::new({
                 let x = x.clone();
-                move || flat(table.rotate(heads(&x)))
+                move || table.rotate(heads(&x)).reshape([8, 16, 16])
             }),
         ),
         (
@@ -143,13 +142,18 @@ fn main() {
         })
     };
     let operations = [operations, vec![("linear, NF4", codes(&x, 32)), ("linear, NF4, 4 rows", codes(&x, 4))]];
+    let names = std::env::args().any(|it| it == "--names");
     println!(
         "| operation | ours, forward | backward | Burn's only, forward | backward |\n| --- | ---: | ---: | ---: | ---: |"
     );
     for (name, operation) in operations.into_iter().flatten() {
         let ours = count(&device, &operation);
         let composed = plain::only(|| count(&device, &operation));
-        println!("| `{name}` | {} | {} | {} | {} |", ours[0], ours[1], composed[0], composed[1]);
+        let sums = [&ours[0], &ours[1], &composed[0], &composed[1]].map(|it| it.values().sum::<usize>());
+        println!("| `{name}` | {} | {} | {} | {} |", sums[0], sums[1], sums[2], sums[3]);
+        for (pass, launches) in ["forward", "backward"].into_iter().zip(ours).filter(|_| names) {
+            launches.iter().for_each(|(kernel, count)| println!("    {pass}: {count} x {kernel}"));
+        }
     }
     // The norm of the gradients and a step of AdamW, for the matrices of 48 adapted layers.
     let shapes = (0..96).map(|at| if at % 2 == 0 { [8, 64] } else { [64, 8] });

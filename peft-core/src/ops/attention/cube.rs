@@ -456,6 +456,10 @@ impl Attention {
 }
 
 impl TiledAttentionOps for CubeBackend {
+    fn in_rows(tensor: CubeTensor) -> CubeTensor {
+        into_contiguous(tensor)
+    }
+
     fn attend_tiled(
         query: CubeTensor,
         key: CubeTensor,
@@ -467,6 +471,7 @@ impl TiledAttentionOps for CubeBackend {
         dense: CubeTensor,
         settings: Settings,
     ) -> CubeTensor {
+        let [query, key, value] = [query, key, value].map(into_contiguous);
         let attention = Attention::new(&query, [key, value, bias, drawn], [queries, keys, dense], settings);
         if query.shape().num_elements() == 0 || attention.keys == 0 {
             return cube::zeros_like(&query);
@@ -491,6 +496,7 @@ impl TiledAttentionOps for CubeBackend {
         dense: CubeTensor,
         settings: Settings,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let grad = into_contiguous(grad);
         let own = [key.clone(), value.clone(), bias.clone(), drawn];
         let attention = Attention::new(&query, own, [queries, keys, dense], settings);
         if query.shape().num_elements() == 0 || attention.keys == 0 {
@@ -522,6 +528,8 @@ impl TiledAttentionOps for CubeBackend {
         }
         let to_bias = match to_bias {
             Some(sum) => sum,
+            // Nobody reads the gradient of a bias that is not there.
+            None if !settings.form.bias => bias,
             None if to_bias_rows.is_empty() => cube::zeros_like(&bias),
             None => cube::joined(to_bias_rows, 2),
         };

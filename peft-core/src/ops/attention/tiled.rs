@@ -53,6 +53,11 @@ pub(super) struct Settings {
 )]
 #[allow(clippy::too_many_arguments, reason = "an extension takes its tensors one by one")]
 pub(super) trait TiledAttentionOps: Backend {
+    /// Row by row, as products want it. Query, key and value are kept so: each of them takes part in two more products backward,
+    /// and a view of heads is copied for every one.
+    #[fusion(dtype = tensor, shape = tensor)]
+    fn in_rows(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
+
     #[fusion(dtype = query, shape = query)]
     fn attend_tiled(
         query: FloatTensor<Self>,
@@ -171,6 +176,7 @@ impl<B: TiledAttentionOps, C: CheckpointStrategy> TiledAttentionOps for Autodiff
         let ((query, to_query), (key, to_key)) = (query.into_parts(), key.into_parts());
         let ((value, to_value), (bias, to_bias)) = (value.into_parts(), bias.into_parts());
         let drawn = drawn.into_primitive();
+        let [query, key, value] = [query, key, value].map(B::in_rows);
         let output = B::attend_tiled(
             query.clone(),
             key.clone(),
@@ -189,6 +195,10 @@ impl<B: TiledAttentionOps, C: CheckpointStrategy> TiledAttentionOps for Autodiff
             }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
+    }
+
+    fn in_rows(_: FloatTensor<Self>) -> FloatTensor<Self> {
+        no_second_gradient()
     }
 
     fn attend_tiled_grads(

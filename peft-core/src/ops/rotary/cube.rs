@@ -14,7 +14,8 @@ use super::fused::RotaryOps;
 use super::pairing::Pairing;
 use crate::ops::cube;
 
-/// The result lies as `[batch, seq, heads, d_head]`, as projections write and read it.
+/// The result lies as `[batch, heads, seq, d_head]`, which the products of attention read, or as `[batch, seq, heads, d_head]`, which
+/// the backward pass of projections does.
 #[cube(launch, address_type = "dynamic")]
 fn turn_kernel<F: Float>(
     input: &Tensor<F>,
@@ -24,6 +25,7 @@ fn turn_kernel<F: Float>(
     units: usize,
     half: usize,
     direction: f32,
+    #[comptime] heads_first: bool,
     #[comptime] pairing: Pairing,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -38,7 +40,10 @@ fn turn_kernel<F: Float>(
     let position = ABSOLUTE_POS / items / heads % seq;
     let batch = ABSOLUTE_POS / items / heads / seq;
     let from = batch * input.stride(0) + head * input.stride(1) + position * input.stride(2);
-    let to = ((batch * seq + position) * heads + head) * d_head;
+    let mut to = ((batch * seq + position) * heads + head) * d_head;
+    if heads_first {
+        to = ((batch * heads + head) * seq + position) * d_head;
+    }
     let step = input.stride(3);
     if item < half {
         let mut left = item;
@@ -63,7 +68,9 @@ impl RotaryOps for CubeBackend {
         let [batch, heads, seq, d_head] = input.shape().dims::<4>();
         let half = cos.shape()[3];
         let [cos, sin] = [cos, sin].map(into_contiguous);
-        let output = cube::empty_contiguous(Shape::new([batch, seq, heads, d_head]), &input);
+        let heads_first = direction > 0.0;
+        let shape = if heads_first { [batch, heads, seq, d_head] } else { [batch, seq, heads, d_head] };
+        let output = cube::empty_contiguous(Shape::new(shape), &input);
         let units = batch * heads * seq * (d_head - half);
         if units > 0 {
             let (client, element) = (output.client.clone(), cube::element(&output));
@@ -81,10 +88,11 @@ impl RotaryOps for CubeBackend {
                 units,
                 half,
                 direction,
+                heads_first,
                 pairing,
                 element,
             );
         }
-        permute(output, &[0, 2, 1, 3])
+        if heads_first { output } else { permute(output, &[0, 2, 1, 3]) }
     }
 }
