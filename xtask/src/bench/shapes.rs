@@ -327,6 +327,11 @@ impl Tuner {
         Self { bf16: true, ..*self }
     }
 
+    /// The same on a base in NF4.
+    pub(crate) const fn in_nf4(self) -> Self {
+        Self { quantize: Some("nf4"), ..self }
+    }
+
     /// The same in single precision on the whole base.
     pub(crate) fn in_f32(&self) -> Self {
         Self { bf16: false, quantize: None, llm_int8: false, ..*self }

@@ -21,9 +21,10 @@ pub(crate) enum Program {
 
 const R8: Tuner = lora("r 8", 8, false);
 const R32_ALL: Tuner = lora("r 32, all linear", 32, true);
+const R32_ALL_NF4: Tuner = lora("r 32, all linear, NF4", 32, true).in_nf4();
 
 /// How many lines come first, and for how many of them what takes longest is tried then, too.
-const FIRST: usize = 6;
+const FIRST: usize = 7;
 const FIRST_COMPILED: usize = 3;
 
 /// All lines, the most important first.
@@ -41,8 +42,9 @@ pub(crate) fn works(shapes: Shapes) -> Vec<Work> {
             work("llama-3.2-3b", 4, 512, &R8, false),
             work("llama-3.2-3b", 8, 1024, &R32_ALL, true),
             work("llama-1.1b", 4, 512, &R8, true),
+            work("llama-3.2-3b", 4, 512, &R32_ALL_NF4, true),
         ],
-        Shapes::Tiny => Vec::new(),
+        Shapes::Tiny => vec![work("llama-tiny", 2, 16, &R32_ALL_NF4, false)],
     };
     let (names, batches) = match shapes {
         Shapes::Full => (&["llama-1.1b", "smollm2-135m", "gpt2-124m", "llama-3.2-3b"][..], [[4, 512], [8, 1024]]),
@@ -111,11 +113,11 @@ mod tests {
 
     #[test]
     fn every_line_is_there_once() {
-        // Four shapes, two batches, two methods, two types.
-        assert_eq!(works(Shapes::Full).len(), 32);
-        assert_eq!(works(Shapes::Tiny).len(), 16);
+        // Four shapes, two batches, two methods, two types, and one on a base in few bits.
+        assert_eq!(works(Shapes::Full).len(), 33);
+        assert_eq!(works(Shapes::Tiny).len(), 17);
         let big = works(Shapes::Full).into_iter().filter(|it| it.shape.name == "llama-3.2-3b").count();
-        assert_eq!(big, 8);
+        assert_eq!(big, 9);
     }
 
     #[test]
@@ -130,7 +132,7 @@ mod tests {
         let at = |what| order.iter().position(|it| *it == what);
         assert!(at((5, Program::Torch)) < at((0, Program::TorchCompiled)));
         assert!(at((5, Program::Ours(1))) < at((0, Program::TorchCompiled)));
-        assert!(at((2, Program::TorchCompiled)) < at((6, Program::Ours(0))));
+        assert!(at((2, Program::TorchCompiled)) < at((7, Program::Ours(0))));
         assert!(at((31, Program::Ours(1))) < at((3, Program::TorchCompiled)));
     }
 
