@@ -122,8 +122,8 @@ fn check(name: &str) {
         let request = ForwardRequest { grads: true, ..request.clone() };
         let again = gradient_checkpointing::scope(&request, |request| forward(request, &device)).unwrap().unwrap();
         assert_eq!(again.len(), trained.len());
-        // Threads of libtorch and units of a card do not add in one order.
-        let recomputed = if device == processor() { 1e-5 } else { 3e-5 };
+        // Threads of libtorch and units of a card do not add in one order: for a UNet of SDXL it is 3.3e-5 on libtorch.
+        let recomputed = if device == processor() { 1e-5 } else { 5e-5 };
         for it in &again {
             let error = distance(&it.data, find(&trained, &it.key));
             assert!(error <= recomputed, "{} of layers that are computed again: relative error {error:.2e}", it.key);

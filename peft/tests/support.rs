@@ -32,12 +32,26 @@ pub(crate) fn processor() -> Device {
     Device::flex()
 }
 
+fn is_libtorch() -> bool {
+    std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"))
+}
+
+/// Holds two outputs to be the same: bit for bit, but on libtorch, whose products of the same numbers differ in the last bit from one
+/// call to the next.
+#[track_caller]
+pub(crate) fn assert_unchanged(found: &TensorData, wanted: &TensorData) {
+    if is_libtorch() {
+        assert!(distance(found, wanted) <= 1e-6, "{found} is not {wanted}");
+    } else {
+        assert_eq!(numbers(found), numbers(wanted));
+    }
+}
+
 /// The device for a model of the fixtures: libtorch has no codes.
 pub(crate) fn device_for(model: &str) -> Device {
     let config = fixtures().join("models").join(model).join("config.json");
     let is_packed = std::fs::read_to_string(config).is_ok_and(|it| it.contains("quantization_config"));
-    let is_libtorch = std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"));
-    if is_packed && is_libtorch { processor() } else { device() }
+    if is_packed && is_libtorch() { processor() } else { device() }
 }
 
 #[derive(Debug, serde::Deserialize)]

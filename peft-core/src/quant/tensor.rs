@@ -37,7 +37,10 @@ pub fn packed_tensor(matrix: &Packed<'_>, device: &Device) -> Result<Tensor<2>> 
         #[allow(unreachable_patterns)]
         _ => {
             let what = format!("a base in {} on {device:?}", matrix.format.name());
-            return Err(PeftError::unsupported(what, "it does not compute with codes: take `flex`, or a card by `cuda`, `vulkan` or `wgpu`"));
+            return Err(PeftError::unsupported(
+                what,
+                "it does not compute with codes: take `flex`, or a card by `cuda`, `vulkan` or `wgpu`",
+            ));
         }
     };
     let words = packed_words(matrix);
