@@ -137,7 +137,7 @@ fn main() {
         let packed = Tensor::from_inner(quantized(&matrix, format, true, Rounding::Single).expect("codes"));
         let x = x.clone();
         Box::new(move || {
-            let x = x.clone().reshape([32, 64]).slice([0..rows]);
+            let x = x.clone().reshape([32, 64]).narrow(0, 0, rows);
             ops::linear(x, packed.clone(), None, Layout::OutIn).unsqueeze()
         })
     };

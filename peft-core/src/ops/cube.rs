@@ -16,7 +16,6 @@ use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 use cubecl::tensor_vector_size_parallel;
 
-use super::to_f32;
 use crate::{context, quant};
 
 /// Whether the kernels can take the tensor: it is on a card, in a type of numbers that they read.
@@ -81,13 +80,6 @@ pub(super) fn joined(mut parts: Vec<CubeTensor>, axis: usize) -> CubeTensor {
 pub(super) fn turned(tensor: CubeTensor) -> CubeTensor {
     let rank = tensor.shape().num_dims();
     CubeBackend::float_swap_dims(tensor, rank - 2, rank - 1)
-}
-
-/// A weight or an input in the type that a product computes in: that of the inputs, or bf16.
-pub(super) fn for_product(tensor: CubeTensor, inputs: &CubeTensor, bf16: bool) -> CubeTensor {
-    let dtype = if bf16 { DType::BF16 } else { inputs.dtype };
-    let tensor = to_f32::cube::widened(tensor, dtype);
-    if tensor.dtype == dtype { tensor } else { CubeBackend::float_cast(tensor, dtype.into()) }
 }
 
 /// How many numbers along the last axis can be read at a time from every one of the tensors.

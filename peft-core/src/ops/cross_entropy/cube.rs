@@ -12,6 +12,7 @@ use cubecl::prelude::*;
 use super::chunked::{HeadLossOps, Settings};
 use crate::ops::cube::{self, max_of_cube, sum_of_cube};
 use crate::ops::labels::IGNORE_INDEX;
+use crate::ops::to_f32;
 
 /// Logits that exist at a time: 128 MB in f32. Few in tests, which should see more than one chunk.
 const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 1 << 25 };
@@ -95,7 +96,7 @@ fn loss(
     let ([rows, d_model], classes) = (hidden.shape().dims::<2>(), weight.shape()[0]);
     let client = hidden.client.clone();
     // Once for all chunks.
-    let weight = cube::for_product(weight, &hidden, bf16);
+    let weight = to_f32::cube::for_product(weight, &hidden, bf16);
     let losses = cube::empty_f32(Shape::new([rows, 2]), &hidden);
     let chunk = (CHUNK / classes.max(1)).max(1);
     let (mut to_hidden, mut sum_to_weight) = (Vec::new(), None);
@@ -107,7 +108,7 @@ fn loss(
                 CubeBackend::float_slice(hidden.clone(), &[Slice::from(first..first + count), Slice::from(0..d_model)])
             }
         };
-        let operand = cube::for_product(part, &hidden, bf16);
+        let operand = to_f32::cube::for_product(part, &hidden, bf16);
         let logits = CubeBackend::float_matmul(operand.clone(), cube::turned(weight.clone()));
         let logits = into_contiguous(logits);
         let dim = cube::cube_for_row(&logits, classes);

@@ -35,8 +35,8 @@ pub(in crate::ops) fn with_weight(input: CubeTensor, weight: CubeTensor, bf16: b
         }
     }
     let dtype = input.dtype;
-    let weight = cube::for_product(weight, &input, bf16);
-    let output = CubeBackend::float_matmul(cube::for_product(input.clone(), &input, bf16), weight);
+    let weight = to_f32::cube::for_product(weight, &input, bf16);
+    let output = CubeBackend::float_matmul(to_f32::cube::for_product(input.clone(), &input, bf16), weight);
     if output.dtype == dtype { output } else { CubeBackend::float_cast(output, dtype.into()) }
 }
 

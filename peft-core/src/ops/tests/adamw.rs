@@ -47,7 +47,7 @@ fn steps_together_are_those_of_each_parameter() {
         let mut kept = Vec::new();
         for time in 1..4 {
             let step = |at: usize, (parameter, moments): (Tensor<2>, [Tensor<2>; 2])| {
-                let rate = if at % 3 == 0 { 0.1 } else { 0.01 };
+                let rate = if at.is_multiple_of(3) { 0.1 } else { 0.01 };
                 let step = AdamWStep { rate, betas: [0.9, 0.99], epsilon: 1e-6, decay: 0.1, time };
                 let grad = numbers(parameter.dims(), at + 100 * time as usize);
                 // A view of a gradient, as products give.

@@ -1,5 +1,6 @@
 //! The numbers that codes mean, on cards: a unit for each vector of them.
 
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
@@ -58,6 +59,13 @@ pub(in crate::ops) fn widened_from(packed: CubeTensor, header: Header, dtype: DT
         );
     }
     if is_turned { cube::turned(output) } else { output }
+}
+
+/// A weight or an input in the type that a product computes in: that of the inputs, or bf16.
+pub(in crate::ops) fn for_product(tensor: CubeTensor, inputs: &CubeTensor, bf16: bool) -> CubeTensor {
+    let dtype = if bf16 { DType::BF16 } else { inputs.dtype };
+    let tensor = widened(tensor, dtype);
+    if tensor.dtype == dtype { tensor } else { CubeBackend::float_cast(tensor, dtype.into()) }
 }
 
 impl WidenOps for CubeBackend {
