@@ -12,6 +12,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::RuntimeId;
+use cubecl::client::Client;
 use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 use cubecl::tensor_vector_size_parallel;
@@ -103,6 +104,13 @@ pub(super) fn address_type(tensors: &[&CubeTensor]) -> AddressType {
 /// The type of its numbers, as a kernel is told.
 pub(super) fn element(tensor: &CubeTensor) -> ElemType {
     dtype_to_storage_type(tensor.dtype)
+}
+
+/// How many tensors a kernel can take that has so many buffers for each. More than 32 would be compiled for long.
+pub(super) fn most_tensors(client: &Client, buffers: usize) -> usize {
+    // Beside them there are one more tensor, scalars and shapes.
+    let bindings = client.properties().hardware.max_bindings as usize;
+    (bindings.saturating_sub(3) / buffers).clamp(1, 32)
 }
 
 /// How a kernel with a unit for each vector of numbers is launched.

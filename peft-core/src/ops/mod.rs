@@ -26,7 +26,10 @@ mod low_rank;
 mod norm;
 #[doc(hidden)]
 pub mod plain;
+#[cfg(feature = "cube")]
+mod queue;
 mod rotary;
+mod scaled;
 mod split;
 mod squares;
 #[cfg(all(test, feature = "flex"))]
@@ -55,6 +58,7 @@ pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::{Pairing, RotaryTable};
+pub use scaled::scaled;
 pub use split::split;
 pub use squares::squares_onto;
 pub use to_f32::{embedding, to_f32};

@@ -35,7 +35,7 @@ pub(crate) fn read_and_clip<M: Module>(model: &M, gradients: &mut GradientsParam
     impl ModuleVisitor for Scale<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-                self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+                self.gradients.register(param.id, ops::scaled(gradient, self.factor));
             }
         }
     }
@@ -53,7 +53,7 @@ pub(crate) fn read_and_clip<M: Module>(model: &M, gradients: &mut GradientsParam
     // torch adds 1e-6 to the norm.
     let factor = max / (norm + 1e-6);
     if max > 0.0 && factor < 1.0 {
-        model.visit(&mut Scale { gradients, factor });
+        ops::together(|| model.visit(&mut Scale { gradients, factor }));
     }
     (loss, norm)
 }

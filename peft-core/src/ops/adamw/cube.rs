@@ -1,7 +1,5 @@
 //! Steps of AdamW on cards: one launch for as many parameters as a kernel takes buffers.
 
-use std::cell::RefCell;
-
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
@@ -15,6 +13,7 @@ use cubecl::prelude::*;
 
 use super::settings::AdamWStep;
 use crate::ops::cube;
+use crate::ops::queue::{self, Queue};
 
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
 struct Factors {
@@ -102,47 +101,28 @@ impl Waiting {
 }
 
 thread_local! {
-    static WAITING: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
+    static WAITING: Queue<Waiting> = const { Queue::new(None) };
 }
 
-/// Steps within `run` are launched when it ends.
 pub(in crate::ops) fn together<R>(run: impl FnOnce() -> R) -> R {
-    /// Without a launch if `run` panics: nobody reads what it was for.
-    struct Ended;
-    impl Drop for Ended {
-        fn drop(&mut self) {
-            WAITING.set(None);
-        }
-    }
-    if WAITING.with_borrow(Option::is_some) {
-        return run();
-    }
-    WAITING.set(Some(Vec::new()));
-    let _ended = Ended;
-    let result = run();
-    let mut waiting = WAITING.take().unwrap_or_default();
+    queue::within(&WAITING, run, launch)
+}
+
+fn launch(mut waiting: Vec<Waiting>) {
     while let Some(first) = waiting.pop() {
-        // In the order in which they came, which is that of memory.
         let (mut alike, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|it| it.is_like(&first));
         alike.push(first);
-        launch(alike);
+        launch_alike(&alike);
         waiting = others;
     }
-    result
 }
 
-/// Above it a kernel is compiled for long.
-const MOST: usize = 32;
-
 /// Steps that are alike.
-fn launch(waiting: Vec<Waiting>) {
+fn launch_alike(waiting: &[Waiting]) {
     let Some(Waiting { in_place, vector, step, grad, .. }) = waiting.first() else { return };
     let (in_place, vector, AdamWStep { betas: [beta_1, beta_2], .. }) = (*in_place, *vector, *step);
     let client = grad.client.clone();
-    let bindings = client.properties().hardware.max_bindings as usize;
-    // Beside the tensors there is a buffer of scalars and one of shapes.
-    let most = (bindings.saturating_sub(2) / if in_place { 4 } else { 7 }).clamp(1, MOST);
-    for waiting in waiting.chunks(most) {
+    for waiting in waiting.chunks(cube::most_tensors(&client, if in_place { 4 } else { 7 })) {
         let largest = waiting.iter().map(|it| it.grad.shape().num_elements() / vector).max().unwrap_or(0);
         let dim = CubeDim::new(&client, largest);
         let tensors: Vec<&CubeTensor> = waiting.iter().map(|it| &it.grad).collect();
@@ -199,14 +179,7 @@ impl AdamWOps for CubeBackend {
         if count > 0 {
             let vector = cube::vector_size(&[&grad]);
             let waiting = Waiting { grad, old, new, in_place, vector, step };
-            let left = WAITING.with_borrow_mut(|all| match all {
-                Some(all) => {
-                    all.push(waiting);
-                    None
-                }
-                None => Some(waiting),
-            });
-            launch(left.into_iter().collect());
+            queue::give(&WAITING, waiting, launch);
         }
         let [parameter, first, second] = outcome;
         (parameter, first, second)

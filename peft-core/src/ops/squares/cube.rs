@@ -1,7 +1,5 @@
 //! Sums of squares on cards: parts of every tensor, a launch for as many tensors as a kernel takes buffers, and then all parts.
 
-use std::cell::RefCell;
-
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
@@ -15,6 +13,7 @@ use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
 
 use crate::ops::cube::{self, sum_of_cube, sum_of_vector};
+use crate::ops::queue::{self, Queue};
 
 /// Parts of a tensor, each of them summed up by a cube.
 const PARTS: usize = 16;
@@ -73,37 +72,16 @@ struct Waiting {
 }
 
 thread_local! {
-    static WAITING: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
+    static WAITING: Queue<Waiting> = const { Queue::new(None) };
 }
 
-/// Sums within `run` are launched when it ends.
 pub(in crate::ops) fn together<R>(run: impl FnOnce() -> R) -> R {
-    /// Without a launch if `run` panics: nobody reads what it was for.
-    struct Ended;
-    impl Drop for Ended {
-        fn drop(&mut self) {
-            WAITING.set(None);
-        }
-    }
-    if WAITING.with_borrow(Option::is_some) {
-        return run();
-    }
-    WAITING.set(Some(Vec::new()));
-    let _ended = Ended;
-    let result = run();
-    WAITING.take().unwrap_or_default().into_iter().for_each(launch);
-    result
+    queue::within(&WAITING, run, |all| all.into_iter().for_each(launch))
 }
-
-/// Above it a kernel is compiled for long.
-const MOST: usize = 64;
 
 fn launch(Waiting { sum, output, tensors }: Waiting) {
     let client = sum.client.clone();
     let parts = cube::empty_f32(Shape::new([tensors.len() * PARTS]), &sum);
-    // Beside the tensors there are the parts, a buffer of scalars and one of shapes.
-    let bindings = client.properties().hardware.max_bindings as usize;
-    let most = bindings.saturating_sub(3).clamp(1, MOST);
     let mut by_vector: Vec<(VectorSize, Vec<CubeTensor>)> = Vec::new();
     for tensor in tensors {
         let vector = cube::vector_size(&[&tensor]);
@@ -114,7 +92,7 @@ fn launch(Waiting { sum, output, tensors }: Waiting) {
     }
     let mut first = 0;
     for (vector, tensors) in &by_vector {
-        for tensors in tensors.chunks(most) {
+        for tensors in tensors.chunks(cube::most_tensors(&client, 1)) {
             let largest = tensors.iter().map(|it| it.shape().num_elements() / vector).max().unwrap_or(0);
             let dim = cube::cube_for_row(&sum, largest.div_ceil(PARTS));
             parts_kernel::launch(

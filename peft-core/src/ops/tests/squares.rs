@@ -18,6 +18,12 @@ fn sums_of_squares_are_those_of_all_numbers() {
         parts.iter().for_each(|part| ops::squares_onto(&mut sums, part.clone()));
         (sums, before)
     };
+    let twice = |tensor: &Tensor<2>| ops::scaled(tensor.clone(), -2.0);
+    for scaled in [parts.iter().map(twice).collect::<Vec<_>>(), ops::together(|| parts.iter().map(twice).collect())] {
+        for (part, scaled) in parts.iter().zip(scaled) {
+            assert_eq!(values(part.clone()).iter().map(|x| -2.0 * x).collect::<Vec<_>>(), values(scaled));
+        }
+    }
     for (sums, before) in [add(), ops::together(add)] {
         let sum = sums.into_iter().flat_map(values).map(f64::from).sum::<f64>() - before;
         assert!((sum - wanted).abs() < 1e-5 * wanted, "{sum} is not {wanted}");
