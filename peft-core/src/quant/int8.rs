@@ -11,6 +11,7 @@ pub(super) const ONE_STEP: f32 = 7.874_016e-3;
 
 /// `1 / 127²` as the reference writes it: it forgets a zero, and gets 2e-5 of it more. The same here, since what a code is rounded to
 /// in the next layer hangs on such a difference.
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) const ONE_STEP_OF_BOTH: f32 = 6.200_124e-5;
 /// What a step of an activation is multiplied by, where that of the weight is [`ONE_STEP`] already.
 #[cfg(feature = "cube")]

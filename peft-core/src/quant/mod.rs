@@ -15,10 +15,12 @@ mod flex;
 pub mod four_bit;
 pub mod grouped;
 pub mod int8;
+#[cfg(any(feature = "flex", feature = "cube"))]
 mod layout;
 pub mod packed;
 pub mod rounding;
 pub mod scales;
+#[cfg(any(feature = "flex", feature = "cube"))]
 mod tensor;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -41,5 +43,20 @@ pub(crate) use layout::packed_words;
 pub use packed::{Packed, QuantFormat, Quantized};
 pub use rounding::Rounding;
 pub use scales::Scales;
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) use tensor::is_packed;
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub use tensor::{packed_tensor, quantized};
+
+/// Neither libtorch nor a build without a backend computes with packed matrices.
+///
+/// # Errors
+/// Always, in a build without `flex` and without a backend for cards.
+#[cfg(not(any(feature = "flex", feature = "cube")))]
+pub fn packed_tensor(
+    matrix: &Packed<'_>,
+    _device: &burn::tensor::Device,
+) -> crate::error::Result<burn::tensor::Tensor<2>> {
+    let reason = "this build does not compute with it: build with `flex`, or a backend for cards";
+    Err(crate::error::PeftError::unsupported(format!("a base in {}", matrix.format.name()), reason))
+}

@@ -5,7 +5,6 @@
 //! numbers is wrong. (`DType::QFloat` would be the name for it, but sends every operation to Burn's own quantised tensors.)
 //! [`to_f32`](crate::ops::to_f32) gives the numbers. Matrices [in pieces](crate::sharding) travel in the same way.
 
-#[cfg(any(feature = "flex", feature = "cube"))]
 use burn::backend::DispatchDevice;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};

@@ -4,11 +4,17 @@ use burn::tensor::{Device, Tensor};
 
 use super::base::ShardedBase;
 use crate::error::{PeftError, Result};
-use crate::quant::{self, Packed};
+use crate::quant::Packed;
 
-/// Whether a tensor is in codes.
+/// Whether a tensor is in codes, which only a card has beside that backend.
 pub(crate) fn is_packed<const D: usize>(tensor: Tensor<D>) -> bool {
-    quant::is_packed(tensor.dtype())
+    #[cfg(feature = "cube")]
+    return crate::quant::is_packed(tensor.dtype());
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = tensor;
+        false
+    }
 }
 
 impl ShardedBase {
