@@ -113,6 +113,14 @@ pub(super) fn most_tensors(client: &Client, buffers: usize) -> usize {
     (bindings.saturating_sub(3) / buffers).clamp(1, 32)
 }
 
+/// A row of cubes for each of so many tensors, the largest of which has so many vectors. A row is not longer than what fills a card, and
+/// than any device allows: units of a long one go on by as many vectors as it has units.
+pub(super) fn rows_of_cubes(largest: usize, dim: CubeDim, tensors: usize) -> CubeCount {
+    const LONGEST: usize = 2048;
+    let cubes = largest.div_ceil(dim.num_elems() as usize).clamp(1, LONGEST);
+    CubeCount::Static(cubes as u32, tensors as u32, 1)
+}
+
 /// How a kernel with a unit for each vector of numbers is launched.
 pub(super) struct Elementwise {
     pub(super) count: CubeCount,

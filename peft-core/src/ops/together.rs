@@ -3,8 +3,8 @@
 #[cfg(feature = "cube")]
 use super::{adamw, scaled, squares};
 
-/// Runs [`adamw_step`](super::adamw_step), [`squares_onto`](super::squares_onto) and [`scaled`](super::scaled()) for many tensors. Cards get their kernels when
-/// `run` ends, each for as many tensors as a device takes buffers; what is computed may not be read before.
+/// Runs [`adamw_step`](super::adamw_step), [`squares_onto`](super::squares_onto) and [`scaled`](super::scaled()) for many tensors.
+/// Cards get their kernels when `run` ends, each for as many tensors as a device takes buffers; what is computed may not be read before.
 pub fn together<R>(run: impl FnOnce() -> R) -> R {
     #[cfg(feature = "cube")]
     return adamw::together(|| scaled::together(|| squares::together(run)));

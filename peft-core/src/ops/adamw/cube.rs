@@ -48,35 +48,38 @@ fn adamw_kernel<N: Size>(
     #[comptime] count: usize,
     #[comptime] in_place: bool,
 ) {
-    let place = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
+    let start = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
+    let step = (CUBE_COUNT_X * CUBE_DIM) as usize;
     #[unroll]
     for which in 0..count {
         let grad = grads.index(which);
-        if CUBE_POS_Y == comptime!(which as u32) && place < grad.len() {
-            let g = grad[place];
-            let (x, m, v) = if in_place {
-                (
-                    new.index(comptime!(3 * which))[place],
-                    new.index(comptime!(3 * which + 1))[place],
-                    new.index(comptime!(3 * which + 2))[place],
-                )
-            } else {
-                (
-                    old.index(comptime!(3 * which))[place],
-                    old.index(comptime!(3 * which + 1))[place],
-                    old.index(comptime!(3 * which + 2))[place],
-                )
-            };
-            let one = Vector::<f32, N>::new(1.0f32);
-            let (beta_1, beta_2) = (Vector::new(factors.beta_1), Vector::new(factors.beta_2));
-            let m = m * beta_1 + g * (one - beta_1);
-            let v = v * beta_2 + g * g * (one - beta_2);
-            let root = Vector::sqrt(v / Vector::new(factors.correction_2)) + Vector::new(factors.epsilon);
-            let delta = m / Vector::new(factors.correction_1) / root;
-            let moved = x * Vector::new(factors.kept) - delta * Vector::new(factors.rate);
-            new.index_mut(comptime!(3 * which))[place] = moved;
-            new.index_mut(comptime!(3 * which + 1))[place] = m;
-            new.index_mut(comptime!(3 * which + 2))[place] = v;
+        if CUBE_POS_Y == comptime!(which as u32) {
+            for place in range_stepped(start, grad.len(), step) {
+                let g = grad[place];
+                let (x, m, v) = if in_place {
+                    (
+                        new.index(comptime!(3 * which))[place],
+                        new.index(comptime!(3 * which + 1))[place],
+                        new.index(comptime!(3 * which + 2))[place],
+                    )
+                } else {
+                    (
+                        old.index(comptime!(3 * which))[place],
+                        old.index(comptime!(3 * which + 1))[place],
+                        old.index(comptime!(3 * which + 2))[place],
+                    )
+                };
+                let one = Vector::<f32, N>::new(1.0f32);
+                let (beta_1, beta_2) = (Vector::new(factors.beta_1), Vector::new(factors.beta_2));
+                let m = m * beta_1 + g * (one - beta_1);
+                let v = v * beta_2 + g * g * (one - beta_2);
+                let root = Vector::sqrt(v / Vector::new(factors.correction_2)) + Vector::new(factors.epsilon);
+                let delta = m / Vector::new(factors.correction_1) / root;
+                let moved = x * Vector::new(factors.kept) - delta * Vector::new(factors.rate);
+                new.index_mut(comptime!(3 * which))[place] = moved;
+                new.index_mut(comptime!(3 * which + 1))[place] = m;
+                new.index_mut(comptime!(3 * which + 2))[place] = v;
+            }
         }
     }
 }
@@ -145,7 +148,7 @@ fn launch_alike(waiting: &[Waiting]) {
         );
         adamw_kernel::launch(
             &client,
-            CubeCount::Static(largest.div_ceil(dim.num_elems() as usize) as u32, waiting.len() as u32, 1),
+            cube::rows_of_cubes(largest, dim, waiting.len()),
             dim,
             cube::address_type(&tensors),
             vector,

@@ -28,12 +28,15 @@ fn scaled_kernel<N: Size>(
     factor: f32,
     #[comptime] count: usize,
 ) {
-    let place = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
+    let start = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
+    let step = (CUBE_COUNT_X * CUBE_DIM) as usize;
     #[unroll]
     for which in 0..count {
         let tensor = tensors.index(which);
-        if CUBE_POS_Y == comptime!(which as u32) && place < tensor.len() {
-            outputs.index_mut(which)[place] = tensor[place] * Vector::new(factor);
+        if CUBE_POS_Y == comptime!(which as u32) {
+            for place in range_stepped(start, tensor.len(), step) {
+                outputs.index_mut(which)[place] = tensor[place] * Vector::new(factor);
+            }
         }
     }
 }
@@ -66,7 +69,7 @@ fn launch(mut waiting: Vec<Waiting>) {
             let tensors: Vec<&CubeTensor> = alike.iter().map(|it| &it.tensor).collect();
             scaled_kernel::launch(
                 &client,
-                CubeCount::Static(largest.div_ceil(dim.num_elems() as usize) as u32, alike.len() as u32, 1),
+                cube::rows_of_cubes(largest, dim, alike.len()),
                 dim,
                 cube::address_type(&tensors),
                 vector,

@@ -9,7 +9,7 @@ use crate::ops::{self};
 fn sums_of_squares_are_those_of_all_numbers() {
     // More than a kernel takes, rows that vectors divide and others, and views, which are no contiguous tensors.
     let parts: Vec<Tensor<2>> = (0..150).map(|at| numbers([1 + at % 7, 1 + at * 5 % 66], at)).collect();
-    let parts = [parts, vec![numbers([40, 64], 2).transpose(), numbers([300, 128], 3), numbers([1, 1], 4)]].concat();
+    let parts = [parts, vec![numbers([40, 64], 2).transpose(), numbers([4200, 512], 3), numbers([1, 1], 4)]].concat();
     let wanted: f64 = parts.iter().flat_map(|it| values(it.clone())).map(|x| f64::from(x) * f64::from(x)).sum();
     let add = || {
         // What there is already counts, too.
