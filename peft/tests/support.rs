@@ -32,7 +32,7 @@ pub(crate) fn processor() -> Device {
     Device::flex()
 }
 
-fn is_libtorch() -> bool {
+pub(crate) fn is_libtorch() -> bool {
     std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"))
 }
 
