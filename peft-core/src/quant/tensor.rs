@@ -1,7 +1,7 @@
 //! Packed matrices as tensors: codes and scales travel where a frozen weight does.
 //!
 //! Such a tensor has the shape of its matrix, and bytes that only this module understands. Its element type is
-//! [`DType::Flex32`], which neither the CPU backend nor ours for cards compute with: axes may be exchanged, and whatever looks at
+//! [`DType::Flex32`], which no backend of Burn is asked to compute with: axes may be exchanged, and whatever looks at
 //! numbers is wrong. (`DType::QFloat` would be the name for it, but sends every operation to Burn's own quantised tensors.)
 //! [`to_f32`](crate::ops::to_f32) gives the numbers. Matrices [in pieces](crate::sharding) travel in the same way.
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{assert_close, is_on_flex, numbers, values};
+use super::{assert_close, is_libtorch, is_on_flex, numbers, values};
 use crate::ops::{self, AdamWStep};
 
 /// The kernel of cards against Burn's optimizer.
@@ -12,7 +12,7 @@ fn a_step_of_adamw_is_that_of_burn() {
     for shape in [[1, 1], [3, 17], [40, 64]] {
         let mut parameter: Tensor<2> = numbers(shape, 1);
         if !ops::has_adamw_step(&parameter) {
-            assert!(is_on_flex() || std::env::var("PEFT_TEST_DEVICE").as_deref() == Ok("tch"));
+            assert!(is_on_flex() || is_libtorch());
             continue;
         }
         let burns = AdamWConfig::new().with_beta_2(0.99).with_weight_decay(0.1).build();
@@ -40,7 +40,7 @@ fn steps_together_are_those_of_each_parameter() {
     let shapes = (0..90).map(|at| [1 + at % 5, 1 + at * 7 % 40]).chain([[4200, 512]]);
     let parameters: Vec<Tensor<2>> = shapes.enumerate().map(|(at, it)| numbers(it, at)).collect();
     if !parameters.iter().all(ops::has_adamw_step) {
-        assert!(is_on_flex() || std::env::var("PEFT_TEST_DEVICE").as_deref() == Ok("tch"));
+        assert!(is_on_flex() || is_libtorch());
         return;
     }
     let run = |keeps: bool| {

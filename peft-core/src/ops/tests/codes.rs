@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{assert_close, device, is_on_flex, numbers, on_flex, values};
+use super::{assert_close, device, is_libtorch, is_on_flex, numbers, on_flex, values};
 use crate::ops::{self, Layout, LowRank};
 use crate::quant::{self, FourBit, Packed, QuantFormat, Quantized, Rounding};
 
@@ -46,8 +46,7 @@ fn assert_same_products(name: &str, ours: &Tensor<2>, theirs: &Tensor<2>, layout
 
 /// libtorch has no codes: the test runs on the CPU in its place.
 fn with_codes(test: impl FnOnce()) {
-    let is_libtorch = std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"));
-    if is_libtorch { on_flex(test) } else { test() }
+    if is_libtorch() { on_flex(test) } else { test() }
 }
 
 #[test]

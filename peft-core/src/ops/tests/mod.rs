@@ -48,6 +48,10 @@ fn on_flex(test: impl FnOnce()) {
     ON_FLEX.set(before);
 }
 
+fn is_libtorch() -> bool {
+    std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"))
+}
+
 fn is_on_flex() -> bool {
     device() == Device::flex()
 }
