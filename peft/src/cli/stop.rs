@@ -28,13 +28,18 @@ impl StopSignals {
     ///
     /// A step may take minutes, so `tell` says at once that a signal was understood, unless the step has ended before.
     pub(super) fn listen(tell: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
-        let (came, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let came = Arc::new(AtomicUsize::new(0));
         let ignored = ignored();
         let heeded: Vec<i32> = SIGNALS.iter().map(|it| it.0).filter(|it| ignored >> (it - 1) & 1 == 0).collect();
-        for signal in &heeded {
-            // In this order: the first signal finds the flag down, and raises it for the second.
-            flag::register_conditional_shutdown(*signal, 128 + signal, again.clone())?;
-            flag::register(*signal, again.clone())?;
+        // Two that come at the same moment are handled by two threads. Each raises its flag before it looks at those of the
+        // others, so that one of them sees the other's. Its own it asks before: up it is a second time.
+        let flags: Vec<Arc<AtomicBool>> = heeded.iter().map(|_| Arc::default()).collect();
+        for (at, signal) in heeded.iter().enumerate() {
+            flag::register_conditional_shutdown(*signal, 128 + signal, flags[at].clone())?;
+            flag::register(*signal, flags[at].clone())?;
+            for other in flags.iter().enumerate().filter(|it| it.0 != at) {
+                flag::register_conditional_shutdown(*signal, 128 + signal, other.1.clone())?;
+            }
             flag::register_usize(*signal, came.clone(), *signal as usize)?;
         }
         let told = Arc::new(Mutex::new(false));
