@@ -120,13 +120,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sees every step of the run.
+/// Sees the lines of the run's log.
 struct Print;
 
 impl Observer for Print {
-    fn step(&mut self, record: &TrainRecord, total: usize) {
-        if record.step.is_multiple_of(50) {
-            println!("step {}/{total}  loss {:.5}", record.step, record.loss);
-        }
+    fn logged(&mut self, record: &TrainRecord, total: usize) {
+        println!("step {}/{total}  loss {:.5}", record.step, record.loss);
     }
 }

@@ -23,10 +23,8 @@ use peft::tasks::train::{Observer, TrainConfig, Trainer};
 struct Print;
 
 impl Observer for Print {
-    fn step(&mut self, record: &TrainRecord, total: usize) {
-        if record.step.is_multiple_of(10) {
-            println!("step {}/{total}  loss {:.4}  {:.0} tokens/s", record.step, record.loss, record.tokens_per_second);
-        }
+    fn logged(&mut self, record: &TrainRecord, total: usize) {
+        println!("step {}/{total}  loss {:.4}  {:.0} tokens/s", record.step, record.loss, record.tokens_per_second);
     }
 }
 

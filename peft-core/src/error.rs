@@ -85,6 +85,10 @@ pub enum PeftError {
     #[error("{0}")]
     NotFinite(String),
 
+    /// A card or its driver gave up on what it was told before.
+    #[error("the device failed: {0}")]
+    Device(String),
+
     /// The request is understood, but its inputs do not go together.
     #[error("{0}")]
     Invalid(String),

@@ -53,7 +53,7 @@ impl LaunchCounter {
 }
 
 fn wait(device: &Device) -> Result<()> {
-    device.sync().map_err(|error| PeftError::unsupported("the device", format!("it stopped: {error:?}")))
+    device.sync().map_err(|error| PeftError::Device(error.to_string()))
 }
 
 #[cfg(feature = "cube")]

@@ -13,6 +13,7 @@ pub use burn;
 pub mod adapter;
 pub mod config;
 mod context;
+mod device;
 pub mod erased;
 mod error;
 pub mod files;
@@ -39,6 +40,7 @@ pub use config::peft_config::{
     AfterStep, MethodInfo, MethodRegistry, PeftConfig, RegisteredMethod, Tuner, is_off, refuse_unknown,
 };
 pub use config::projected::{GradientProjection, ProjectedPair};
+pub use device::is_eager;
 pub use error::{LoadReport, PeftError, Result, brief, nearest, printable};
 pub use files::checkpoint;
 pub use files::folder::{

@@ -113,6 +113,11 @@ pub(super) fn most_tensors(client: &Client, buffers: usize) -> usize {
     (bindings.saturating_sub(3) / buffers).clamp(1, 32)
 }
 
+/// Whether two tensors are one in the card's memory.
+pub(super) fn is_same(a: &CubeTensor, b: &CubeTensor) -> bool {
+    a.handle.memory.descriptor() == b.handle.memory.descriptor()
+}
+
 /// A row of cubes for each of so many tensors, the largest of which has so many vectors. A row is not longer than what fills a card, and
 /// than any device allows: units of a long one go on by as many vectors as it has units.
 pub(super) fn rows_of_cubes(largest: usize, dim: CubeDim, tensors: usize) -> CubeCount {

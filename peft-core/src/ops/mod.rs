@@ -28,6 +28,7 @@ mod norm;
 pub mod plain;
 #[cfg(feature = "cube")]
 mod queue;
+mod random;
 mod rotary;
 mod scaled;
 mod split;
@@ -49,7 +50,7 @@ pub use convolution::Convolution;
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 #[cfg(feature = "cube")]
 pub(crate) use cube::is_processor;
-pub use dropout::{dropout, random};
+pub use dropout::dropout;
 pub use group_norm::group_norm;
 pub use interpolate::{Interpolation, interpolate};
 pub use labels::IGNORE_INDEX;
@@ -57,6 +58,7 @@ pub use layout::Layout;
 pub use linear::linear;
 pub use low_rank::{LowRank, linear_low_rank, low_rank_update};
 pub use norm::{layer_norm, rms_norm};
+pub use random::{Seeded, drawn, random, seeded};
 pub use rotary::{Pairing, RotaryTable};
 pub use scaled::scaled;
 pub use split::split;

@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 
+use crate::device::is_here;
 use crate::error::{PeftError, Result};
 use crate::memory::{free, size, total_memory};
 
@@ -42,21 +43,5 @@ fn check(what: &str, elements: u64, most: impl FnOnce() -> Option<u64>, next: &s
             Err(PeftError::Invalid(format!("{what} needs {needed} of memory, and {most} {next}")))
         }
         _ => Ok(()),
-    }
-}
-
-/// Whether a tensor of this device lies in the memory of the machine.
-fn is_here(device: &Device) -> bool {
-    #[allow(unused_imports, reason = "a build without a backend")]
-    use burn::backend::DispatchDevice;
-    match device.clone().without_autodiff().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        #[cfg(feature = "tch")]
-        DispatchDevice::LibTorch(device) => *device == burn::backend::libtorch::LibTorchDevice::Cpu,
-        #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => crate::ops::is_processor(device),
-        #[allow(unreachable_patterns, reason = "the last of the backends that were chosen")]
-        _ => false,
     }
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::config::fields::{self, Bias};
 use peft_core::forward::LinearBelow;
 use peft_core::nn::Dropout;
@@ -58,8 +58,7 @@ impl BoftLayer {
     fn drop(&self, rotations: Tensor<3>, factors: usize, blocks: usize) -> Tensor<3> {
         let [count, size, _] = rotations.dims();
         let device = rotations.device();
-        let draws = ops::random([blocks + 1], Distribution::Uniform(0.0, 1.0), &device);
-        let draws: Vec<f32> = draws.into_data().iter::<f32>().collect();
+        let draws = ops::drawn(blocks + 1, &device);
         let factor = ((draws[blocks] * factors as f32) as usize).min(factors - 1);
         let mut order: Vec<usize> = (0..blocks).collect();
         order.sort_by(|a, b| draws[*a].total_cmp(&draws[*b]));

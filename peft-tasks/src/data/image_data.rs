@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use peft_core::{PeftError, Result};
+use burn::tensor::{Device, Tensor, TensorData};
+use peft_core::{PeftError, Result, ops};
 use rayon::prelude::*;
 
 use crate::data::augmentation::Augmentations;
@@ -119,14 +119,13 @@ impl ImageSamples {
         self.collate(items, device, |_, decoded| self.sample(decoded, None))
     }
 
-    /// A batch as a model learns from it: changed at random, by numbers that are drawn on the device, so that a resumed run
-    /// draws the same.
+    /// A batch as a model learns from it: changed at random, by numbers that depend on the seed of a step, so that a
+    /// resumed run draws the same.
     pub(crate) fn augmented(&self, items: &[usize], device: &Device) -> Result<ImageBatch> {
         if self.augment.is_empty() {
             return self.batch(items, device);
         }
-        let drawn = Tensor::<2>::random([items.len(), DRAWS], Distribution::Uniform(0.0, 1.0), device).into_data();
-        let drawn: Vec<f32> = drawn.iter::<f32>().collect();
+        let drawn = ops::drawn(items.len() * DRAWS, device);
         self.collate(items, device, |at, decoded| {
             let mut numbers = [0.0; DRAWS];
             numbers.copy_from_slice(&drawn[at * DRAWS..(at + 1) * DRAWS]);

@@ -277,11 +277,10 @@ impl Task<TextToImageModel> for DreamBooth {
 
     fn loss_sum(&self, model: &TextToImageModel, items: &[usize], device: &Device) -> Result<Tensor<1>> {
         let dims = self.dims(items);
-        // Drawn on the device, so that a resumed run draws the same.
         let normal = || ops::random(dims, Distribution::Normal(0.0, 1.0), device);
         let count = self.config.schedule.len();
-        let times = ops::random([dims[0]], Distribution::Uniform(0.0, count as f64), device);
-        let timesteps: Vec<usize> = times.into_data().iter::<f32>().map(|it| (it as usize).min(count - 1)).collect();
+        let timesteps = ops::drawn(dims[0], device).into_iter().map(|it| ((it * count as f32) as usize).min(count - 1));
+        let timesteps: Vec<usize> = timesteps.collect();
         Ok(self.loss_of(model, items, normal(), normal(), &timesteps, device))
     }
 

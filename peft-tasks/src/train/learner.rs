@@ -59,6 +59,11 @@ impl Learner {
         self.patience > 0 && state.evaluations_without_gain >= self.patience
     }
 
+    /// Whether the method reads the gradients of every step, for what it does then.
+    pub(crate) fn reads_gradients(&self) -> bool {
+        self.hook.is_some()
+    }
+
     /// One step, number `step` counted from 0.
     pub(crate) fn step<M: Module>(
         &mut self,

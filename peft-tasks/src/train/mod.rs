@@ -14,6 +14,7 @@ pub mod limits;
 pub mod log;
 pub mod optimizer;
 mod pass;
+mod pending;
 pub mod progress;
 pub mod schedule;
 mod shared;
@@ -22,5 +23,5 @@ pub mod trainer;
 
 pub use config::{Optim, TrainConfig};
 pub use folder::{RunFolder, Start};
-pub use progress::{Observer, Started};
+pub use progress::{Observer, Started, StepDone};
 pub use trainer::{Outcome, Trainer};

@@ -9,8 +9,8 @@ use peft_core::{Result, ops};
 
 use crate::parallel::group::ProcessGroup;
 use crate::tasks::task::{Task, scalar};
-use crate::train::clip::Loss;
 use crate::train::config::TrainConfig;
+use crate::train::pending::Loss;
 use crate::train::shared;
 
 /// How the gradients of a step are computed.
@@ -63,7 +63,7 @@ impl<'a, T: ?Sized> Pass<'a, T> {
         T: Task<M>,
     {
         let (losses, gradients) = self.own_gradients(model, batches)?;
-        let Some(group) = self.group else { return Ok((Loss::Pending(losses), gradients, false)) };
+        let Some(group) = self.group else { return Ok((Loss::OnDevice(losses), gradients, false)) };
         let loss = losses.iter().map(scalar).sum();
         let (loss, gradients, asked) = shared::sum(group, model, loss, gradients, asked())?;
         Ok((Loss::Known(loss), gradients, asked))

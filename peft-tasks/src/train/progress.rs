@@ -1,15 +1,17 @@
 //! What a run tells while it goes: lines of its log, and calls of an observer.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
-use peft_core::Result;
+use peft_core::{PeftError, Result};
 
 use crate::tasks::interruption::StopAsked;
 use crate::tasks::task::Evaluation;
 use crate::train::batches::Steps;
 use crate::train::config::TrainConfig;
 use crate::train::log::{EvalRecord, Record, RunLog, TrainRecord};
+use crate::train::pending::{Found, Pending, read};
 use crate::train::state::{SinceLine, TrainerState};
 
 /// Where a run starts.
@@ -36,9 +38,9 @@ pub trait Observer {
         let _ = start;
     }
 
-    /// After every step, `record.step` of `total`.
-    fn step(&mut self, record: &TrainRecord, total: usize) {
-        let _ = (record, total);
+    /// After every step, `done.step` of `total`.
+    fn step(&mut self, done: &StepDone<'_>, total: usize) {
+        let _ = (done, total);
     }
 
     /// With every line of the log, `logging_steps` apart, whether there is a log or not. The loss is the mean since the last.
@@ -71,15 +73,51 @@ pub trait Observer {
 
 impl Observer for () {}
 
+/// A step that was done. A card may still compute it.
+#[derive(Debug)]
+pub struct StepDone<'a> {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Tokens seen since the start, filling excluded; or what else `unit` says.
+    pub tokens: u64,
+    /// Tokens a second since the last line of the log, or what else `unit` says. A card may have more of them before it.
+    pub tokens_per_second: f64,
+    /// What is [counted](crate::tasks::task::Task::unit).
+    pub unit: &'static str,
+    /// Seconds since the start of the run, earlier parts of a resumed one included.
+    pub seconds: f64,
+    pending: &'a Pending,
+}
+
+impl StepDone<'_> {
+    /// Mean loss of the step. To ask is to wait for a card, which has nothing to do until the next step comes.
+    ///
+    /// Not a number if the device failed; the run ends with its error.
+    pub fn loss(&self) -> f64 {
+        self.pending.read().map_or(f64::NAN, |it| it.loss)
+    }
+
+    /// Norm of all gradients of the step before clipping. It is read as the loss is, and with it.
+    pub fn grad_norm(&self) -> f64 {
+        self.pending.read().map_or(f64::NAN, |it| it.grad_norm)
+    }
+}
+
 /// What a step came to.
 pub(crate) struct Step {
-    pub(crate) loss: f64,
+    pub(crate) pending: Rc<Pending>,
     pub(crate) lr: f64,
-    pub(crate) grad_norm: f64,
     pub(crate) tokens: u64,
-    /// Seconds that it took.
-    pub(crate) seconds: f64,
+    pub(crate) begun: Instant,
 }
+
+/// Losses are read when they are logged. Where lines are further apart, no more steps than this are given to a card ahead, so
+/// that a run which is to end need not wait for long, and a loss that is none is not trained on for long.
+const MOST_PENDING: usize = 32;
 
 /// The log and the observer of a run.
 pub(crate) struct Progress<'a> {
@@ -92,6 +130,14 @@ pub(crate) struct Progress<'a> {
     started: Instant,
     /// Seconds of the parts of the run before this one.
     earlier: f64,
+    /// Steps whose losses are not counted yet.
+    pending: Vec<Rc<Pending>>,
+    /// Whether losses are read at once, because to read them is not to wait.
+    is_eager: bool,
+    /// The step before the first of this run.
+    first: usize,
+    /// Whether there are checkpoints to go back to.
+    saves: bool,
 }
 
 impl<'a> Progress<'a> {
@@ -103,6 +149,7 @@ impl<'a> Progress<'a> {
         steps: &Steps,
         config: &TrainConfig,
         unit: &'static str,
+        is_eager: bool,
     ) -> Self {
         Self {
             log,
@@ -113,6 +160,10 @@ impl<'a> Progress<'a> {
             unit,
             started: Instant::now(),
             earlier: state.seconds,
+            pending: Vec::new(),
+            is_eager,
+            first: state.step,
+            saves: config.save_steps > 0,
         }
     }
 
@@ -121,32 +172,86 @@ impl<'a> Progress<'a> {
         self.observer.started(start);
     }
 
+    /// Knows of the passes of a step, before its gradients change anything. Their loss is read when a line of the log needs it,
+    /// or when nobody waits for it: on devices that are done by now, and where the gradients are read anyway.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle).
+    pub(crate) fn passed(&mut self, state: &mut TrainerState, pending: Rc<Pending>, is_read: bool) -> Result<()> {
+        self.pending.push(pending);
+        match is_read || self.is_eager || self.is_line(state.step + 1) || self.pending.len() >= MOST_PENDING {
+            true => self.settle(state),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the log has a line behind this step.
+    fn is_line(&self, step: usize) -> bool {
+        step.is_multiple_of(self.logging_steps) || step == self.total
+    }
+
     /// Counts a step that was done.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
     pub(crate) fn stepped(&mut self, state: &mut TrainerState, step: &Step) -> Result<()> {
         state.step += 1;
         state.tokens += step.tokens;
-        state.last_loss = step.loss;
+        state.since_line.add_step(step.tokens, step.begun.elapsed().as_secs_f64());
         state.seconds = self.earlier + self.started.elapsed().as_secs_f64();
-        state.since_line.add(step.loss, step.tokens, step.seconds);
-        let mut record = TrainRecord {
+        let done = StepDone {
             step: state.step,
             epoch: self.epoch(state),
-            loss: step.loss,
             lr: step.lr,
-            grad_norm: Some(step.grad_norm),
             tokens: state.tokens,
             tokens_per_second: state.since_line.tokens_per_second(),
-            unit: self.unit.into(),
+            unit: self.unit,
             seconds: state.seconds,
+            pending: &step.pending,
         };
-        self.observer.step(&record, self.total);
-        if state.step.is_multiple_of(self.logging_steps) || state.step == self.total {
-            record.loss = state.since_line.mean_loss();
+        let waited = step.pending.waited();
+        self.observer.step(&done, self.total);
+        state.since_line.add_seconds(step.pending.waited() - waited);
+        if self.is_line(state.step) {
+            let StepDone { step: number, epoch, lr, tokens, tokens_per_second, unit, seconds, .. } = done;
+            let (loss, grad_norm) = (state.since_line.mean_loss(), Some(step.pending.read()?.grad_norm));
+            let unit = unit.into();
+            let record =
+                TrainRecord { step: number, epoch, loss, lr, grad_norm, tokens, tokens_per_second, unit, seconds };
             state.since_line = SinceLine::default();
             self.observer.logged(&record, self.total);
             self.append(Record::Train(record))?;
         }
         Ok(())
+    }
+
+    /// Waits for all steps whose passes are known, and counts their losses.
+    ///
+    /// # Errors
+    /// If a loss or a gradient is not finite, or the device failed.
+    pub(crate) fn settle(&mut self, state: &mut TrainerState) -> Result<()> {
+        let steps = std::mem::take(&mut self.pending);
+        for (step, Found { loss, grad_norm }) in steps.iter().zip(read(&steps)?) {
+            self.check_finite("loss", loss, step.step)?;
+            self.check_finite("gradient", grad_norm, step.step)?;
+            state.last_loss = loss;
+            state.since_line.add_loss(loss);
+        }
+        Ok(())
+    }
+
+    /// Refuses a number of step `step`, counted from 0, that is none.
+    fn check_finite(&self, what: &str, value: f64, step: usize) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let next = match (step == self.first, self.saves) {
+            // Nothing was learned before it, so no rate is to blame.
+            (true, _) => "nothing was learned yet, so look at the base, at the adapter and at the data",
+            (false, true) => "lower the learning rate; the last checkpoint is whole",
+            (false, false) => "lower the learning rate",
+        };
+        Err(PeftError::NotFinite(format!("the {what} of step {} is {value}: {next}", step + 1)))
     }
 
     /// Tells of an evaluation that took `seconds`.

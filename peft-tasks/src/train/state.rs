@@ -38,10 +38,18 @@ pub(crate) struct SinceLine {
 }
 
 impl SinceLine {
-    pub(crate) fn add(&mut self, loss: f64, tokens: u64, seconds: f64) {
-        self.loss += loss;
+    pub(crate) fn add_step(&mut self, tokens: u64, seconds: f64) {
         self.steps += 1;
         self.tokens += tokens;
+        self.seconds += seconds;
+    }
+
+    /// The loss of a step, which is known later.
+    pub(crate) fn add_loss(&mut self, loss: f64) {
+        self.loss += loss;
+    }
+
+    pub(crate) fn add_seconds(&mut self, seconds: f64) {
         self.seconds += seconds;
     }
 
@@ -92,8 +100,11 @@ mod tests {
     #[test]
     fn a_line_counts_what_its_steps_took() {
         let mut line = SinceLine::default();
-        line.add(1.0, 30, 0.5);
-        line.add(4.0, 50, 1.5);
+        line.add_step(30, 0.5);
+        line.add_step(50, 1.0);
+        line.add_loss(1.0);
+        line.add_loss(4.0);
+        line.add_seconds(0.5);
         assert_eq!((line.mean_loss(), line.tokens_per_second()), (2.5, 40.0));
     }
 

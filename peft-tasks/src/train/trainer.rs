@@ -4,24 +4,26 @@
 //! resumed from any checkpoint sees the same batches and the same dropout, and gives the same losses.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use burn::module::Module;
 use peft_core::model::fingerprint::fingerprint;
-use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, check_memory, nn, ops, stable_hash};
+use peft_core::{DEFAULT_ADAPTER, PeftError, PeftModel, Result, check_memory, is_eager, nn, ops, stable_hash};
 use serde_json::{Map, Value, json};
 
 use crate::parallel::group::{self, ProcessGroup};
 use crate::tasks::interruption::stoppable;
 use crate::tasks::task::{Evaluation, Task};
 use crate::train::batches::Steps;
-use crate::train::clip::read_and_clip;
+use crate::train::clip::clip;
 use crate::train::config::TrainConfig;
 use crate::train::folder::{RunFolder, Start};
 use crate::train::identity;
 use crate::train::learner::Learner;
 use crate::train::optimizer;
 use crate::train::pass::Pass;
+use crate::train::pending::Pending;
 use crate::train::progress::{Observer, Progress, Started, Step};
 use crate::train::schedule::Schedule;
 use crate::train::shared;
@@ -188,8 +190,8 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         let mut model = optimizer::set_frozen(model, &learner.frozen, true);
         let pass = Pass::new(&model, self.task, &self.config, &device, group);
         let (config, silent): (_, &mut dyn Observer) = (&self.config, &mut ());
-        let mut progress =
-            Progress::new(log, self.observer.unwrap_or(silent), &state, &steps, config, self.task.unit());
+        let (observer, unit) = (self.observer.unwrap_or(silent), self.task.unit());
+        let mut progress = Progress::new(log, observer, &state, &steps, config, unit, is_eager(&device));
         let mut outcome = Outcome { steps: state.step, last_loss: state.last_loss, ..Outcome::default() };
         outcome.stopped_early = learner.has_enough(&state);
         progress.started(&Started {
@@ -202,6 +204,7 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         });
         let evaluate = |model: &M, learner: &mut Learner, state: &mut TrainerState, progress: &mut Progress<'_>| {
             let Some(eval) = self.eval else { return Ok(None) };
+            progress.settle(state)?;
             let begun = Instant::now();
             state.owes_evaluation = true;
             let run = || eval.evaluate(&nn::eval(model), config.eval_batch_size, &device);
@@ -226,41 +229,44 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
             outcome.stopped_early = learner.has_enough(&state);
             outcome.checkpoint = checkpoint.filter(|_| outcome.interrupted).map(Path::to_owned);
         }
-        let first = state.step;
         while state.step < total && !outcome.stopped_early && !outcome.interrupted {
             let begun = Instant::now();
             let drawn = format!("{} {}", config.seed, state.step);
-            device.seed(stable_hash(&match group.map_or(0, ProcessGroup::rank) {
-                0 => drawn,
-                // Dropout of other rows is other dropout.
-                rank => format!("{drawn} {rank}"),
-            }));
+            let _seeded = ops::seeded(
+                &device,
+                stable_hash(&match group.map_or(0, ProcessGroup::rank) {
+                    0 => drawn,
+                    // Dropout of other rows is other dropout.
+                    rank => format!("{drawn} {rank}"),
+                }),
+            );
             if state.step + 1 < total {
                 let next: Vec<_> = steps.batches(state.step + 1)?.iter().map(|it| pass.share(it)).collect();
                 self.task.announce(&next.concat());
             }
             let (batches, lr) = (steps.batches(state.step)?, schedule.rate(state.step));
             let (loss, mut gradients, stop_asked) = pass.gradients(&model, batches, || progress.stop_asked())?;
-            let is_first = state.step == first;
-            let (loss, grad_norm) = read_and_clip(&model, &mut gradients, loss, config.max_grad_norm);
-            check_finite("loss", loss, state.step, is_first, config.save_steps > 0)?;
-            check_finite("gradient", grad_norm, state.step, is_first, config.save_steps > 0)?;
+            let squares = clip(&model, &mut gradients, config.max_grad_norm);
+            let pending = Rc::new(Pending::new(state.step, loss, squares));
+            progress.passed(&mut state, pending.clone(), learner.reads_gradients())?;
             model = learner.step(lr, model, gradients, state.step, self.peft)?;
-            let (tokens, seconds) = (pass.tokens(batches), begun.elapsed().as_secs_f64());
-            progress.stepped(&mut state, &Step { loss, lr, grad_norm, tokens, seconds })?;
+            progress.stepped(&mut state, &Step { pending, lr, tokens: pass.tokens(batches), begun })?;
 
             let step = state.step;
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
             if due(config.eval_steps) || state.step == total {
                 outcome.evaluation = evaluate(&model, &mut learner, &mut state, &mut progress)?.or(outcome.evaluation);
             }
-            (outcome.steps, outcome.last_loss) = (state.step, state.last_loss);
             outcome.stopped_early = learner.has_enough(&state);
             let ended = state.step == total || outcome.stopped_early;
             outcome.interrupted =
                 state.owes_evaluation || !ended && (stop_asked || group.is_none() && progress.stop_asked());
             // As transformers, also at the end: a longer run goes on from there.
             let save = due(config.save_steps) || config.save_steps > 0 && ended || outcome.interrupted;
+            if save || ended {
+                progress.settle(&mut state)?;
+            }
+            (outcome.steps, outcome.last_loss) = (state.step, state.last_loss);
             if let Some(folder) = folder.filter(|_| save) {
                 self.peft.set_model(optimizer::set_frozen(model.clone(), &learner.frozen, false));
                 let snapshot = learner.snapshot(&state);
@@ -300,18 +306,4 @@ impl<'a, M: Module, T: Task<M> + ?Sized> Trainer<'a, M, T> {
         identity.insert("items".into(), json!(items));
         Ok(identity)
     }
-}
-
-/// Refuses a number of step `step`, counted from 0, that is none.
-fn check_finite(what: &str, value: f64, step: usize, is_first: bool, saved: bool) -> Result<()> {
-    if value.is_finite() {
-        return Ok(());
-    }
-    let next = match (is_first, saved) {
-        // Nothing was learned before it, so no rate is to blame.
-        (true, _) => "nothing was learned yet, so look at the base, at the adapter and at the data",
-        (false, true) => "lower the learning rate; the last checkpoint is whole",
-        (false, false) => "lower the learning rate",
-    };
-    Err(PeftError::NotFinite(format!("the {what} of step {} is {value}: {next}", step + 1)))
 }

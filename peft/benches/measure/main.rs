@@ -41,8 +41,7 @@ use peft::tasks::data::{Padding, Sample};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::sequence_classification::SequenceClassification;
 use peft::tasks::tasks::task::{Task, scalar};
-use peft::tasks::train::log::TrainRecord;
-use peft::tasks::train::{Observer, TrainConfig, Trainer};
+use peft::tasks::train::{Observer, StepDone, TrainConfig, Trainer};
 
 use crate::media::Media;
 use crate::plain::{PlainBert, PlainGpt2, PlainLlama};
@@ -470,8 +469,8 @@ impl Turns {
 }
 
 impl Observer for Turns {
-    fn step(&mut self, record: &TrainRecord, _total: usize) {
-        self.done(record.loss);
+    fn step(&mut self, done: &StepDone<'_>, _total: usize) {
+        self.done(done.loss());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::{Plan, Result};
@@ -11,7 +11,7 @@ use peft_tasks::data::labels::LabelSet;
 use peft_tasks::tasks::interruption::StopAsked;
 use peft_tasks::tasks::task::Evaluation;
 use peft_tasks::train::log::{EvalRecord, TrainRecord};
-use peft_tasks::train::{Observer, Started};
+use peft_tasks::train::{Observer, Started, StepDone};
 
 use super::stop::StopSignals;
 use super::terminal::{Steady, complain, is_quiet};
@@ -24,7 +24,12 @@ pub(super) struct Bar {
     /// Whether signals end the run in good order once it trains.
     stoppable: bool,
     signals: Option<StopSignals>,
+    /// When a loss was shown.
+    shown: Option<Instant>,
 }
+
+/// A number that changes faster is not read.
+const READABLE: Duration = Duration::from_millis(300);
 
 impl Bar {
     /// For a run that is not worth a checkpoint.
@@ -32,7 +37,7 @@ impl Bar {
         let bar = if is_quiet() { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(style("{spinner} {msg}  {elapsed}"));
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, out: Steady::default(), stoppable: false, signals: None }
+        Self { bar, out: Steady::default(), stoppable: false, signals: None, shown: None }
     }
 
     /// For a run that leaves a checkpoint when a signal ends it.
@@ -99,11 +104,15 @@ impl Observer for Bar {
         }
     }
 
-    fn step(&mut self, record: &TrainRecord, total: usize) {
+    fn step(&mut self, done: &StepDone<'_>, total: usize) {
         self.bar.set_length(total as u64);
-        self.bar.set_position(record.step as u64);
-        let TrainRecord { loss, tokens_per_second, unit, .. } = record;
-        self.bar.set_message(format!("loss {loss:.4}  {tokens_per_second:.0} {unit}/s"));
+        self.bar.set_position(done.step as u64);
+        // To read a loss is to wait for a card: only as often as people can read it.
+        if !self.bar.is_hidden() && self.shown.is_none_or(|it| it.elapsed() >= READABLE) {
+            let (loss, StepDone { tokens_per_second, unit, .. }) = (done.loss(), done);
+            self.bar.set_message(format!("loss {loss:.4}  {tokens_per_second:.0} {unit}/s"));
+            self.shown = Some(Instant::now());
+        }
     }
 
     fn logged(&mut self, record: &TrainRecord, total: usize) {

@@ -9,9 +9,8 @@ use peft::tasks::data::sample::Sample;
 use peft::tasks::parallel::group::{is_first, run_local};
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::tasks::task::Task;
-use peft::tasks::train::log::TrainRecord;
 use peft::tasks::train::schedule::{ScheduleConfig, ScheduleKind};
-use peft::tasks::train::{Observer, Outcome, TrainConfig, Trainer};
+use peft::tasks::train::{Observer, Outcome, StepDone, TrainConfig, Trainer};
 
 use super::runs::{config, losses, samples};
 use crate::support::{device, fixtures, numbers};
@@ -158,8 +157,8 @@ fn a_process_on_other_data_is_refused_by_name() {
 struct Stop(bool, usize);
 
 impl Observer for Stop {
-    fn step(&mut self, record: &TrainRecord, _total: usize) {
-        self.1 = record.step;
+    fn step(&mut self, done: &StepDone<'_>, _total: usize) {
+        self.1 = done.step;
     }
 
     fn stop_asked(&mut self) -> bool {

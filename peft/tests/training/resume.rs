@@ -12,7 +12,7 @@ use peft::models::auto::AutoCausalLm;
 use peft::tasks::tasks::interruption::StopAsked;
 use peft::tasks::tasks::language_modelling::LanguageModelling;
 use peft::tasks::train::log::{self, EvalRecord, LOG_FILE, Record, TrainRecord};
-use peft::tasks::train::{Observer, Optim, Started, TrainConfig, Trainer};
+use peft::tasks::train::{Observer, Optim, Started, StepDone, TrainConfig, Trainer};
 
 use super::runs::{config, copy_tree, fresh, losses, samples, with};
 use crate::support::numbers;
@@ -160,7 +160,7 @@ impl Observer for StopAfter {
         self.started.push(start.clone());
     }
 
-    fn step(&mut self, _record: &TrainRecord, _total: usize) {
+    fn step(&mut self, _done: &StepDone<'_>, _total: usize) {
         self.steps -= 1;
     }
 

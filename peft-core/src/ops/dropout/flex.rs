@@ -7,11 +7,11 @@ use burn::backend::autodiff::ops::{Backward, Ops, unary};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::context;
 use crate::ops::kernel::{self, Kernel, PIECE};
+use crate::ops::random::drawn;
 
 /// What decides which numbers are dropped.
 #[derive(Debug, Clone, Copy)]
@@ -26,10 +26,7 @@ pub(crate) struct Seed {
 impl Seed {
     /// Draws from the generator of a CPU device.
     pub(crate) fn draw(device: &Device, probability: f64) -> Self {
-        let drawn = context::draw(|| {
-            let drawn = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), device).into_data();
-            drawn.try_into_vec::<f32>().expect("numbers of a float tensor")
-        });
+        let drawn = drawn(2, device);
         // A uniform f32 has 24 random bits.
         let bits = |x: f32| (x * 16_777_216.0) as u32;
         Self {

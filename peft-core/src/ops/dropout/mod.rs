@@ -7,11 +7,11 @@ mod drawn;
 #[cfg(feature = "flex")]
 mod flex;
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Distribution, Tensor};
 
 #[cfg(feature = "flex")]
 use super::kernel;
-use crate::context;
+use super::random;
 
 /// Sets each number to zero with the given probability, 0 ≤ p < 1, and scales the others by `1 / (1 − p)`.
 ///
@@ -35,14 +35,6 @@ pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> 
     let keep = 1.0 - probability;
     let mask = random(input.dims(), Distribution::Bernoulli(keep), &input.device());
     input * mask.mul_scalar(1.0 / keep)
-}
-
-/// Random numbers for a forward; nothing tracks them.
-///
-/// Whatever a layer draws goes through this or [`dropout`], so that it draws the same again when it is computed a second
-/// time: see [`gradient_checkpointing`](crate::forward::gradient_checkpointing).
-pub fn random<const D: usize>(shape: [usize; D], distribution: Distribution, device: &Device) -> Tensor<D> {
-    context::draw(|| Tensor::random(shape, distribution, &device.clone().without_autodiff()))
 }
 
 #[cfg(feature = "flex")]

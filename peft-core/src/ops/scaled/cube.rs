@@ -1,9 +1,10 @@
-//! Tensors by a number on cards: one launch for as many as a kernel takes buffers.
+//! Tensors by a number that is on the card: one launch for as many as a kernel takes buffers.
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
+use burn::tensor::Tensor as BurnTensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
@@ -17,7 +18,7 @@ use crate::ops::queue::{self, Queue};
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(all(feature = "cube", feature = "fusion")))]
 pub(super) trait ScaledOps: Backend {
     #[fusion(dtype = tensor, shape = tensor)]
-    fn scaled(tensor: FloatTensor<Self>, factor: f32) -> FloatTensor<Self>;
+    fn scaled(tensor: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// A row of cubes for each tensor.
@@ -25,17 +26,18 @@ pub(super) trait ScaledOps: Backend {
 fn scaled_kernel<N: Size>(
     tensors: &Sequence<OwnedTensor<Vector<f32, N>>>,
     outputs: &mut Sequence<OwnedTensor<Vector<f32, N>>>,
-    factor: f32,
+    factor: &Tensor<f32>,
     #[comptime] count: usize,
 ) {
     let start = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
     let step = (CUBE_COUNT_X * CUBE_DIM) as usize;
+    let factor = Vector::<f32, N>::new(factor[0]);
     #[unroll]
     for which in 0..count {
         let tensor = tensors.index(which);
         if CUBE_POS_Y == comptime!(which as u32) {
             for place in range_stepped(start, tensor.len(), step) {
-                outputs.index_mut(which)[place] = tensor[place] * Vector::new(factor);
+                outputs.index_mut(which)[place] = tensor[place] * factor;
             }
         }
     }
@@ -45,8 +47,8 @@ fn scaled_kernel<N: Size>(
 struct Waiting {
     tensor: CubeTensor,
     output: CubeTensor,
+    factor: CubeTensor,
     vector: VectorSize,
-    factor: f32,
 }
 
 thread_local! {
@@ -59,9 +61,9 @@ pub(in crate::ops) fn together<R>(run: impl FnOnce() -> R) -> R {
 
 fn launch(mut waiting: Vec<Waiting>) {
     while let Some(Waiting { vector, factor, tensor, .. }) = waiting.first() {
-        let (vector, factor, client) = (*vector, *factor, tensor.client.clone());
+        let (vector, factor, client) = (*vector, factor.clone(), tensor.client.clone());
         let (alike, others): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|it| it.vector == vector && it.factor.to_bits() == factor.to_bits());
+            waiting.into_iter().partition(|it| it.vector == vector && cube::is_same(&it.factor, &factor));
         waiting = others;
         for alike in alike.chunks(cube::most_tensors(&client, 2)) {
             let largest = alike.iter().map(|it| it.tensor.shape().num_elements() / vector).max().unwrap_or(0);
@@ -75,7 +77,7 @@ fn launch(mut waiting: Vec<Waiting>) {
                 vector,
                 tensors.iter().map(|it| (*it).clone().into_tensor_arg()).collect(),
                 alike.iter().map(|it| it.output.clone().into_tensor_arg()).collect(),
-                factor,
+                factor.clone().into_tensor_arg(),
                 alike.len(),
             );
         }
@@ -83,22 +85,22 @@ fn launch(mut waiting: Vec<Waiting>) {
 }
 
 impl ScaledOps for CubeBackend {
-    fn scaled(tensor: CubeTensor, factor: f32) -> CubeTensor {
+    fn scaled(tensor: CubeTensor, factor: CubeTensor) -> CubeTensor {
         let tensor = into_contiguous(tensor);
         let output = cube::empty_contiguous(tensor.shape(), &tensor);
         if output.shape().num_elements() > 0 {
             let vector = cube::vector_size(&[&tensor]);
-            let waiting = Waiting { tensor, output: output.clone(), vector, factor };
+            let waiting = Waiting { tensor, output: output.clone(), factor, vector };
             queue::give(&WAITING, waiting, launch);
         }
         output
     }
 }
 
-pub(super) fn fits<const D: usize>(tensor: &Tensor<D>) -> bool {
+pub(super) fn fits<const D: usize>(tensor: &BurnTensor<D>) -> bool {
     cube::fits(tensor) && tensor.dtype() == DType::F32 && !tensor.device().is_autodiff()
 }
 
-pub(super) fn scaled<const D: usize>(tensor: Tensor<D>, factor: f64) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::scaled(tensor.into_dispatch(), factor as f32))
+pub(super) fn scaled<const D: usize>(tensor: BurnTensor<D>, factor: BurnTensor<1>) -> BurnTensor<D> {
+    BurnTensor::from_dispatch(Dispatch::scaled(tensor.into_dispatch(), factor.into_dispatch()))
 }

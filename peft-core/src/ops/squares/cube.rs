@@ -123,10 +123,6 @@ fn launch(Waiting { sum, output, tensors }: Waiting) {
     );
 }
 
-fn is_same(a: &CubeTensor, b: &CubeTensor) -> bool {
-    a.handle.memory.descriptor() == b.handle.memory.descriptor()
-}
-
 impl SquaresOps for CubeBackend {
     fn add_squares(sum: CubeTensor, tensor: CubeTensor) -> CubeTensor {
         let tensor = into_contiguous(tensor);
@@ -135,7 +131,7 @@ impl SquaresOps for CubeBackend {
         }
         WAITING.with_borrow_mut(|all| {
             // What is added to a sum that waits is one more term of it.
-            if let Some(waiting) = all.iter_mut().flatten().find(|it| is_same(&it.output, &sum)) {
+            if let Some(waiting) = all.iter_mut().flatten().find(|it| cube::is_same(&it.output, &sum)) {
                 waiting.tensors.push(tensor);
                 return sum;
             }
