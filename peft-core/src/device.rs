@@ -7,10 +7,18 @@ use burn::tensor::Device;
 /// Whether a tensor of this device lies in the memory of the machine.
 pub(crate) fn is_here(device: &Device) -> bool {
     #[cfg(feature = "cube")]
-    if crate::ops::is_processor(device) {
+    if is_processor(device) {
         return true;
     }
     is_eager(device)
+}
+
+/// Whether kernels for cards run on the processor there.
+#[cfg(feature = "cube")]
+pub(crate) fn is_processor(device: &Device) -> bool {
+    use burn_cubecl::cubecl::RuntimeId;
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(it) if it.runtime() == RuntimeId::Cpu)
 }
 
 /// Whether a tensor of this device is computed when the call that makes it returns, so that nothing is waited for where its

@@ -26,7 +26,7 @@ pub fn check_bf16(device: &Device) -> Result<()> {
         }
     }
     #[cfg(feature = "cube")]
-    if super::cube::is_processor(device) {
+    if crate::device::is_processor(device) {
         return missing(
             "Burn's products in bf16 do not fit into the cache of a processor; `--device flex` has its own",
         );

@@ -11,7 +11,6 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::RuntimeId;
 use cubecl::client::Client;
 use cubecl::ir::VectorSize;
 use cubecl::prelude::*;
@@ -36,12 +35,6 @@ fn fits_on(device: &Device) -> bool {
 
 fn is_number(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// Whether kernels for cards run on the processor there.
-pub(crate) fn is_processor(device: &Device) -> bool {
-    let device = device.clone().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Cube(it) if it.runtime() == RuntimeId::Cpu)
 }
 
 /// A tensor of that shape whose numbers are anything, on the device and in the type of another.

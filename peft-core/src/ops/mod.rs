@@ -48,8 +48,6 @@ pub use bf16::{check_bf16, within_bf16};
 pub use conv::conv2d;
 pub use convolution::Convolution;
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
-#[cfg(feature = "cube")]
-pub(crate) use cube::is_processor;
 pub use dropout::dropout;
 pub use group_norm::group_norm;
 pub use interpolate::{Interpolation, interpolate};

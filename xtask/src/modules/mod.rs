@@ -36,8 +36,8 @@ const RULES: [Rules; 7] = [
     Rules {
         package: "peft-core",
         order: &[
-            "error", "launches", "memory", "order", "mapped", "context", "quant", "sharding", "ops", "erased", "spec",
-            "files", "adapter", "forward", "nn", "plan", "config", "model", "laws",
+            "error", "device", "launches", "memory", "order", "mapped", "context", "quant", "sharding", "ops",
+            "erased", "spec", "files", "adapter", "forward", "nn", "plan", "config", "model", "laws",
         ],
         cycles: &[("adapter", "an adapter sees the layer below it, and that layer may be adapted too")],
     },
