@@ -32,7 +32,7 @@ pub(super) struct Settings {
     Fusion: cfg(all(feature = "cube", feature = "fusion"))
 )]
 pub(super) trait LowRankBesideOps: Backend {
-    /// `input · weight + bias + scale · (input · aᵀ) · bᵀ`, and `input · aᵀ`.
+    /// `input · weight + bias + scale · (input · aᵀ) · bᵀ`, and `scale · (input · aᵀ)`.
     #[fusion(meta = |input, weight, _bias, a, _b, _settings| {
         let spec = burn::backend::fusion::custom::TensorSpec::new;
         let rows = input.shape[0];
@@ -58,7 +58,7 @@ pub(super) trait LowRankBesideOps: Backend {
         settings: Settings,
     ) -> FloatTensor<Self>;
 
-    /// The gradients of input, A and B; any number for an input that wants none.
+    /// The gradients of input, A and B; any number for an input that wants none. `low` is what was kept.
     #[fusion(meta = |_grad, input, _weight, a, b, _low, settings| {
         let one = burn::backend::fusion::custom::TensorSpec::new(Shape::new([1]), input.dtype);
         (if settings.to_input { input.clone() } else { one }, a.clone(), b.clone())
@@ -97,7 +97,7 @@ pub(super) fn linear(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>
 struct BesideBackward;
 
 impl<B: LowRankBesideOps> Backward<B, 5> for BesideBackward {
-    /// Input, weight, A, B, and the input by A.
+    /// Input, weight, A, B, and the scaled product of input and A.
     type State = ([FloatTensor<B>; 5], Settings);
     fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
         let ([input, weight, a, b, low], settings) = ops.state;

@@ -14,7 +14,8 @@ use super::beside::{LowRankBesideOps, Settings};
 use crate::ops::cube;
 use crate::ops::linear::cube::with_weight;
 
-/// `output + bias + scale · low · right`, where `right` is `[rank, columns]`, or `[columns, rank]` if it is turned.
+/// `output + bias + scale · low · right`, where `right` is `[rank, columns]`, or `[columns, rank]` if it is turned; and
+/// `scale · low`, which the units of the first column write.
 #[cube(launch, address_type = "dynamic")]
 fn add_kernel<F: Float, N: Size>(
     output: &Tensor<Vector<F, N>>,
@@ -22,6 +23,7 @@ fn add_kernel<F: Float, N: Size>(
     low: &Tensor<f32>,
     right: &Tensor<f32>,
     sum: &mut Tensor<Vector<f32, N>>,
+    scaled: &mut Tensor<f32>,
     columns: usize,
     rank: usize,
     scale: f32,
@@ -38,7 +40,10 @@ fn add_kernel<F: Float, N: Size>(
     let column = ABSOLUTE_POS % vectors * width;
     let mut added = Vector::<f32, N>::new(0.0f32);
     for term in 0..rank {
-        let left = low[row * rank + term];
+        let left = low[row * rank + term] * scale;
+        if column == 0 {
+            scaled[row * rank + term] = left;
+        }
         let mut factors = Vector::<f32, N>::new(0.0f32);
         #[unroll]
         for at in 0..width {
@@ -50,7 +55,7 @@ fn add_kernel<F: Float, N: Size>(
         }
         added += factors * Vector::new(left);
     }
-    let mut total = Vector::<f32, N>::cast_from(output[ABSOLUTE_POS]) + added * Vector::new(scale);
+    let mut total = Vector::<f32, N>::cast_from(output[ABSOLUTE_POS]) + added;
     if has_bias {
         let mut biases = Vector::<f32, N>::new(0.0f32);
         #[unroll]
@@ -65,19 +70,20 @@ fn add_kernel<F: Float, N: Size>(
 fn add(
     output: CubeTensor,
     bias: Option<CubeTensor>,
-    low: &CubeTensor,
+    low: CubeTensor,
     right: CubeTensor,
     scale: f32,
     turned: bool,
-) -> CubeTensor {
-    let [output, low, right] = [output, low.clone(), right].map(into_contiguous);
+) -> (CubeTensor, CubeTensor) {
+    let [output, low, right] = [output, low, right].map(into_contiguous);
     let ([rows, columns], rank) = (output.shape().dims::<2>(), low.shape()[1]);
     let client = output.client.clone();
     let sum = cube::empty_f32(Shape::new([rows, columns]), &output);
+    let scaled = cube::empty_f32(Shape::new([rows, rank]), &low);
     let vector = cube::vector_size(&[&output, &sum]);
     let vectors = rows * columns / vector;
     if vectors == 0 {
-        return sum;
+        return (sum, CubeBackend::float_mul_scalar(low, scale.into()));
     }
     let (dim, has_bias) = (CubeDim::new(&client, vectors), bias.is_some());
     let bias = into_contiguous(bias.unwrap_or_else(|| low.clone()));
@@ -85,13 +91,14 @@ fn add(
         &client,
         calculate_cube_count_elemwise(&client, vectors, dim),
         dim,
-        cube::address_type(&[&output, &sum, &right, &low]),
+        cube::address_type(&[&output, &sum, &right, &scaled]),
         vector,
         output.clone().into_tensor_arg(),
         bias.into_tensor_arg(),
         low.into_tensor_arg(),
         right.into_tensor_arg(),
         sum.clone().into_tensor_arg(),
+        scaled.clone().into_tensor_arg(),
         columns,
         rank,
         scale,
@@ -99,7 +106,7 @@ fn add(
         turned,
         cube::element(&output),
     );
-    sum
+    (sum, scaled)
 }
 
 impl LowRankBesideOps for CubeBackend {
@@ -114,7 +121,7 @@ impl LowRankBesideOps for CubeBackend {
         let low = CubeBackend::float_matmul(input.clone(), cube::turned(a));
         let output = with_weight(input, weight, settings.bf16);
         let bias = settings.has_bias.then_some(bias);
-        (add(output, bias, &low, b, settings.scale, true), low)
+        add(output, bias, low, b, settings.scale, true)
     }
 
     fn low_rank_beside(
@@ -137,14 +144,13 @@ impl LowRankBesideOps for CubeBackend {
         low: CubeTensor,
         Settings { scale, bf16, to_input, .. }: Settings,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let thin = CubeBackend::float_mul_scalar(CubeBackend::float_matmul(grad.clone(), b), scale.into());
+        let thin = CubeBackend::float_matmul(grad.clone(), b);
         let to_b = CubeBackend::float_matmul(cube::turned(grad.clone()), low);
-        let to_b = CubeBackend::float_mul_scalar(to_b, scale.into());
-        let to_a = CubeBackend::float_matmul(cube::turned(thin.clone()), input.clone());
-        let to_input = match to_input {
-            true => add(with_weight(grad, cube::turned(weight), bf16), None, &thin, a, 1.0, false),
-            false => cube::empty(Shape::new([1]), &input),
+        let (to_input, thin) = match to_input {
+            true => add(with_weight(grad, cube::turned(weight), bf16), None, thin, a, scale, false),
+            false => (cube::empty(Shape::new([1]), &input), CubeBackend::float_mul_scalar(thin, scale.into())),
         };
+        let to_a = CubeBackend::float_matmul(cube::turned(thin), input);
         (to_input, to_a, to_b)
     }
 }
