@@ -180,7 +180,7 @@ impl<'a> Progress<'a> {
     pub(crate) fn passed(&mut self, state: &mut TrainerState, pending: Rc<Pending>, is_read: bool) -> Result<()> {
         self.pending.push(pending);
         match is_read || self.is_eager || self.is_line(state.step + 1) || self.pending.len() >= MOST_PENDING {
-            true => self.settle(state),
+            true => self.count(state),
             false => Ok(()),
         }
     }
@@ -225,11 +225,19 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// Waits for all steps whose passes are known, and counts their losses.
+    /// Waits for all steps that a card still computes, before something else begins, and counts their losses.
     ///
     /// # Errors
     /// If a loss or a gradient is not finite, or the device failed.
     pub(crate) fn settle(&mut self, state: &mut TrainerState) -> Result<()> {
+        let begun = Instant::now();
+        self.count(state)?;
+        state.since_line.add_seconds(begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Counts the losses of all steps whose passes are known.
+    fn count(&mut self, state: &mut TrainerState) -> Result<()> {
         let steps = std::mem::take(&mut self.pending);
         for (step, Found { loss, grad_norm }) in steps.iter().zip(read(&steps)?) {
             self.check_finite("loss", loss, step.step)?;
