@@ -6,6 +6,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -13,7 +14,7 @@ use super::tiled::{Form, Settings, TiledAttentionOps};
 use super::visibility::Visibility;
 use crate::ops::cube::{self, factor_of_place, max_of_cube, sum_of_cube};
 
-/// Scores that exist at a time: 64 MB in half precision. Few in tests, which should see more than one tile.
+/// Scores that exist at a time: 128 MB. Few in tests, which should see more than one tile.
 const TILE: usize = if cfg!(test) { 1 << 15 } else { 1 << 25 };
 
 /// The number that hides a score. Not the lowest one that there is: twice that is infinite, and infinities less infinities
@@ -188,8 +189,8 @@ fn kept(drawn: &Tensor<f32>, row: &Row, place: &Place, numbers: &Numbers, key: u
 /// sees nothing and gives nothing.
 #[cube]
 #[allow(clippy::collapsible_if, reason = "the outer of two conditions is decided when the kernel is compiled")]
-fn largest_and_factor<F: Float>(
-    scores: &Tensor<F>,
+fn largest_and_factor(
+    scores: &Tensor<f32>,
     start: usize,
     row: &Row,
     keys: &Tensor<i32>,
@@ -204,7 +205,7 @@ fn largest_and_factor<F: Float>(
     let mut sum = 0.0f32;
     let mut sees = 0.0f32;
     for key in range_stepped(UNIT_POS as usize, place.keys, units) {
-        let raw = f32::cast_from(scores[start + key]);
+        let raw = scores[start + key];
         let score = score(raw, row, keys, dense, bias, numbers, key, form);
         if score > largest {
             sum *= f32::exp(largest - score);
@@ -229,7 +230,7 @@ fn largest_and_factor<F: Float>(
 /// Scores become weights.
 #[cube(launch, address_type = "dynamic")]
 fn weights_kernel<F: Float>(
-    scores: &Tensor<F>,
+    scores: &Tensor<f32>,
     queries: &Tensor<i32>,
     keys: &Tensor<i32>,
     dense: &Tensor<i32>,
@@ -247,9 +248,9 @@ fn weights_kernel<F: Float>(
         terminate!();
     }
     let row = row_of(queries, keys, dense, bias, &place);
-    let (most, factor) = largest_and_factor::<F>(scores, start, &row, keys, dense, bias, &place, &numbers, form, units);
+    let (most, factor) = largest_and_factor(scores, start, &row, keys, dense, bias, &place, &numbers, form, units);
     for key in range_stepped(UNIT_POS as usize, place.keys, units) {
-        let raw = f32::cast_from(scores[start + key]);
+        let raw = scores[start + key];
         let score = score(raw, &row, keys, dense, bias, &numbers, key, form);
         let weight = f32::exp(score - most) * factor * kept(drawn, &row, &place, &numbers, key, form);
         output[start + key] = F::cast_from(weight);
@@ -259,8 +260,8 @@ fn weights_kernel<F: Float>(
 /// Scores become weights, and gradients of weights become those of the products of queries and keys.
 #[cube(launch, address_type = "dynamic")]
 fn slopes_kernel<F: Float>(
-    scores: &Tensor<F>,
-    grads: &Tensor<F>,
+    scores: &Tensor<f32>,
+    grads: &Tensor<f32>,
     queries: &Tensor<i32>,
     keys: &Tensor<i32>,
     dense: &Tensor<i32>,
@@ -279,21 +280,21 @@ fn slopes_kernel<F: Float>(
         terminate!();
     }
     let row = row_of(queries, keys, dense, bias, &place);
-    let (most, factor) = largest_and_factor::<F>(scores, start, &row, keys, dense, bias, &place, &numbers, form, units);
+    let (most, factor) = largest_and_factor(scores, start, &row, keys, dense, bias, &place, &numbers, form, units);
     let mut along = 0.0f32;
     for key in range_stepped(UNIT_POS as usize, place.keys, units) {
-        let raw = f32::cast_from(scores[start + key]);
+        let raw = scores[start + key];
         let score = score(raw, &row, keys, dense, bias, &numbers, key, form);
         let weight = f32::exp(score - most) * factor * kept(drawn, &row, &place, &numbers, key, form);
-        along += weight * f32::cast_from(grads[start + key]);
+        along += weight * grads[start + key];
     }
     let along = sum_of_cube(along, units);
     for key in range_stepped(UNIT_POS as usize, place.keys, units) {
-        let raw = f32::cast_from(scores[start + key]);
+        let raw = scores[start + key];
         let score = score(raw, &row, keys, dense, bias, &numbers, key, form);
         let weight = f32::exp(score - most) * factor;
         let kept = kept(drawn, &row, &place, &numbers, key, form);
-        let mut slope = weight * (f32::cast_from(grads[start + key]) * kept - along) * numbers.scale;
+        let mut slope = weight * (grads[start + key] * kept - along) * numbers.scale;
         if form.capped {
             let bent = bent(raw, &numbers, form);
             slope *= 1.0f32 - bent * bent;
@@ -386,14 +387,14 @@ impl Attention {
     }
 
     fn scores(&self, query: &CubeTensor) -> CubeTensor {
-        into_contiguous(CubeBackend::float_matmul(query.clone(), cube::turned(self.key.clone())))
+        into_contiguous(single_product(query.clone(), cube::turned(self.key.clone())))
     }
 
     /// The weights of a tile, from its scores.
     fn weights(&self, scores: CubeTensor, tile: (usize, usize)) -> CubeTensor {
         let (place, numbers, count, dim) = self.launch(tile);
-        let (client, element, form) = (scores.client.clone(), cube::element(&scores), self.settings.form);
-        let output = cube::empty_contiguous(scores.shape(), &scores);
+        let (client, element, form) = (scores.client.clone(), cube::element(&self.value), self.settings.form);
+        let output = cube::empty_contiguous(scores.shape(), &self.value);
         let [queries, keys, dense] = self.masks.clone().map(CubeTensor::into_tensor_arg);
         weights_kernel::launch(
             &client,
@@ -419,9 +420,9 @@ impl Attention {
     /// The weights of a tile, and the gradients of its products of queries and keys.
     fn slopes(&self, scores: CubeTensor, grads: CubeTensor, tile: (usize, usize)) -> [CubeTensor; 2] {
         let (place, numbers, count, dim) = self.launch(tile);
-        let (client, element, form) = (scores.client.clone(), cube::element(&scores), self.settings.form);
+        let (client, element, form) = (scores.client.clone(), cube::element(&self.value), self.settings.form);
         let grads = into_contiguous(grads);
-        let [weights, slopes] = [(); 2].map(|()| cube::empty_contiguous(scores.shape(), &scores));
+        let [weights, slopes] = [(); 2].map(|()| cube::empty_contiguous(scores.shape(), &self.value));
         let [queries, keys, dense] = self.masks.clone().map(CubeTensor::into_tensor_arg);
         slopes_kernel::launch(
             &client,
@@ -453,6 +454,12 @@ impl Attention {
         let sum = (0..4).filter(|axis| bias[*axis] == 1).fold(slopes, CubeBackend::float_sum_dim);
         CubeBackend::float_mul_scalar(sum, (1.0 / self.settings.scale).into())
     }
+}
+
+/// A product in single precision. Scores are large, and a softmax makes much of their last bits.
+fn single_product(left: CubeTensor, right: CubeTensor) -> CubeTensor {
+    let product = matmul(left.clone(), right.clone(), None, MatmulStrategy::default(), DType::F32);
+    product.unwrap_or_else(|_| CubeBackend::float_cast(CubeBackend::float_matmul(left, right), DType::F32.into()))
 }
 
 impl TiledAttentionOps for CubeBackend {
@@ -512,7 +519,7 @@ impl TiledAttentionOps for CubeBackend {
         for tile in attention.tiles() {
             let (query, grad) = (attention.tile(&query, tile), attention.tile(&grad, tile));
             let scores = attention.scores(&query);
-            let grads = CubeBackend::float_matmul(grad.clone(), cube::turned(value.clone()));
+            let grads = single_product(grad.clone(), cube::turned(value.clone()));
             let [weights, slopes] = attention.slopes(scores, grads, tile);
             to_value = Some(cube::added(to_value, CubeBackend::float_matmul(cube::turned(weights), grad)));
             to_query.push(attention.untile(CubeBackend::float_matmul(slopes.clone(), key.clone()), tile.1));

@@ -83,7 +83,7 @@ fn add(
     let vector = cube::vector_size(&[&output, &sum]);
     let vectors = rows * columns / vector;
     if vectors == 0 {
-        return (sum, CubeBackend::float_mul_scalar(low, scale.into()));
+        return (sum, scaled);
     }
     let (dim, has_bias) = (CubeDim::new(&client, vectors), bias.is_some());
     let bias = into_contiguous(bias.unwrap_or_else(|| low.clone()));

@@ -49,6 +49,9 @@ fn low_rank_updates_are_their_compositions() {
     let empty = |shape| Tensor::<2>::zeros(shape, &device());
     let y = ops::low_rank_update(empty([0, 3]), empty([0, 5]), update(empty([2, 5]), empty([3, 2])));
     assert_eq!(y.dims(), [0, 3]);
+    let layer =
+        ops::linear_low_rank(empty([0, 5]), empty([3, 5]), None, Layout::OutIn, update(empty([2, 5]), empty([3, 2])));
+    assert_eq!(layer.dims(), [0, 3]);
 }
 
 #[test]
