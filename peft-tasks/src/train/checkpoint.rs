@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
-use burn::tensor::Bytes;
+use burn::tensor::{Bytes, Device};
 use peft_core::files::checkpoint::{FloatType, Stored, TensorFile, write_atomically, write_tensors};
 use peft_core::files::plain::read_bytes;
 use peft_core::model::state;
@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::train::folder::{checkpoints, partial, remove, whole};
 use crate::train::identity::{Differences, differences, file_mark};
+use crate::train::placed;
 use crate::train::state::TrainerState;
 
 const STATE_FILE: &str = "trainer_state.json";
@@ -194,10 +195,10 @@ impl Checkpoint {
     }
 
     /// An optimizer for the same parameters, with its state.
-    pub(crate) fn optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer> {
+    pub(crate) fn optimizer(&self, optimizer: ModuleOptimizer, device: &Device) -> Result<ModuleOptimizer> {
         let path = self.path.join(OPTIMIZER_FILE);
         let bytes = fs::read(&path).map_err(PeftError::io("read", &path))?;
-        let loaded = optimizer.from_bytes(Bytes::from_bytes_vec(bytes));
+        let loaded = placed::load(optimizer, Bytes::from_bytes_vec(bytes), device);
         loaded.map_err(|error| PeftError::bad_file(&path, format!("{error:?}")))
     }
 }

@@ -48,7 +48,7 @@ impl Learner {
         }
         let (mut optimizer, frozen) = optimizer::optimizer(config, peft, name)?;
         if let Some(checkpoint) = &checkpoint {
-            optimizer = checkpoint.optimizer(optimizer)?;
+            optimizer = checkpoint.optimizer(optimizer, &peft.device().without_autodiff())?;
         }
         let (adapter, patience) = (name.to_owned(), config.early_stopping_patience);
         Ok((Self { adapter, identity, optimizer, frozen, hook, best, patience }, state, changed))

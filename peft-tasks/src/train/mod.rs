@@ -15,6 +15,7 @@ pub mod log;
 pub mod optimizer;
 mod pass;
 mod pending;
+mod placed;
 pub mod progress;
 pub mod schedule;
 mod shared;

@@ -16,6 +16,7 @@ use peft_core::{PeftError, PeftModel, Result};
 use crate::train::adamw::FusedAdamW;
 use crate::train::adamw_8bit::AdamW8bit;
 use crate::train::config::{Optim, TrainConfig};
+use crate::train::placed::Placed;
 
 /// The optimizer for the adapter `name` of a model, and the parameters that it wants frozen.
 ///
@@ -39,8 +40,8 @@ pub fn optimizer<M: Module>(
     };
     let Some(ratio) = config.loraplus_lr_ratio else {
         let optimizer = match config.optim {
-            Optim::AdamW => ModuleOptimizer::from(adamw(config.weight_decay)),
-            Optim::AdamW8bit => ModuleOptimizer::from(in_8_bits(config.weight_decay)),
+            Optim::AdamW => ModuleOptimizer::from(Placed(adamw(config.weight_decay))),
+            Optim::AdamW8bit => ModuleOptimizer::from(Placed(in_8_bits(config.weight_decay))),
         };
         return Ok((optimizer, HashSet::new()));
     };
@@ -70,7 +71,7 @@ fn lora_plus<M: Module, O: Optimizer>(
             Group::Undecayed => groups[2].push(parameter.id),
         }
     }
-    let faster = |decay, factor| Faster { optimizer: optimizer(decay), factor };
+    let faster = |decay, factor| Placed(Faster { optimizer: optimizer(decay), factor });
     let mut all = ModuleOptimizer::from(faster(decay, 1.0));
     for (ids, (decay, factor)) in groups.into_iter().zip([(decay, of_tables), (decay, ratio), (0.0, ratio)]) {
         all = all.with_group(ParamGroup::from_ids(ids), faster(decay, factor), None);
@@ -90,7 +91,7 @@ fn lora_fa<M: Module>(
         decay: config.weight_decay,
         projection: None,
     };
-    let mut optimizer = ModuleOptimizer::from(adam.clone());
+    let mut optimizer = ModuleOptimizer::from(Placed(adam.clone()));
     let mut frozen = HashSet::new();
     let known = peft.adapters().get(name);
     let known = known.ok_or_else(|| PeftError::AdapterName(format!("there is no adapter `{name}` to train")))?;
@@ -100,7 +101,7 @@ fn lora_fa<M: Module>(
     };
     for pair in method.pairs(&slots::collect(peft.model()), name)? {
         frozen.insert(pair.frozen);
-        let projected = AdamThenDecay { projection: Some(pair.projection), ..adam.clone() };
+        let projected = Placed(AdamThenDecay { projection: Some(pair.projection), ..adam.clone() });
         optimizer = optimizer.with_group(ParamGroup::from_ids(vec![pair.trained]), projected, None);
     }
     Ok((optimizer, frozen))

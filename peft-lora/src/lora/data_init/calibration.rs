@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use peft_core::adapter::slots;
 use peft_core::forward::LinearBelow;
 use peft_core::{
@@ -58,7 +58,7 @@ pub(crate) fn watched<M: Module>(
         .map(|param| PlanRow { param: param.clone(), label: NAME.into(), parameters: 0, build: Arc::new(seen.clone()) })
         .collect();
     let base = slots::strip(peft.model().valid());
-    let watching = plan.apply(base, NAME, 0, &Device::default());
+    let watching = plan.apply(base, NAME, 0, &peft.device().without_autodiff());
     nn::set_training(slots::edit(watching, |set| set.activated(&[NAME.to_owned()])), false)
 }
 
