@@ -24,13 +24,13 @@ impl Drop for Running {
     }
 }
 
-/// A run that has done its first step and would go on for hours, each of whose steps has so many batches, and its standard error.
-fn running(folder: &TempDir, batches: usize) -> (Running, BufReader<impl Read + use<>>) {
+/// A run that has done its first step and would go on for hours, and its standard error.
+fn running(folder: &TempDir, more: &[&str]) -> (Running, BufReader<impl Read + use<>>) {
     heed_signals();
     let mut child = Command::new(env!("CARGO_BIN_EXE_peft"))
         .args(["train", "--model", &base(), "--data", &at(folder, "train.jsonl"), "--output", &at(folder, "out")])
         .args(["--log-every", "1", "--targets", "c_attn", "--steps", "100000000"])
-        .args(["--batch-size", "1", "--accumulate", &batches.to_string()])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -69,7 +69,7 @@ fn checkpoints(folder: &TempDir) -> Vec<String> {
 fn a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
     for (signal, name, code) in [("INT", "Ctrl-C", 130), ("TERM", "SIGTERM", 143), ("HUP", "SIGHUP", 129)] {
         let folder = texts();
-        let (mut child, mut said) = running(&folder, 1);
+        let (mut child, mut said) = running(&folder, &[]);
         send(&child, signal);
         let mut rest = String::new();
         said.read_to_string(&mut rest).unwrap();
@@ -109,9 +109,9 @@ fn a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let folder = texts();
-    let rows = fs::read_to_string(at(&folder, "train.jsonl")).unwrap().repeat(20);
-    fs::write(at(&folder, "train.jsonl"), rows).unwrap();
-    let (mut child, _said) = running(&folder, 60);
+    let rows = fs::read_to_string(at(&folder, "train.jsonl")).unwrap();
+    fs::write(at(&folder, "train.jsonl"), format!("{}\n", rows.trim_end()).repeat(20)).unwrap();
+    let (mut child, _said) = running(&folder, &["--batch-size", "1", "--accumulate", "60"]);
     send(&child, "STOP");
     send(&child, "INT");
     send(&child, "TERM");
@@ -125,7 +125,7 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn a_folder_has_one_run_and_is_free_when_that_is_killed() {
     let folder = texts();
-    let (mut child, _said) = running(&folder, 1);
+    let (mut child, _said) = running(&folder, &[]);
     let next = |more: &[&str]| {
         let (base, data, output) = (base(), at(&folder, "train.jsonl"), at(&folder, "out"));
         let files = ["train", "--model", &base, "--data", &data, "--output", &output, "--targets", "c_attn"];
