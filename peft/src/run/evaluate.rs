@@ -79,6 +79,7 @@ pub(crate) fn evaluate<K: TaskKind>(kind: &K, request: &EvalRequest, context: &R
         tokenizer: tokenizer.as_deref(),
         labels: labels.as_ref(),
         options: &options,
+        device: &context.place.device,
     };
     let task = kind.task(&source)?;
     let evaluation = task.evaluate(&nn::eval(model.model()), request.batch_size, &context.place.device)?;

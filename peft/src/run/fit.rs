@@ -137,7 +137,8 @@ pub(crate) fn fit<K: TaskKind>(
         Some(labels) => Some(LabelSet::from_labels(&labels)?),
         None => kind.learn_labels(&data, base)?,
     };
-    let source = TaskSource { data: &data, base, tokenizer, labels: labels.as_ref(), options: &options };
+    let source =
+        TaskSource { data: &data, base, tokenizer, labels: labels.as_ref(), options: &options, device: &place.device };
     let task = kind.task(&source)?;
     task.remarks().iter().for_each(|it| observer.remark(it));
     let held_out = run.data.eval.as_ref().map(|file| data_of(file)).transpose()?;

@@ -186,6 +186,8 @@ pub struct TaskSource<'a> {
     pub labels: Option<&'a LabelSet>,
     /// Settings that only some kinds read.
     pub options: &'a TaskOptions,
+    /// Where what a task computes ahead of training is computed.
+    pub device: &'a Device,
 }
 
 impl<'a> TaskSource<'a> {

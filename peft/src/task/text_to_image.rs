@@ -88,7 +88,7 @@ impl TaskKind for TextToImageKind {
 
     fn task(&self, source: &TaskSource<'_>) -> Result<DreamBooth> {
         let options = source.options;
-        DreamBooth::read(&source.data.file, source.base, &options.dreambooth, options.seed, &Device::default())
+        DreamBooth::read(&source.data.file, source.base, &options.dreambooth, options.seed, source.device)
     }
 
     fn finish(&self, folder: &Path, spec: &ModelSpec) -> Result<()> {

@@ -130,7 +130,7 @@ pub fn start<M: Module, B>(
         }
     }
 
-    let state = lock();
+    let (state, device) = (lock(), peft.device().without_autodiff());
     let mut given = HashMap::new();
     let (mut targets, mut rank_pattern, mut alpha_pattern) = (Vec::new(), IndexMap::new(), IndexMap::new());
     for layer in linear.iter().chain(&others) {
@@ -141,7 +141,7 @@ pub fn start<M: Module, B>(
             continue;
         }
         if is_linear {
-            let a = state.analyses[led_by[module]].factor(rank, eva.whiten);
+            let a = state.analyses[led_by[module]].factor(rank, eva.whiten, &device);
             given.insert(module.to_owned(), InitialFactors { a, b: None, stays: false });
         }
         let adjusted = rank != layer.rank && eva.adjust_scaling_factors;
@@ -332,13 +332,13 @@ impl Analysis {
     }
 
     /// The first directions, `[rank, in]`.
-    fn factor(&self, rank: usize, whiten: bool) -> Tensor<2> {
+    fn factor(&self, rank: usize, whiten: bool, device: &Device) -> Tensor<2> {
         let (values, directions) = self.directions.as_ref().expect("directions that were found");
         let divisor = |row: usize| if whiten { values[row].sqrt() } else { 1.0 };
         let d_in = directions.ncols();
         let entry = |at: usize| (directions[(at / d_in, at % d_in)] / divisor(at / d_in)) as f32;
         let data: Vec<f32> = (0..rank * d_in).map(entry).collect();
-        Tensor::from_data(TensorData::new(data, [rank, d_in]), &Device::default())
+        Tensor::from_data(TensorData::new(data, [rank, d_in]), device)
     }
 }
 
