@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use peft_core::{Adaptable, PeftError, Result, forward};
 use peft_models::ModelInput;
 use peft_models::common::config::RawConfig;
@@ -21,6 +20,7 @@ use super::pictures;
 #[cfg(feature = "audio")]
 use super::speech;
 use super::terminal::{part, say};
+use crate::device::cpu_device;
 use crate::load::adapters::with_adapters;
 use crate::load::text::{fitted, load_chat_template, load_tokenizer, rows_with};
 use crate::run::registry::{KnownTask, Registry};
@@ -108,7 +108,7 @@ fn reads_a_source(task: KnownTask<'_>, folder: &Path, registry: &Registry) -> Re
     match task.task_type() {
         Some("SEQ_2_SEQ_LM") => Ok(true),
         Some("CAUSAL_LM") => {
-            let (raw, device) = (RawConfig::read(folder)?, Device::default());
+            let (raw, device) = (RawConfig::read(folder)?, cpu_device()?);
             let architectures = &registry.architectures;
             Ok(architectures.causal_lm(&raw, &device).is_err() && architectures.seq2seq_lm(&raw, &device).is_ok())
         }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 #[cfg(feature = "lora")]
-use burn::tensor::Device;
-#[cfg(feature = "lora")]
 use peft_core::ModelSpec;
 use peft_core::{
     Adaptable, AdapterFolder, DEFAULT_ADAPTER, LoadReport, MethodRegistry, PeftError, PeftModel, Result, is_suffix,
@@ -14,6 +12,7 @@ use peft_models::common::config::RawConfig;
 use serde_json::{Map, Value, json};
 
 use super::inspection::Fit;
+use crate::device::cpu_device;
 use crate::load::adapters::num_labels;
 use crate::load::any_model::AnyModel;
 use crate::run::registry::{KnownTask, Registry};
@@ -27,7 +26,7 @@ pub(super) fn is_tied(raw: &RawConfig) -> bool {
 /// What a base consists of, as the task of an adapter sees it. Only `config.json` is read.
 #[cfg(feature = "lora")]
 pub(crate) fn spec_of(base: &Path, adapter: &Map<String, Value>, registry: &Registry) -> Result<ModelSpec> {
-    let (raw, device) = (RawConfig::read(base)?, Device::default());
+    let (raw, device) = (RawConfig::read(base)?, cpu_device()?);
     let spec = |task: KnownTask<'_>| Ok(task.unallocated(&registry.architectures, &raw, &device)?.spec());
     let causal = || spec(registry.tasks.get("causal-lm")?);
     match adapter.get("task_type").and_then(Value::as_str) {
@@ -49,7 +48,7 @@ pub(super) fn fit(folder: &AdapterFolder, base: &Path, mut raw: RawConfig, regis
         // Such an adapter is applied to a model whose head is its own.
         raw.json.insert("tie_word_embeddings".into(), json!(false));
     }
-    let device = crate::device::cpu_device().unwrap_or_default();
+    let device = cpu_device().unwrap_or_default();
     let told = |task: KnownTask<'_>| {
         let model = task.unallocated(&registry.architectures, &raw, &device);
         match model.and_then(|model| check(model, folder, &registry.methods)) {

@@ -10,7 +10,7 @@ mod config;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::TensorData;
 use peft_core::files::checkpoint::{BaseDtype, Checkpoint, FloatType, Placement, Stored};
 use peft_core::files::place::StagedFolder;
 use peft_core::files::shards::{ShardSize, ShardWriter};
@@ -22,6 +22,7 @@ use peft_tasks::data::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
 use serde_json::{Map, Value};
 
+use crate::device::cpu_device;
 use crate::folder::adapted::made_of;
 use crate::folder::output::check_output_with;
 use crate::load::adapters::{AdapterSource, head_of, is_same_folder, with_adapters};
@@ -153,7 +154,7 @@ fn check_depth(
     registry: &Registry,
 ) -> Result<()> {
     let raw = RawConfig::of(described.clone());
-    let read = task.unallocated(&registry.architectures, &raw, &Device::default())?.spec();
+    let read = task.unallocated(&registry.architectures, &raw, &cpu_device()?)?.spec();
     let shapes = |spec: &ModelSpec| spec.iter().map(|it| (it.path(), it.shape.clone())).collect::<BTreeMap<_, _>>();
     if shapes(&read) == shapes(merged.spec()) && read.layer_types == merged.spec().layer_types {
         return Ok(());
