@@ -23,6 +23,7 @@ pub(crate) fn is_processor(device: &Device) -> bool {
 
 /// Whether a tensor of this device is computed when the call that makes it returns, so that nothing is waited for where its
 /// numbers are read. Cards are told what to do, and do it while the program goes on.
+#[allow(deprecated, reason = "burn-tch is deprecated in Burn 0.22.1, and is the only way to libtorch")]
 pub fn is_eager(device: &Device) -> bool {
     match device.clone().without_autodiff().as_dispatch() {
         #[cfg(feature = "flex")]

@@ -4,7 +4,7 @@
 //! card ends the program.
 
 use burn::tensor::Device;
-#[cfg(any(feature = "wgpu", feature = "cuda", feature = "tch", feature = "cube-cpu"))]
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "tch"))]
 use burn::tensor::DeviceType;
 use peft_core::{PeftError, Result};
 use serde::Serialize;

@@ -24,6 +24,7 @@ thread_local! {
 }
 
 /// The device that operations are tested on: flex, or what `PEFT_TEST_DEVICE` names.
+#[allow(deprecated, reason = "burn-tch is deprecated in Burn 0.22.1, and is the only way to libtorch")]
 fn device() -> Device {
     let name = std::env::var("PEFT_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
     match name.as_str() {
