@@ -53,18 +53,20 @@ fn main() {
         return;
     };
     let operations = operations(&device, SIZE);
-    let x = Tensor::<3>::random([2, 16, 64], Distribution::Default, &device.clone().autodiff()).require_grad();
-    let codes = |x: &Tensor<3>, rows: usize| -> Operation {
+    let (all_rows, width) = (SIZE.batch * SIZE.length, SIZE.heads * SIZE.width);
+    let auto = device.clone().autodiff();
+    let x = Tensor::<3>::random([SIZE.batch, SIZE.length, width], Distribution::Default, &auto).require_grad();
+    let codes = |rows: usize| -> Operation {
         let format = QuantFormat::FourBit(FourBit::Nf4);
-        let matrix = Tensor::<2>::random([64, 64], Distribution::Default, &device);
+        let matrix = Tensor::<2>::random([width, width], Distribution::Default, &device);
         let packed = Tensor::from_inner(quantized(&matrix, format, true, Rounding::Single).expect("codes"));
         let x = x.clone();
         Box::new(move || {
-            let x = x.clone().reshape([32, 64]).narrow(0, 0, rows);
+            let x = x.clone().reshape([all_rows, width]).narrow(0, 0, rows);
             ops::linear(x, packed.clone(), None, Layout::OutIn).unsqueeze()
         })
     };
-    let operations = [operations, vec![("linear, NF4", codes(&x, 32)), ("linear, NF4, 4 rows", codes(&x, 4))]];
+    let operations = [operations, vec![("linear, NF4", codes(all_rows)), ("linear, NF4, 4 rows", codes(4))]];
     let names = std::env::args().any(|it| it == "--names");
     println!(
         "| operation | ours, forward | backward | Burn's only, forward | backward |\n| --- | ---: | ---: | ---: | ---: |"

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use burn::tensor::Device;
 use burn_ir::{BaseOperationIr, FloatOperationIr, OperationIr, TensorIr};
 
-use crate::operations::{Operation, Size, operations};
+use crate::operations::{Size, operations};
 
 /// GPT-2 with 124 million parameters, four rows.
 const SIZE: Size = Size { batch: 4, length: 512, heads: 12, width: 64, vocabulary: 50257, rank: 8 };
@@ -17,40 +17,32 @@ const SIZE: Size = Size { batch: 4, length: 512, heads: 12, width: 64, vocabular
 pub(crate) fn print() {
     let [batch, length, heads, all] = [SIZE.batch, SIZE.length, SIZE.heads, SIZE.heads * SIZE.width];
     println!("| operation | of a tensor of | Burn's passes, forward |\n| --- | ---: | ---: |");
-    for (at, name) in names().into_iter().enumerate() {
+    let (names, before) = recorded(None);
+    for (at, name) in names.into_iter().enumerate() {
         let unit = match name {
             "attention, causal" => batch * heads * length * length,
             "linear_cross_entropy" => batch * length * SIZE.vocabulary,
             _ => batch * length * all,
         };
-        let passes = (bytes(at, true) - bytes(at, false)) as f64 / (unit * size_of::<f32>()) as f64;
+        let passes = (recorded(Some(at)).1 - before) as f64 / (unit * size_of::<f32>()) as f64;
         println!("| `{name}` | {unit} | {passes:.1} |");
     }
     println!();
 }
 
-fn names() -> Vec<&'static str> {
+/// Names of the operations, and bytes that are read and written outside of products: by what they work on, and by one of them.
+fn recorded(run: Option<usize>) -> (Vec<&'static str>, usize) {
     let device = Device::capture();
     let mut names = Vec::new();
-    let capture = device.capture_scope(|scope| {
-        names = operations(&device, SIZE).into_iter().map(|it| it.0).collect();
-        scope.complete([], [])
-    });
-    capture.expect("a capture");
-    names
-}
-
-/// Bytes that are read and written outside of products, by what an operation works on and by the operation itself.
-fn bytes(at: usize, is_run: bool) -> usize {
-    let device = Device::capture();
     let captured = device.capture_scope(|scope| {
-        let operation: Operation = operations(&device, SIZE).swap_remove(at).1;
-        if is_run {
-            drop(operation());
+        let operations = operations(&device, SIZE);
+        names = operations.iter().map(|it| it.0).collect();
+        if let Some(at) = run {
+            drop(operations[at].1());
         }
         scope.complete([], [])
     });
-    moved(&captured.expect("a capture").graph.operations)
+    (names, moved(&captured.expect("a capture").graph.operations))
 }
 
 fn moved(operations: &[OperationIr]) -> usize {

@@ -425,12 +425,12 @@ impl Visitor<'_> {
 /// How far losses may be apart, relatively. Those of tiny models with random weights hardly differ from that of a guess, so this is
 /// strict.
 fn tolerance(device: &str, bf16: bool) -> f64 {
-    match device.split(':').next() {
+    match (crate::backend_of(device), bf16) {
         // 8 bits.
-        _ if bf16 => 1e-3,
+        (_, true) => 1e-3,
         // CubeK multiplies f32 in tf32 there, which has 11.
-        Some("cuda") => 3e-4,
-        _ => 1e-4,
+        ("cuda", false) => 3e-4,
+        (_, false) => 1e-4,
     }
 }
 
