@@ -1,24 +1,33 @@
 //! Every fused operation against its plain composition, forward and backward: `cargo bench --workspace --bench ops`.
+//! On a card: `PEFT_TEST_DEVICE=cuda cargo bench -p peft-core --features cuda --bench ops`.
 //!
 //! The two run in turn, so that a busy machine slows both, and the ratio of medians is what counts. Criterion would
 //! time one after the other, and its features make Burn compile once more.
 
 #![allow(clippy::print_stdout)] // what a bench is for
 
+#[path = "support/device.rs"]
+mod device;
+
 use std::time::Instant;
 
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::optim::{AdamWConfig, Optimizer};
+use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
-use peft_core::ops::{self, AttentionMask, Convolution, LowRank, Pairing, RotaryTable, Visibility, plain};
+use peft_core::ops::{self, AdamWStep, AttentionMask, Convolution, LowRank, Pairing, RotaryTable, Visibility, plain};
+use peft_core::quant::{FourBit, QuantFormat, Rounding, quantized};
 
 const ROUNDS: usize = 15;
 
-/// Seconds of one forward and backward pass.
+/// Seconds of one forward and backward pass, which is over when the device has done it.
 fn time<const D: usize, const N: usize>(inputs: &[Tensor<D>; N], f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>) -> f64 {
     let tracked = inputs.clone().map(|it| it.autodiff().require_grad());
+    let device = inputs[0].device();
+    device.sync().expect("the device works");
     let begun = Instant::now();
     let loss = f(tracked.clone()).sum();
     let gradients = loss.backward();
+    device.sync().expect("the device works");
     let seconds = begun.elapsed().as_secs_f64();
     assert!(tracked[0].grad(&gradients).is_some());
     seconds
@@ -30,13 +39,19 @@ fn compare<const D: usize, const N: usize>(
     fused: impl Fn([Tensor<D>; N]) -> Tensor<D>,
     composed: impl Fn([Tensor<D>; N]) -> Tensor<D>,
 ) {
+    // On a card, what the composed form calls might have kernels of ours, too.
+    compare_times(name, || time(&inputs, &fused), || plain::only(|| time(&inputs, &composed)));
+}
+
+/// What the two of them take by turns, if the operation was asked for.
+fn compare_times(name: &str, fused: impl Fn() -> f64, composed: impl Fn() -> f64) {
     if std::env::args().skip(1).any(|it| !it.starts_with('-') && !name.contains(&it)) {
         return;
     }
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.push(time(&inputs, &fused));
-        theirs.push(time(&inputs, &composed));
+        ours.push(fused());
+        theirs.push(composed());
     }
     let median = |mut seconds: Vec<f64>| {
         seconds.sort_by(f64::total_cmp);
@@ -47,7 +62,10 @@ fn compare<const D: usize, const N: usize>(
 }
 
 fn main() {
-    let device = Device::flex();
+    let Some(device) = device::device() else {
+        println!("name a device in PEFT_TEST_DEVICE that this build has");
+        return;
+    };
     let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     let picture = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     // GPT-2's sizes, 4 × 128 tokens.
@@ -94,6 +112,20 @@ fn main() {
             |[x]| ops::linear(x, weight.clone(), None, Layout::OutIn),
             |[x]| plain::linear(x, weight.clone().transpose(), None),
         );
+    }
+
+    // Codes, against the numbers that they stand for.
+    let whole = random([d_inner, d_model]);
+    for (name, format) in [("NF4", QuantFormat::FourBit(FourBit::Nf4)), ("int8", QuantFormat::Int8)] {
+        let Ok(codes) = quantized(&whole, format, true, Rounding::Single) else { continue };
+        for rows in [4, rows] {
+            compare(
+                &format!("linear {name}, {rows} rows"),
+                [random([rows, d_model])],
+                |[x]| ops::linear(x, codes.clone(), None, Layout::OutIn),
+                |[x]| plain::linear(x, whole.clone().transpose(), None),
+            );
+        }
     }
 
     for rank in [8, 64] {
@@ -169,4 +201,34 @@ fn main() {
             plain::cross_entropy(logits, labels.clone(), 0.0).unsqueeze()
         },
     );
+
+    // Where there is a kernel for it, for low-rank factors on all linear layers.
+    let parameters: Vec<_> = (0..48).flat_map(|_| [random([8, d_model]), random([d_inner, 8])]).collect();
+    if parameters.iter().all(ops::has_adamw_step) {
+        let waited = |step: &dyn Fn()| {
+            device.sync().expect("the device works");
+            let begun = Instant::now();
+            step();
+            device.sync().expect("the device works");
+            begun.elapsed().as_secs_f64()
+        };
+        let moments: Vec<_> = parameters.iter().map(|it| [it.zeros_like(), it.zeros_like()]).collect();
+        let step = AdamWStep { rate: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, decay: 0.01, time: 1 };
+        let ours = || {
+            let all = parameters.iter().zip(&moments);
+            let moved = |(it, moments): (&Tensor<2>, &[Tensor<2>; 2])| {
+                ops::adamw_step(it.clone(), it.clone(), moments.clone(), step)
+            };
+            drop(ops::together(|| all.map(moved).collect::<Vec<_>>()));
+        };
+        let optimizer = AdamWConfig::new().with_weight_decay(0.01).build();
+        let states: Vec<_> = parameters.iter().map(|it| optimizer.step(1e-3, it.clone(), it.clone(), None).1).collect();
+        let burns = || {
+            let all = parameters.iter().zip(&states);
+            let moved =
+                |(it, state): (&Tensor<2>, &Option<_>)| optimizer.step(1e-3, it.clone(), it.clone(), state.clone());
+            drop(all.map(moved).collect::<Vec<_>>());
+        };
+        compare_times("AdamW, 96 matrices", || waited(&ours), || waited(&burns));
+    }
 }

@@ -1,13 +1,17 @@
 //! How many kernels an operation launches on a card, forward and backward: with ours, and composed of Burn's.
 //!
 //! `PEFT_TEST_DEVICE=cube-cpu cargo bench -p peft-core --features cube-cpu --bench launches`; with `-- --names` it names them, too.
-//! With `--features capture`, and without a card: how often Burn's operations read and write what they work on.
+//! Then what a forward leaves in memory for its backward pass.
+//! With the feature `watch` beside that of the card: how often what an operation works on is read and written, too.
 
 // It prints a table.
 #![allow(clippy::print_stdout)]
 
+#[path = "../support/device.rs"]
+mod device;
+mod kept;
 mod operations;
-#[cfg(feature = "capture")]
+#[cfg(feature = "watch")]
 mod passes;
 
 use burn::tensor::{Device, Distribution, Tensor};
@@ -19,18 +23,6 @@ use operations::{Operation, Size, operations};
 
 /// Small: launches of the products and of kernels number by number do not depend on it.
 const SIZE: Size = Size { batch: 2, length: 16, heads: 4, width: 16, vocabulary: 101, rank: 8 };
-
-fn device() -> Option<Device> {
-    match std::env::var("PEFT_TEST_DEVICE").unwrap_or_default().as_str() {
-        #[cfg(feature = "cube-cpu")]
-        "cube-cpu" => Some(Device::cpu()),
-        #[cfg(feature = "cuda")]
-        "cuda" => Some(Device::cuda(0)),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        _ => None,
-    }
-}
 
 /// Launches of a forward, and of the backward behind it.
 fn count(device: &Device, operation: &Operation) -> [Launches; 2] {
@@ -46,12 +38,13 @@ fn count(device: &Device, operation: &Operation) -> [Launches; 2] {
 }
 
 fn main() {
-    #[cfg(feature = "capture")]
-    passes::print();
-    let Some(device) = device() else {
+    let Some(device) = device::device().filter(|it| !peft_core::is_eager(it)) else {
         println!("name a card in PEFT_TEST_DEVICE, and build with its feature");
         return;
     };
+    kept::print(&device);
+    #[cfg(feature = "watch")]
+    passes::print(&device);
     let operations = operations(&device, SIZE);
     let (all_rows, width) = (SIZE.batch * SIZE.length, SIZE.heads * SIZE.width);
     let auto = device.clone().autodiff();

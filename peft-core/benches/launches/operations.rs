@@ -17,6 +17,20 @@ pub(crate) struct Size {
     pub(crate) rank: usize,
 }
 
+/// Two rows of 256 tokens as wide as those of GPT-2. All of it fits into what a driver in software gives away at once.
+pub(crate) const WIDE: Size = Size { batch: 2, length: 256, heads: 12, width: 64, vocabulary: 20_000, rank: 8 };
+
+impl Size {
+    /// How many numbers the tensor has that an operation is about: scores, logits, or rows of a hidden state.
+    pub(crate) fn numbers(self, operation: &str) -> usize {
+        match operation {
+            "attention, causal" => self.batch * self.heads * self.length * self.length,
+            "linear_cross_entropy" => self.batch * self.length * self.vocabulary,
+            _ => self.batch * self.length * self.heads * self.width,
+        }
+    }
+}
+
 /// Labels count up: there must be as many tokens in the vocabulary as there are rows.
 pub(crate) fn operations(device: &Device, size: Size) -> Vec<(&'static str, Operation)> {
     let Size { batch, length, heads, width, vocabulary, rank } = size;

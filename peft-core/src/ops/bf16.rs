@@ -25,13 +25,11 @@ pub fn check_bf16(device: &Device) -> Result<()> {
             };
         }
     }
-    #[cfg(feature = "cube")]
-    if crate::device::is_processor(device) {
-        return missing(
-            "Burn's products in bf16 do not fit into the cache of a processor; `--device flex` has its own",
-        );
-    }
     match device.supports_dtype(DType::BF16) {
+        #[cfg(feature = "cube")]
+        true if !crate::device::rounds_to_bf16(device) => missing(
+            "the compiler of kernels for processors finds no `__truncsfbf2` here, which rounds to it; `--device flex` needs none",
+        ),
         true => Ok(()),
         false => missing("this device has no bf16; leave it out, or use one that has (`cuda`, `vulkan`)"),
     }
@@ -42,7 +40,8 @@ pub fn check_bf16(device: &Device) -> Result<()> {
 ///
 /// Numbers are rounded to bf16 only where they enter such a product: of linear layers, with or without a low-rank update,
 /// and of a head with its loss. Sums are in single precision, and so is all the rest: low-rank factors and their
-/// gradients, attention, norms, gradients of weights that are trained whole. What runs on another thread is not concerned.
+/// gradients, attention, norms, gradients of weights that are trained whole. On cards and on libtorch, a product with a
+/// weight that is trained is rounded as well, as torch's autocast does with all. What runs on another thread is not concerned.
 ///
 /// # Errors
 /// As [`check_bf16`].
@@ -57,7 +56,7 @@ pub(crate) fn is_on() -> bool {
     context::read(|it| it.bf16)
 }
 
-/// `input · weight` in bf16, whose sums are in single precision.
+/// `input · weight` in bf16, whose sums are in single precision and rounded.
 pub(super) fn product(input: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let dtype = input.dtype();
     // Codes are no numbers yet.

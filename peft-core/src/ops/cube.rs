@@ -9,6 +9,7 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
@@ -68,6 +69,12 @@ pub(super) fn added(sum: Option<CubeTensor>, term: CubeTensor) -> CubeTensor {
 /// Parts one behind the other along an axis; a single one is not copied.
 pub(super) fn joined(mut parts: Vec<CubeTensor>, axis: usize) -> CubeTensor {
     if parts.len() == 1 { parts.remove(0) } else { CubeBackend::float_cat(parts, axis) }
+}
+
+/// A product whose sums are kept in single precision, whatever type the factors have.
+pub(super) fn single_product(left: CubeTensor, right: CubeTensor) -> CubeTensor {
+    let product = matmul(left.clone(), right.clone(), None, MatmulStrategy::default(), DType::F32);
+    product.unwrap_or_else(|_| CubeBackend::float_cast(CubeBackend::float_matmul(left, right), DType::F32.into()))
 }
 
 /// The tensor with its last two axes exchanged.

@@ -15,7 +15,7 @@ usage: cargo xtask card [options]
   --shapes NAME      full or tiny, which shows that everything runs and measures nothing [default: full]
   --deadline N       seconds that the visit may take [default: 540]
   --row-seconds N    seconds that one measurement may take [default: 100]
-  --plain            leaves the features fusion and autotune out
+  --plain            leaves the feature fusion out
   --rehearse         then unpacks it in a temporary folder and runs it on this machine
   --python PATH      the Python of the rehearsal [default: python3]
   --no-torch         the rehearsal goes without torch

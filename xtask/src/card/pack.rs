@@ -68,8 +68,11 @@ fn features(backends: &[&str], plain: bool) -> String {
     let mut features = vec!["lora", "cli", "flex"];
     features.extend(backends);
     // Burn's defaults for cards. They are of no use for the processor.
-    if !plain && backends.iter().any(|it| *it != "flex") {
-        features.extend(["fusion", "autotune"]);
+    if backends.iter().any(|it| *it != "flex") {
+        features.push("autotune");
+        if !plain {
+            features.push("fusion");
+        }
     }
     let mut seen = Vec::new();
     features.retain(|it| {
@@ -274,8 +277,8 @@ mod tests {
 
     #[test]
     fn a_worker_has_what_its_devices_need() {
-        assert_eq!(features(&["cuda", "vulkan"], false), "lora,cli,flex,cuda,vulkan,fusion,autotune");
-        assert_eq!(features(&["cuda", "cuda", "flex"], true), "lora,cli,flex,cuda");
+        assert_eq!(features(&["cuda", "vulkan"], false), "lora,cli,flex,cuda,vulkan,autotune,fusion");
+        assert_eq!(features(&["cuda", "cuda", "flex"], true), "lora,cli,flex,cuda,autotune");
         assert_eq!(features(&["flex"], false), "lora,cli,flex");
     }
 

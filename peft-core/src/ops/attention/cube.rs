@@ -6,7 +6,6 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -386,8 +385,9 @@ impl Attention {
         (place, NumbersLaunch::new(scale, cap, dropout), count, cube::cube_for_row(&self.key, self.keys))
     }
 
+    /// In single precision: they are large, and a softmax makes much of their last bits.
     fn scores(&self, query: &CubeTensor) -> CubeTensor {
-        into_contiguous(single_product(query.clone(), cube::turned(self.key.clone())))
+        into_contiguous(cube::single_product(query.clone(), cube::turned(self.key.clone())))
     }
 
     /// The weights of a tile, from its scores.
@@ -456,12 +456,6 @@ impl Attention {
     }
 }
 
-/// A product in single precision. Scores are large, and a softmax makes much of their last bits.
-fn single_product(left: CubeTensor, right: CubeTensor) -> CubeTensor {
-    let product = matmul(left.clone(), right.clone(), None, MatmulStrategy::default(), DType::F32);
-    product.unwrap_or_else(|_| CubeBackend::float_cast(CubeBackend::float_matmul(left, right), DType::F32.into()))
-}
-
 impl TiledAttentionOps for CubeBackend {
     fn in_rows(tensor: CubeTensor) -> CubeTensor {
         into_contiguous(tensor)
@@ -519,7 +513,7 @@ impl TiledAttentionOps for CubeBackend {
         for tile in attention.tiles() {
             let (query, grad) = (attention.tile(&query, tile), attention.tile(&grad, tile));
             let scores = attention.scores(&query);
-            let grads = single_product(grad.clone(), cube::turned(value.clone()));
+            let grads = cube::single_product(grad.clone(), cube::turned(value.clone()));
             let [weights, slopes] = attention.slopes(scores, grads, tile);
             to_value = Some(cube::added(to_value, CubeBackend::float_matmul(cube::turned(weights), grad)));
             to_query.push(attention.untile(CubeBackend::float_matmul(slopes.clone(), key.clone()), tile.1));

@@ -17,10 +17,10 @@ use crate::ops::to_f32;
 /// Logits that exist at a time: 128 MB in f32. Few in tests, which should see more than one chunk.
 const CHUNK: usize = if cfg!(test) { 1 << 10 } else { 1 << 25 };
 
-/// Logits become the slopes of the sum of losses, and each row says its loss and whether it counts.
+/// Each row says its loss and whether it counts; and logits become the slopes of the sum of losses, if they are wanted.
 #[cube(launch, address_type = "dynamic")]
 fn loss_kernel<F: Float>(
-    logits: &Tensor<F>,
+    logits: &Tensor<f32>,
     labels: &Tensor<i32>,
     slopes: &mut Tensor<F>,
     losses: &mut Tensor<f32>,
@@ -31,6 +31,7 @@ fn loss_kernel<F: Float>(
     // WGSL has no word for it.
     nan: f32,
     #[comptime] units: usize,
+    #[comptime] has_slopes: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     if CUBE_POS >= rows {
@@ -43,7 +44,7 @@ fn loss_kernel<F: Float>(
     let mut sum = 0.0f32;
     let mut total = 0.0f32;
     for at in range_stepped(unit, classes, units) {
-        let x = f32::cast_from(logits[start + at]);
+        let x = logits[start + at];
         if x > largest {
             sum *= f32::exp(largest - x);
             largest = x;
@@ -65,22 +66,24 @@ fn loss_kernel<F: Float>(
             one = 1.0f32;
             let mut chosen = nan;
             if is_class {
-                chosen = f32::cast_from(logits[start + label as usize]);
+                chosen = logits[start + label as usize];
             }
             loss = f32::ln(sum) + most - (1.0f32 - smoothing) * chosen - share * total;
         }
         losses[at] = loss;
         losses[at + 1] = one;
     }
-    for at in range_stepped(unit, classes, units) {
-        let mut slope = 0.0f32;
-        if counts {
-            slope = f32::exp(f32::cast_from(logits[start + at]) - most) / sum - share;
-            if is_class && at == label as usize {
-                slope -= 1.0f32 - smoothing;
+    if has_slopes {
+        for at in range_stepped(unit, classes, units) {
+            let mut slope = 0.0f32;
+            if counts {
+                slope = f32::exp(logits[start + at] - most) / sum - share;
+                if is_class && at == label as usize {
+                    slope -= 1.0f32 - smoothing;
+                }
             }
+            slopes[start + at] = F::cast_from(slope);
         }
-        slopes[start + at] = F::cast_from(slope);
     }
 }
 
@@ -109,10 +112,10 @@ fn loss(
             }
         };
         let operand = to_f32::cube::for_product(part, &hidden, bf16);
-        let logits = CubeBackend::float_matmul(operand.clone(), cube::turned(weight.clone()));
-        let logits = into_contiguous(logits);
+        let logits = into_contiguous(cube::single_product(operand.clone(), cube::turned(weight.clone())));
         let dim = cube::cube_for_row(&logits, classes);
-        let slopes = cube::empty_contiguous(logits.shape(), &logits);
+        // In the type of the factors of the products that they enter.
+        let slopes = cube::empty_contiguous(if grads { logits.shape() } else { Shape::new([1, 1]) }, &operand);
         loss_kernel::launch(
             &client,
             cube::cubes(&logits, count),
@@ -128,13 +131,14 @@ fn loss(
             smoothing,
             f32::NAN,
             dim.num_elems() as usize,
-            cube::element(&logits),
+            grads,
+            cube::element(&operand),
         );
         if grads {
-            to_hidden.push(CubeBackend::float_matmul(slopes.clone(), weight.clone()));
+            to_hidden.push(cube::single_product(slopes.clone(), weight.clone()));
         }
         if grads && to_weight {
-            let term = CubeBackend::float_matmul(cube::turned(slopes), operand);
+            let term = cube::single_product(cube::turned(slopes), operand);
             sum_to_weight = Some(cube::added(sum_to_weight, term));
         }
     }
@@ -147,7 +151,6 @@ fn loss(
     let mean = CubeBackend::float_div(column(0), kept.clone());
     let share = |grad: CubeTensor, dtype: DType| {
         let kept = CubeBackend::float_reshape(kept.clone(), Shape::new([1, 1]));
-        let grad = CubeBackend::float_cast(grad, DType::F32.into());
         CubeBackend::float_cast(CubeBackend::float_div(grad, kept), dtype.into())
     };
     let dtype = hidden.dtype;

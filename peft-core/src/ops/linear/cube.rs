@@ -20,7 +20,7 @@ use crate::quant::{self, Coding, Header, Parts};
 /// Up to so many rows read the codes of a weight themselves.
 const FEW: usize = 8;
 
-/// `input · weight`, in the type of the input; multiplied in bf16 if that is asked for.
+/// `input · weight`, in the type of the input; multiplied in bf16 if that is asked for, with sums in single precision.
 pub(in crate::ops) fn with_weight(input: CubeTensor, weight: CubeTensor, bf16: bool) -> CubeTensor {
     if let Some(header) = quant::header(&weight)
         // As in a forward: a backward pass sees the weight as it is stored.
@@ -36,7 +36,10 @@ pub(in crate::ops) fn with_weight(input: CubeTensor, weight: CubeTensor, bf16: b
     }
     let dtype = input.dtype;
     let weight = to_f32::cube::for_product(weight, &input, bf16);
-    let output = CubeBackend::float_matmul(to_f32::cube::for_product(input.clone(), &input, bf16), weight);
+    if !bf16 {
+        return CubeBackend::float_matmul(input, weight);
+    }
+    let output = cube::single_product(to_f32::cube::for_product(input.clone(), &input, bf16), weight);
     if output.dtype == dtype { output } else { CubeBackend::float_cast(output, dtype.into()) }
 }
 

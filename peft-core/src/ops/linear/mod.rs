@@ -49,6 +49,10 @@ pub(super) fn product(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1
         Some(bias) => output + bias.unsqueeze(),
         None => output,
     };
+    // With `autotune`, Burn's product of nothing is whatever lay in memory there.
+    if input.dims()[1] == 0 {
+        return biased(Tensor::zeros([input.dims()[0], weight.dims()[1]], (&input.device(), input.dtype())));
+    }
     #[cfg(feature = "cube")]
     if frozen::fits(&input, &weight) {
         return biased(frozen::product(input, weight));

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{assert_close, device, is_libtorch, is_on_flex, numbers, on_flex, values};
+use super::{assert_close, device, halves, is_libtorch, is_on_flex, numbers, on_flex, values};
 use crate::ops::{self, Layout, LowRank};
 use crate::quant::{self, FourBit, Packed, QuantFormat, Quantized, Rounding};
 
@@ -52,8 +52,7 @@ fn with_codes(test: impl FnOnce()) {
 #[test]
 fn a_weight_in_half_precision_gives_the_bits_of_the_same_numbers() {
     // Of what a device does not have no base is made: `files::checkpoint` refuses it.
-    let known = [DType::BF16, DType::F16].into_iter().filter(|it| device().supports_dtype(*it));
-    for dtype in known {
+    for dtype in halves() {
         // One row as in a step of decoding, a few as in a beam, and many.
         for dims in [[1, 100, 40], [3, 5, 7], [9, 130, 50], [33, 34, 35], [70, 800, 49]] {
             let [_, d_in, d_out] = dims;

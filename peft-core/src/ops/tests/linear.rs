@@ -50,12 +50,12 @@ fn linear_layers_are_their_compositions() {
 }
 
 /// Rounded to bf16 by another's code.
-fn rounded<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+pub(super) fn rounded<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     values(tensor).into_iter().map(|x| half::bf16::from_f32(x).to_f64()).collect()
 }
 
 /// `left · right` in double precision, `right` as `[inner, columns]`.
-fn exact(left: &[f64], right: &[f64], [rows, inner, columns]: [usize; 3]) -> Vec<f64> {
+pub(super) fn exact(left: &[f64], right: &[f64], [rows, inner, columns]: [usize; 3]) -> Vec<f64> {
     let mut product = vec![0.0; rows * columns];
     for row in 0..rows {
         for term in 0..inner {
@@ -67,7 +67,7 @@ fn exact(left: &[f64], right: &[f64], [rows, inner, columns]: [usize; 3]) -> Vec
     product
 }
 
-fn flipped(numbers: &[f64], [rows, columns]: [usize; 2]) -> Vec<f64> {
+pub(super) fn flipped(numbers: &[f64], [rows, columns]: [usize; 2]) -> Vec<f64> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| numbers[row * columns + column])).collect()
 }
 

@@ -17,7 +17,7 @@ mod squares;
 
 use std::cell::Cell;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 thread_local! {
     static ON_FLEX: Cell<bool> = const { Cell::new(false) };
@@ -51,6 +51,15 @@ fn on_flex(test: impl FnOnce()) {
 
 fn is_libtorch() -> bool {
     std::env::var("PEFT_TEST_DEVICE").is_ok_and(|it| it.starts_with("tch"))
+}
+
+/// The half precisions in which the device computes.
+fn halves() -> Vec<DType> {
+    let device = device();
+    let known = [DType::F16, DType::BF16].into_iter().filter(|it| device.supports_dtype(*it));
+    #[cfg(feature = "cube")]
+    let known = known.filter(|it| *it == DType::F16 || crate::device::rounds_to_bf16(&device));
+    known.collect()
 }
 
 fn is_on_flex() -> bool {
