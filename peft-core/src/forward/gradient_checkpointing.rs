@@ -18,7 +18,7 @@
 
 // Without a backend there is nothing to record.
 #![cfg_attr(
-    not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "tch")),
+    not(any(feature = "flex", feature = "cube", feature = "tch")),
     allow(dead_code, unused_imports, unused_variables)
 )]
 
@@ -276,7 +276,7 @@ fn recorder(tensor: &DispatchTensor) -> Option<Recorder> {
     first_of! {
         #[cfg(feature = "flex")]
         burn::backend::Flex,
-        #[cfg(any(feature = "wgpu", feature = "cuda"))]
+        #[cfg(feature = "cube")]
         burn::backend::Cube,
         #[cfg(feature = "tch")]
         #[allow(deprecated)]
