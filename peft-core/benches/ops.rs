@@ -12,23 +12,26 @@ mod device;
 use std::time::Instant;
 
 use burn::optim::{AdamWConfig, Optimizer};
-use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use peft_core::Layout;
 use peft_core::ops::{self, AdamWStep, AttentionMask, Convolution, LowRank, Pairing, RotaryTable, Visibility, plain};
 use peft_core::quant::{FourBit, QuantFormat, Rounding, quantized};
 
 const ROUNDS: usize = 15;
 
-/// Seconds of one forward and backward pass, which is over when the device has done it.
-fn time<const D: usize, const N: usize>(inputs: &[Tensor<D>; N], f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>) -> f64 {
-    let tracked = inputs.clone().map(|it| it.autodiff().require_grad());
-    let device = inputs[0].device();
+/// Seconds of a piece of work, which is over when the device has done it, and what it gives.
+fn timed<R>(device: &Device, run: impl FnOnce() -> R) -> (f64, R) {
     device.sync().expect("the device works");
     let begun = Instant::now();
-    let loss = f(tracked.clone()).sum();
-    let gradients = loss.backward();
+    let result = run();
     device.sync().expect("the device works");
-    let seconds = begun.elapsed().as_secs_f64();
+    (begun.elapsed().as_secs_f64(), result)
+}
+
+/// Seconds of one forward and backward pass.
+fn time<const D: usize, const N: usize>(inputs: &[Tensor<D>; N], f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>) -> f64 {
+    let tracked = inputs.clone().map(|it| it.autodiff().require_grad());
+    let (seconds, gradients) = timed(&inputs[0].device(), || f(tracked.clone()).sum().backward());
     assert!(tracked[0].grad(&gradients).is_some());
     seconds
 }
@@ -205,13 +208,6 @@ fn main() {
     // Where there is a kernel for it, for low-rank factors on all linear layers.
     let parameters: Vec<_> = (0..48).flat_map(|_| [random([8, d_model]), random([d_inner, 8])]).collect();
     if parameters.iter().all(ops::has_adamw_step) {
-        let waited = |step: &dyn Fn()| {
-            device.sync().expect("the device works");
-            let begun = Instant::now();
-            step();
-            device.sync().expect("the device works");
-            begun.elapsed().as_secs_f64()
-        };
         let moments: Vec<_> = parameters.iter().map(|it| [it.zeros_like(), it.zeros_like()]).collect();
         let step = AdamWStep { rate: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, decay: 0.01, time: 1 };
         let ours = || {
@@ -229,6 +225,6 @@ fn main() {
                 |(it, state): (&Tensor<2>, &Option<_>)| optimizer.step(1e-3, it.clone(), it.clone(), state.clone());
             drop(all.map(moved).collect::<Vec<_>>());
         };
-        compare_times("AdamW, 96 matrices", || waited(&ours), || waited(&burns));
+        compare_times("AdamW, 96 matrices", || timed(&device, ours).0, || timed(&device, burns).0);
     }
 }
